@@ -1,0 +1,1 @@
+"""The edges towards hypervisors, disks and the message bus."""

@@ -1,0 +1,73 @@
+"""What can go wrong at the edges. Each error says what happened, where, what to do, and whether to try again."""
+
+from __future__ import annotations
+
+
+class ConnectorError(Exception):
+    """A hypervisor, a disk or the bus did not do what was asked.
+
+    `retry` tells whether the same call may succeed later; `hint` tells an operator what to do.
+    """
+
+    retry = False
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = f"{self.where}: " if self.where else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{where}{self.what}{hint}"
+
+
+class Unreachable(ConnectorError):
+    """The other side does not answer or closed the connection."""
+
+    retry = True
+
+
+class LoginRefused(ConnectorError):
+    """User name, password, token or certificate was not accepted."""
+
+
+class NotPermitted(ConnectorError):
+    """The account lacks a privilege, which the message names."""
+
+
+class Gone(ConnectorError):
+    """The object is not there any more."""
+
+
+class Busy(ConnectorError):
+    """Another task holds the object; later it will not."""
+
+    retry = True
+
+
+class SnapshotFailed(ConnectorError):
+    """No snapshot could be made."""
+
+    retry = True
+
+
+class TrackingUnusable(ConnectorError):
+    """Changed block tracking cannot be trusted for this disk: read it in full."""
+
+
+class TransportFailed(ConnectorError):
+    """This way to the disk does not work; the next one may."""
+
+    retry = True
+
+
+class ReadFailed(ConnectorError):
+    """A disk could not be read at an offset."""
+
+    retry = True
+
+
+class BadMessage(ConnectorError):
+    """A message on the bus is not one of ours."""

@@ -1,0 +1,131 @@
+"""The values that pass between the engine and any hypervisor connector. No behaviour, no vSphere types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from connectors.disks import DiskReader
+from policies.facts import Address, Consistency, Disk, Event, Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Up to where events of one vCenter were handled.
+
+    `seen` are the keys inside the overlap window before `at`, so that a repeated read delivers none twice.
+    """
+
+    vcenter: str
+    at: datetime
+    key: int
+    seen: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """Events in order, the cursor to persist *after* they are handled, and why a reconcile is due, if it is."""
+
+    events: tuple[Event, ...]
+    cursor: Cursor
+    gap: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryUpdate:
+    """What changed in the inventory. `complete` marks the first update that holds every VM.
+
+    VMs carry a provisional id; the engine replaces it by its own.
+    """
+
+    present: tuple[Vm, ...]
+    left: tuple[Address, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedBase:
+    """What the last committed restore point remembers of a disk, for the next query of changes."""
+
+    change_id: str
+    disk_uuid: str
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDisk:
+    """A disk as the snapshot's own configuration tells it, with the change id to commit."""
+
+    disk: Disk
+    change_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot of ours, held for as long as its context is open.
+
+    `consistency` is what was achieved, `consistency_reason` why it is not more. `configuration` is the typed VM
+    configuration of the same instant, serialised by the connector and given back to it on restore.
+    """
+
+    moref: str
+    name: str
+    run: str
+    vm: Vm
+    taken_at: datetime
+    consistency: Consistency
+    consistency_reason: str
+    disks: tuple[SnapshotDisk, ...]
+    unprotected: tuple[Disk, ...]
+    configuration: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A transport that was tried or considered and not used, and why."""
+
+    transport: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDisk:
+    """A disk of a snapshot, open for reading, with the way that was taken to it."""
+
+    reader: DiskReader
+    transport: str
+    fallbacks: tuple[Fallback, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something of ours that a dead run left in vCenter: a snapshot, or a hot-added disk."""
+
+    kind: str
+    vm: Address
+    vm_name: str
+    name: str
+    run: str
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreTarget:
+    """How and where a VM is made again. Empty fields take what the restore point remembers."""
+
+    name: str
+    folder: str = ""
+    resource_pool: str = ""
+    datastore: str = ""
+    host: str = ""
+    network_map: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedVm:
+    """A VM that a restore made: powered off, its empty disks in the order of the restore point's disks."""
+
+    address: Address
+    name: str
+    disks: tuple[Disk, ...]

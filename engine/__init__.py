@@ -1,0 +1,1 @@
+"""The shell: loops, jobs, backup, restore, API and command line."""

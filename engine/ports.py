@@ -1,0 +1,133 @@
+"""What the engine needs from the outside. `engine.service` alone knows who provides it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from connectors.disks import AsyncWriter, BlockingWriter, Changes
+from connectors.hypervisor import (
+    CreatedVm,
+    Cursor,
+    EventBatch,
+    InventoryUpdate,
+    Leftover,
+    OpenDisk,
+    RestoreTarget,
+    Snapshot,
+    SnapshotDisk,
+    TrackedBase,
+)
+from policies.facts import Address, Consistency, Vm
+
+
+class Hypervisor(Protocol):
+    """One vCenter, logged in. Every method may raise a ConnectorError."""
+
+    @property
+    def vcenter(self) -> str:
+        """The vCenter's instance UUID."""
+        ...
+
+    async def inventory(self) -> Sequence[Vm]:
+        """Every VM now, with provisional ids."""
+        ...
+
+    async def vm(self, address: Address) -> Vm:
+        """One VM re-read now; raises Gone when it is not there any more."""
+        ...
+
+    def watch(self) -> AsyncIterator[InventoryUpdate]:
+        """What changes in the inventory, for ever; re-logins are its own business, then `complete` comes again."""
+        ...
+
+    def events(self, cursor: Cursor | None) -> AsyncIterator[EventBatch]:
+        """Events after the cursor in order, for ever; an empty batch now and then tells that it is alive."""
+        ...
+
+    def snapshot(
+        self, vm: Vm, *, run: str, want: Consistency, fallback: Consistency, track: bool
+    ) -> AbstractAsyncContextManager[Snapshot]:
+        """A snapshot named after the run; removed on every way out, a cancellation during creation included.
+
+        With track, changed block tracking is enabled first where that is safe.
+        """
+        ...
+
+    async def changes(
+        self, snapshot: Snapshot, disk: SnapshotDisk, base: TrackedBase | None, *, distrust: str = ""
+    ) -> Changes:
+        """What changed on the disk since base, asked up to the disk's end; Whole with the reason on any doubt."""
+        ...
+
+    def open_disk(
+        self, snapshot: Snapshot, disk: SnapshotDisk, *, transports: Sequence[str], run: str
+    ) -> AbstractAsyncContextManager[OpenDisk]:
+        """The disk, open for reading by the first transport that works; closed and detached on every way out."""
+        ...
+
+    async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
+        """Snapshots and hot-added disks of this engine whose run is_active denies."""
+        ...
+
+    async def remove(self, leftover: Leftover) -> None:
+        """Take one left-over away: detach first, then remove. Idempotent."""
+        ...
+
+    async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
+        """Make a powered-off VM with empty disks from a saved configuration."""
+        ...
+
+    def write_disk(
+        self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
+    ) -> AbstractAsyncContextManager[BlockingWriter | AsyncWriter]:
+        """The index-th disk of a VM that we made, open for writing."""
+        ...
+
+    async def aclose(self) -> None:
+        """Log out and stop every thread and process of this connector."""
+        ...
+
+
+class BusMessage(Protocol):
+    """One message of the bus, not yet acknowledged."""
+
+    @property
+    def subject(self) -> str:
+        """Where it was published."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """The same on every delivery."""
+        ...
+
+    @property
+    def data(self) -> bytes:
+        """The payload, untrusted."""
+        ...
+
+    async def done(self) -> None:
+        """Acknowledge and wait until the server has it. Only after the journal write."""
+        ...
+
+    async def refuse(self, reason: str) -> None:
+        """Never deliver it again; it goes to the dead-letter subject with the reason."""
+        ...
+
+
+class Bus(Protocol):
+    """The message bus, connected."""
+
+    def messages(self) -> AsyncIterator[BusMessage]:
+        """Events and commands, at least once each, for ever; reconnects are its own business."""
+        ...
+
+    async def publish(self, subject: str, data: bytes, *, key: str) -> None:
+        """Publish once per key."""
+        ...
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        ...

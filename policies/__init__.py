@@ -1,0 +1,1 @@
+"""The functional core: what to protect, when, and what to keep. No I/O but in `loading`."""

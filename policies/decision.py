@@ -1,0 +1,97 @@
+"""What a rule may say. Every decision carries a sentence that an operator understands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from policies.facts import Consistency, PointId, VmId
+
+
+@dataclass(frozen=True, slots=True)
+class BackUp:
+    """Back one VM up, not before `not_before` and preferably by `deadline`.
+
+    `rule` names the part of the policy that decided ("schedule", "rpo", "trigger[0]", "request").
+    `key` is the idempotency key: policy, VM and the coalesced event; two decisions of one key are one run.
+    """
+
+    key: str
+    vm: VmId
+    policy: str
+    rule: str
+    reason: str
+    not_before: datetime
+    deadline: datetime | None = None
+    priority: int = 0
+    consistency: Consistency = Consistency.CRASH
+    fallback: Consistency = Consistency.CRASH
+    transports: tuple[str, ...] = ()
+    policy_hash: str = ""
+    event_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Nothing is to be done for this VM under this policy, and why."""
+
+    vm: VmId | None
+    policy: str
+    rule: str
+    reason: str
+    event_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DistrustTracking:
+    """The change tracking of this VM's disks may lie after this event: the next run reads in full."""
+
+    vm: VmId
+    reason: str
+    event_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """The VM left the inventory: stop its jobs, keep its restore points."""
+
+    vm: VmId
+    reason: str
+    event_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldPoints:
+    """Hold all restore points of this VM against retention."""
+
+    vm: VmId
+    reason: str
+    event_key: str = ""
+
+
+Decision = BackUp | Skip | DistrustTracking | Retire | HoldPoints
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A restore point that stays, with each rule or guard that keeps it."""
+
+    point: PointId
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """A restore point that no rule and no guard keeps."""
+
+    point: PointId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPlan:
+    """What retention says about one VM's restore points. A value: print it, refuse it, or carry it out."""
+
+    vm: VmId
+    keep: tuple[Kept, ...]
+    expire: tuple[Expire, ...]

@@ -1,0 +1,212 @@
+"""What a rule may look at: VMs, disks, events, restore points and the state of the world at one instant.
+
+Values only. Nothing here reads a clock, a file or a network; `connectors` and `storage` share these types and
+nothing else of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+VmId = NewType("VmId", str)
+"""Backstay's own id of a VM, minted at first sight; every vSphere identifier is only an alias of it."""
+
+PointId = NewType("PointId", str)
+"""The id of a restore point, unique in its repository and sortable by time."""
+
+
+class PowerState(StrEnum):
+    """The power states that vSphere knows."""
+
+    ON = "on"
+    OFF = "off"
+    SUSPENDED = "suspended"
+
+
+class Consistency(StrEnum):
+    """What a snapshot of a running guest guarantees, weakest first in `CONSISTENCY_ORDER`."""
+
+    CRASH = "crash"
+    FILESYSTEM = "filesystem"
+    APPLICATION = "application"
+
+
+CONSISTENCY_ORDER: tuple[Consistency, ...] = (
+    Consistency.CRASH,
+    Consistency.FILESYSTEM,
+    Consistency.APPLICATION,
+)
+
+
+class EventType(StrEnum):
+    """Every kind of event that a policy can be asked about."""
+
+    POWERED_ON = "vm.powered_on"
+    POWERED_OFF = "vm.powered_off"
+    SUSPENDED = "vm.suspended"
+    MIGRATED = "vm.migrated"
+    RELOCATED = "vm.relocated"
+    CREATED = "vm.created"
+    CLONED = "vm.cloned"
+    REMOVED = "vm.removed"
+    RECONFIGURED = "vm.reconfigured"
+    RENAMED = "vm.renamed"
+    REGISTERED = "vm.registered"
+    CLOCK = "clock"
+    RECONCILED = "inventory.reconciled"
+    BACKUP_REQUESTED = "backup.requested"
+    HOLD_REQUESTED = "hold.requested"
+
+
+VM_EVENT_TYPES: frozenset[EventType] = frozenset(t for t in EventType if t.value.startswith("vm."))
+"""The types that a trigger in a policy may name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a VM is reached now: (vCenter instance UUID, moRef). Never an identity."""
+
+    vcenter: str
+    moref: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One virtual disk as the inventory or a snapshot's configuration tells it.
+
+    `unprotected` is empty when a snapshot holds the disk, else the sentence that says why it does not.
+    """
+
+    key: int
+    label: str
+    capacity_bytes: int
+    uuid: str
+    datastore: str
+    file_name: str
+    mode: str
+    controller: str = "scsi"
+    unprotected: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignSnapshot:
+    """A snapshot that is not ours."""
+
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """One VM as the inventory knows it at one instant.
+
+    `folder` is the path below the datacenter's VM folder, "/" for the root of it. `tags` holds
+    "category=name". `refusal` is empty when the VM can be snapshotted, else why not.
+    """
+
+    id: VmId
+    address: Address
+    name: str
+    instance_uuid: str = ""
+    bios_uuid: str = ""
+    datacenter: str = ""
+    folder: str = "/"
+    cluster: str = ""
+    host: str = ""
+    resource_pool: str = ""
+    datastores: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    tags: frozenset[str] = frozenset()
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    power: PowerState = PowerState.OFF
+    guest_os: str = ""
+    tools_running: bool = False
+    template: bool = False
+    disks: tuple[Disk, ...] = ()
+    tracking_enabled: bool = False
+    tracking_supported: bool = True
+    snapshots: tuple[ForeignSnapshot, ...] = ()
+    own_snapshots: tuple[str, ...] = ()
+    consolidation_needed: bool = False
+    connected: bool = True
+    change_version: str = ""
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened, normalised.
+
+    `key` is unique for ever and the same on every delivery: the effect of a key happens once. `vm` is None
+    until the engine has resolved `address` (or `vm_name`) to its own id. `at` is aware, UTC.
+    """
+
+    key: str
+    type: EventType
+    at: datetime
+    source: str
+    vm: VmId | None = None
+    vm_name: str = ""
+    address: Address | None = None
+    cause: str = ""
+    from_host: str = ""
+    to_host: str = ""
+    user: str = ""
+    detail: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePoint:
+    """One VM at one time, as much of it as a rule or an operator's list needs.
+
+    `consistency` is what was achieved. `damaged` means that a verification found a changed byte.
+    `holds` are the reasons of open holds, `locked_until` the end of a lock.
+    """
+
+    id: PointId
+    vm: VmId
+    vm_name: str
+    taken_at: datetime
+    complete: bool = True
+    consistency: Consistency = Consistency.CRASH
+    damaged: bool = False
+    holds: tuple[str, ...] = ()
+    locked_until: datetime | None = None
+    expiring_since: datetime | None = None
+    policy: str = ""
+    rule: str = ""
+    reason: str = ""
+    read_bytes: int = 0
+    stored_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VmHistory:
+    """What the engine remembers of one VM's runs."""
+
+    last_success: datetime | None = None
+    last_good: datetime | None = None
+    last_attempt: datetime | None = None
+    last_failure: str = ""
+    consecutive_failures: int = 0
+    running: bool = False
+    pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that an evaluation may look at.
+
+    `fired` maps (policy, rule, VM) to the last time that this trigger led to a backup, for cooldowns.
+    """
+
+    now: datetime
+    vms: Mapping[VmId, Vm]
+    history: Mapping[VmId, VmHistory] = field(default_factory=dict)
+    points: Mapping[VmId, tuple[RestorePoint, ...]] = field(default_factory=dict)
+    fired: Mapping[tuple[str, str, VmId], datetime] = field(default_factory=dict)

@@ -1,0 +1,69 @@
+"""What can go wrong in a repository. Each error says what happened, where, what to do, and whether to try again."""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """The repository could not do what was asked.
+
+    `retry` tells whether the same call may succeed later; `hint` tells an operator what to do.
+    """
+
+    retry = False
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = f"{self.where}: " if self.where else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{where}{self.what}{hint}"
+
+
+class NoRepository(StorageError):
+    """There is no repository at this place."""
+
+
+class AlreadyExists(StorageError):
+    """What was to be created once is there already."""
+
+
+class Locked(StorageError):
+    """Another process owns the repository; the message names its pid."""
+
+    retry = True
+
+
+class WrongKey(StorageError):
+    """The passphrase or key file does not open this repository."""
+
+
+class Damaged(StorageError):
+    """Bytes in the repository are not what was written."""
+
+
+class Unsupported(StorageError):
+    """The repository was written by a newer version or uses a feature that this one lacks."""
+
+
+class NoSpace(StorageError):
+    """The blob store is full."""
+
+    retry = True
+
+
+class StoreFailed(StorageError):
+    """The blob store reported an error that is not about our bytes."""
+
+    retry = True
+
+
+class NoSuchPoint(StorageError):
+    """No restore point has this id or name."""
+
+
+class Refused(StorageError):
+    """A guard forbids this: a hold, a lock, or a safety age."""
