@@ -1,0 +1,24 @@
+# Two commands do everything on a fresh Debian 12: `make demo` and `make test`.
+.PHONY: setup demo test check bench clean
+PY := .venv/bin/python
+
+setup:  ## system packages, .venv with locked packages, the lab's vCenter
+	@scripts/setup
+
+demo: setup  ## the main job, end to end, on a simulated vCenter
+	@$(PY) -m examples.demo $(ARGS)
+
+test: setup  ## every test; arguments by ARGS="…"
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+check: setup  ## formatting, lint, types, import contracts
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache
+
+bench: setup  ## benchmarks; they print ratios, never pass or fail
+	@$(PY) -m benchmarks
+
+clean:  ## forget what was built (the lab, caches), keep .venv
+	rm -rf .lab .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo dist
