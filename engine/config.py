@@ -1,0 +1,330 @@
+"""The engine's configuration: one TOML file, read once; every mistake is told with its place and what to write."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shlex
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from engine.complaints import complaints
+from engine.credentials import Secret, parse_secret
+from engine.failures import BadInput
+from engine.units import parse_duration, parse_size
+
+SYSTEM_FILE = Path("/etc/backstay/backstay.toml")
+
+
+def _secret(value: object) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    return parse_secret(value if isinstance(value, str) else "")
+
+
+def _duration(value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    return parse_duration(value if isinstance(value, str) else repr(value))
+
+
+def _size(value: object) -> int:
+    return value if isinstance(value, int) else parse_size(value if isinstance(value, str) else repr(value))
+
+
+def _argv(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(shlex.split(value))
+    if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
+        return tuple(value)
+    raise ValueError("write a string or a list of strings")
+
+
+SecretSource = Annotated[Secret, BeforeValidator(_secret)]
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Size = Annotated[int, BeforeValidator(_size)]
+Argv = Annotated[tuple[str, ...], BeforeValidator(_argv)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+TransportName = Literal["hotadd", "nbd"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+class VCenter(_Section):
+    """`[vcenter.NAME]`: one vCenter. Without ca_file the system's authorities are trusted; one is always checked."""
+
+    host: str = Field(min_length=1)
+    user: str = Field(min_length=1)
+    password: SecretSource
+    port: Port = 443
+    ca_file: Path | None = None
+
+
+class RepositorySection(_Section):
+    """`[repository]`: where restore points are kept. With passphrase, a new repository is made encrypted."""
+
+    path: Path
+    passphrase: SecretSource | None = None
+
+
+class Api(_Section):
+    """`[api]`: a Unix socket of mode 0600, and TCP with a bearer token where asked for.
+
+    TCP beyond loopback needs a certificate. An empty socket stands for the default place.
+    """
+
+    socket: Path | None = None
+    tcp: str = ""
+    token: SecretSource | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @field_validator("tcp")
+    @classmethod
+    def _has_port(cls, value: str) -> str:
+        if value:
+            split_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Api:
+        if self.tcp and self.token is None:
+            raise ValueError('tcp needs a token; add token = "file:/path/to/token"')
+        if self.tcp and self.certificate is None and not is_loopback(split_address(self.tcp)[0]):
+            raise ValueError("tcp beyond loopback needs certificate and key; add them or listen on 127.0.0.1")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together; add the missing one")
+        return self
+
+
+class Metrics(_Section):
+    """`[metrics]`: an address that serves only /metrics and /healthz, without a token; empty for none."""
+
+    listen: str = ""
+
+    @field_validator("listen")
+    @classmethod
+    def _has_port(cls, value: str) -> str:
+        if value:
+            split_address(value)
+        return value
+
+
+class Bus(_Section):
+    """`[bus]`: NATS. Off loopback, TLS and credentials are required."""
+
+    servers: tuple[str, ...] = Field(min_length=1)
+    site: str = Field(default="main", pattern=r"^[a-z0-9_-]+$")
+    stream: str = Field(default="BACKSTAY", pattern=r"^[A-Z0-9_]+$")
+    durable: str = Field(default="backstay", pattern=r"^[A-Za-z0-9_-]+$")
+    credentials: Path | None = None
+    user: str = ""
+    password: SecretSource | None = None
+    token: SecretSource | None = None
+    ca_file: Path | None = None
+    allow_unauthenticated: bool = False
+
+    @field_validator("servers", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Bus:
+        known = self.credentials is not None or self.token is not None or bool(self.user and self.password is not None)
+        for server in self.servers:
+            scheme, _, rest = server.rpartition("://")
+            if "@" in rest:
+                raise ValueError("a server's address holds no password; use credentials, user and password, or token")
+            host = rest.rpartition(":")[0] or rest
+            if is_loopback(host.strip("[]")):
+                continue
+            if scheme not in ("tls", "wss"):
+                raise ValueError(f'"{server}" is not on this machine and needs TLS; write "tls://{rest}"')
+            if not known:
+                raise ValueError(f'"{server}" is not on this machine: add credentials, user and password, or token')
+        return self
+
+
+class Transport(_Section):
+    """`[transport]`: the ways to a disk, tried in order.
+
+    `proxy` names the VM that this engine runs in (name or BIOS uuid) for hot-add; `nbdkit` and `plugin` are
+    argument lists, to which the connector adds the parameters that the vddk plugin takes.
+    """
+
+    order: tuple[TransportName, ...] = ("hotadd", "nbd")
+    proxy: str = ""
+    device_folder: Path = Path("/dev/disk/by-id")
+    nbdkit: Argv = ("nbdkit",)
+    plugin: Argv = ("vddk",)
+    libdir: Path | None = None
+
+
+class Limits(_Section):
+    """`[limits]`: how much may happen at once. Memory of reading is disks × lanes × 1 MiB."""
+
+    total: Count = 4
+    per_host: Count = 2
+    per_datastore: Count = 4
+    disks_per_vm: Count = 2
+    lanes: Count = 16
+    threads: Count = Field(default_factory=lambda: max(2, min(os.cpu_count() or 2, 8)))
+
+
+class Timers(_Section):
+    """`[timers]`: how often what runs by itself is looked at."""
+
+    clock: Duration = timedelta(seconds=30)
+    reconcile: Duration = timedelta(minutes=15)
+    janitor: Duration = timedelta(minutes=10)
+    retention: Duration = timedelta(hours=1)
+    reclaim: Duration = timedelta(days=1)
+    verify: Duration = timedelta(days=7)
+    policies: Duration = timedelta(seconds=2)
+
+    @field_validator("*")
+    @classmethod
+    def _is_positive(cls, value: timedelta) -> timedelta:
+        if value <= timedelta(0):
+            raise ValueError('must be longer than nothing; write for instance "10m"')
+        return value
+
+
+class Maintenance(_Section):
+    """`[maintenance]`: the ages that keep reclaim away from what may still be needed."""
+
+    orphan_pack: Duration = timedelta(hours=24)
+    """Longer than the longest backup can stay uncommitted: younger packs are never reclaimed."""
+
+    expiry_grace: Duration = timedelta(0)
+    """How long a restore point stays marked before retention forgets it."""
+
+    max_expire: Count | None = None
+    """At most so many restore points expire in one run of retention; None for no limit."""
+
+
+class Config(_Section):
+    """The whole file. Paths are absolute: relative ones were taken from the file's own directory."""
+
+    schema_number: Literal[1] = Field(alias="schema")
+    name: str = Field(default_factory=socket.gethostname, min_length=1)
+    state_dir: Path = Field(default_factory=lambda: default_state_dir())
+    policies: Path = Field(default=Path("policies.d"))
+    repository: RepositorySection
+    vcenter: dict[str, VCenter] = Field(default_factory=dict)
+    api: Api = Field(default_factory=Api)
+    metrics: Metrics = Field(default_factory=Metrics)
+    bus: Bus | None = None
+    transport: Transport = Field(default_factory=Transport)
+    limits: Limits = Field(default_factory=Limits)
+    timers: Timers = Field(default_factory=Timers)
+    maintenance: Maintenance = Field(default_factory=Maintenance)
+
+    @property
+    def socket(self) -> Path:
+        """Where the API listens."""
+        return self.api.socket or default_socket(self.state_dir)
+
+
+def load(path: Path | None = None) -> Config:
+    """The configuration at path, or at the first default place that exists; BadInput tells every mistake."""
+    chosen = path or find()
+    try:
+        text = chosen.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadInput("this is not UTF-8 text", where=str(chosen)) from None
+    except OSError as error:
+        raise BadInput(
+            f"the configuration cannot be read: {error.strerror}", where=str(chosen), hint="backstay init writes one"
+        ) from None
+    return parse(text, chosen)
+
+
+def parse(text: str, path: Path) -> Config:
+    """The configuration that a text holds; path is named in messages and is where relative paths start."""
+    try:
+        document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise BadInput(f"this is not TOML: {error.msg}", where=f"{path}:{error.lineno}:{error.colno}") from None
+    try:
+        config = Config.model_validate(document)
+    except ValidationError as error:
+        raise BadInput("\n".join(complaints(error, Config, text, path))) from None
+    return _anchor(config, path.absolute().parent)
+
+
+def find() -> Path:
+    """The file that BACKSTAY_CONFIG names, else the user's own, else the system's."""
+    named = os.environ.get("BACKSTAY_CONFIG")
+    if named:
+        return Path(named)
+    own = user_file()
+    return own if os.geteuid() != 0 and own.exists() else SYSTEM_FILE
+
+
+def user_file() -> Path:
+    """Where a user's own configuration lies."""
+    return _xdg("XDG_CONFIG_HOME", ".config") / "backstay" / "backstay.toml"
+
+
+def default_state_dir() -> Path:
+    """Where the engine keeps its own state when nothing is said."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/backstay")
+    return _xdg("XDG_STATE_HOME", ".local/state") / "backstay"
+
+
+def default_socket(state_dir: Path) -> Path:
+    """Where the API's socket lies when nothing is said: beside the state, for the default one in the runtime directory."""
+    if state_dir != default_state_dir():
+        return state_dir / "backstay.sock"
+    if os.geteuid() == 0:
+        return Path("/run/backstay/backstay.sock")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "backstay" / "backstay.sock" if runtime else state_dir / "backstay.sock"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of "host:port" or "[::1]:port"; ValueError says what is missing."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f'"{address}" is not an address with a port; write for instance "127.0.0.1:9464"')
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine, as far as its name alone tells."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _xdg(variable: str, default: str) -> Path:
+    value = os.environ.get(variable)
+    return Path(value) if value else Path.home() / default
+
+
+def _anchor(section: Any, directory: Path) -> Any:
+    """The same section with every path made absolute."""
+    changed: dict[str, Any] = {}
+    for name, value in section:
+        match value:
+            case Path():
+                changed[name] = directory / value.expanduser()
+            case Secret(kind="file", place=place):
+                changed[name] = Secret("file", str(directory / Path(place).expanduser()))
+            case BaseModel():
+                changed[name] = _anchor(value, directory)
+            case dict():
+                changed[name] = {key: _anchor(part, directory) for key, part in value.items()}
+    return section.model_copy(update=changed)
