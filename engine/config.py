@@ -284,7 +284,7 @@ def default_state_dir() -> Path:
 
 
 def default_socket(state_dir: Path) -> Path:
-    """Where the API's socket lies when nothing is said: beside the state, for the default one in the runtime directory."""
+    """Where the API's socket lies when nothing is said: beside the state, or in the runtime directory."""
     if state_dir != default_state_dir():
         return state_dir / "backstay.sock"
     if os.geteuid() == 0:
