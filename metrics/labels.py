@@ -1,0 +1,153 @@
+"""The fixed values of labels, and the states that the engine shows as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+OTHER = "other"
+"""What any value outside a fixed set is counted as."""
+
+EVENT_TYPES = (
+    "vm.powered_on",
+    "vm.powered_off",
+    "vm.suspended",
+    "vm.migrated",
+    "vm.relocated",
+    "vm.created",
+    "vm.cloned",
+    "vm.removed",
+    "vm.reconfigured",
+    "vm.renamed",
+    "vm.registered",
+    "clock",
+    "inventory.reconciled",
+    "backup.requested",
+    "hold.requested",
+    OTHER,
+)
+EVENT_SOURCES = ("vcenter", "nats", "api", "clock", "reconcile", OTHER)
+RUN_RESULTS = ("done", "partial", "failed", "cancelled", OTHER)
+STAGES = (
+    "queued",
+    "snapshot",
+    "changes",
+    "open",
+    "read",
+    "hash",
+    "lookup",
+    "compress",
+    "write",
+    "commit",
+    "close",
+    "release",
+    OTHER,
+)
+OPERATIONS = ("restore", "expire", "reclaim", "verify", "rebuild", OTHER)
+TRANSPORTS = ("hotadd", "nbd", "export", "https", "file", OTHER)
+FULL_READ_REASONS = (
+    "first",
+    "no_base",
+    "distrusted",
+    "tracking_off",
+    "tracking_unsupported",
+    "change_id_unknown",
+    "query_failed",
+    "disk_changed",
+    OTHER,
+)
+DISTRUST_REASONS = ("relocated", "reverted", "host_failed", "gap", "power_loss", "reconfigured", "identity", OTHER)
+CONSISTENCIES = ("crash", "filesystem", "application", OTHER)
+REBUILD_REASONS = ("missing", "damaged", "behind", "old_schema", "asked", OTHER)
+PEERS = ("vcenter", "nats", "store", OTHER)
+DENIALS = ("not_ours", "malformed", "too_large", "not_allowed", "given_up", OTHER)
+
+
+class VerifyState(StrEnum):
+    """The result of the newest verification of a repository."""
+
+    NEVER = "never"
+    RUNNING = "running"
+    OK = "ok"
+    DAMAGED = "damaged"
+    FAILED = "failed"
+
+
+class Durability(StrEnum):
+    """Whether the NATS server writes to disk before it acknowledges."""
+
+    DURABLE = "durable"
+    NOT_DURABLE = "not_durable"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryState:
+    """One repository at one instant. `repository` is its configured name; `last_verified` is None for never."""
+
+    repository: str
+    stored_bytes: int
+    logical_bytes: int
+    free_bytes: int
+    chunks: int
+    packs: int
+    points: int
+    held_points: int = 0
+    damaged_points: int = 0
+    damaged_objects: int = 0
+    last_verified: datetime | None = None
+    verify: VerifyState = VerifyState.NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotState:
+    """The snapshots of one vCenter at one instant; an oldest is None when there is none of that kind."""
+
+    vcenter: str
+    orphans: int = 0
+    oldest_orphan: datetime | None = None
+    foreign: int = 0
+    oldest_foreign: datetime | None = None
+    unprotected_disks: int = 0
+    need_consolidation: int = 0
+
+
+class CoverageState(StrEnum):
+    """What the policies make of a VM."""
+
+    PROTECTED = "protected"
+    UNPROTECTED = "unprotected"
+    EXCLUDED = "excluded"
+
+
+@dataclass(frozen=True, slots=True)
+class VmCoverage:
+    """One VM that the engine knows. Times are aware, UTC.
+
+    `policy` is the one that decides the schedule, empty when none does. `last_success` is None for never;
+    `known_since` is what the RPO is measured from until the first restore point. `rpo_seconds` is None where no
+    policy promises one.
+    """
+
+    vcenter: str
+    vm_id: str
+    vm: str
+    state: CoverageState
+    known_since: datetime
+    last_success: datetime | None = None
+    policy: str = ""
+    rpo_seconds: float | None = None
+    consecutive_failures: int = 0
+    unprotected_disks: int = 0
+    moref: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesDoc:
+    """One metric as the reference names it; `labels` maps each label to its fixed values, () where they are open."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[tuple[str, tuple[str, ...]], ...] = ()

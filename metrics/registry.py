@@ -1,0 +1,371 @@
+"""Every metric of Backstay. The engine calls one small method per thing that happened.
+
+All names start with `backstay_`, counters end in `_total`, times are seconds, sizes bytes. A label is either one of a
+fixed set of values or bounded by the configuration (policies, repositories, vCenters); only the coverage metrics carry
+VMs, up to a limit. A value outside a fixed set is counted as "other", so that nothing from outside can make series.
+Methods may be called from any thread and never fail because of what they are given.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+
+from metrics.coverage import COVERAGE_SERIES, CoverageCollector
+from metrics.labels import (
+    CONSISTENCIES,
+    DENIALS,
+    DISTRUST_REASONS,
+    EVENT_SOURCES,
+    EVENT_TYPES,
+    FULL_READ_REASONS,
+    OPERATIONS,
+    OTHER,
+    PEERS,
+    REBUILD_REASONS,
+    RUN_RESULTS,
+    STAGES,
+    TRANSPORTS,
+    Durability,
+    RepositoryState,
+    SeriesDoc,
+    SnapshotState,
+    VerifyState,
+    VmCoverage,
+)
+
+PREFIX = "backstay_"
+VM_SERIES_LIMIT = 5_000
+"""VMs that get series of their own: about seven each, so that one engine stays below 40,000 series."""
+
+RUN_SECONDS = (5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_200.0, 2_400.0, 4_800.0, 9_600.0, 19_200.0)
+
+
+class Metrics:
+    """All metrics of one engine on a registry of their own. Make one, in the composition root."""
+
+    def __init__(
+        self,
+        *,
+        version: str = "",
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        vm_series_limit: int = VM_SERIES_LIMIT,
+    ) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.reference: list[SeriesDoc] = list(COVERAGE_SERIES)
+        self._policies: frozenset[str] = frozenset()
+        self._now = now
+        self._coverage = CoverageCollector(PREFIX, vm_series_limit, now)
+        self.registry.register(self._coverage)
+        ProcessCollector(namespace="backstay", registry=self.registry)
+
+        counter, gauge = self._counter, self._gauge
+        # The engine
+        build = gauge("build_info", "Always 1; the version that runs", version=(), python=())
+        self._connected = gauge("connected", "1 while the connection to the peer stands", peer=PEERS)
+        self._reconnects = counter("reconnects_total", "Connections that had to be made again", peer=PEERS)
+        self._clock_skew = gauge("clock_skew_seconds", "The peer's clock minus ours", peer=PEERS)
+        self._queue_depth = gauge("queue_depth", "Jobs that wait")
+        self._jobs_running = gauge("jobs_running", "Jobs that run")
+        self._jobs_quarantined = gauge("jobs_quarantined", "VMs set aside after an error that trying again cannot mend")
+        # Policies
+        self._policies_loaded = gauge("policies", "Policies in force")
+        self._load_errors = gauge(
+            "policy_load_errors", "Errors in the policy files as they are now; the last good set stays"
+        )
+        self._pending = gauge("reload_pending_changes", "Changes that wait for `backstay policy apply`")
+        self._pending_since = gauge(
+            "reload_pending_since_timestamp_seconds", "Since when a reload waits; 0 when none does"
+        )
+        # Runs
+        self._runs = counter("runs_total", "Backup runs that ended", policy=(), result=RUN_RESULTS)
+        self._run_seconds = self._histogram("run_duration_seconds", "How long backup runs took", RUN_SECONDS, policy=())
+        self._stage_seconds = counter("run_stage_seconds_total", "Time spent in each stage of all runs", stage=STAGES)
+        self._bytes_read = counter("bytes_read_total", "Read from disks by runs", policy=())
+        self._bytes_stored = counter("bytes_stored_total", "Written to repositories by runs, compressed", policy=())
+        self._bytes_deduplicated = counter("bytes_deduplicated_total", "Read, and found in the repository", policy=())
+        self._bytes_zero = counter("bytes_zero_total", "Read, and found to be zero", policy=())
+        self._full_reads = counter("full_reads_total", "Disks read whole, and why", reason=FULL_READ_REASONS)
+        self._incremental_reads = counter("incremental_reads_total", "Disks of which only what changed was read")
+        self._distrusted = counter(
+            "tracking_distrusted_total",
+            "Times that a VM's change tracking lost our trust",
+            reason=DISTRUST_REASONS,
+        )
+        self._transports = counter("disks_read_total", "Disks read, by the transport that worked", transport=TRANSPORTS)
+        self._transport_fallbacks = counter(
+            "transport_fallbacks_total",
+            "Times that a transport failed and the next was tried",
+            transport=TRANSPORTS,
+        )
+        self._consistency_fallbacks = counter(
+            "consistency_fallbacks_total", "Runs that reached less than the policy asks for", achieved=CONSISTENCIES
+        )
+        self._operations = counter(
+            "operations_total", "Restores and maintenance that ended", operation=OPERATIONS, result=RUN_RESULTS
+        )
+        # Events
+        self._events = counter("events_total", "Events taken into the journal", type=EVENT_TYPES)
+        self._event_lag = gauge(
+            "event_lag_seconds", "From the newest event's own time to its entry in the journal", source=EVENT_SOURCES
+        )
+        self._event_alive = gauge(
+            "event_source_alive_timestamp_seconds", "When the source last answered, with events or without", source=()
+        )
+        self._found_by_reconcile = counter(
+            "events_found_by_reconcile_total",
+            "Changes that no event told, seen in the inventory",
+            type=EVENT_TYPES,
+        )
+        self._event_gaps = counter("event_gaps_total", "Gaps found in an event stream", source=EVENT_SOURCES)
+        self._messages_refused = counter("messages_refused_total", "Messages put aside as dead letters", reason=DENIALS)
+        self._nats_durability = gauge(
+            "nats_durability",
+            "1 for what is known of the server: does it write to disk before it acknowledges",
+            state=tuple(Durability),
+        )
+        # Snapshots in vCenter
+        self._orphans = gauge("orphan_snapshots", "Snapshots of ours that no run owns", vcenter=())
+        self._oldest_orphan = gauge(
+            "orphan_snapshot_oldest_timestamp_seconds",
+            "When the oldest snapshot of ours that no run owns was made; 0 when there is none",
+            vcenter=(),
+        )
+        self._foreign = gauge("foreign_snapshots", "Snapshots that are not ours", vcenter=())
+        self._oldest_foreign = gauge(
+            "foreign_snapshot_oldest_timestamp_seconds",
+            "When the oldest snapshot that is not ours was made; 0 when there is none",
+            vcenter=(),
+        )
+        self._unprotected_disks = gauge("unprotected_disks", "Disks that no snapshot can hold", vcenter=())
+        self._consolidation = gauge("vms_need_consolidation", "VMs whose disks wait for consolidation", vcenter=())
+        # Repositories
+        self._size = gauge(
+            "repository_size_bytes",
+            "Bytes held, as stored and as VMs see them",
+            repository=(),
+            kind=("stored", "logical"),
+        )
+        self._free = gauge("repository_free_bytes", "Free space where it lies", repository=())
+        self._chunks = gauge("repository_chunks", "Chunks", repository=())
+        self._packs = gauge("repository_packs", "Packs", repository=())
+        self._points = gauge("restore_points", "Restore points", repository=())
+        self._held = gauge("restore_points_held", "Restore points under a hold", repository=())
+        self._damaged_points = gauge("restore_points_damaged", "Restore points known to be damaged", repository=())
+        self._damaged = gauge("damaged_objects", "Objects in which a changed byte was found", repository=())
+        self._verified = gauge(
+            "verify_last_success_timestamp_seconds",
+            "When a verification last found no damage; 0 for never",
+            repository=(),
+        )
+        self._verify_state = gauge(
+            "verify_state", "1 for the newest verification's state", repository=(), state=tuple(VerifyState)
+        )
+        self._points_expired = counter("restore_points_expired_total", "Restore points that retention expired")
+        self._reclaimed = counter("reclaimed_bytes_total", "Freed by reclaim")
+        self._rebuilds = counter("catalog_rebuilds_total", "Catalogs made again", reason=REBUILD_REASONS)
+
+        build.labels(version=version, python=platform.python_version()).set(1)
+        self.nats_durability(Durability.UNKNOWN)
+
+    # What the engine tells
+
+    def cover(self, vms: Iterable[VmCoverage]) -> None:
+        """Show this coverage from now on: every VM that the engine knows, in one go."""
+        self._coverage.show(vms)
+
+    def policies_loaded(self, names: Iterable[str]) -> None:
+        """These policies are in force: their series start at 0, those of policies that are gone end."""
+        wanted = frozenset(names)
+        for gone in self._policies - wanted:
+            for result in RUN_RESULTS:
+                self._runs.remove(gone, result)
+            for metric in self._per_policy():
+                metric.remove(gone)
+        for name in wanted - self._policies:
+            for result in RUN_RESULTS:
+                self._runs.labels(name, result)
+            for metric in self._per_policy():
+                metric.labels(name)
+        self._policies = wanted
+        self._policies_loaded.set(len(wanted))
+
+    def policy_files_checked(self, errors: int) -> None:
+        """The policy files were read; this many errors are in them now."""
+        self._load_errors.set(errors)
+
+    def reload_pending(self, changes: int, since: datetime | None) -> None:
+        """This many changes wait for a confirmation since then; 0 and None when none do."""
+        self._pending.set(changes)
+        self._pending_since.set(_stamp(since))
+
+    def queue(self, *, waiting: int, running: int, quarantined: int = 0) -> None:
+        """The job queue as it is now."""
+        self._queue_depth.set(waiting)
+        self._jobs_running.set(running)
+        self._jobs_quarantined.set(quarantined)
+
+    def run_finished(
+        self,
+        policy: str,
+        result: str,
+        seconds: float,
+        *,
+        read: int = 0,
+        stored: int = 0,
+        deduplicated: int = 0,
+        zero: int = 0,
+    ) -> None:
+        """One backup run ended; sizes in bytes. A policy that is not in force counts as "other"."""
+        policy = policy if policy in self._policies else OTHER
+        self._runs.labels(policy, _one_of(result, RUN_RESULTS)).inc()
+        self._run_seconds.labels(policy).observe(seconds)
+        self._bytes_read.labels(policy).inc(read)
+        self._bytes_stored.labels(policy).inc(stored)
+        self._bytes_deduplicated.labels(policy).inc(deduplicated)
+        self._bytes_zero.labels(policy).inc(zero)
+
+    def stage(self, stage: str, seconds: float) -> None:
+        """A stage of a run took this long; threads that work side by side each add their own."""
+        self._stage_seconds.labels(_one_of(stage, STAGES)).inc(max(seconds, 0.0))
+
+    def disk_read(self, transport: str, *, whole: str = "") -> None:
+        """One disk was read by this transport; `whole` is the kind of reason for a full read, else empty."""
+        self._transports.labels(_one_of(transport, TRANSPORTS)).inc()
+        if whole:
+            self._full_reads.labels(_one_of(whole, FULL_READ_REASONS)).inc()
+        else:
+            self._incremental_reads.inc()
+
+    def transport_failed(self, transport: str) -> None:
+        """This transport did not work for a disk; the next one is tried."""
+        self._transport_fallbacks.labels(_one_of(transport, TRANSPORTS)).inc()
+
+    def consistency_fell_back(self, achieved: str) -> None:
+        """A run reached this consistency, which is less than its policy asked for."""
+        self._consistency_fallbacks.labels(_one_of(achieved, CONSISTENCIES)).inc()
+
+    def tracking_distrusted(self, reason: str) -> None:
+        """Change tracking of a VM is not trusted any more; `reason` is a kind, not a sentence."""
+        self._distrusted.labels(_one_of(reason, DISTRUST_REASONS)).inc()
+
+    def operation_finished(self, operation: str, result: str) -> None:
+        """A restore or a piece of maintenance ended."""
+        self._operations.labels(_one_of(operation, OPERATIONS), _one_of(result, RUN_RESULTS)).inc()
+
+    def event_seen(self, type: str, source: str, lag_seconds: float) -> None:
+        """An event of this type entered the journal, so long after its own time."""
+        source = _one_of(source, EVENT_SOURCES)
+        self._events.labels(_one_of(type, EVENT_TYPES)).inc()
+        self._event_lag.labels(source).set(lag_seconds)
+
+    def event_source_alive(self, source: str) -> None:
+        """The source answered just now. The first call starts the watch: from then on silence is an alert."""
+        self._event_alive.labels(_one_of(source, EVENT_SOURCES)).set(self._now().timestamp())
+
+    def event_found_by_reconcile(self, type: str) -> None:
+        """A change of this type was found in the inventory that no event had told."""
+        self._found_by_reconcile.labels(_one_of(type, EVENT_TYPES)).inc()
+
+    def event_gap(self, source: str) -> None:
+        """Events of this source are missing; a reconcile heals it."""
+        self._event_gaps.labels(_one_of(source, EVENT_SOURCES)).inc()
+
+    def message_refused(self, reason: str) -> None:
+        """A message became a dead letter; `reason` is a kind, not a sentence."""
+        self._messages_refused.labels(_one_of(reason, DENIALS)).inc()
+
+    def connection(self, peer: str, *, up: bool) -> None:
+        """The connection to the peer stands, or not."""
+        self._connected.labels(_one_of(peer, PEERS)).set(up)
+
+    def reconnected(self, peer: str) -> None:
+        """A lost connection was made again."""
+        self._reconnects.labels(_one_of(peer, PEERS)).inc()
+
+    def clock_skew(self, peer: str, seconds: float) -> None:
+        """The peer's clock runs this far before ours."""
+        self._clock_skew.labels(_one_of(peer, PEERS)).set(seconds)
+
+    def nats_durability(self, known: Durability) -> None:
+        """What is known of the NATS server's disk writes."""
+        for state in Durability:
+            self._nats_durability.labels(state).set(state is known)
+
+    def snapshots(self, state: SnapshotState) -> None:
+        """The snapshots of one vCenter as the inventory shows them now."""
+        self._orphans.labels(state.vcenter).set(state.orphans)
+        self._oldest_orphan.labels(state.vcenter).set(_stamp(state.oldest_orphan))
+        self._foreign.labels(state.vcenter).set(state.foreign)
+        self._oldest_foreign.labels(state.vcenter).set(_stamp(state.oldest_foreign))
+        self._unprotected_disks.labels(state.vcenter).set(state.unprotected_disks)
+        self._consolidation.labels(state.vcenter).set(state.need_consolidation)
+
+    def repository(self, state: RepositoryState) -> None:
+        """One repository as it is now."""
+        name = state.repository
+        self._size.labels(name, "stored").set(state.stored_bytes)
+        self._size.labels(name, "logical").set(state.logical_bytes)
+        self._free.labels(name).set(state.free_bytes)
+        self._chunks.labels(name).set(state.chunks)
+        self._packs.labels(name).set(state.packs)
+        self._points.labels(name).set(state.points)
+        self._held.labels(name).set(state.held_points)
+        self._damaged_points.labels(name).set(state.damaged_points)
+        self._damaged.labels(name).set(state.damaged_objects)
+        self._verified.labels(name).set(_stamp(state.last_verified))
+        for verify in VerifyState:
+            self._verify_state.labels(name, verify).set(verify is state.verify)
+
+    def points_expired(self, count: int) -> None:
+        """Retention expired this many restore points."""
+        self._points_expired.inc(count)
+
+    def reclaimed(self, freed: int) -> None:
+        """Reclaim freed this many bytes."""
+        self._reclaimed.inc(freed)
+
+    def catalog_rebuilt(self, reason: str) -> None:
+        """A catalog was made again; `reason` is a kind, not a sentence."""
+        self._rebuilds.labels(_one_of(reason, REBUILD_REASONS)).inc()
+
+    # How they are made
+
+    def _per_policy(self) -> Sequence[Counter | Histogram]:
+        return (self._run_seconds, self._bytes_read, self._bytes_stored, self._bytes_deduplicated, self._bytes_zero)
+
+    def _counter(self, name: str, help: str, **labels: tuple[str, ...]) -> Counter:
+        self.reference.append(SeriesDoc(name, "counter", help, tuple(labels.items())))
+        counter = Counter(PREFIX + name, help, list(labels), registry=self.registry)
+        _start_at_zero(counter, labels)
+        return counter
+
+    def _gauge(self, name: str, help: str, **labels: tuple[str, ...]) -> Gauge:
+        self.reference.append(SeriesDoc(name, "gauge", help, tuple(labels.items())))
+        return Gauge(PREFIX + name, help, list(labels), registry=self.registry)
+
+    def _histogram(self, name: str, help: str, buckets: Sequence[float], **labels: tuple[str, ...]) -> Histogram:
+        self.reference.append(SeriesDoc(name, "histogram", help, tuple(labels.items())))
+        return Histogram(PREFIX + name, help, list(labels), registry=self.registry, buckets=buckets)
+
+
+def _start_at_zero(counter: Counter, labels: dict[str, tuple[str, ...]]) -> None:
+    """A counter born at 1 hides its first increase from `increase()`, so make its series now where they are known."""
+    combinations: list[tuple[str, ...]] = [()]
+    for values in labels.values():
+        combinations = [(*so_far, value) for so_far in combinations for value in values]
+    for combination in combinations:
+        if combination:
+            counter.labels(*combination)
+
+
+def _one_of(value: str, allowed: Sequence[str]) -> str:
+    return value if value in allowed else OTHER
+
+
+def _stamp(at: datetime | None) -> float:
+    return at.timestamp() if at else 0.0
