@@ -69,5 +69,11 @@ class ReadFailed(ConnectorError):
     retry = True
 
 
+class WriteFailed(ConnectorError):
+    """A disk could not be written at an offset."""
+
+    retry = True
+
+
 class BadMessage(ConnectorError):
     """A message on the bus is not one of ours."""
