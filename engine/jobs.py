@@ -1,0 +1,185 @@
+"""A job and what became of it: frozen values, no behaviour beyond naming.
+
+A job is one piece of work that a decision or an operator asked for. It lives in the state until it is settled;
+every attempt at it is a run with its own id, which also names the snapshot and marks the hot-added disks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+from policies.decision import BackUp
+from policies.facts import Consistency, PointId, VmId
+
+JobId = NewType("JobId", str)
+"""The id of a job, unique in one engine's state."""
+
+RunId = NewType("RunId", str)
+"""The id of one attempt at a job; snapshots and hot-added disks of the attempt carry it."""
+
+
+class JobKind(StrEnum):
+    """What a job does."""
+
+    BACKUP = "backup"
+    HOLD = "hold"
+
+
+class JobState(StrEnum):
+    """Where a job stands. Only PENDING and RUNNING are open."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+    QUARANTINED = "quarantined"
+
+
+OPEN_STATES = frozenset({JobState.PENDING, JobState.RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of work for one VM, with the part of the decision that its run needs.
+
+    `key` is the idempotency key of the decision: two decisions of one key are one job. `manual` jobs were asked
+    for by a person or a message and are not re-evaluated before they run.
+    """
+
+    id: JobId
+    key: str
+    kind: JobKind
+    vm: VmId
+    policy: str
+    rule: str
+    reason: str
+    created_at: datetime
+    not_before: datetime
+    deadline: datetime | None = None
+    priority: int = 0
+    consistency: Consistency = Consistency.CRASH
+    fallback: Consistency = Consistency.CRASH
+    transports: tuple[str, ...] = ()
+    policy_hash: str = ""
+    event_key: str = ""
+    manual: bool = False
+    state: JobState = JobState.PENDING
+    attempts: int = 0
+    last_error: str = ""
+    run: RunId | None = None
+
+
+def job_from(decision: BackUp, *, job: JobId, now: datetime, manual: bool = False) -> Job:
+    """The pending job that a decision to back a VM up asks for."""
+    return Job(
+        id=job,
+        key=decision.key,
+        kind=JobKind.BACKUP,
+        vm=decision.vm,
+        policy=decision.policy,
+        rule=decision.rule,
+        reason=decision.reason,
+        created_at=now,
+        not_before=decision.not_before,
+        deadline=decision.deadline,
+        priority=decision.priority,
+        consistency=decision.consistency,
+        fallback=decision.fallback,
+        transports=decision.transports,
+        policy_hash=decision.policy_hash,
+        event_key=decision.event_key,
+        manual=manual,
+    )
+
+
+def decision_of(job: Job) -> BackUp:
+    """The decision that a backup job stands for, for admission."""
+    return BackUp(
+        key=job.key,
+        vm=job.vm,
+        policy=job.policy,
+        rule=job.rule,
+        reason=job.reason,
+        not_before=job.not_before,
+        deadline=job.deadline,
+        priority=job.priority,
+        consistency=job.consistency,
+        fallback=job.fallback,
+        transports=job.transports,
+        policy_hash=job.policy_hash,
+        event_key=job.event_key,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DiskOutcome:
+    """How one disk of a run was read. `changes` is "incremental" or "whole: why"."""
+
+    label: str
+    capacity_bytes: int
+    read_bytes: int
+    new_bytes: int
+    stored_bytes: int
+    transport: str
+    fallbacks: tuple[str, ...]
+    changes: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The run reached its commit: the restore point exists. `warnings` are what it left for the janitor to do."""
+
+    point: PointId
+    vm: VmId
+    taken_at: datetime
+    consistency: Consistency
+    disks: tuple[DiskOutcome, ...]
+    unprotected: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+    moved: str = ""
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that were read from the disks."""
+        return sum(d.read_bytes for d in self.disks)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the run added to the repository's packs."""
+        return sum(d.stored_bytes for d in self.disks)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The run ended without a restore point. `error` is a sentence; `retry_at` is when it is tried again, if ever."""
+
+    error: str
+    kind: str
+    exit_code: int
+    retry_at: datetime | None = None
+    quarantined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The job was given up before or without a failure: no longer due, the VM left, or the engine stopped."""
+
+    reason: str
+    requeue: bool = False
+
+
+Outcome = Done | Failed | Abandoned
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: bytes of the plan that are done, per disk label."""
+
+    run: RunId
+    vm: VmId
+    done_bytes: dict[str, int] = field(default_factory=dict)
+    planned_bytes: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,165 @@
+"""What the state remembers besides events, decisions and jobs: VMs, runs, distrust, intents, audit, cursors.
+
+The values, and how they become rows. Functions run inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import duckdb
+
+from connectors.hypervisor import Cursor
+from engine.identity import Traits
+from engine.jobs import Job
+from engine.journal import Effect, aware, insert, stamp
+from policies.facts import Address, VmId
+
+
+@dataclass(frozen=True, slots=True)
+class VmRow:
+    """One VM of the identity table. `accounted` is the part of its look that events have explained so far."""
+
+    id: VmId
+    traits: Traits
+    accounted: Mapping[str, str]
+    first_seen: datetime
+    left_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """What a VM's runs came to."""
+
+    vm: VmId
+    last_success: datetime | None = None
+    last_attempt: datetime | None = None
+    last_failure: str = ""
+    consecutive_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Distrust:
+    """Why the change tracking of a VM may lie since `at`."""
+
+    vm: VmId
+    reason: str
+    event_key: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """Something about to be made in vCenter, written before it is made. Open until it is known to be gone."""
+
+    run: str
+    kind: str
+    address: Address
+    vm: VmId
+    name: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """Who did what to what, and when."""
+
+    at: datetime
+    who: str
+    action: str
+    subject: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one batch of events does to the state, in one transaction."""
+
+    effects: tuple[Effect, ...] = ()
+    jobs: tuple[Job, ...] = ()
+    vms: tuple[VmRow, ...] = ()
+    fired: Mapping[tuple[str, str, VmId], datetime] = field(default_factory=dict)
+    distrust: tuple[Distrust, ...] = ()
+    audit: tuple[Audited, ...] = ()
+    cursor: Cursor | None = None
+
+
+def write_vms(connection: duckdb.DuckDBPyConnection, rows: Sequence[VmRow]) -> None:
+    """Insert or replace rows of the identity table."""
+    if not rows:
+        return
+    latest = {row.id: row for row in rows}
+    connection.execute("DELETE FROM vms WHERE id IN (SELECT unnest(?::VARCHAR[]))", [list(latest)])
+    insert(
+        connection,
+        "vms",
+        (*["VARCHAR"] * 8, "TIMESTAMP", "TIMESTAMP"),
+        (
+            (
+                row.id, row.traits.name, row.traits.address.vcenter if row.traits.address else None,
+                row.traits.address.moref if row.traits.address else None, row.traits.instance_uuid,
+                row.traits.bios_uuid, json.dumps(sorted(row.traits.disk_uuids)), json.dumps(dict(row.accounted)),
+                stamp(row.first_seen), stamp(row.left_at),
+            )
+            for row in latest.values()
+        ),
+    )  # fmt: skip
+
+
+def vm_row(row: tuple[Any, ...]) -> VmRow:
+    """The value of a row of the identity table."""
+    address = Address(row[2], row[3]) if row[2] is not None else None
+    first_seen = aware(row[8])
+    assert first_seen is not None
+    return VmRow(
+        id=VmId(row[0]),
+        traits=Traits(address, row[1], row[4], row[5], frozenset(json.loads(row[6]))),
+        accounted=json.loads(row[7]),
+        first_seen=first_seen,
+        left_at=aware(row[9]),
+    )
+
+
+def write_fired(connection: duckdb.DuckDBPyConnection, fired: Mapping[tuple[str, str, VmId], datetime]) -> None:
+    """Remember when triggers fired."""
+    keys = ["\x1f".join(key) for key in fired]
+    connection.execute(
+        "DELETE FROM fired WHERE concat_ws(chr(31), policy, rule, vm) IN (SELECT unnest(?::VARCHAR[]))", [keys]
+    )
+    insert(
+        connection,
+        "fired",
+        ("VARCHAR", "VARCHAR", "VARCHAR", "TIMESTAMP"),
+        ((*key, stamp(at)) for key, at in fired.items()),
+    )
+
+
+def write_run(connection: duckdb.DuckDBPyConnection, run: RunRow) -> None:
+    """Replace what a VM's runs came to."""
+    connection.execute("DELETE FROM runs WHERE vm = ?", [run.vm])
+    connection.execute(
+        "INSERT INTO runs VALUES (?, ?, ?, ?, ?)",
+        [run.vm, stamp(run.last_success), stamp(run.last_attempt), run.last_failure, run.consecutive_failures],
+    )
+
+
+def write_cursor(connection: duckdb.DuckDBPyConnection, cursor: Cursor) -> None:
+    """Move a vCenter's cursor."""
+    connection.execute("DELETE FROM cursors WHERE vcenter = ?", [cursor.vcenter])
+    connection.execute(
+        "INSERT INTO cursors VALUES (?, ?, ?, ?)", [cursor.vcenter, stamp(cursor.at), cursor.key, sorted(cursor.seen)]
+    )
+
+
+def write_audit(connection: duckdb.DuckDBPyConnection, entries: Iterable[Audited]) -> None:
+    """Append to the audit."""
+    insert(
+        connection,
+        "audit",
+        ("TIMESTAMP", *["VARCHAR"] * 4),
+        ((stamp(e.at), e.who, e.action, e.subject, e.detail) for e in entries),
+    )

@@ -1,0 +1,274 @@
+"""What the engine remembers between two starts: `state_dir/state.duckdb`, one per engine, never in a repository.
+
+Synchronous, and called from one thread alone. Each public method is one transaction. Losing the file costs extra
+runs, full reads and history; restore points, holds and locks live in the repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from connectors.hypervisor import Cursor
+from engine import journal
+from engine.jobs import OPEN_STATES, Job, JobId, JobState
+from engine.journal import aware, insert, stamp
+from engine.records import (
+    Audited,
+    Change,
+    Distrust,
+    Intent,
+    RunRow,
+    VmRow,
+    vm_row,
+    write_audit,
+    write_cursor,
+    write_fired,
+    write_run,
+    write_vms,
+)
+from engine.state_schema import open_database, translate
+from policies.facts import Address, PointId, VmId
+
+
+class State:
+    """The open state."""
+
+    def __init__(self, state_dir: Path, *, now: datetime) -> None:
+        """Open or create; errors as `state_schema.open_database`."""
+        opened = open_database(state_dir, now=now)
+        self._connection = opened.connection
+        self.path = opened.path
+        self.fresh = opened.fresh
+        self.why_fresh = opened.why_fresh
+
+    def close(self) -> None:
+        """Close the file; nothing is lost without it."""
+        self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        try:
+            self._connection.begin()
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.rollback()
+                raise
+            self._connection.commit()
+        except duckdb.Error as error:
+            raise translate(error, self.path) from error
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(statement, list(values)).fetchall()
+        except duckdb.Error as error:
+            raise translate(error, self.path) from error
+
+    def table(self, statement: str) -> Any:
+        """The rows of a fixed statement as an Arrow table."""
+        try:
+            return self._connection.execute(statement).to_arrow_table()
+        except duckdb.Error as error:
+            raise translate(error, self.path) from error
+
+    # events, decisions, jobs
+
+    def known_keys(self, keys: Sequence[str]) -> frozenset[str]:
+        """Those of the event keys whose effect has happened."""
+        return journal.known_keys(self._connection, keys)
+
+    def job_keys(self, keys: Sequence[str]) -> dict[str, JobId]:
+        """The jobs that already stand for these idempotency keys."""
+        return journal.job_keys(self._connection, keys)
+
+    def apply(self, change: Change, *, now: datetime) -> frozenset[str]:
+        """Journal events with all their effects and move the cursor: all of it or none.
+
+        Returns the keys that were journaled before. The effect of such a key is not written again, so the caller
+        must not have put a job of it into the change; it asks `known_keys` first.
+        """
+        with self._transaction() as connection:
+            known = journal.known_keys(connection, [effect.event.key for effect in change.effects])
+            fresh = list({e.event.key: e for e in change.effects if e.event.key not in known}.values())
+            journal.write_events(connection, fresh, now)
+            journal.write_decisions(connection, fresh, now)
+            journal.write_jobs(connection, change.jobs)
+            write_vms(connection, change.vms)
+            if change.fired:
+                write_fired(connection, change.fired)
+            insert(
+                connection,
+                "distrust",
+                ("VARCHAR", "VARCHAR", "VARCHAR", "TIMESTAMP"),
+                ((d.vm, d.reason, d.event_key, stamp(d.at)) for d in change.distrust),
+            )
+            write_audit(connection, change.audit)
+            if change.cursor is not None:
+                write_cursor(connection, change.cursor)
+        return known
+
+    def open_jobs(self) -> list[Job]:
+        """Pending and running jobs, oldest first."""
+        return journal.jobs_in(self._connection, OPEN_STATES)
+
+    def save_job(self, job: Job, *, run: RunRow | None = None) -> None:
+        """Write a job as it is now, with what it did to its VM's record."""
+        with self._transaction() as connection:
+            journal.write_jobs(connection, [job])
+            if run is not None:
+                write_run(connection, run)
+
+    def settle(
+        self,
+        job: Job,
+        *,
+        now: datetime,
+        run: RunRow,
+        point: PointId | None = None,
+        trusted_before: datetime | None = None,
+    ) -> None:
+        """Close a job. A successful run clears the distrust that was recorded before its snapshot was taken."""
+        with self._transaction() as connection:
+            journal.write_jobs(connection, [job])
+            connection.execute("UPDATE jobs SET settled_at = ?, point = ? WHERE id = ?", [stamp(now), point, job.id])
+            write_run(connection, run)
+            if trusted_before is not None:
+                connection.execute("DELETE FROM distrust WHERE vm = ? AND since < ?", [job.vm, stamp(trusted_before)])
+
+    def events(self, limit: int = 100) -> list[tuple[Any, ...]]:
+        """The newest events: key, type, time, VM, name, cause."""
+        return self._rows(
+            "SELECT key, type, happened_at, vm, vm_name, cause FROM events ORDER BY journaled_at DESC, happened_at DESC LIMIT ?", [limit]
+        )
+
+    def decisions_of(self, vm: VmId, limit: int = 20) -> list[tuple[Any, ...]]:
+        """The newest decisions about a VM: time, kind, policy, rule, reason, event key, job."""
+        return self._rows(
+            "SELECT decided_at, kind, policy, rule, reason, event_key, job FROM decisions WHERE vm = ? "
+            "ORDER BY decided_at DESC LIMIT ?",
+            [vm, limit],
+        )
+
+    def event_keys(self, source: str = "") -> list[str]:
+        """The keys of the journal, in the order they came; of one source if it is named."""
+        return [
+            r[0]
+            for r in self._rows("SELECT key FROM events WHERE ? IN ('', source) ORDER BY journaled_at, happened_at", [source])
+        ]
+
+    # VMs
+
+    def vms(self) -> list[VmRow]:
+        """The identity table."""
+        rows = self._rows(
+            "SELECT id, name, vcenter, moref, instance_uuid, bios_uuid, disk_uuids, accounted, first_seen, left_at "
+            "FROM vms"
+        )
+        return [vm_row(row) for row in rows]
+
+    def runs(self) -> dict[VmId, RunRow]:
+        """What each VM's runs came to."""
+        rows = self._rows("SELECT vm, last_success, last_attempt, last_failure, consecutive_failures FROM runs")
+        return {VmId(r[0]): RunRow(VmId(r[0]), aware(r[1]), aware(r[2]), r[3], r[4]) for r in rows}
+
+    def fired(self) -> dict[tuple[str, str, VmId], datetime]:
+        """When each trigger last led to a backup, per VM."""
+        rows = self._rows("SELECT policy, rule, vm, fired_at FROM fired")
+        return {(r[0], r[1], VmId(r[2])): at for r in rows if (at := aware(r[3])) is not None}
+
+    def distrust_of(self, vm: VmId) -> list[Distrust]:
+        """Why this VM's change tracking may lie; empty when nothing is known against it."""
+        rows = self._rows("SELECT vm, reason, event_key, since FROM distrust WHERE vm = ? ORDER BY since", [vm])
+        return [Distrust(VmId(r[0]), r[1], r[2], at) for r in rows if (at := aware(r[3])) is not None]
+
+    def relink(self, old: VmId, new: VmId, *, who: str, now: datetime) -> None:
+        """Remember that two ids are one VM; whatever is seen as `new` belongs to the history of `old`."""
+        with self._transaction() as connection:
+            connection.execute("INSERT INTO relinks VALUES (?, ?, ?, ?)", [old, new, stamp(now), who])
+            write_audit(connection, (Audited(now, who, "relink", old, f"joined with {new}"),))
+
+    # intents, cursors, audit, policies
+
+    def intend(self, intent: Intent) -> None:
+        """Write down what is about to be made. Durable on return."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    intent.run,
+                    intent.kind,
+                    intent.address.vcenter,
+                    intent.address.moref,
+                    intent.vm,
+                    intent.name,
+                    stamp(intent.at),
+                ],
+            )
+
+    def resolve_intents(self, runs: Sequence[str]) -> None:
+        """Nothing of these runs is left in vCenter."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM intents WHERE run IN (SELECT unnest(?::VARCHAR[]))", [list(runs)])
+
+    def intents(self) -> list[Intent]:
+        """What may still be there, oldest first."""
+        rows = self._rows("SELECT run, kind, vcenter, moref, vm, name, intended_at FROM intents ORDER BY intended_at")
+        return [
+            Intent(r[0], r[1], Address(r[2], r[3]), VmId(r[4]), r[5], at)
+            for r in rows
+            if (at := aware(r[6])) is not None
+        ]
+
+    def cursor(self, vcenter: str) -> Cursor | None:
+        """Up to where this vCenter's events were handled."""
+        rows = self._rows("SELECT reached_at, key, seen FROM cursors WHERE vcenter = ?", [vcenter])
+        if not rows:
+            return None
+        at = aware(rows[0][0])
+        assert at is not None
+        return Cursor(vcenter, at, rows[0][1], frozenset(rows[0][2]))
+
+    def audit(self, *entries: Audited) -> None:
+        """Write down who did what."""
+        with self._transaction() as connection:
+            write_audit(connection, entries)
+
+    def audited(self, limit: int = 100) -> list[Audited]:
+        """The newest entries of the audit."""
+        rows = self._rows("SELECT done_at, who, action, subject, detail FROM audit ORDER BY done_at DESC LIMIT ?", [limit])
+        return [Audited(at, r[1], r[2], r[3], r[4]) for r in rows if (at := aware(r[0])) is not None]
+
+    def policy_files(self) -> dict[str, str]:
+        """The accepted policy texts by file name; empty when none was accepted yet."""
+        return dict(self._rows("SELECT name, text FROM policy_files ORDER BY name"))
+
+    def accept_policies(self, files: Mapping[str, str], *, who: str, detail: str, now: datetime) -> None:
+        """Make these texts the ones in force."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM policy_files")
+            insert(
+                connection,
+                "policy_files",
+                ("VARCHAR", "VARCHAR", "TIMESTAMP", "VARCHAR"),
+                ((name, text, stamp(now), who) for name, text in files.items()),
+            )
+            write_audit(connection, (Audited(now, who, "apply policies", f"{len(files)} files", detail),))
+
+    def adopt(self, rows: Iterable[VmRow], distrust: Iterable[Distrust], *, now: datetime) -> None:
+        """Take VM ids over that the repository's restore points remember."""
+        self.apply(Change(vms=tuple(rows), distrust=tuple(distrust)), now=now)
+
+    def requeue_running(self) -> list[Job]:
+        """Jobs that a dead engine left running are pending again; returns them as they are now."""
+        left = journal.jobs_in(self._connection, [JobState.RUNNING])
+        again = [replace(job, state=JobState.PENDING) for job in left]
+        with self._transaction() as connection:
+            journal.write_jobs(connection, again)
+        return again

@@ -1,0 +1,178 @@
+"""The state keeps each key's effect once, survives damage by starting empty, and refuses what it does not know."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from connectors.hypervisor import Cursor
+from engine.identity import Traits
+from engine.jobs import Job, JobId, JobKind, JobState
+from engine.journal import Effect, Ruling
+from engine.records import Audited, Change, Distrust, Intent, RunRow, VmRow
+from engine.state import State
+from policies.decision import BackUp, Skip
+from policies.facts import Address, Event, EventType, PointId, VmId
+from storage.errors import Locked, Unsupported
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+VM = VmId("vm-1")
+
+
+def event(key: str, kind: EventType = EventType.POWERED_OFF) -> Event:
+    return Event(key=key, type=kind, at=NOW, source="vc", vm=VM, vm_name="web", address=Address("vc", "vm-7"))
+
+
+def job(number: int = 1, **more: object) -> Job:
+    base: dict[str, object] = {
+        "id": JobId(f"job-{number}"), "key": f"key-{number}", "kind": JobKind.BACKUP, "vm": VM, "policy": "p",
+        "rule": "r", "reason": "because", "created_at": NOW, "not_before": NOW,
+    }  # fmt: skip
+    return Job(**(base | more))  # type: ignore[arg-type]
+
+
+def effect(key: str, one: Job | None = None) -> Effect:
+    rulings: tuple[Ruling, ...] = (Ruling(Skip(VM, "p", "r", "not due", key)),)
+    if one is not None:
+        rulings += (Ruling(BackUp(one.key, VM, "p", "r", "because", NOW), one.id),)
+    return Effect(event(key), rulings)
+
+
+def test_events_decisions_jobs_and_cursor_are_there_after_a_restart(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    cursor = Cursor("vc", NOW, 12, frozenset({10, 12}))
+    state.apply(Change(effects=(effect("vc:1", job()),), jobs=(job(),), cursor=cursor), now=NOW)
+    state.close()
+    again = State(tmp_path, now=NOW)
+    assert not again.fresh
+    assert again.event_keys() == ["vc:1"]
+    assert again.cursor("vc") == cursor
+    assert again.open_jobs() == [job()]
+    assert [row[1] for row in again.decisions_of(VM)] == ["skip", "backup"]
+    again.close()
+
+
+def test_the_effect_of_a_key_is_written_once(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    state.apply(Change(effects=(effect("vc:1"),)), now=NOW)
+    known = state.apply(Change(effects=(effect("vc:1"), effect("vc:2"), effect("vc:2"))), now=NOW)
+    assert known == {"vc:1"}
+    assert sorted(state.event_keys()) == ["vc:1", "vc:2"]
+    assert len(state.decisions_of(VM)) == 2
+    state.close()
+
+
+def test_a_change_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    broken = Change(effects=(effect("vc:1"),), cursor=Cursor("vc", NOW, 2**80))
+    with pytest.raises(Exception, match="state"):
+        state.apply(broken, now=NOW)
+    assert state.event_keys() == []
+    state.apply(Change(effects=(effect("vc:2"),)), now=NOW)
+    assert state.event_keys() == ["vc:2"]
+    state.close()
+
+
+def test_five_thousand_events_are_journaled_in_one_fast_transaction(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    state.apply(Change(effects=tuple(effect(f"vc:{n}") for n in range(5000))), now=NOW)
+    assert len(state.event_keys("vc")) == 5000
+    assert len(state.known_keys([f"vc:{n}" for n in range(4000, 6000)])) == 1000
+    state.close()
+
+
+def test_a_success_clears_only_the_distrust_from_before_its_snapshot(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    early = Distrust(VM, "relocated", "vc:1", NOW)
+    late = Distrust(VM, "reverted", "vc:2", NOW + timedelta(minutes=5))
+    state.apply(Change(distrust=(early, late), jobs=(job(),)), now=NOW)
+    done = RunRow(VM, last_success=NOW + timedelta(minutes=1))
+    state.settle(
+        job(state=JobState.DONE), now=NOW, run=done, point=PointId("p1"), trusted_before=NOW + timedelta(minutes=1)
+    )
+    assert state.distrust_of(VM) == [late]
+    assert state.open_jobs() == []
+    assert state.runs()[VM].last_success == NOW + timedelta(minutes=1)
+    state.close()
+
+
+def test_jobs_of_a_dead_engine_are_pending_again(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    state.save_job(job(state=JobState.RUNNING, attempts=1))
+    state.close()
+    again = State(tmp_path, now=NOW)
+    assert [(one.state, one.attempts) for one in again.requeue_running()] == [(JobState.PENDING, 1)]
+    again.close()
+
+
+def test_vms_intents_audit_and_policies_are_remembered(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    row = VmRow(VM, Traits(Address("vc", "vm-7"), "web", "i", "b", frozenset({"d"})), {"power": "on"}, NOW)
+    state.apply(Change(vms=(row,), fired={("p", "trigger[0]", VM): NOW}), now=NOW)
+    state.apply(Change(vms=(row,), fired={("p", "trigger[0]", VM): NOW}), now=NOW)
+    state.intend(Intent("run-1", "snapshot", Address("vc", "vm-7"), VM, "backstay-run-1", NOW))
+    state.audit(Audited(NOW, "root", "hold", "point-1", "keep it"))
+    state.accept_policies({"a.toml": "schema = 1"}, who="root", detail="first", now=NOW)
+    assert state.vms() == [row]
+    assert state.fired() == {("p", "trigger[0]", VM): NOW}
+    assert [i.run for i in state.intents()] == ["run-1"]
+    state.resolve_intents(["run-1"])
+    assert state.intents() == []
+    assert {entry.action for entry in state.audited()} == {"hold", "apply policies"}
+    assert state.policy_files() == {"a.toml": "schema = 1"}
+    state.close()
+
+
+def test_an_unreadable_state_is_put_aside_and_the_engine_starts_empty(tmp_path: Path) -> None:
+    (tmp_path / "state.duckdb").write_bytes(b"this is no database" * 1000)
+    state = State(tmp_path, now=NOW)
+    assert state.fresh
+    assert "could not be read" in state.why_fresh
+    assert list(tmp_path.glob("state.duckdb.unreadable-*"))
+    state.close()
+
+
+def test_a_broken_log_is_put_aside_too(tmp_path: Path) -> None:
+    script = (
+        "import duckdb, os; c = duckdb.connect('state.duckdb');"
+        "c.execute('CREATE TABLE meta (name VARCHAR, value VARCHAR)');"
+        "c.execute(\"INSERT INTO meta VALUES ('schema', '1')\"); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    log = tmp_path / "state.duckdb.wal"
+    data = bytearray(log.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    log.write_bytes(data)
+    state = State(tmp_path, now=NOW)
+    assert state.fresh
+    assert list(tmp_path.glob("*.unreadable-*.wal"))
+    state.close()
+
+
+def test_a_newer_state_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    State(tmp_path, now=NOW).close()
+    with duckdb.connect(str(tmp_path / "state.duckdb")) as raw:
+        raw.execute("UPDATE meta SET value = '99'")
+    with pytest.raises(Unsupported, match="schema 99"):
+        State(tmp_path, now=NOW)
+    with duckdb.connect(str(tmp_path / "state.duckdb")) as raw:
+        assert raw.execute("SELECT value FROM meta").fetchall() == [("99",)]
+
+
+def test_a_second_engine_is_told_who_holds_the_state(tmp_path: Path) -> None:
+    State(tmp_path, now=NOW).close()
+    script = "import duckdb, sys; c = duckdb.connect('state.duckdb'); print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Locked, match=str(holder.pid)):
+            State(tmp_path, now=NOW)
+        holder.kill()
