@@ -115,7 +115,7 @@ def align(extents: Iterable[Extent], block_bytes: int, capacity_bytes: int) -> l
     """The extents grown to whole blocks of the grid, cut at the end of the disk, merged."""
     grown = []
     for extent in extents:
-        if extent.length > 0:
+        if extent.length > 0 and extent.offset < capacity_bytes:
             start = extent.offset - extent.offset % block_bytes
             end = min(-(-extent.end // block_bytes) * block_bytes, capacity_bytes)
             grown.append(Extent(start, end - start))
@@ -142,16 +142,17 @@ def subtract(left: Iterable[Extent], right: Iterable[Extent]) -> list[Extent]:
     """The bytes of left that right does not cover."""
     rest: list[Extent] = []
     holes = merge(right)
+    at = 0
     for extent in merge(left):
         start = extent.offset
-        for hole in holes:
-            if hole.end <= start:
-                continue
-            if hole.offset >= extent.end:
-                break
+        while at < len(holes) and holes[at].offset < extent.end:
+            hole = holes[at]
             if hole.offset > start:
                 rest.append(Extent(start, hole.offset - start))
-            start = hole.end
+            start = max(start, hole.end)
+            if hole.end > extent.end:
+                break  # it may reach into the next extent
+            at += 1
         if start < extent.end:
             rest.append(Extent(start, extent.end - start))
     return rest
