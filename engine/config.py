@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from engine.complaints import complaints
 from engine.credentials import Secret, parse_secret
 from engine.failures import BadInput
-from engine.units import parse_duration, parse_size
+from engine.units import parse_size
+from policies.units import parse_duration
 
 SYSTEM_FILE = Path("/etc/backstay/backstay.toml")
 
