@@ -81,6 +81,8 @@ def _fault(error: BaseException, where: str) -> ConnectorError:
         )
     if isinstance(error, vim.fault.InvalidLogin):
         return LoginRefused("user name or password was not accepted", where=where, hint="check the credentials")
+    if isinstance(error, vmodl.query.InvalidCollectorVersion):
+        return Gone("the collector has forgotten where it was", where=where)
     if isinstance(error, (vmodl.fault.ManagedObjectNotFound, vim.fault.NotFound)):
         return Gone(f"the object is not there any more: {text}", where=where)
     if isinstance(error, (vim.fault.MethodDisabled, vim.fault.RestrictedByAdministrator)):

@@ -345,6 +345,10 @@ class Session:
         page = collector.RetrievePropertiesEx(specs, vmodl.query.PropertyCollector.RetrieveOptions())
         found: list[Any] = []
         while page is not None:
+            for content in page.objects:
+                for missing in content.missingSet or ():
+                    if isinstance(missing.fault, vim.fault.NotAuthenticated):
+                        raise missing.fault
             found.extend(page.objects)
             page = collector.ContinueRetrievePropertiesEx(page.token) if page.token else None
         return found
@@ -418,9 +422,7 @@ class Line:
 def values(content: Any, where: str) -> dict[str, Any]:
     """The values of an ObjectContent by path; raises NotPermitted where the account may not read one of them."""
     for missing in content.missingSet or ():
-        if isinstance(missing.fault, vim.fault.NoPermission) and not isinstance(
-            missing.fault, vim.fault.NotAuthenticated
-        ):
+        if isinstance(missing.fault, vim.fault.NoPermission):
             raise NotPermitted(
                 f"the account may not read {missing.path} of {content.obj._moId}",
                 where=where,
