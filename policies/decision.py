@@ -90,8 +90,14 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
-    """What retention says about one VM's restore points. A value: print it, refuse it, or carry it out."""
+    """What retention says about one VM's restore points. A value: print it, refuse it, or carry it out.
+
+    `mark` are kept points whose grace begins now, to be marked as expiring; `unmark` are marked points that a rule
+    or guard keeps again.
+    """
 
     vm: VmId
     keep: tuple[Kept, ...]
     expire: tuple[Expire, ...]
+    mark: tuple[Expire, ...] = ()
+    unmark: tuple[PointId, ...] = ()

@@ -1,0 +1,55 @@
+"""What can be wrong with a policy file. Every problem names its place and says what to write instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class Unusable(ValueError):
+    """A text that means nothing here: what is wrong with it and what to write instead, without a place."""
+
+    def __init__(self, what: str, instead: str) -> None:
+        super().__init__(f"{what}, {instead}")
+        self.what = what
+        self.instead = instead
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing to correct, at one place. Lines and columns count from 1, columns in characters."""
+
+    file: str
+    line: int
+    column: int
+    what: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.what}, {self.instead}"
+
+
+class PolicyError(Exception):
+    """Policies that cannot be used, with every problem found, in the order of files and lines.
+
+    Trying again does not help before a file has changed. `str()` has one line a problem.
+    """
+
+    retry = False
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(sorted(set(problems)))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+def quoted(text: object, longest: int = 60) -> str:
+    """What a file said, on one line, printable and not too long, in double quotes."""
+    value = text if isinstance(text, str) else str(text)
+    if len(value) > longest:
+        value = value[: longest - 1] + "…"
+    shown = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in value)
+    return f'"{shown}"'

@@ -1,0 +1,271 @@
+"""One event and the facts in, decisions out. Pure, total and deterministic: the same arguments give the same answer.
+
+Every event gets at least one decision, a `Skip` when nothing is to be done, and every decision a sentence. Events
+are hints: the engine re-reads the VM before it evaluates, and `clock` finds what an event missed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
+from policies.facts import Event, EventType, Facts, Vm, VmHistory, VmId
+from policies.policy import Policy, Trigger
+from policies.policyset import PolicySet
+from policies.protection import Protection, due_of, last_good, protection
+from policies.schedule import Due, opening
+from policies.sentences import happened, name_of
+from policies.terms import glob_matches
+from policies.units import clock, span
+
+_FIRST_SIGHT = {EventType.CREATED, EventType.CLONED, EventType.REGISTERED}
+_SWEEPS = {EventType.CLOCK, EventType.RECONCILED}
+_NOTHING_KNOWN = VmHistory()
+
+
+def evaluate(policies: PolicySet, event: Event, facts: Facts) -> tuple[Decision, ...]:
+    """What to do about one event.
+
+    `clock` and `inventory.reconciled` ask for every VM of the facts, each giving one `BackUp` or `Skip`. All others
+    are about `event.vm`, which the caller has resolved; without it the answer is a `Skip` that says so.
+    A `vm.reconfigured` event distrusts change tracking when `event.detail["disks"]` is not empty. `hold.requested`
+    and `backup.requested` take their sentence's reason from `event.detail["reason"]`.
+    """
+    if event.type in _SWEEPS:
+        return tuple(_scheduled(policies, vm, event, facts) for vm in facts.vms.values())
+    if event.vm is None:
+        return (Skip(None, "", "", f"no VM is known as {name_of(event, None)}: nothing to do", event.key),)
+    vm = facts.vms.get(event.vm)
+    if event.type is EventType.HOLD_REQUESTED:
+        asked = _asked(event)
+        return (HoldPoints(event.vm, f"{asked} to hold the restore points of {name_of(event, vm)}", event.key),)
+    if event.type is EventType.REMOVED:
+        return (_retired(event.vm, vm, event),)
+    if vm is None:
+        reason = f"{name_of(event, None)} is not in the inventory any more: nothing to do"
+        return (Skip(event.vm, "", "", reason, event.key),)
+    if event.type is EventType.BACKUP_REQUESTED:
+        return (_requested(policies, vm, event, facts),)
+    return (*_distrust(vm, event), *_triggered(policies, vm, event, facts))
+
+
+def _asked(event: Event) -> str:
+    who = event.user or event.source or "a message"
+    why = event.detail.get("reason", "")
+    return f"{who} asked ({why})" if why else f"{who} asked"
+
+
+def _retired(vm_id: VmId, vm: Vm | None, event: Event) -> Decision:
+    return Retire(vm_id, f"{happened(event, vm)}; its jobs stop and its restore points stay", event.key)
+
+
+def _distrust(vm: Vm, event: Event) -> tuple[Decision, ...]:
+    match event.type:
+        case EventType.RELOCATED | EventType.REGISTERED:
+            pass
+        case EventType.RECONFIGURED if event.detail.get("disks"):
+            pass
+        case _:
+            return ()
+    return (DistrustTracking(vm.id, f"{happened(event, vm)}; the next backup reads its disks in full", event.key),)
+
+
+def _requested(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decision:
+    effective = protection(policies, vm)
+    winner = effective.winner
+    if vm.refusal:
+        return Skip(vm.id, winner.name if winner else "", "request", f"{_asked(event)}, but {vm.refusal}", event.key)
+    return _back_up(
+        effective,
+        winner,
+        vm,
+        "request",
+        key=f"request:{vm.id}:{event.key}",
+        reason=f"{_asked(event)} to back {vm.name} up now",
+        not_before=facts.now,
+        deadline=facts.now,
+        event=event,
+    )
+
+
+def _triggered(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> tuple[Decision, ...]:
+    """At most one run for the event: the first trigger that may fire, by priority; the others are covered by it."""
+    effective = protection(policies, vm)
+    winner = effective.winner
+    if winner is None:
+        return (Skip(vm.id, "", "", f"{happened(event, vm)}; no policy selects it", event.key),)
+    naming = [
+        (policy, trigger)
+        for policy in effective.policies
+        for trigger in policy.triggers
+        if event.type in trigger.on and _fits(trigger, event)
+    ]
+    if not naming and event.type not in _FIRST_SIGHT:
+        return (Skip(vm.id, winner.name, "", f"{_no_trigger(effective, event, vm)}", event.key),)
+    if vm.refusal:
+        return (Skip(vm.id, winner.name, "", f"{happened(event, vm)}, but {vm.refusal}", event.key),)
+    said: list[Decision] = []
+    chosen: BackUp | None = None
+    for policy, trigger in naming:
+        if chosen is not None:
+            reason = f"{happened(event, vm)}; the run of policy {chosen.policy}, {chosen.rule}, covers this trigger"
+            said.append(Skip(vm.id, policy.name, trigger.rule, reason, event.key))
+            continue
+        decision = _fire(effective, policy, trigger, vm, event, facts)
+        chosen = decision if isinstance(decision, BackUp) else None
+        said.append(decision)
+    if event.type in _FIRST_SIGHT and chosen is None:
+        said.append(_initial(effective, winner, vm, event, facts))
+    return tuple(said)
+
+
+def _fits(trigger: Trigger, event: Event) -> bool:
+    return all(
+        not glob or glob_matches(glob, value)
+        for glob, value in (
+            (trigger.cause, event.cause),
+            (trigger.from_host, event.from_host),
+            (trigger.to_host, event.to_host),
+        )
+    )
+
+
+def _no_trigger(effective: Protection, event: Event, vm: Vm) -> str:
+    names = ", ".join(policy.name for policy in effective.policies)
+    noun = "policy" if len(effective.policies) == 1 else "policies"
+    tracking = "; change tracking stays trusted" if event.type is EventType.MIGRATED else ""
+    return f"{happened(event, vm)}; no trigger of {noun} {names} asks for a backup then{tracking}"
+
+
+def _fire(effective: Protection, policy: Policy, trigger: Trigger, vm: Vm, event: Event, facts: Facts) -> BackUp | Skip:
+    now, zone = facts.now, policy.timing.zone
+    fired = facts.fired.get((policy.name, trigger.rule, vm.id))
+    if fired is not None and fired <= now < fired + trigger.cooldown:
+        reason = (
+            f"{happened(event, vm)}; policy {policy.name} backed it up after such an event at "
+            f"{clock(fired, zone, now)} and cools down until {clock(fired + trigger.cooldown, zone, now)}"
+        )
+        return Skip(vm.id, policy.name, trigger.rule, reason, event.key)
+    settled = max(now, event.at + trigger.settle)
+    start = settled if trigger.any_time else opening(policy.timing, settled)
+    waits = f" after settling {span(trigger.settle)}" if trigger.settle else ""
+    if start > settled:
+        waits += f"{' and' if waits else ''} when its window opens"
+    when = f"at {clock(start, zone, now)}" if start > now else "now"
+    reason = f"{happened(event, vm)}; policy {policy.name} backs up after {event.type}, {when}{waits}"
+    return _back_up(
+        effective,
+        policy,
+        vm,
+        trigger.rule,
+        key=f"{policy.name}:{trigger.rule}:{vm.id}:{event.key}",
+        reason=reason,
+        not_before=start,
+        deadline=_goal(effective, vm.id, facts, start),
+        event=event,
+    )
+
+
+def _goal(effective: Protection, vm: VmId, facts: Facts, start: datetime) -> datetime | None:
+    """By when a triggered run should be done: when the strictest goal would be missed."""
+    goals = [policy.timing.rpo for policy in effective.scheduling if policy.timing.rpo is not None]
+    if not goals:
+        return None
+    good = last_good(vm, facts, effective.fallback)
+    return max(start, good + min(goals)) if good is not None else start
+
+
+def _initial(effective: Protection, winner: Policy, vm: Vm, event: Event, facts: Facts) -> Decision:
+    """Initial protection: a VM that was never backed up, under a policy with a goal, is due at once."""
+    if last_good(vm.id, facts, effective.fallback) is not None:
+        reason = f"{happened(event, vm)}; it has a good restore point and is due by its schedule"
+        return Skip(vm.id, winner.name, "rpo", reason, event.key)
+    pending = _under_way(facts.history.get(vm.id, _NOTHING_KNOWN))
+    if pending:
+        return Skip(vm.id, winner.name, "rpo", f"{happened(event, vm)}; {pending}", event.key)
+    found = due_of(effective, vm.id, facts)
+    if found is None:
+        reason = f"{happened(event, vm)}; policy {winner.name} has no rpo and no schedule: it waits for its triggers"
+        return Skip(vm.id, winner.name, "rpo", reason, event.key)
+    policy, due = found
+    if due.rule == "schedule" and due.at > facts.now:
+        reason = f"{happened(event, vm)}; policy {policy.name} backs it up at {_at(due, policy, facts.now)}"
+        return Skip(vm.id, policy.name, due.rule, reason, event.key)
+    return _run_due(effective, policy, due, vm, event, facts, f"{happened(event, vm)}; ")
+
+
+def _scheduled(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decision:
+    effective = protection(policies, vm)
+    winner = effective.winner
+    if winner is None:
+        return Skip(vm.id, "", "", f"no policy selects {vm.name}: it is not protected", event.key)
+    if vm.refusal:
+        return Skip(vm.id, winner.name, "", f"{vm.name} cannot be backed up: {vm.refusal}", event.key)
+    found = due_of(effective, vm.id, facts)
+    if found is None:
+        reason = f"policy {winner.name} has no rpo and no schedule: {vm.name} waits for its triggers"
+        return Skip(vm.id, winner.name, "", reason, event.key)
+    policy, due = found
+    pending = _under_way(facts.history.get(vm.id, _NOTHING_KNOWN))
+    if pending:
+        return Skip(vm.id, policy.name, due.rule, f"{vm.name}: {pending}", event.key)
+    if due.at > facts.now:
+        reason = f"{vm.name} is due at {_at(due, policy, facts.now)}: {due.why}"
+        return Skip(vm.id, policy.name, due.rule, reason, event.key)
+    return _run_due(effective, policy, due, vm, event, facts, f"{vm.name}: ")
+
+
+def _under_way(history: VmHistory) -> str:
+    if history.running:
+        return "a backup is running"
+    return "a backup is waiting in the queue" if history.pending else ""
+
+
+def _at(due: Due, policy: Policy, now: datetime) -> str:
+    return clock(due.at, policy.timing.zone, now)
+
+
+def _run_due(
+    effective: Protection, policy: Policy, due: Due, vm: Vm, event: Event, facts: Facts, opening_words: str
+) -> BackUp:
+    when = "" if due.at <= facts.now else f", at {_at(due, policy, facts.now)} when its window opens"
+    return _back_up(
+        effective,
+        policy,
+        vm,
+        due.rule,
+        key=f"{policy.name}:{due.rule}:{vm.id}:{due.slot:%Y%m%dT%H%M%SZ}",
+        reason=f"{opening_words}{due.why}; policy {policy.name} backs it up{when}",
+        not_before=max(facts.now, due.at),
+        deadline=due.deadline,
+        event=event,
+    )
+
+
+def _back_up(
+    effective: Protection,
+    policy: Policy | None,
+    vm: Vm,
+    rule: str,
+    *,
+    key: str,
+    reason: str,
+    not_before: datetime,
+    deadline: datetime | None,
+    event: Event,
+) -> BackUp:
+    return BackUp(
+        key=key,
+        vm=vm.id,
+        policy=policy.name if policy else "",
+        rule=rule,
+        reason=reason,
+        not_before=not_before,
+        deadline=deadline,
+        priority=effective.priority,
+        consistency=effective.want,
+        fallback=effective.fallback,
+        transports=effective.transports,
+        policy_hash=policy.hash if policy else "",
+        event_key=event.key,
+    )

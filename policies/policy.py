@@ -1,0 +1,194 @@
+"""A policy, ready to be asked: what a file's tables mean once templates are merged and texts are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from policies.facts import CONSISTENCY_ORDER, Consistency, EventType
+from policies.schema import PolicyTable, RetentionTable, TriggerTable, zone_of
+from policies.terms import Term, parse_term
+from policies.units import parse_duration
+from policies.windows import Window, parse_window
+
+DEFAULT_WANT = Consistency.FILESYSTEM
+DEFAULT_FALLBACK = Consistency.CRASH
+
+DEFAULT_GRACE = timedelta(days=1)
+"""How long a restore point that no rule keeps stays marked: time to notice a mistake in a policy."""
+
+RULES = ("last", "hourly", "daily", "weekly", "monthly", "quarterly", "yearly")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a policy is written; line and column from 1."""
+
+    file: str = "policy.toml"
+    line: int = 1
+    column: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Terms as written, each list in its order."""
+
+    all: tuple[Term, ...] = ()
+    any: tuple[Term, ...] = ()
+    none: tuple[Term, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a policy backs up by itself: a goal, fixed times, or both, inside windows."""
+
+    rpo: timedelta | None = None
+    crons: tuple[str, ...] = ()
+    zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
+    windows: tuple[Window, ...] = ()
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it ever starts a backup without an event."""
+        return self.rpo is not None or bool(self.crons)
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """Events that lead to a backup; `rule` is its name in decisions, such as "trigger[0]"."""
+
+    rule: str
+    on: frozenset[EventType]
+    settle: timedelta = timedelta()
+    cooldown: timedelta = timedelta()
+    cause: str = ""
+    from_host: str = ""
+    to_host: str = ""
+    any_time: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What to keep. `counts` pairs each written rule's period with its number."""
+
+    counts: tuple[tuple[str, int], ...] = ()
+    keep_within: timedelta | None = None
+    min_good: int = 1
+    grace: timedelta = DEFAULT_GRACE
+
+    @property
+    def empty(self) -> bool:
+        """No rule that keeps anything: everything is kept."""
+        return self.keep_within is None and not any(number for _, number in self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One policy. `want`, `fallback` and `transports` are None or empty where the policy says nothing.
+
+    `hash` is of the content after merging the template, not of the file's layout or the description.
+    """
+
+    name: str
+    hash: str
+    source: Source = Source()
+    description: str = ""
+    template: str = ""
+    priority: int = 0
+    selection: Selection = Selection()
+    timing: Timing = field(default_factory=Timing)
+    triggers: tuple[Trigger, ...] = ()
+    want: Consistency | None = None
+    fallback: Consistency | None = None
+    transports: tuple[str, ...] = ()
+    retention: Retention = Retention()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.hash))
+
+    @property
+    def weakest_good(self) -> Consistency:
+        """The consistency that a restore point needs to be a good one."""
+        return self.fallback or DEFAULT_FALLBACK
+
+    @property
+    def wanted(self) -> Consistency:
+        """The consistency that is asked for."""
+        return self.want or max(DEFAULT_WANT, self.weakest_good, key=CONSISTENCY_ORDER.index)
+
+
+def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Policy:
+    """A policy from its merged, validated keys."""
+    table = PolicyTable.model_validate(merged)
+    want = Consistency(table.consistency.want) if table.consistency and table.consistency.want else None
+    fallback = Consistency(table.consistency.fallback) if table.consistency and table.consistency.fallback else None
+    select = table.select
+    return Policy(
+        name=name,
+        hash=content_hash(merged),
+        source=source,
+        description=table.description or "",
+        template=table.template or "",
+        priority=table.priority or 0,
+        selection=Selection(
+            _terms(select.all if select else None),
+            _terms(select.any if select else None),
+            _terms(select.none if select else None),
+        ),
+        timing=Timing(
+            rpo=parse_duration(table.rpo) if table.rpo else None,
+            crons=tuple(table.schedule or ()),
+            zone=zone_of(table.timezone or "UTC"),
+            windows=tuple(parse_window(text) for text in table.window or ()),
+        ),
+        triggers=tuple(_trigger(index, one) for index, one in enumerate(table.trigger or ())),
+        want=want,
+        fallback=fallback,
+        transports=tuple(table.transports or ()),
+        retention=_retention(table.retention),
+    )
+
+
+def content_hash(merged: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits of what a policy does; its description and its template's name do not count."""
+    effective = {key: value for key, value in merged.items() if key not in ("description", "template")}
+    canonical = json.dumps(effective, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def _terms(texts: Sequence[str] | None) -> tuple[Term, ...]:
+    return tuple(parse_term(text) for text in texts or ())
+
+
+def _duration(text: str | None) -> timedelta:
+    return parse_duration(text) if text else timedelta()
+
+
+def _trigger(index: int, table: TriggerTable) -> Trigger:
+    return Trigger(
+        rule=f"trigger[{index}]",
+        on=frozenset(EventType(name) for name in table.on),
+        settle=_duration(table.settle),
+        cooldown=_duration(table.cooldown),
+        cause=table.cause or "",
+        from_host=table.from_host or "",
+        to_host=table.to_host or "",
+        any_time=bool(table.any_time),
+    )
+
+
+def _retention(table: RetentionTable | None) -> Retention:
+    if table is None:
+        return Retention()
+    written = ((rule, getattr(table, f"keep_{rule}")) for rule in RULES)
+    return Retention(
+        counts=tuple((rule, number) for rule, number in written if number),
+        keep_within=parse_duration(table.keep_within) if table.keep_within else None,
+        min_good=table.min_good or 1,
+        grace=DEFAULT_GRACE if table.grace is None else parse_duration(table.grace),
+    )

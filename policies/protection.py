@@ -1,0 +1,108 @@
+"""What the policies of one VM come to: which one wins, and the settings that a run takes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import TypeVar
+
+from policies.facts import CONSISTENCY_ORDER, Consistency, Facts, RestorePoint, Vm, VmHistory, VmId
+from policies.policy import DEFAULT_FALLBACK, DEFAULT_WANT, Policy
+from policies.policyset import PolicySet
+from policies.schedule import Due, next_due
+
+_Set = TypeVar("_Set")
+_NOTHING_KNOWN = VmHistory()
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """The policies of one VM, highest priority first, and the effective settings.
+
+    A setting comes from the policies of highest priority that say something about it; several of one priority give
+    the most protective value: each of their schedules counts, and the strictest consistency.
+    """
+
+    policies: tuple[Policy, ...]
+    scheduling: tuple[Policy, ...]
+    want: Consistency
+    fallback: Consistency
+    transports: tuple[str, ...]
+
+    @property
+    def winner(self) -> Policy | None:
+        """The policy of highest priority, by name among equals."""
+        return self.policies[0] if self.policies else None
+
+    @property
+    def priority(self) -> int:
+        """The priority of the winner; 0 without one."""
+        return self.policies[0].priority if self.policies else 0
+
+
+def protection(policies: PolicySet, vm: Vm) -> Protection:
+    """Who protects this VM, and with which settings."""
+    return combine(policies.matching(vm))
+
+
+@lru_cache(maxsize=16_384)
+def combine(matching: tuple[Policy, ...]) -> Protection:
+    """The effective settings of policies that all select one VM, highest priority first."""
+    scheduling = _highest(matching, lambda policy: policy.timing.scheduled)
+    wanting = _highest(matching, lambda policy: policy.want is not None or policy.fallback is not None)
+    order = CONSISTENCY_ORDER.index
+    carrying = _highest(matching, lambda policy: bool(policy.transports))
+    return Protection(
+        policies=matching,
+        scheduling=scheduling,
+        want=max((policy.wanted for policy in wanting), key=order, default=DEFAULT_WANT),
+        fallback=max((policy.weakest_good for policy in wanting), key=order, default=DEFAULT_FALLBACK),
+        transports=tuple(dict.fromkeys(name for policy in carrying for name in policy.transports)),
+    )
+
+
+def _highest(policies: tuple[Policy, ...], says: Callable[[Policy], bool]) -> tuple[Policy, ...]:
+    saying = [policy for policy in policies if says(policy)]
+    return tuple(policy for policy in saying if policy.priority == saying[0].priority)
+
+
+def due_of(protection: Protection, vm: VmId, facts: Facts) -> tuple[Policy, Due] | None:
+    """The VM's next scheduled run and the policy that asks for it; None when no policy has a goal or fixed times."""
+    history = facts.history.get(vm, _NOTHING_KNOWN)
+    good = last_good(vm, facts, protection.fallback)
+    attempted = history.last_attempt is not None or bool(facts.points.get(vm))
+    found = [
+        (policy, due)
+        for policy in protection.scheduling
+        if (due := next_due(policy.timing, good, attempted, facts.now)) is not None
+    ]
+    now = facts.now
+    return min(found, key=lambda one: (max(one[1].at, now), one[1].deadline, one[0].name), default=None)
+
+
+def last_good(vm: VmId, facts: Facts, weakest: Consistency) -> datetime | None:
+    """When the newest good restore point was taken that is not from the future; the engine's memory counts too."""
+    history = facts.history.get(vm, _NOTHING_KNOWN)
+    remembered = history.last_good if history.last_good is not None and history.last_good <= facts.now else None
+    kept = newest_good(facts.points, vm, weakest, facts.now)
+    return max((at for at in (remembered, kept) if at is not None), default=None)
+
+
+def newest_good(
+    points: Mapping[VmId, tuple[RestorePoint, ...]], vm: VmId, weakest: Consistency, now: datetime
+) -> datetime | None:
+    """From restore points alone."""
+    least = CONSISTENCY_ORDER.index(weakest)
+    return max(
+        (
+            point.taken_at
+            for point in points.get(vm, ())
+            if point.complete
+            and not point.damaged
+            and CONSISTENCY_ORDER.index(point.consistency) >= least
+            and point.taken_at <= now
+        ),
+        default=None,
+    )

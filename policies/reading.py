@@ -1,0 +1,237 @@
+"""From texts to policies: TOML, keys, templates. Collects every problem with its place. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tomli
+from pydantic import ValidationError
+
+from policies.closest import closest
+from policies.complaints import complaint
+from policies.errors import PolicyError, Problem, quoted
+from policies.facts import CONSISTENCY_ORDER, Consistency
+from policies.places import Places
+from policies.policy import Policy, Source, compile_policy
+from policies.policyset import DEFAULT_MAX_EXPIRE_SHARE, Guard, PolicySet
+from policies.schema import NAME_PATTERN, GuardTable, PolicyFile
+from policies.units import parse_share
+
+DEEPEST = 64
+"""Brackets nested deeper than this are a mistake or an attack; the parsers recurse."""
+
+Tables = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    text: str
+    data: dict[str, Any]
+    places: Places
+
+    def problem(self, path: tuple[str | int, ...], what: str, instead: str, *, value: bool = False) -> Problem:
+        place = self.places.value(path) if value else self.places.key(path)
+        return Problem(self.name, place.line, place.column, what, instead)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    file: _File
+    name: str
+    keys: dict[str, Any]
+
+
+def read_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
+    """One policy set from all files; raises PolicyError with every problem of every file."""
+    problems: list[Problem] = []
+    files = [file for name, text in sorted(texts.items()) if (file := _parse(name, text, problems))]
+    valid = [file for file in files if _check(file, problems)]
+    templates = _collect(files, "template", problems)
+    named = _collect(files, "policy", problems)
+    guard = _guard(valid, problems)
+    policies = [
+        policy
+        for one in named.values()
+        if one.file in valid and (policy := _compile(one, templates, valid, problems)) is not None
+    ]
+    for kind, tables in (("template", templates), ("policy", named)):
+        for table in tables.values():
+            _chain(table, templates, problems, kind)
+    if problems:
+        raise PolicyError(problems)
+    return PolicySet(tuple(policies), guard, {file.name: file.text for file in files})
+
+
+def _parse(name: str, text: str | bytes, problems: list[Problem]) -> _File | None:
+    decoded = _decode(name, text, problems)
+    if decoded is None:
+        return None
+    try:
+        data = _loads(decoded)
+    except tomli.TOMLDecodeError as error:
+        problems.append(
+            Problem(name, error.lineno, error.colno, f"is not valid TOML ({_lower(error.msg)})", "correct it")
+        )
+        return None
+    except ValueError as error:
+        problems.append(Problem(name, 1, 1, f"is not valid TOML ({_lower(str(error))})", "correct it"))
+        return None
+    except RecursionError:
+        problems.append(Problem(name, 1, 1, "is nested too deeply", f"nest at most {DEEPEST} levels"))
+        return None
+    return _File(name, decoded, data, Places(decoded))
+
+
+def _decode(name: str, text: str | bytes, problems: list[Problem]) -> str | None:
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text.encode("utf-8").decode("utf-8")
+    except UnicodeError as error:
+        line, column = 1, 1
+        if isinstance(error, UnicodeDecodeError):
+            before = bytes(error.object[: error.start])
+            line = before.count(b"\n") + 1
+            column = len(before.rpartition(b"\n")[2].decode("utf-8", errors="replace")) + 1
+        problems.append(Problem(name, line, column, "is not UTF-8 text", "save the file as UTF-8"))
+        return None
+    return decoded.removeprefix("\ufeff")
+
+
+def _loads(text: str) -> dict[str, Any]:
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise RecursionError
+    return tomli.loads(text)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _check(file: _File, problems: list[Problem]) -> bool:
+    """Whether the keys and values of one file are usable."""
+    before = len(problems)
+    try:
+        PolicyFile.model_validate(file.data)
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            said = complaint(one)
+            problems.append(file.problem(said.path, said.what, said.instead, value=said.at_value))
+    for kind in ("template", "policy"):
+        problems.extend(
+            file.problem(
+                (kind, name),
+                f"{quoted(name)} is not a name for a {kind}",
+                "write 1 to 63 letters, digits, dots, dashes or underscores, a letter or digit first",
+            )
+            for name in _tables(file.data.get(kind))
+            if not re.fullmatch(NAME_PATTERN, name)
+        )
+    return len(problems) == before
+
+
+def _tables(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _collect(files: Iterable[_File], kind: str, problems: list[Problem]) -> dict[str, _Named]:
+    """Policies or templates of all files by name; one name twice is a problem that names both places."""
+    found: dict[str, _Named] = {}
+    for file in files:
+        for name, keys in _tables(file.data.get(kind)).items():
+            if name in found:
+                first = found[name].file
+                place = first.places.key((kind, name))
+                problems.append(
+                    file.problem(
+                        (kind, name),
+                        f"{kind} {quoted(name)} is already defined at {first.name}:{place.line}:{place.column}",
+                        "write another name or remove one of them",
+                    )
+                )
+            else:
+                found[name] = _Named(file, name, _tables(keys))
+    return found
+
+
+def _guard(files: Iterable[_File], problems: list[Problem]) -> Guard:
+    guarded = [file for file in files if "guard" in file.data]
+    if not guarded:
+        return Guard()
+    first, *others = guarded
+    place = first.places.key(("guard",))
+    problems.extend(
+        file.problem(
+            ("guard",), f"[guard] is already defined at {first.name}:{place.line}:{place.column}", "keep one of them"
+        )
+        for file in others
+    )
+    table = GuardTable.model_validate(first.data["guard"])
+    share = table.max_expire_share
+    return Guard(
+        max_vms_losing_protection=table.max_vms_losing_protection or 0,
+        max_expire_share=DEFAULT_MAX_EXPIRE_SHARE if share is None else parse_share(share),
+    )
+
+
+def _chain(one: _Named, templates: Mapping[str, _Named], problems: list[Problem], kind: str) -> list[_Named] | None:
+    """The table and its templates, nearest first; None when one is missing or they go in a circle."""
+    chain = [one]
+    while (wanted := chain[-1].keys.get("template")) is not None:
+        last = chain[-1]
+        path = (kind if last is one else "template", last.name, "template")
+        if not isinstance(wanted, str):
+            return None
+        if wanted not in templates:
+            if last is one:
+                close = closest(wanted, templates)
+                instead = f'write "{close}"' if close else f"define [template.{wanted[:40]}] or leave the key out"
+                problems.append(last.file.problem(path, f"there is no template {quoted(wanted)}", instead, value=True))
+            return None
+        following = templates[wanted]
+        if following in chain:
+            circle = " → ".join([link.name for link in chain[chain.index(following) :]] + [following.name])
+            if last.file is not one.file or kind == "template":
+                problems.append(
+                    last.file.problem(
+                        path, f"templates go in a circle ({circle})", "remove one of the links", value=True
+                    )
+                )
+            return None
+        chain.append(following)
+    return chain
+
+
+def _compile(
+    one: _Named, templates: Mapping[str, _Named], valid: list[_File], problems: list[Problem]
+) -> Policy | None:
+    chain = _chain(one, templates, problems, "policy")
+    if chain is None or any(link.file not in valid for link in chain):
+        return None
+    merged: dict[str, Any] = {}
+    for link in reversed(chain):
+        merged = _merge(merged, link.keys)
+    place = one.file.places.key(("policy", one.name))
+    policy = compile_policy(one.name, merged, Source(one.file.name, place.line, place.column))
+    order = CONSISTENCY_ORDER
+    if policy.want and order.index(policy.weakest_good) > order.index(policy.want):
+        what = f"policy {quoted(one.name)} wants {policy.want} and falls back to more ({policy.weakest_good})"
+        instead = f'write fallback = "{policy.want}" or "{Consistency.CRASH}"'
+        problems.append(one.file.problem(("policy", one.name, "consistency"), what, instead))
+        return None
+    return policy
+
+
+def _merge(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merge key by key; any other value replaces the default."""
+    merged = dict(defaults)
+    for key, value in own.items():
+        known = merged.get(key)
+        merged[key] = _merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged

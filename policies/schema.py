@@ -1,0 +1,197 @@
+"""The keys of a policy file, their types and what they mean. Unknown keys are refused.
+
+The models hold what one file says, as text; `policies.policy` holds what it means. Descriptions here are the key
+reference in `docs/policies.md` and the hints of editors that read the JSON schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from policies.closest import closest
+from policies.cron import check_cron
+from policies.errors import Unusable, quoted
+from policies.facts import VM_EVENT_TYPES
+from policies.terms import parse_term
+from policies.units import parse_duration, parse_share
+from policies.windows import parse_window
+
+Level = Literal["crash", "filesystem", "application"]
+TransportName = Literal["hotadd", "nbd"]
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+EVENT_NAMES = tuple(sorted(kind.value for kind in VM_EVENT_TYPES))
+
+
+def zone_of(text: str) -> ZoneInfo:
+    """The IANA time zone of a name; raises Unusable."""
+    try:
+        return ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        close = closest(text, available_timezones(), parts="/")
+        instead = f'write "{close}"' if close else 'write an IANA name such as "Europe/Berlin" or "UTC"'
+        raise Unusable(f"{quoted(text)} is not a time zone", instead) from None
+
+
+def _readable(parse: Callable[[str], object]) -> AfterValidator:
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
+
+
+def _event_name(text: str) -> str:
+    if text not in EVENT_NAMES:
+        close = closest(text, EVENT_NAMES)
+        instead = f'write "{close}"' if close else f"write one of {', '.join(EVENT_NAMES)}"
+        raise Unusable(f"{quoted(text)} is not an event of a VM", instead)
+    return text
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _once_or_more(item: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
+
+
+Duration = Annotated[str, _readable(parse_duration)]
+Share = Annotated[str, _readable(parse_share)]
+Zone = Annotated[str, _readable(zone_of)]
+WindowText = Annotated[str, _readable(parse_window)]
+TermText = Annotated[str, _readable(parse_term)]
+Cron = Annotated[str, _readable(check_cron)]
+Crons = Annotated[list[Cron], Field(min_length=1), BeforeValidator(_one_or_many), _once_or_more({"type": "string"})]
+EventName = Annotated[str, AfterValidator(_event_name)]
+EventNames = Annotated[
+    list[EventName],
+    Field(min_length=1),
+    BeforeValidator(_one_or_many),
+    _once_or_more({"type": "string", "enum": list(EVENT_NAMES)}),
+]
+Count = Annotated[int, Field(ge=0, le=100_000)]
+
+
+class Table(BaseModel):
+    """A table of a policy file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _key(default: Any, description: str, *examples: Any, **more: Any) -> Any:
+    return Field(default=default, description=description, examples=list(examples), **more)
+
+
+class SelectTable(Table):
+    """Which VMs. A VM is selected when every term of `all` and one of `any` match and none of `none` does."""
+
+    all: list[TermText] | None = _key(None, 'Terms that must all match; `["*"]` is every VM.', ["tag:env=prod"])
+    any: list[TermText] | None = _key(None, "Terms of which at least one must match.", ["name:web-*", "name:app-*"])
+    none: list[TermText] | None = _key(None, "Terms that exclude a VM, whatever else matches.", ["tag:backup=never"])
+
+
+class ConsistencyTable(Table):
+    """What a snapshot shall guarantee."""
+
+    want: Level | None = _key(None, "The level that is asked for first; `filesystem` without this key.", "application")
+    fallback: Level | None = _key(
+        None,
+        "The weakest level that is accepted, and that makes a restore point a good one; `crash` without this key.",
+        "filesystem",
+    )
+
+
+class RetentionTable(Table):
+    """What to keep. The rules are a union; without any rule everything is kept."""
+
+    keep_last: Count | None = _key(None, "The newest restore points.", 6)
+    keep_hourly: Count | None = _key(None, "Hours that have a restore point; the newest of each.", 24)
+    keep_daily: Count | None = _key(None, "Days that have a restore point; the newest of each.", 14)
+    keep_weekly: Count | None = _key(None, "ISO weeks that have a restore point; the newest of each.", 8)
+    keep_monthly: Count | None = _key(None, "Months that have a restore point; the newest of each.", 12)
+    keep_quarterly: Count | None = _key(None, "Quarters that have a restore point; the newest of each.", 4)
+    keep_yearly: Count | None = _key(None, "Years that have a restore point; the newest of each.", 3)
+    keep_within: Duration | None = _key(
+        None, "Everything taken at most this long before the newest good restore point.", "30d"
+    )
+    min_good: Annotated[int, Field(ge=1, le=100_000)] | None = _key(
+        None, "Guard: so many of the newest good restore points stay whatever the rules say; `1` without this key.", 2
+    )
+    grace: Duration | None = _key(
+        None,
+        "Guard: how long a restore point that no rule keeps stays before it expires; `1d` without it.",
+        "7d",
+    )
+
+
+class TriggerTable(Table):
+    """An event that leads to a backup."""
+
+    on: EventNames = Field(
+        description="The events, one or several.", examples=["vm.migrated", ["vm.created", "vm.cloned"]]
+    )
+    settle: Duration | None = _key(None, "How long to wait first; more such events meanwhile join the same run.", "10m")
+    cooldown: Duration | None = _key(None, "How long not to fire again for the same VM.", "6h")
+    cause: str | None = _key(None, "Only events of this cause (glob), such as `drs` or `manual`.", "drs")
+    from_host: str | None = _key(None, "Only moves away from these hosts (glob).", "esx-old-*")
+    to_host: str | None = _key(None, "Only moves to these hosts (glob).", "esx-dr-*")
+    any_time: bool | None = _key(None, "Run outside the policy's windows too; `false` without this key.", True)
+
+
+class PolicyTable(Table):
+    """One policy or template. A template's keys are defaults: tables merge key by key, anything else is replaced."""
+
+    template: str | None = _key(None, "The template whose keys are the defaults.", "gold")
+    description: str | None = _key(None, "For people.", "Production databases")
+    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = _key(
+        None, "Among policies of one VM the highest chooses schedule, consistency and transports; `0` without it.", 50
+    )
+    select: SelectTable | None = _key(None, "Which VMs; without it none.")
+    rpo: Duration | None = _key(None, "The goal: a good restore point is never older than this.", "4h")
+    schedule: Crons | None = _key(None, "Fixed times, as one cron expression or several.", "0 22 * * mon-fri")
+    timezone: Zone | None = _key(
+        None, "IANA time zone of schedule, windows and retention; `UTC` without it.", "Europe/Berlin"
+    )
+    window: list[WindowText] | None = _key(
+        None, "When backups may start; any time without it.", ["mon..fri 18:00-06:00", "sat,sun 00:00-24:00"]
+    )
+    trigger: list[TriggerTable] | None = _key(None, "Events that lead to a backup.")
+    consistency: ConsistencyTable | None = _key(None, "What a snapshot shall guarantee.")
+    transports: Annotated[list[TransportName], Field(min_length=1)] | None = _key(
+        None, "Ways to the disks, tried in order; those of the engine's configuration without it.", ["hotadd", "nbd"]
+    )
+    retention: RetentionTable | None = _key(None, "What to keep; everything without it.")
+
+
+class GuardTable(Table):
+    """Limits of what one change of the policies may do before it asks."""
+
+    max_vms_losing_protection: Count | None = _key(
+        None, "A change that leaves more VMs unprotected is refused; `0` without this key.", 0
+    )
+    max_expire_share: Share | None = _key(
+        None, "A change or a run that expires a greater share of all restore points is refused; `10%` without it.", "5%"
+    )
+
+
+class PolicyFile(Table):
+    """One file of policies."""
+
+    schema_: Literal[1] = Field(alias="schema", description="The version of this syntax: 1.", examples=[1])
+    template: dict[str, PolicyTable] | None = _key(None, "Reusable defaults, by name.")
+    policy: dict[str, PolicyTable] | None = _key(None, "Policies, by name.")
+    guard: GuardTable | None = _key(None, "Limits of a change; in one file only.")
+
+
+def policy_json_schema() -> dict[str, Any]:
+    """The JSON schema of a policy file, for editors that complete TOML."""
+    schema = PolicyFile.model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Backstay policies"
+    return schema

@@ -1,0 +1,145 @@
+"""Which policies select a VM, and clause by clause why. Letter case does not count; `none` wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from policies.facts import Vm
+from policies.policy import Policy, Selection
+from policies.terms import Term, values
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+MOST_REMEMBERED = 200_000
+"""How many property values and VMs an index remembers before it forgets all of them: bounds its memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One term, whether it matches, and what the VM has for its property."""
+
+    list: Literal["all", "any", "none"]
+    term: str
+    matches: bool
+    found: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Whether a policy selects a VM, with every clause and the sentence that decides."""
+
+    policy: str
+    selected: bool
+    clauses: tuple[Clause, ...]
+    why: str
+
+
+def match(policy: Policy, vm: Vm) -> Match:
+    """Every clause of the policy's selection against the VM."""
+    selection = policy.selection
+    clauses = (
+        *(_clause("all", term, vm) for term in selection.all),
+        *(_clause("any", term, vm) for term in selection.any),
+        *(_clause("none", term, vm) for term in selection.none),
+    )
+    selected, why = _verdict(selection, clauses)
+    return Match(policy.name, selected, clauses, why)
+
+
+def _clause(kind: Literal["all", "any", "none"], term: Term, vm: Vm) -> Clause:
+    if not term.property:
+        return Clause(kind, term.text, True, ())
+    found = values(vm, term.property)
+    return Clause(kind, term.text, any(term.matches(value) for value in found), found)
+
+
+def _verdict(selection: Selection, clauses: Sequence[Clause]) -> tuple[bool, str]:
+    excluded = [clause for clause in clauses if clause.list == "none" and clause.matches]
+    if excluded:
+        return False, f"excluded by none: {excluded[0].term}"
+    missing = [clause for clause in clauses if clause.list == "all" and not clause.matches]
+    if missing:
+        return False, f"{missing[0].term} does not match ({_has(missing[0])})"
+    chosen = [clause for clause in clauses if clause.list == "any" and clause.matches]
+    if selection.any and not chosen:
+        return False, "none of the terms of any matches"
+    if not selection.all and not selection.any:
+        return False, "the policy selects nothing: it has neither all nor any"
+    decisive = [clause.term for clause in clauses if clause.list == "all"] + [clause.term for clause in chosen[:1]]
+    return True, f"selected by {', '.join(decisive)}"
+
+
+def _has(clause: Clause) -> str:
+    has = ", ".join(value for value in clause.found if value)
+    return f"the VM has {has}" if has else "the VM has none"
+
+
+@dataclass(slots=True)
+class Index:
+    """The same answer as `match` for many policies at once, in the time of some dictionary look-ups.
+
+    Every distinct term is a bit. The bits that a property's value sets are computed once a value, the policies that
+    a VM's bits select once a combination, the bits of a VM once for each value of `Vm`. What it remembers never
+    changes an answer; it may be shared by threads.
+    """
+
+    policies: tuple[Policy, ...]
+    _terms: dict[str, list[tuple[int, Term]]] = field(default_factory=dict)
+    _masks: list[tuple[int, int, int, Policy]] = field(default_factory=list)
+    _always: int = 0
+    _by_value: dict[tuple[str, str], int] = field(default_factory=dict)
+    _by_bits: dict[int, tuple[Policy, ...]] = field(default_factory=dict)
+    _by_vm: dict[str, tuple[Vm, tuple[Policy, ...]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        bits: dict[str, int] = {}
+        for policy in self.policies:
+            selection = policy.selection
+            masks = [self._mask(terms, bits) for terms in (selection.all, selection.any, selection.none)]
+            if selection.all or selection.any:
+                self._masks.append((masks[0], masks[1], masks[2], policy))
+
+    def _mask(self, terms: Sequence[Term], bits: dict[str, int]) -> int:
+        mask = 0
+        for term in terms:
+            if term.text not in bits:
+                bits[term.text] = 1 << len(bits)
+                if term.property:
+                    self._terms.setdefault(term.property, []).append((bits[term.text], term))
+                else:
+                    self._always |= bits[term.text]
+            mask |= bits[term.text]
+        return mask
+
+    def matching(self, vm: Vm) -> tuple[Policy, ...]:
+        """The policies that select the VM, in the order of `policies`."""
+        remembered = self._by_vm.get(vm.id)
+        if remembered is not None and remembered[0] is vm:
+            return remembered[1]
+        bits = self._always
+        for name, terms in self._terms.items():
+            for value in values(vm, name):
+                known = self._by_value.get((name, value))
+                if known is None:
+                    known = sum(bit for bit, term in terms if term.matches(value))
+                    _remember(self._by_value, (name, value), known)
+                bits |= known
+        found = self._by_bits.get(bits)
+        if found is None:
+            found = tuple(
+                policy
+                for every, some, never, policy in self._masks
+                if bits & every == every and (not some or bits & some) and not bits & never
+            )
+            _remember(self._by_bits, bits, found)
+        _remember(self._by_vm, vm.id, (vm, found))
+        return found
+
+
+def _remember(into: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    if len(into) >= MOST_REMEMBERED:
+        into.clear()
+    into[key] = value

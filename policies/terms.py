@@ -1,0 +1,116 @@
+"""Terms of a selection: one glob on one property of a VM, such as "name:web-*" or "tag:env=prod".
+
+Letter case does not count. In a glob `*` stands for any characters, `?` for one, `[ab]` for one of several; in a
+folder `*` and `?` stay within one level and `**` crosses levels, so "/Prod/**" is /Prod and all below it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from policies.errors import Unusable, quoted
+from policies.facts import PowerState, Vm
+
+_SEVERAL = {"tag", "attribute"}
+
+_VALUES: dict[str, Callable[[Vm], tuple[str, ...]]] = {
+    "name": lambda vm: (vm.name,),
+    "folder": lambda vm: (vm.folder,),
+    "tag": lambda vm: tuple(sorted(vm.tags)),
+    "datacenter": lambda vm: (vm.datacenter,),
+    "cluster": lambda vm: (vm.cluster,),
+    "host": lambda vm: (vm.host,),
+    "resource_pool": lambda vm: (vm.resource_pool,),
+    "datastore": lambda vm: vm.datastores,
+    "network": lambda vm: vm.networks,
+    "attribute": lambda vm: tuple(f"{name}={value}" for name, value in sorted(vm.attributes.items())),
+    "power": lambda vm: (vm.power.value,),
+    "guest_os": lambda vm: (vm.guest_os,),
+}
+
+PROPERTIES = tuple(_VALUES)
+"""What a term may look at."""
+
+_ANY = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One term; `property` is "" for the term "*", which every VM matches."""
+
+    text: str
+    property: str
+    matches: Callable[[str], bool] = field(compare=False, repr=False)
+
+
+def parse_term(text: str) -> Term:
+    """One term as a policy writes it; raises Unusable."""
+    if text == _ANY:
+        return Term(text, "", lambda value: True)
+    name, colon, glob = text.partition(":")
+    if not colon:
+        raise Unusable(
+            f"term {quoted(text)} does not say which property it looks at",
+            f"write {quoted(f'name:{text}')} or the like",
+        )
+    if name not in _VALUES:
+        close = difflib.get_close_matches(name, PROPERTIES, n=1)
+        guess = f"write {quoted(f'{close[0]}:{glob}')}" if close else f"write one of {', '.join(PROPERTIES)}"
+        raise Unusable(f"term {quoted(text)} looks at an unknown property", guess)
+    if not glob or len(glob) > 500:
+        raise Unusable(f"term {quoted(text)} needs a value of 1 to 500 characters", f'write "{name}:…" with a value')
+    _check(name, glob, text)
+    return Term(text, name, _folder(glob) if name == "folder" else _glob(glob))
+
+
+def _check(name: str, glob: str, text: str) -> None:
+    if name in _SEVERAL and "=" not in glob:
+        instead = f"tag:*={glob}" if name == "tag" else f"attribute:{glob}=*"
+        raise Unusable(
+            f"term {quoted(text)} needs {'category' if name == 'tag' else 'name'}=value", f"write {quoted(instead)}"
+        )
+    if name == "folder" and not glob.startswith(("/", "*")):
+        raise Unusable(f"term {quoted(text)} is not a path from the root", f"write {quoted(f'folder:/{glob}')}")
+    if name == "power" and glob.casefold() not in set(PowerState):
+        raise Unusable(f"term {quoted(text)} is not a power state", "write power:on, power:off or power:suspended")
+
+
+def values(vm: Vm, name: str) -> tuple[str, ...]:
+    """What the VM has for a property; several for tags, datastores, networks and attributes."""
+    return _VALUES[name](vm)
+
+
+def glob_matches(glob: str, value: str) -> bool:
+    """Whether a plain glob, as in a trigger's filter, matches the whole value."""
+    return _glob(glob)(value)
+
+
+@lru_cache(maxsize=4096)
+def _glob(glob: str) -> Callable[[str], bool]:
+    wanted = glob.casefold()
+    if not any(c in wanted for c in "*?["):
+        return lambda value: value.casefold() == wanted
+    match = re.compile(fnmatch.translate(wanted)).match
+    return lambda value: match(value.casefold()) is not None
+
+
+def _folder(glob: str) -> Callable[[str], bool]:
+    """Levels matched one by one, so that no glob takes exponential time."""
+    parts = tuple(None if part == "**" else _glob(part) for part in glob.strip("/").split("/") if part)
+
+    def matches(value: str) -> bool:
+        levels = [level for level in value.split("/") if level]
+        reachable = {0}
+        for part in parts:
+            if part is None:
+                reachable = set(range(min(reachable), len(levels) + 1)) if reachable else set()
+            else:
+                reachable = {i + 1 for i in reachable if i < len(levels) and part(levels[i])}
+        return len(levels) in reachable
+
+    return matches

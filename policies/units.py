@@ -1,0 +1,58 @@
+"""Durations and shares as a policy writes them, and as a sentence shows them."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, tzinfo
+
+from policies.errors import Unusable, quoted
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"(?:[0-9]{1,6}[smhdw])(?: ?[0-9]{1,6}[smhdw])*", re.ASCII)
+_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)%", re.ASCII)
+
+LONGEST = timedelta(days=36_525)
+"""A century. Longer durations are mistakes, and would overflow dates."""
+
+
+def parse_duration(text: str) -> timedelta:
+    """ "90s", "10m", "4h", "30d", "2w" or a sum such as "1h30m"; raises Unusable."""
+    if not _DURATION.fullmatch(text):
+        raise Unusable(f"{quoted(text)} is not a duration", 'write a number and a unit (s, m, h, d, w) such as "4h"')
+    parts = re.findall(r"([0-9]+)([smhdw])", text)
+    units = [unit for _, unit in parts]
+    if len(set(units)) != len(units):
+        raise Unusable(f"{quoted(text)} names one unit twice", 'write each unit once such as "1h30m"')
+    seconds = sum(int(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds > LONGEST.total_seconds():
+        raise Unusable(f"{quoted(text)} is longer than a century", 'write at most "36525d"')
+    return timedelta(seconds=seconds)
+
+
+def parse_share(text: str) -> float:
+    """ "5%" as 0.05; raises Unusable."""
+    match = _SHARE.fullmatch(text)
+    if not match or float(match[1]) > 100:
+        raise Unusable(f"{quoted(text)} is not a share", 'write a percentage from "0%" to "100%" such as "5%"')
+    return float(match[1]) / 100
+
+
+def span(duration: timedelta) -> str:
+    """A duration for a sentence, in its two greatest units: "4 h", "1 d 6 h", "10 m", "45 s"."""
+    seconds = round(abs(duration.total_seconds()))
+    shown: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count:
+            shown.append(f"{count} {unit}")
+        if len(shown) == 2 or (shown and not count):
+            break
+    return " ".join(shown) or "0 s"
+
+
+def clock(at: datetime, zone: tzinfo, now: datetime | None = None) -> str:
+    """A time for a sentence, in the zone; the date is left out when it is the date of now."""
+    local = at.astimezone(zone)
+    if now is not None and local.date() == now.astimezone(zone).date():
+        return f"{local:%H:%M}"
+    return f"{local:%Y-%m-%d %H:%M}"
