@@ -260,7 +260,8 @@ def parse(text: str, path: Path) -> Config:
         config = Config.model_validate(document)
     except ValidationError as error:
         raise BadInput("\n".join(complaints(error, Config, text, path))) from None
-    return _anchor(config, path.absolute().parent)
+    anchored: Config = _anchor(config, path.absolute().parent)
+    return anchored
 
 
 def find() -> Path:

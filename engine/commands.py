@@ -1,0 +1,199 @@
+"""What can be asked of a running engine, what it answers, and the protocol that the service fulfils for the API.
+
+Plain values: a client knows them without loading the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from policies.facts import RestorePoint
+
+
+@dataclass(frozen=True, slots=True)
+class BackUpVm:
+    """Back a VM up now, named by its name or id. With full, change tracking is not used."""
+
+    vm: str
+    reason: str = "asked for on the command line"
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BackUpDisk:
+    """Read a disk that is in no vCenter: a file, a block device or an NBD URI, as the engine's host sees it.
+
+    `changed` are (offset, length) pairs since the last restore point of this name; None reads the whole disk.
+    """
+
+    source: str
+    name: str
+    changed: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreToFile:
+    """Write a disk of a restore point to a file or block device on the engine's host.
+
+    An empty disk label stands for the only disk; with more than one, `target` is a directory that gets a file each.
+    """
+
+    point: str
+    target: Path
+    disk: str = ""
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreToVm:
+    """Make a new, powered-off VM from a restore point. Empty fields take what the restore point remembers."""
+
+    point: str
+    name: str
+    vcenter: str = ""
+    folder: str = ""
+    resource_pool: str = ""
+    datastore: str = ""
+    host: str = ""
+    network_map: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Read restore points back and compare every hash; none named means all of the repository."""
+
+    points: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """Free what no restore point needs; with plan_only the result is what would be done."""
+
+    plan_only: bool = False
+
+
+Task = BackUpVm | BackUpDisk | RestoreToFile | RestoreToVm | Verify | Reclaim
+"""What takes long: submitted, then followed by its id."""
+
+
+class TaskState(StrEnum):
+    """Where a task stands; FAILED and DONE are final."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """How a task is getting on. `exit_code` and `sentence` count when it is final, `result` when it is done."""
+
+    id: str
+    kind: str
+    state: TaskState
+    note: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    exit_code: int = 0
+    sentence: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in (TaskState.DONE, TaskState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryLimits:
+    """What one SQL statement may cost."""
+
+    rows: int = 10_000
+    seconds: float = 30.0
+    memory_bytes: int = 512 * 2**20
+    threads: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class QueryAnswer:
+    """Columns with their SQL types, rows of JSON values, and whether there were more rows than the limit."""
+
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[Any, ...], ...]
+    truncated: bool
+
+
+class Control(Protocol):
+    """A running engine as its API sees it. Mappings hold values that `engine.plain.plain` understands.
+
+    Every method may raise an error of our families; `who` is recorded with what an operator did.
+    """
+
+    async def health(self) -> Mapping[str, Any]:
+        """{"ok": bool, "problems": [sentence, …]}."""
+        ...
+
+    async def status(self) -> Mapping[str, Any]:
+        """The engine, its vCenters, coverage, queue, repository and what waits for a person, for `backstay status`."""
+        ...
+
+    async def points(self, vm: str | None) -> Sequence[RestorePoint]:
+        """The restore points of a VM named by name or id, or all; oldest first."""
+        ...
+
+    async def point(self, reference: str) -> Mapping[str, Any]:
+        """One restore point with its disks, unprotected disks, holds and marks."""
+        ...
+
+    async def hold(self, reference: str, reason: str, who: str) -> None:
+        """Keep a restore point whatever retention says. Returns when that is durable."""
+        ...
+
+    async def release(self, reference: str, reason: str | None, who: str) -> None:
+        """Open the hold with this reason, or all holds."""
+        ...
+
+    async def expire(self, reference: str, reason: str, who: str) -> None:
+        """Forget a restore point; Refused when it is held, locked or the last good one."""
+        ...
+
+    async def submit(self, task: Task, who: str) -> str:
+        """Accept a task and give its id; raises at once what is wrong with the request itself."""
+        ...
+
+    async def task(self, id: str, wait_seconds: float) -> TaskReport:
+        """How a task is getting on; waits up to wait_seconds for news. BadInput when there is no such task."""
+        ...
+
+    async def cancel(self, id: str, who: str) -> None:
+        """End a task as soon as it has cleaned up."""
+        ...
+
+    async def explain(self, vm: str) -> Mapping[str, Any]:
+        """Which policies select a VM, what each decides now and why, and what retention keeps; by name or id."""
+        ...
+
+    async def pending_policies(self) -> Mapping[str, Any]:
+        """The policy change that waits for confirmation: {"digest", "sentences": […]}, empty when none waits."""
+        ...
+
+    async def apply_policies(self, digest: str, who: str) -> Mapping[str, Any]:
+        """Confirm the pending change of this digest; Refused when another one waits by now."""
+        ...
+
+    async def select(self, query: str, limits: QueryLimits) -> QueryAnswer:
+        """One read-only SELECT, by `engine.sql.select`."""
+        ...
+
+    async def views(self) -> Mapping[str, Sequence[str]]:
+        """The views that a SELECT may name, with their columns."""
+        ...
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """All metrics and their content type, for a scraper that accepts this. Blocking; called in a thread."""
+        ...
