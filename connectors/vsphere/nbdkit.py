@@ -1,0 +1,166 @@
+"""One nbdkit process that serves one disk on a Unix socket, for as long as a block lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from connectors.cleanup import acquired
+from connectors.errors import TransportFailed
+
+LOG_BYTES = 16 * 1024
+"""How much of what nbdkit says is kept: its last words."""
+
+POLL_SECONDS = 0.01
+
+
+class NbdkitProcess(asyncio.SubprocessProtocol):
+    """A running nbdkit: its pid, whether it has ended, and its last words."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self.pid = 0
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.transport: asyncio.SubprocessTransport | None = None
+        self._said = bytearray()
+        self._secrets = [s for s in secrets if s]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self.transport = transport
+        self.pid = transport.get_pid()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._said += data
+        # Twice the size, so that a secret is never cut in half before it can be recognised.
+        del self._said[: -2 * LOG_BYTES]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The process has ended and everything that it said is here."""
+        if not self.ended.done():
+            code = self.transport.get_returncode() if self.transport is not None else None
+            self.ended.set_result(-1 if code is None else code)
+
+    def last_words(self) -> str:
+        """The errors that nbdkit reported, or else the end of what it said; without secrets, on one line."""
+        text = self._said.decode("utf-8", "replace")
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        lines = [line for line in text[-LOG_BYTES:].splitlines() if line.strip()]
+        errors = [line for line in lines if "error:" in line]
+        told = "; ".join(line.strip() for line in (errors or lines)[-4:])
+        return "".join(c if c.isprintable() else " " for c in told)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to start: `command` makes the argument list when the folder of this run is known.
+
+    `password` is written to the folder's file "password", readable by us alone, until nbdkit has read it.
+    """
+
+    command: Callable[[Path], Sequence[str]]
+    password: str
+    where: str
+    environment: Mapping[str, str]
+    scratch: Path | None
+    ready_seconds: float
+    stop_seconds: float
+
+
+def socket_in(folder: Path) -> Path:
+    """Where nbdkit listens."""
+    return folder / "nbd"
+
+
+def pid_file_in(folder: Path) -> Path:
+    """What nbdkit writes once it listens."""
+    return folder / "pid"
+
+
+def password_file_in(folder: Path) -> Path:
+    """Where nbdkit reads the password."""
+    return folder / "password"
+
+
+@asynccontextmanager
+async def serving(launch: Launch) -> AsyncIterator[tuple[Path, NbdkitProcess]]:
+    """(Unix socket, process) of an nbdkit that listens. Stopped, and its folder removed, on every way out.
+
+    Raises TransportFailed with nbdkit's own words when it does not come up.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="backstay-", dir=launch.scratch))
+    try:
+        process = NbdkitProcess([launch.password])
+
+        async def start() -> NbdkitProcess:
+            try:
+                await _start(process, folder, launch)
+                await _ready(process, folder, launch)
+            except BaseException:
+                await _stop(process, launch.stop_seconds)
+                raise
+            finally:
+                password_file_in(folder).unlink(missing_ok=True)
+            return process
+
+        within = launch.ready_seconds + 2 * launch.stop_seconds + 10
+        async with acquired(start, lambda started: _stop(started, launch.stop_seconds), within=within):
+            yield socket_in(folder), process
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _start(process: NbdkitProcess, folder: Path, launch: Launch) -> None:
+    fd = os.open(password_file_in(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(launch.password)
+    environment = {"PATH": os.environ.get("PATH", os.defpath), **launch.environment}
+    try:
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: process,
+            *launch.command(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as exc:
+        hint = "install nbdkit, or name the program in the configuration"
+        raise TransportFailed(f"nbdkit cannot be started: {exc.strerror}", where=launch.where, hint=hint) from exc
+
+
+async def _ready(process: NbdkitProcess, folder: Path, launch: Launch) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + launch.ready_seconds
+    while not pid_file_in(folder).exists():
+        if process.ended.done():
+            said = process.last_words() or f"nothing, and ended with {process.ended.result()}"
+            raise TransportFailed(f"nbdkit did not start; it says: {said}", where=launch.where)
+        if loop.time() > deadline:
+            raise TransportFailed(
+                f"nbdkit does not listen after {launch.ready_seconds:g} s: {process.last_words() or 'silent'}",
+                where=launch.where,
+            )
+        await asyncio.wait([process.ended], timeout=POLL_SECONDS)
+
+
+async def _stop(process: NbdkitProcess, within: float) -> None:
+    """End the process: it is asked first, so that it can close the disk, and killed when it does not listen."""
+    if process.transport is None:
+        return
+    for number, seconds in ((signal.SIGTERM, within), (signal.SIGKILL, 5.0)):
+        if process.ended.done():
+            break
+        with suppress(ProcessLookupError):
+            process.transport.send_signal(number)
+        await asyncio.wait([process.ended], timeout=seconds)
+    process.transport.close()

@@ -1,0 +1,259 @@
+"""The proxy: the VM that this engine runs in, to which disks of other VMs are attached. What fits on it, or why not."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pyVmomi import vim
+
+from connectors.errors import ConnectorError, Gone, TransportFailed
+from connectors.vsphere.session import Session
+from connectors.vsphere.transport_settings import TransportSettings
+from policies.facts import Disk
+
+MARK_PREFIX = "backstay.attached."
+"""Keys in the proxy's extraConfig that say which run attached which disk: written and removed with the disk itself."""
+
+_UNITS = tuple(unit for unit in range(16) if unit != 7)
+"""The places on a SCSI controller; 7 is the controller's own."""
+
+_MACHINE_UUID = Path("/sys/class/dmi/id/product_uuid")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for a disk: a controller by its device key, and a unit on it."""
+
+    controller: int
+    unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the proxy's configuration says about a disk that an engine attached."""
+
+    engine: str
+    run: str
+    disk_uuid: str
+    file_name: str
+    slot: Slot
+    attached_at: datetime
+
+    @property
+    def key(self) -> str:
+        """The key of extraConfig that holds it."""
+        return MARK_PREFIX + plain_uuid(self.disk_uuid)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The proxy as vCenter tells it now. `devices` are its virtual devices as pyVmomi read them."""
+
+    moref: str
+    name: str
+    datacenter: str
+    powered_on: bool
+    encrypted: bool
+    datastores: frozenset[str]
+    devices: tuple[Any, ...] = field(repr=False)
+    marks: tuple[Mark, ...] = ()
+
+    def disks(self) -> list[Any]:
+        """Its disks, those of others included."""
+        return [d for d in self.devices if isinstance(d, vim.vm.device.VirtualDisk)]
+
+
+def plain_uuid(text: str) -> str:
+    """A disk's UUID as SCSI tells it: 32 lower-case hexadecimal digits."""
+    return "".join(c for c in text.lower() if c in "0123456789abcdef")
+
+
+def refusal(proxy: Proxy, *, vm_moref: str, datacenter: str, encrypted: bool, disk: Disk) -> str:
+    """Why this disk cannot be attached to the proxy, as a sentence; empty when it can."""
+    if disk.unprotected:
+        return disk.unprotected
+    if vm_moref == proxy.moref:
+        return "the disk belongs to the proxy itself"
+    if not proxy.powered_on:
+        return f"the proxy {proxy.name} is not powered on"
+    if disk.controller == "ide":
+        return "the disk is on an IDE controller, which hot-add does not support"
+    if len(plain_uuid(disk.uuid)) != 32:
+        return "the disk has no UUID by which its device could be found"
+    if datacenter != proxy.datacenter:
+        return (
+            f"the proxy {proxy.name} is in datacenter {proxy.datacenter}, the disk in {datacenter or 'an unknown one'}"
+        )
+    if disk.datastore not in proxy.datastores:
+        return f"the host of the proxy {proxy.name} does not see datastore {disk.datastore}"
+    if encrypted and not proxy.encrypted:
+        return f"the VM is encrypted and the proxy {proxy.name} is not"
+    if any(plain_uuid(_backing_uuid(d)) == plain_uuid(disk.uuid) for d in proxy.disks()):
+        return f"a disk with the UUID {disk.uuid} is attached to the proxy {proxy.name} already"
+    if free_slot(proxy.devices) is None:
+        return f"the proxy {proxy.name} has no free place on a SCSI controller"
+    return ""
+
+
+def free_slot(devices: Iterable[Any]) -> Slot | None:
+    """The first free place, paravirtual controllers first; None when every SCSI controller is full."""
+    known = list(devices)
+    taken = {(d.controllerKey, d.unitNumber) for d in known if getattr(d, "unitNumber", None) is not None}
+    controllers = [c for c in known if isinstance(c, vim.vm.device.VirtualSCSIController)]
+    unshared = [c for c in controllers if str(c.sharedBus or "noSharing") == "noSharing"]
+    unshared.sort(key=lambda c: (not isinstance(c, vim.vm.device.ParaVirtualSCSIController), c.busNumber))
+    for controller in unshared:
+        for unit in _UNITS:
+            if (controller.key, unit) not in taken:
+                return Slot(controller.key, unit)
+    return None
+
+
+def attached(proxy: Proxy, mark: Mark) -> Any | None:
+    """The device that the mark is about, if it is there. A disk of the proxy's own never matches."""
+    for device in proxy.disks():
+        same_place = (device.controllerKey, device.unitNumber) == (mark.slot.controller, mark.slot.unit)
+        if plain_uuid(_backing_uuid(device)) == plain_uuid(mark.disk_uuid) and (
+            same_place or device.backing.fileName == mark.file_name
+        ):
+            return device
+    return None
+
+
+def mark_value(mark: Mark) -> str:
+    """The mark as extraConfig holds it."""
+    return json.dumps(
+        {
+            "engine": mark.engine,
+            "run": mark.run,
+            "uuid": mark.disk_uuid,
+            "file": mark.file_name,
+            "controller": mark.slot.controller,
+            "unit": mark.slot.unit,
+            "at": mark.attached_at.isoformat(),
+        }
+    )
+
+
+def read_marks(extra_config: Iterable[Any]) -> tuple[Mark, ...]:
+    """The marks in an extraConfig; what is no mark of ours is left out."""
+    # The last value of a key counts; an empty one stands for none.
+    values = {str(o.key): str(o.value) for o in extra_config if str(o.key).startswith(MARK_PREFIX)}
+    return tuple(mark for value in values.values() if (mark := _mark(value)) is not None)
+
+
+def _mark(value: str) -> Mark | None:
+    try:
+        told = json.loads(value)
+        slot = Slot(int(told["controller"]), int(told["unit"]))
+        at = datetime.fromisoformat(told["at"])
+        return Mark(str(told["engine"]), str(told["run"]), str(told["uuid"]), str(told["file"]), slot, at)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+async def find_proxy(session: Session, settings: TransportSettings) -> Any:
+    """The managed VM that is the proxy; raises TransportFailed when there is none or more than one."""
+    wanted = settings.proxy
+    if re.fullmatch(r"vm-\d+", wanted):
+        return session.managed(vim.VirtualMachine, wanted)
+    if not wanted or _is_uuid(wanted):
+        texts = [wanted] if wanted else _machine_uuids()
+        for text in texts:
+            for instance in (False, True):
+                index = session.content.searchIndex
+                if (found := await session.call(index.FindByUuid, None, text, True, instance)) is not None:
+                    return found
+        what = f"no VM has the UUID {wanted}" if wanted else "this engine does not run in a VM of this vCenter"
+        raise TransportFailed(what, where=session.where, hint="name the proxy VM in the configuration")
+    named = await _vms_named(session, wanted)
+    if len(named) != 1:
+        raise TransportFailed(
+            f"{len(named)} VMs are called {wanted}", where=session.where, hint="name the proxy by its UUID or moRef"
+        )
+    return named[0]
+
+
+async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:
+    """The proxy as it is now; raises TransportFailed when it cannot be found or read."""
+    try:
+        vm = await find_proxy(session, settings)
+        paths = ["name", "runtime.powerState", "runtime.host", "config.keyId", "config.hardware.device"]
+        told = await session.properties(vm, [*paths, "config.extraConfig"])
+        host = told.get("runtime.host")
+        datastores = (await session.properties(host, ["datastore"])).get("datastore") or [] if host else []
+        named = await session.read(datastores, vim.Datastore, ["name"])
+        datacenter = await datacenter_of(session, host)
+    except Gone as exc:
+        raise TransportFailed(f"the proxy {settings.proxy} is not there", where=session.where) from exc
+    return Proxy(
+        moref=vm._moId,
+        name=str(told.get("name", vm._moId)),
+        datacenter=datacenter,
+        powered_on=told.get("runtime.powerState") == vim.VirtualMachine.PowerState.poweredOn,
+        encrypted="config.keyId" in told,
+        datastores=frozenset(str(n["name"]) for n in named.values() if "name" in n),
+        devices=tuple(told.get("config.hardware.device") or ()),
+        marks=read_marks(told.get("config.extraConfig") or ()),
+    )
+
+
+async def datacenter_of(session: Session, host: Any) -> str:
+    """The name of the datacenter that a host is in; empty when that is not told."""
+    place = host
+    while place is not None:
+        told = await session.properties(place, ["parent", "name"])
+        if isinstance(place, vim.Datacenter):
+            return str(told.get("name", ""))
+        place = told.get("parent")
+    return ""
+
+
+def _backing_uuid(device: Any) -> str:
+    return str(getattr(device.backing, "uuid", None) or "")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _machine_uuids() -> list[str]:
+    """This machine's UUID, in both orders of bytes that firmware has told it in."""
+    try:
+        own = uuid.UUID(_MACHINE_UUID.read_text(encoding="ascii").strip())
+    except (OSError, ValueError) as exc:
+        raise TransportFailed(
+            f"the UUID of this machine cannot be read from {_MACHINE_UUID}",
+            hint="run as root inside the proxy VM, or name the proxy in the configuration",
+        ) from exc
+    return [str(own), str(uuid.UUID(bytes=own.bytes_le))]
+
+
+async def _vms_named(session: Session, name: str) -> list[Any]:
+    content = session.content
+    view = await session.call(content.viewManager.CreateContainerView, content.rootFolder, [vim.VirtualMachine], True)
+    try:
+        vms = (await session.properties(view, ["view"])).get("view") or []
+        told = await session.read(vms, vim.VirtualMachine, ["name"])
+    finally:
+        await session.call(view.DestroyView)
+    return [vm for vm in vms if told.get(vm._moId, {}).get("name") == name]
+
+
+async def proxy_or_reason(session: Session, settings: TransportSettings) -> Proxy | str:
+    """The proxy, or why there is none, for a forecast."""
+    try:
+        return await read_proxy(session, settings)
+    except ConnectorError as exc:
+        return str(exc)

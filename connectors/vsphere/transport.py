@@ -1,0 +1,192 @@
+"""Which way a disk is read or written: chosen for each disk, in order, with the reason for each way not taken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pyVmomi import vim
+
+from connectors.disk_files import FileWriter
+from connectors.disks import AsyncWriter, BlockingWriter, DiskReader
+from connectors.errors import ConnectorError, TransportFailed
+from connectors.hypervisor import CreatedVm, Fallback, OpenDisk, Snapshot, SnapshotDisk
+from connectors.nbd import NbdDisk
+from connectors.vsphere import vddk
+from connectors.vsphere.hotadd import AttachRequest, open_reader, open_writer
+from connectors.vsphere.proxy import Proxy, datacenter_of, proxy_or_reason, refusal
+from connectors.vsphere.session import Session
+from connectors.vsphere.transport_settings import HOT_ADD, NBD, TransportSettings
+from connectors.vsphere.vddk import NetworkDisk, open_network_disk
+from policies.facts import Disk, Vm
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What this engine has at hand: a proxy or the reason for none, and why NBD cannot be used, if it cannot."""
+
+    proxy: Proxy | str
+    nbd_refusal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The transport that would be tried first with hope of success, "" for none, and why not those before it."""
+
+    transport: str
+    fallbacks: tuple[Fallback, ...]
+
+
+async def survey(session: Session, settings: TransportSettings) -> Means:
+    """What there is to reach disks with. Changes nothing."""
+    proxy = await proxy_or_reason(session, settings) if HOT_ADD in settings.order else "hot-add is not configured"
+    return Means(proxy, vddk.refusal(settings))
+
+
+def predict(means: Means, vm: Vm, disk: Disk, order: Sequence[str]) -> Prediction:
+    """Which transport a backup of the disk would use now. Pure."""
+    fallbacks: list[Fallback] = []
+    for name in order:
+        if not (why := _why_not(means, vm, disk, name)):
+            return Prediction(name, tuple(fallbacks))
+        fallbacks.append(Fallback(name, why))
+    return Prediction("", tuple(fallbacks))
+
+
+def _why_not(means: Means, vm: Vm, disk: Disk, name: str) -> str:
+    if disk.unprotected:
+        return disk.unprotected
+    if name == NBD:
+        return means.nbd_refusal
+    if name != HOT_ADD:
+        return _unknown(name)
+    if isinstance(means.proxy, str):
+        return means.proxy
+    return refusal(means.proxy, vm_moref=vm.address.moref, datacenter=vm.datacenter, encrypted=False, disk=disk)
+
+
+@asynccontextmanager
+async def open_disk(
+    session: Session,
+    snapshot: Snapshot,
+    disk: SnapshotDisk,
+    *,
+    transports: Sequence[str],
+    run: str,
+    settings: TransportSettings,
+) -> AsyncIterator[OpenDisk]:
+    """A disk of the snapshot, open for reading by the first transport that works; closed on every way out.
+
+    Raises TransportFailed with the reason of each transport when none works.
+    """
+    facts = disk.disk
+    moref = snapshot.vm.address.moref
+
+    async def enter(stack: AsyncExitStack, name: str) -> DiskReader:
+        match name:
+            case "hotadd":
+                encrypted = await _encrypted(session, moref)
+                request = AttachRequest(moref, snapshot.vm.datacenter, facts, run, encrypted)
+                return await stack.enter_async_context(open_reader(session, request, settings))
+            case "nbd":
+                which = NetworkDisk(moref, facts.file_name, run, snapshot.moref)
+                opened = await stack.enter_async_context(open_network_disk(session, which, settings))
+                _check_size(opened.capacity_bytes, facts)
+                return opened
+            case _:
+                raise TransportFailed(_unknown(name))
+
+    if facts.unprotected:
+        raise TransportFailed(facts.unprotected, where=facts.file_name)
+    async with _first_that_works(enter, transports or settings.order, facts) as (reader, name, fallbacks):
+        yield OpenDisk(reader, name, fallbacks)
+
+
+@asynccontextmanager
+async def write_disk(
+    session: Session,
+    created: CreatedVm,
+    index: int,
+    *,
+    transports: Sequence[str],
+    run: str,
+    settings: TransportSettings,
+) -> AsyncIterator[BlockingWriter | AsyncWriter]:
+    """The index-th disk of a VM that we made, open for writing by the first transport that works; closed afterwards.
+
+    The VM must be off and without snapshots, and stay so. Everything is durable when the block has ended well.
+    """
+    facts = created.disks[index]
+    moref = created.address.moref
+    vm = session.managed(vim.VirtualMachine, moref)
+    told = await session.properties(vm, ["runtime.powerState", "runtime.host", "snapshot", "config.keyId"])
+    if told.get("runtime.powerState") != vim.VirtualMachine.PowerState.poweredOff:
+        raise TransportFailed("the VM is not powered off, so its disks are in use", where=created.name)
+    if told.get("snapshot") is not None:
+        raise TransportFailed("the VM has a snapshot, so its disks may not be written", where=created.name)
+
+    async def enter(stack: AsyncExitStack, name: str) -> FileWriter | NbdDisk:
+        match name:
+            case "hotadd":
+                datacenter = await datacenter_of(session, told.get("runtime.host"))
+                request = AttachRequest(moref, datacenter, facts, run, "config.keyId" in told, writable=True)
+                return await stack.enter_async_context(open_writer(session, request, settings))
+            case "nbd":
+                which = NetworkDisk(moref, facts.file_name, run)
+                opened = await stack.enter_async_context(open_network_disk(session, which, settings))
+                _check_size(opened.capacity_bytes, facts)
+                return opened
+            case _:
+                raise TransportFailed(_unknown(name))
+
+    async with _first_that_works(enter, transports or settings.order, facts) as (writer, name, _):
+        log.info("disk open for writing", extra={"disk": facts.file_name, "transport": name})
+        yield writer
+        if isinstance(writer, FileWriter):
+            await asyncio.to_thread(writer.flush)
+        else:
+            await writer.flush()
+
+
+@asynccontextmanager
+async def _first_that_works(
+    enter: Callable[[AsyncExitStack, str], Awaitable[T]], names: Sequence[str], disk: Disk
+) -> AsyncIterator[tuple[T, str, tuple[Fallback, ...]]]:
+    """What enter() makes with the first of the transports that it does not fail for."""
+    fallbacks: list[Fallback] = []
+    for name in names:
+        async with AsyncExitStack() as stack:
+            try:
+                opened = await enter(stack, name)
+            except ConnectorError as exc:
+                log.info("transport not used", extra={"disk": disk.file_name, "transport": name, "reason": str(exc)})
+                fallbacks.append(Fallback(name, str(exc)))
+                continue
+            yield opened, name, tuple(fallbacks)
+            return
+    reasons = "; ".join(f"{f.transport}: {f.reason}" for f in fallbacks) or "none is allowed"
+    raise TransportFailed(f"no transport works: {reasons}", where=disk.file_name)
+
+
+async def _encrypted(session: Session, moref: str) -> bool:
+    vm = session.managed(vim.VirtualMachine, moref)
+    return "config.keyId" in await session.properties(vm, ["config.keyId"])
+
+
+def _check_size(found_bytes: int, disk: Disk) -> None:
+    if found_bytes != disk.capacity_bytes:
+        raise TransportFailed(
+            f"the server offers {found_bytes} bytes, the disk has {disk.capacity_bytes}", where=disk.file_name
+        )
+
+
+def _unknown(name: str) -> str:
+    return f"there is no transport {name!r}; there are {HOT_ADD} and {NBD}"
