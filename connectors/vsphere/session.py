@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,9 +21,10 @@ from typing import Any, Self, TypeVar
 from pyVmomi import SoapStubAdapter, vim, vmodl
 
 from connectors.cleanup import finish
-from connectors.errors import Busy, ConnectorError, Gone, LoginRefused, NotPermitted, Unreachable
+from connectors.errors import Busy, ConnectorError, Gone, LoginRefused, Unreachable
 from connectors.vsphere.endpoint import negotiate_version, tls_context
 from connectors.vsphere.faults import FOREIGN, NEVER_SENT, SessionLost, translate
+from connectors.vsphere.properties import read_properties, retrieve
 
 T = TypeVar("T")
 
@@ -170,7 +172,7 @@ class Session:
     async def _run_task(
         self, start: Callable[[], Any], mutating: bool, timeout: float, entity: Any, operation: str
     ) -> Any:
-        began = await self.call(self._now) if entity is not None else None
+        began = await self.call(self.now) if entity is not None else None
         try:
             task = await self.call(start, mutating=mutating)
         except Unreachable:
@@ -321,42 +323,21 @@ class Session:
             self.content = vim.ServiceInstance("ServiceInstance", self._stub).RetrieveServiceContent()
         log.info("logged in", extra={"vcenter": self.settings.host, "logins": self.logins + 1})
 
-    def _now(self) -> Any:
+    def now(self) -> datetime:
+        """vCenter's own time. Blocking; use with `call`."""
         return vim.ServiceInstance("ServiceInstance", self._stub).CurrentTime()
 
     def _read(self, objects: list[Any], kind: Any, paths: list[str]) -> dict[str, dict[str, Any]]:
-        collector = vmodl.query.PropertyCollector
-        wanted = list(objects)
-        while wanted:
-            spec = collector.FilterSpec(
-                objectSet=[collector.ObjectSpec(obj=o) for o in wanted],
-                propSet=[collector.PropertySpec(type=kind, pathSet=paths)],
-            )
-            try:
-                return {c.obj._moId: values(c, self.where) for c in self.retrieve([spec])}
-            except vmodl.fault.ManagedObjectNotFound as error:
-                rest = [o for o in wanted if error.obj is None or o._moId != error.obj._moId]
-                wanted = rest if 0 < len(rest) < len(wanted) else []
-        return {}
+        return read_properties(self.content.propertyCollector, objects, kind, paths, self.where)
 
     def retrieve(self, specs: list[Any]) -> list[Any]:
         """All ObjectContents of a RetrievePropertiesEx, every page of it. Blocking; use with `call`."""
-        collector = self.content.propertyCollector
-        page = collector.RetrievePropertiesEx(specs, vmodl.query.PropertyCollector.RetrieveOptions())
-        found: list[Any] = []
-        while page is not None:
-            for content in page.objects:
-                for missing in content.missingSet or ():
-                    if isinstance(missing.fault, vim.fault.NotAuthenticated):
-                        raise missing.fault
-            found.extend(page.objects)
-            page = collector.ContinueRetrievePropertiesEx(page.token) if page.token else None
-        return found
+        return retrieve(self.content.propertyCollector, specs)
 
     def _keep_alive(self) -> None:
         while not self._closing.wait(self.settings.keep_alive_seconds):
             try:
-                self._again(self._now, ())
+                self._again(self.now, ())
             except ConnectorError as error:
                 log.warning("keep-alive failed", extra={"vcenter": self.settings.host, "error": str(error)})
 
@@ -417,15 +398,3 @@ class Line:
             if isinstance(failure, SessionLost):
                 self._session.login(unless_after=logins)
             raise failure from error
-
-
-def values(content: Any, where: str) -> dict[str, Any]:
-    """The values of an ObjectContent by path; raises NotPermitted where the account may not read one of them."""
-    for missing in content.missingSet or ():
-        if isinstance(missing.fault, vim.fault.NoPermission):
-            raise NotPermitted(
-                f"the account may not read {missing.path} of {content.obj._moId}",
-                where=where,
-                hint="give it the role Read-only, propagated from the root",
-            )
-    return {p.name: p.val for p in content.propSet or ()}
