@@ -12,7 +12,7 @@ import ipaddress
 import re
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -54,15 +54,15 @@ class BusSettings:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a connection needs: nothing of it may be logged."""
+    """What a connection needs; the secrets in it stay out of its repr."""
 
     tls: ssl.SSLContext | None
     must_encrypt: bool
     user: str = ""
-    password: str = ""
-    token: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
     nkey: str = ""
-    jwt: bytes = b""
+    jwt: bytes = field(default=b"", repr=False)
     sign: Callable[[str], bytes] | None = None
 
 
