@@ -10,7 +10,8 @@ from policies.facts import Vm, VmId
 from policies.policy import Policy
 from policies.selection import Index
 
-DEFAULT_MAX_EXPIRE_SHARE = 0.10
+DEFAULT_MAX_EXPIRE_SHARE = 0.50
+"""Retention of a few points a VM expires a good part of them day by day; more than half is a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class PolicySet:
     _index: Index = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        ordered = tuple(sorted(self.policies, key=lambda policy: (-policy.priority, policy.name)))
+        ordered = tuple(sorted(self.policies, key=_precedence))
         object.__setattr__(self, "policies", ordered)
         object.__setattr__(self, "_index", Index(ordered))
 
@@ -55,13 +56,15 @@ class PolicySet:
     def matching(self, vm: Vm) -> tuple[Policy, ...]:
         """The policies that protect the VM, highest priority first."""
         found = self._index.matching(vm)
-        return found or self.kept_protection.get(vm.id, ())
+        kept = self.kept_protection.get(vm.id) if self.kept_protection else None
+        return _distinct((*found, *kept)) if kept else found
 
     def retaining(self, vm: Vm | None) -> tuple[Policy, ...]:
         """The policies whose retention counts for the VM's restore points; None is a VM that is gone."""
         if vm is None:
             return ()
-        return _distinct((*self.matching(vm), *self.kept_retention.get(vm.id, ())))
+        kept = self.kept_retention.get(vm.id) if self.kept_retention else None
+        return _distinct((*self.matching(vm), *kept)) if kept else self.matching(vm)
 
     def unprotected(self, vms: Iterable[Vm]) -> tuple[Vm, ...]:
         """The VMs that no policy selects."""
@@ -69,4 +72,9 @@ class PolicySet:
 
 
 def _distinct(policies: Iterable[Policy]) -> tuple[Policy, ...]:
-    return tuple({(policy.name, policy.hash): policy for policy in policies}.values())
+    once = {(policy.name, policy.hash): policy for policy in policies}
+    return tuple(sorted(once.values(), key=_precedence))
+
+
+def _precedence(policy: Policy) -> tuple[int, str]:
+    return (-policy.priority, policy.name)

@@ -34,6 +34,9 @@ _PERIODS: Mapping[str, Callable[[datetime], Period]] = {
 
 _DAMAGED, _INCOMPLETE = -1, -2
 
+SMALLEST_MASS = 10
+"""Fewer restore points than this are never a mass expiry: shares of small numbers mean nothing."""
+
 Reasons = dict[PointId, list[str]]
 
 
@@ -68,6 +71,17 @@ def plan_retention(
             mark.append(Expire(point.id, sentence))
     unmark = tuple(point.id for point in ordered if point.expiring_since is not None and point.id in reasons)
     return RetentionPlan(vm, tuple(keep), tuple(expire), tuple(mark), unmark)
+
+
+def mass_expiry(plans: Iterable[RetentionPlan], max_share: float) -> str:
+    """The circuit breaker: why these plans together expire or mark too much to be carried out; "" when they do not."""
+    total = going = 0
+    for plan in plans:
+        total += len(plan.keep) + len(plan.expire)
+        going += len(plan.expire) + len(plan.mark)
+    if going < SMALLEST_MASS or going <= max_share * total:
+        return ""
+    return f"{going} of {total} restore points would expire, more than the {max_share:.0%} of guard.max_expire_share"
 
 
 def kept_reasons(points: Sequence[RestorePoint], policies: Sequence[Policy], now: datetime) -> Reasons:

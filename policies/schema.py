@@ -176,7 +176,7 @@ class GuardTable(Table):
         None, "A change that leaves more VMs unprotected is refused; `0` without this key.", 0
     )
     max_expire_share: Share | None = _key(
-        None, "A change or a run that expires a greater share of all restore points is refused; `10%` without it.", "5%"
+        None, "A change or a run that expires a greater share of all restore points is refused; `50%` without it.", "5%"
     )
 
 

@@ -1,0 +1,156 @@
+"""Why a VM is protected as it is, or not at all: every clause of every policy, who wins, when it is due, what stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from policies.decision import RetentionPlan
+from policies.facts import Facts, Vm, VmHistory
+from policies.policy import Policy
+from policies.policyset import PolicySet
+from policies.protection import Protection, due_of, last_good, protection
+from policies.retention import plan_retention
+from policies.schedule import Due
+from policies.selection import Match, match
+from policies.settings import policy_line, settings_of
+from policies.units import clock, span
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All that the policies say about one VM at one instant.
+
+    `matches` has every policy, those that select the VM first. `blocked` are the sentences that say why nothing
+    runs now although it is due, or ever. `kept` are policies that protect it only because a change is pending.
+    """
+
+    vm: Vm
+    matches: tuple[Match, ...]
+    protection: Protection
+    settings: dict[str, str]
+    due: tuple[Policy, Due] | None
+    status: str
+    blocked: tuple[str, ...]
+    retention: RetentionPlan
+    kept: tuple[str, ...]
+    sources: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        due = None
+        if self.due is not None:
+            policy, one = self.due
+            due = {
+                "policy": policy.name,
+                "rule": one.rule,
+                "at": one.at.isoformat(),
+                "deadline": one.deadline.isoformat(),
+                "why": one.why,
+            }
+        return {
+            "vm": self.vm.id,
+            "name": self.vm.name,
+            "protected": bool(self.protection.policies),
+            "status": self.status,
+            "policies": [
+                {
+                    "policy": one.policy,
+                    "source": self.sources[one.policy],
+                    "selected": one.selected,
+                    "why": one.why,
+                    "clauses": [
+                        {"list": c.list, "term": c.term, "matches": c.matches, "found": [*c.found]} for c in one.clauses
+                    ],
+                }
+                for one in self.matches
+            ],
+            "winner": self.protection.winner.name if self.protection.winner else None,
+            "settings": self.settings,
+            "due": due,
+            "blocked": [*self.blocked],
+            "pending_change_keeps": [*self.kept],
+            "points": [
+                *({"point": one.point, "keep": True, "reasons": [*one.reasons]} for one in self.retention.keep),
+                *({"point": one.point, "keep": False, "reasons": [one.reason]} for one in self.retention.expire),
+            ],
+        }
+
+    def render(self) -> str:
+        """For a person."""
+        lines = [f"{self.vm.name}: {self.status}"]
+        lines += [f"  blocked: {sentence}" for sentence in self.blocked]
+        lines += [f"  pending change: {name} still applies until the change is confirmed" for name in self.kept]
+        for one in self.matches:
+            verb = "selects it" if one.selected else "does not select it"
+            lines += ["", f"policy {self.sources[one.policy]} {verb}: {one.why}"]
+            for clause in one.clauses:
+                sign = "✓" if clause.matches else "✗"
+                found = ", ".join(value for value in clause.found if value) or "nothing"
+                has = "" if clause.term == "*" else f"   (the VM has {found})"
+                lines.append(f"  {sign} {clause.list:<4} {clause.term}{has}")
+        if self.settings:
+            lines += ["", "in effect:", *(f"  {key:<12} {words}" for key, words in self.settings.items())]
+        if self.retention.keep or self.retention.expire:
+            lines += ["", "restore points:"]
+        lines += [f"  {kept.point} stays: {'; '.join(kept.reasons)}" for kept in self.retention.keep]
+        lines += [f"  {gone.point} expires: {gone.reason}" for gone in self.retention.expire]
+        return "\n".join(lines) + "\n"
+
+
+def explain(policies: PolicySet, vm: Vm, facts: Facts) -> Explanation:
+    """Everything that decides about the VM; what happened to it lately is the engine's journal to add."""
+    effective = protection(policies, vm)
+    matches = sorted((match(policy, vm) for policy in policies.policies), key=lambda one: not one.selected)
+    found = due_of(effective, vm.id, facts)
+    selecting = {one.policy for one in matches if one.selected}
+    return Explanation(
+        vm=vm,
+        matches=tuple(matches),
+        protection=effective,
+        settings=settings_of(effective),
+        due=found,
+        status=_status(effective, found, vm, facts),
+        blocked=tuple(_blocked(effective, vm, facts)),
+        retention=plan_retention(vm.id, facts.points.get(vm.id, ()), policies.retaining(vm), facts.now),
+        kept=tuple(policy.name for policy in policies.retaining(vm) if policy.name not in selecting),
+        sources={policy.name: policy_line(policy) for policy in policies.policies},
+    )
+
+
+def _status(effective: Protection, found: tuple[Policy, Due] | None, vm: Vm, facts: Facts) -> str:
+    winner = effective.winner
+    if winner is None:
+        return "not protected, no policy selects it"
+    good = last_good(vm.id, facts, effective.fallback)
+    age = f"last good restore point {span(facts.now - good)} ago" if good else "never backed up"
+    if found is None:
+        return f"protected by {winner.name}, {age}; it waits for its triggers"
+    policy, due = found
+    if due.at <= facts.now:
+        return f"protected by {winner.name}, {age}; due now under {policy.name}: {due.why}"
+    at = clock(due.at, policy.timing.zone, facts.now)
+    return f"protected by {winner.name}, {age}; due at {at} under {policy.name}"
+
+
+def _blocked(effective: Protection, vm: Vm, facts: Facts) -> list[str]:
+    blocked = []
+    history = facts.history.get(vm.id, VmHistory())
+    if vm.refusal:
+        blocked.append(vm.refusal)
+    if not vm.connected:
+        blocked.append("its host is not connected")
+    if history.running:
+        blocked.append("a backup is running")
+    elif history.pending:
+        blocked.append("a backup is waiting in the queue")
+    if history.last_failure and history.consecutive_failures:
+        times = f"{history.consecutive_failures} times" if history.consecutive_failures > 1 else "once"
+        blocked.append(f"the last runs failed {times}: {history.last_failure}")
+    for policy in effective.policies:
+        for trigger in policy.triggers:
+            fired = facts.fired.get((policy.name, trigger.rule, vm.id))
+            if fired is not None and fired <= facts.now < fired + trigger.cooldown:
+                until = clock(fired + trigger.cooldown, policy.timing.zone, facts.now)
+                blocked.append(f"{trigger.rule} of policy {policy.name} cools down until {until}")
+    return blocked

@@ -1,0 +1,45 @@
+"""The settings of a VM's protection as words, for plans and explanations."""
+
+from __future__ import annotations
+
+from policies.policy import Policy, Retention
+from policies.protection import Protection
+from policies.units import span
+
+
+def settings_of(protection: Protection) -> dict[str, str]:
+    """Setting by setting in a fixed order; what nobody says is left out."""
+    if not protection.policies:
+        return {}
+    timings = [policy.timing for policy in protection.scheduling]
+    goals = [timing.rpo for timing in timings if timing.rpo is not None]
+    found = {
+        "policy": ", ".join(policy.name for policy in protection.policies),
+        "rpo": span(min(goals)) if goals else "",
+        "schedule": "; ".join(f"{cron} {timing.zone.key}" for timing in timings for cron in timing.crons),
+        "window": "; ".join(f"{window.text} {timing.zone.key}" for timing in timings for window in timing.windows),
+        "triggers": "; ".join(
+            f"{policy.name}: {', '.join(sorted(trigger.on))}"
+            for policy in protection.policies
+            for trigger in policy.triggers
+        ),
+        "consistency": f"{protection.want}, at least {protection.fallback}",
+        "transports": ", ".join(protection.transports),
+        "retention": "; ".join(f"{policy.name}: {retention_words(policy.retention)}" for policy in protection.policies),
+    }
+    return {key: words for key, words in found.items() if words}
+
+
+def retention_words(retention: Retention) -> str:
+    """Such as "keep_daily 14, keep_within 30 d, min_good 1, grace 1 d"."""
+    if retention.empty:
+        return "everything"
+    rules = [f"keep_{rule} {number}" for rule, number in retention.counts]
+    if retention.keep_within is not None:
+        rules.append(f"keep_within {span(retention.keep_within)}")
+    return ", ".join([*rules, f"min_good {retention.min_good}", f"grace {span(retention.grace)}"])
+
+
+def policy_line(policy: Policy) -> str:
+    """A policy by name, priority and place."""
+    return f"{policy.name} (priority {policy.priority}, {policy.source.file}:{policy.source.line})"
