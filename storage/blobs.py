@@ -1,0 +1,304 @@
+"""The dumb key-value store beneath a repository, and the local directory as one.
+
+The contract is narrow on purpose: an object store can keep it. Keys are relative paths of plain ASCII.
+Foreign errors become NoSpace or StoreFailed here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from storage.errors import AlreadyExists, Damaged, NoSpace, StorageError, StoreFailed
+
+Buffer = bytes | bytearray | memoryview
+
+
+class BlobWriter(Protocol):
+    """One large blob under construction, invisible until it is published."""
+
+    def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Write all buffers one after the other from offset on. Thread-safe for disjoint places."""
+        ...
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Bytes that were written before."""
+        ...
+
+    def publish(self, key: str) -> None:
+        """Make the blob durable and visible under key. AlreadyExists if the key is taken."""
+        ...
+
+    def abandon(self) -> None:
+        """Forget what was written. Idempotent; never fails."""
+        ...
+
+
+class Blobs(Protocol):
+    """Create-once blobs. What a call did is durable when it returns."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Create; AlreadyExists if the key is taken."""
+        ...
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Create or overwrite, atomically. Only the config is ever overwritten."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """All bytes of a blob, or Damaged if it is not there."""
+        ...
+
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
+        """Fill view from offset on; Damaged when the blob is missing or too short. Thread-safe."""
+        ...
+
+    def size(self, key: str) -> int:
+        """The number of bytes, or Damaged if the blob is not there."""
+        ...
+
+    def age_stamp(self, key: str) -> float:
+        """When the blob was published, in Unix seconds by the store's own clock."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Every key below a folder (`packs/`), in no order."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove; no error if it is gone already."""
+        ...
+
+    def writer(self) -> BlobWriter:
+        """Begin a large blob."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Room left, as far as the store can tell."""
+        ...
+
+    def clean(self) -> int:
+        """Remove what writers left behind that did not live to publish. Only for the owner; returns how many."""
+        ...
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turn an OSError into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise as_storage_error(error, where) from error
+
+
+def as_storage_error(error: OSError, where: str) -> StorageError:
+    """Ours for an OSError: NoSpace or StoreFailed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace("no space left", where=where, hint="free some space, for example by reclaim, then run again")
+    return StoreFailed(f"the store reported: {error.strerror or error}", where=where)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, offset: int, buffers: Sequence[Buffer]) -> None:
+    """pwritev until everything is written."""
+    pending = list(buffers)
+    while pending:
+        done = os.pwritev(fd, pending[:512], offset)
+        offset += done
+        while pending and done >= len(pending[0]):
+            done -= len(pending.pop(0))
+        if done:
+            pending[0] = memoryview(pending[0])[done:]
+
+
+def read_full(fd: int, offset: int, view: memoryview) -> bool:
+    """Fill view from a file; False when the file ends before."""
+    while len(view):
+        done = os.preadv(fd, [view], offset)
+        if done == 0:
+            return False
+        view = view[done:]
+        offset += done
+    return True
+
+
+class LocalBlobs:
+    """A directory. Blobs are written to `spool/`, synced, then linked to their name, and the folder is synced."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.spool = root / "spool"
+
+    def _path(self, key: str) -> Path:
+        return self.root / key
+
+    def _publish(self, temporary: Path, key: str) -> None:
+        target = self._path(key)
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(target.parent.parent)
+        try:
+            os.link(temporary, target)
+            temporary.unlink()
+        except FileExistsError:
+            raise AlreadyExists("this blob is there already", where=key) from None
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
+            if target.exists():  # a file system without hard links; the owner's lock makes this check enough
+                raise AlreadyExists("this blob is there already", where=key) from None
+            temporary.rename(target)
+        sync_folder(target.parent)
+
+    def _spooled(self, data: bytes) -> Path:
+        temporary = self.spool / secrets.token_hex(8)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            write_all(fd, 0, [data])
+            os.fsync(fd)
+        except OSError:
+            temporary.unlink()
+            raise
+        finally:
+            os.close(fd)
+        return temporary
+
+    def put(self, key: str, data: bytes) -> None:
+        with translated(key):
+            temporary = self._spooled(data)
+            try:
+                self._publish(temporary, key)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def replace(self, key: str, data: bytes) -> None:
+        with translated(key):
+            self._spooled(data).replace(self._path(key))
+            sync_folder(self._path(key).parent)
+
+    def get(self, key: str) -> bytes:
+        with translated(key):
+            try:
+                return self._path(key).read_bytes()
+            except FileNotFoundError:
+                raise Damaged("this blob is missing", where=key) from None
+
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
+        with translated(key):
+            try:
+                fd = os.open(self._path(key), os.O_RDONLY)
+            except FileNotFoundError:
+                raise Damaged("this blob is missing", where=key) from None
+            try:
+                if not read_full(fd, offset, view):
+                    raise Damaged("this blob is shorter than what was written", where=key)
+            finally:
+                os.close(fd)
+
+    def size(self, key: str) -> int:
+        with translated(key):
+            try:
+                return self._path(key).stat().st_size
+            except FileNotFoundError:
+                raise Damaged("this blob is missing", where=key) from None
+
+    def age_stamp(self, key: str) -> float:
+        with translated(key):
+            try:
+                return self._path(key).stat().st_mtime
+            except FileNotFoundError:
+                raise Damaged("this blob is missing", where=key) from None
+
+    def list(self, prefix: str) -> Iterator[str]:
+        folder = self._path(prefix)
+        with translated(prefix):
+            try:
+                found = list(os.scandir(folder))
+            except FileNotFoundError:
+                return
+        for entry in found:
+            key = prefix + entry.name
+            if entry.is_dir():
+                yield from self.list(key + "/")
+            else:
+                yield key
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with translated(key):
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                return
+            sync_folder(path.parent)
+            if key.startswith("marks/"):
+                with suppress(OSError):
+                    path.parent.rmdir()
+
+    def writer(self) -> LocalWriter:
+        with translated("spool"):
+            return LocalWriter(self)
+
+    def free_bytes(self) -> int:
+        with translated("spool"):
+            room = os.statvfs(self.root)
+            return room.f_bavail * room.f_frsize
+
+    def clean(self) -> int:
+        removed = 0
+        with translated("spool"):
+            self.spool.mkdir(exist_ok=True)
+            for path in self.spool.iterdir():
+                path.unlink()
+                removed += 1
+        return removed
+
+
+class LocalWriter:
+    """A file in the spool folder."""
+
+    def __init__(self, blobs: LocalBlobs) -> None:
+        self._blobs = blobs
+        self._path = blobs.spool / secrets.token_hex(8)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        with translated(str(self._path)):
+            write_all(self._fd, offset, buffers)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        data = bytearray(length)
+        with translated(str(self._path)):
+            if not read_full(self._fd, offset, memoryview(data)):
+                raise Damaged("a spooled pack is shorter than what was written", where=str(self._path))
+        return bytes(data)
+
+    def publish(self, key: str) -> None:
+        with translated(key):
+            os.fdatasync(self._fd)
+            self._blobs._publish(self._path, key)
+            self._close()
+
+    def abandon(self) -> None:
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                os.close(fd)

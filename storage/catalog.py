@@ -1,0 +1,498 @@
+"""The catalog: restore points, disks, marks, packs and chunks in DuckDB. Fast, queryable, rebuildable; never the truth.
+
+Every change is one transaction. At open the catalog is compared with what the repository lists; what it lacks is
+added, what is gone is removed, and whatever it cannot explain leads to a new catalog.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from struct import Struct
+from typing import Any, Protocol
+
+from policies.facts import Consistency, PointId, RestorePoint, VmId
+from storage import marks
+from storage.errors import StorageError, StoreFailed, Unsupported
+from storage.format import PackName
+from storage.manifest import DiskRecord, Manifest
+from storage.marks import Mark
+from storage.pack import Footer
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+STORAGE_VERSION = "v1.5.0"
+MEMORY_LIMIT = "160MB"
+ARRAYS_FROM = 60_000
+"""From so many rows on, numpy's import time is paid back."""
+
+TABLES: dict[str, dict[str, str]] = {
+    "packs": {
+        "number": "UINTEGER", "id": "VARCHAR", "kind": "VARCHAR", "bytes": "UBIGINT", "chunks": "UINTEGER",
+        "created": "TIMESTAMP", "writer": "VARCHAR", "epoch": "UINTEGER",
+    },
+    "chunks": {
+        "h0": "UBIGINT", "h1": "UBIGINT", "h2": "UBIGINT", "h3": "UBIGINT", "pack": "UINTEGER", "slot": "USMALLINT",
+        "byte_offset": "UINTEGER", "stored_bytes": "UINTEGER", "raw_bytes": "UINTEGER", "codec": "UTINYINT",
+    },
+    "points": {
+        "id": "VARCHAR", "vm": "VARCHAR", "vm_name": "VARCHAR", "taken_at": "TIMESTAMP", "committed_at": "TIMESTAMP",
+        "consistency": "VARCHAR", "complete": "BOOLEAN", "attributes": "VARCHAR", "aliases": "VARCHAR",
+        "unprotected": "VARCHAR", "disk_bytes": "UBIGINT", "read_bytes": "UBIGINT", "new_bytes": "UBIGINT",
+        "stored_bytes": "UBIGINT", "dedup_bytes": "UBIGINT", "writer": "VARCHAR", "epoch": "UINTEGER",
+    },
+    "disks": {
+        "point": "VARCHAR", "position": "UINTEGER", "name": "VARCHAR", "capacity_bytes": "UBIGINT", "uuid": "VARCHAR",
+        "change_id": "VARCHAR", "key": "BIGINT", "attributes": "VARCHAR", "root": "VARCHAR", "levels": "UTINYINT",
+        "mapped_bytes": "UBIGINT", "read_bytes": "UBIGINT", "new_bytes": "UBIGINT", "stored_bytes": "UBIGINT",
+        "dedup_bytes": "UBIGINT",
+    },
+    "marks": {
+        "point": "VARCHAR", "sequence": "UINTEGER", "kind": "VARCHAR", "marked_at": "TIMESTAMP", "text": "VARCHAR",
+        "lock_until": "TIMESTAMP", "name": "VARCHAR",
+    },
+}  # fmt: skip
+
+_HASH = Struct(">QQQQ16x")
+_PLACE = Struct("<32xIII4x")
+Row = tuple[object, ...]
+
+
+class Source(Protocol):
+    """The repository, as the catalog asks it."""
+
+    def packs(self) -> dict[int, PackName]: ...
+    def footer(self, name: PackName) -> Footer: ...
+    def manifest_ids(self) -> set[PointId]: ...
+    def manifest(self, point: PointId) -> Manifest: ...
+    def mark_keys(self) -> set[str]: ...
+    def mark(self, key: str) -> Mark: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What one transaction adds and removes."""
+
+    packs: Sequence[PackName] = ()
+    manifests: Sequence[Manifest] = ()
+    marks: Sequence[Mark] = ()
+    gone_packs: Sequence[int] = ()
+    gone_points: Sequence[PointId] = ()
+    gone_marks: Sequence[str] = ()
+
+
+class Catalog:
+    """One DuckDB file, owned by this process. A cursor per thread; one writer at a time."""
+
+    def __init__(self, path: Path, spool: Path, source: Source) -> None:
+        self._path = path
+        self._spool = spool
+        self._source = source
+        self._local = threading.local()
+        self._writing = threading.Lock()
+        self._db: Any = None  # duckdb is imported late: a quarter of a second
+
+    def open(self) -> None:
+        """Open, compare with the repository and catch up; rebuild when in doubt. Unsupported if it is newer."""
+        import duckdb
+
+        with self._writing:
+            try:
+                self._connect()
+                self._check_schema()
+                self._catch_up()
+                return
+            except (duckdb.Error, _Doubtful) as error:
+                log.warning("catalog set aside and rebuilt: %s", error, extra={"path": str(self._path)})
+            try:
+                self._quarantine()
+                self._rebuild()
+            except duckdb.Error as error:
+                self._disconnect()
+                raise StoreFailed(f"the catalog could not be rebuilt: {error}", where=str(self._path)) from error
+
+    def rebuild(self) -> None:
+        """Make the catalog again from the repository."""
+        import duckdb
+
+        with self._writing:
+            self._disconnect()
+            try:
+                for path in (self._path, self._wal()):
+                    path.unlink(missing_ok=True)
+                self._rebuild()
+            except duckdb.Error as error:
+                raise StoreFailed(f"the catalog could not be rebuilt: {error}", where=str(self._path)) from error
+
+    def apply(self, changes: Changes) -> None:
+        """Carry a change of the repository over. What cannot be written is caught up at the next open."""
+        import duckdb
+
+        if self._db is None:
+            self.open()  # catches up with this change too
+            return
+        with self._writing:
+            try:
+                self._apply(changes)
+            except (duckdb.Error, OSError, StorageError) as error:
+                log.warning("catalog behind, caught up at next open", extra={"why": str(error)})
+                self._disconnect()
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Rows of one of our own statements. Opens again when an earlier write failed."""
+        import duckdb
+
+        if self._db is None:
+            self.open()
+        try:
+            return self._cursor().execute(sql, list(parameters)).fetchall()
+        except duckdb.Error as error:
+            raise StoreFailed(f"the catalog did not answer: {error}", where=str(self._path)) from error
+
+    def points(self, vm: VmId | None = None) -> list[RestorePoint]:
+        """Restore points in the order of time."""
+        where, parameters = ("WHERE vm = ?", [vm]) if vm is not None else ("", [])
+        rows = self.query(
+            "SELECT id, vm, vm_name, taken_at, complete, consistency, attributes, read_bytes, stored_bytes, disk_bytes"
+            f" FROM points {where} ORDER BY taken_at, id",
+            parameters,
+        )
+        by_point: dict[str, list[Mark]] = {}
+        for point, sequence, kind, at, text, until, name in self.query("SELECT * FROM marks"):
+            mark = Mark(name, point, sequence, marks.MarkKind(kind), _aware(at), text, _aware(until) if until else None)
+            by_point.setdefault(point, []).append(mark)
+        return [_restore_point(row, marks.fold(by_point.get(row[0], ()))) for row in rows]
+
+    def export_views(self) -> dict[str, Any]:
+        """Arrow tables restore_points, vms, disks, packs, chunks and marks, for read-only SQL elsewhere."""
+        views = {
+            "restore_points": "SELECT * FROM points ORDER BY taken_at",
+            "vms": "SELECT vm AS id, max_by(vm_name, taken_at) AS name, count(*) AS restore_points,"
+            " min(taken_at) AS oldest, max(taken_at) AS newest, sum(stored_bytes)::UBIGINT AS stored_bytes"
+            " FROM points GROUP BY vm ORDER BY name",
+            "disks": "SELECT * FROM disks ORDER BY point, position",
+            "packs": "SELECT * FROM packs ORDER BY number",
+            "chunks": "SELECT printf('%016x%016x%016x%016x', h0, h1, h2, h3) AS id, pack, slot, byte_offset,"
+            " stored_bytes, raw_bytes, codec FROM chunks",
+            "marks": "SELECT * FROM marks ORDER BY point, sequence",
+        }
+        if self._db is None:
+            self.open()
+        return {name: self._cursor().execute(sql).to_arrow_table() for name, sql in views.items()}
+
+    def rows(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Every row of every table, sorted: what a rebuilt catalog must equal."""
+        return {name: self.query(f"SELECT * FROM {name} ORDER BY ALL") for name in TABLES}
+
+    def checkpoint(self) -> None:
+        """Fold the write-ahead log in. For maintenance: it can take half a second."""
+        self.query("CHECKPOINT")
+
+    def close(self) -> None:
+        """Close without a checkpoint."""
+        with self._writing:
+            self._disconnect()
+
+    # --- opening ---
+
+    def _wal(self) -> Path:
+        return self._path.with_name(self._path.name + ".wal")
+
+    def _connect(self) -> None:
+        import duckdb
+
+        self._db = duckdb.connect(
+            str(self._path),
+            config={
+                "storage_compatibility_version": STORAGE_VERSION,
+                "threads": 2,
+                "memory_limit": MEMORY_LIMIT,
+                "temp_directory": str(self._spool),
+                "preserve_insertion_order": False,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            },
+        )
+        self._local = threading.local()
+        self._db.execute("PRAGMA disable_checkpoint_on_shutdown")
+
+    def _disconnect(self) -> None:
+        import duckdb
+
+        if self._db is not None:
+            with suppress(duckdb.Error):
+                self._db.close()
+            self._db = None
+            self._local = threading.local()
+
+    def _cursor(self) -> Any:
+        cursor = getattr(self._local, "cursor", None)
+        if cursor is None:
+            cursor = self._local.cursor = self._db.cursor()
+        return cursor
+
+    def _check_schema(self) -> None:
+        cursor = self._cursor()
+        if not cursor.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchall():
+            if cursor.execute("SELECT 1 FROM duckdb_tables()").fetchall():
+                raise _Doubtful("it is not a catalog")
+            self._create()
+        found = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
+        schema = int(found.get("schema", "0"))
+        if schema > SCHEMA:
+            self._disconnect()
+            raise Unsupported(
+                f"the catalog has schema {schema}, this version knows {SCHEMA}",
+                where=str(self._path),
+                hint="use a newer Backstay, or delete the catalog: it is rebuilt",
+            )
+        if schema < SCHEMA:
+            raise _Doubtful(f"it has the older schema {schema}")
+
+    def _create(self) -> None:
+        cursor = self._cursor()
+        cursor.execute("BEGIN")
+        cursor.execute("CREATE TABLE meta (key VARCHAR, value VARCHAR)")
+        cursor.execute("INSERT INTO meta VALUES ('schema', ?)", [str(SCHEMA)])
+        for table, columns in TABLES.items():
+            cursor.execute(f"CREATE TABLE {table} ({', '.join(f'{c} {t}' for c, t in columns.items())})")
+        cursor.execute("COMMIT")
+
+    def _catch_up(self) -> None:
+        source, cursor = self._source, self._cursor()
+        known_packs = {(number, pack) for number, pack in cursor.execute("SELECT number, id FROM packs").fetchall()}
+        counted = cursor.execute(
+            "SELECT (SELECT count(*) FROM chunks), (SELECT coalesce(sum(chunks), 0) FROM packs)"
+        ).fetchone()
+        if counted is None or counted[0] != counted[1]:
+            raise _Doubtful(f"its chunks and packs disagree: {counted}")
+        known_points = {row[0] for row in cursor.execute("SELECT id FROM points").fetchall()}
+        known_marks = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()}
+        there = {(name.number, name.id.hex()): name for name in source.packs().values()}
+        manifests, mark_keys = source.manifest_ids(), source.mark_keys()
+        self._apply(
+            Changes(
+                packs=[name for key, name in there.items() if key not in known_packs],
+                manifests=list(_intact(source.manifest, sorted(manifests - known_points))),
+                marks=list(_intact(source.mark, sorted(mark_keys - known_marks))),
+                gone_packs=[number for number, pack in known_packs if (number, pack) not in there],
+                gone_points=sorted(known_points - manifests),
+                gone_marks=sorted(known_marks - mark_keys),
+            )
+        )
+
+    def _quarantine(self) -> None:
+        self._disconnect()
+        suffix = f".corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        for path in (self._path, self._wal()):
+            if path.exists():
+                path.rename(path.with_name(path.name + suffix))
+
+    def _rebuild(self) -> None:
+        self._connect()
+        self._create()
+        self._catch_up()
+        self._cursor().execute("CHECKPOINT")
+
+    # --- writing ---
+
+    def _apply(self, changes: Changes) -> None:
+        if not any((changes.packs, changes.manifests, changes.marks)) and not any(
+            (changes.gone_packs, changes.gone_points, changes.gone_marks)
+        ):
+            return
+        if self._db is None:
+            raise StoreFailed("the catalog is closed", where=str(self._path))
+        cursor = self._cursor()
+        cursor.execute("BEGIN")
+        try:
+            for table, column, gone in (
+                ("chunks", "pack", changes.gone_packs),
+                ("packs", "number", changes.gone_packs),
+                ("disks", "point", changes.gone_points),
+                ("points", "id", changes.gone_points),
+                ("marks", "name", changes.gone_marks),
+            ):
+                if gone:
+                    cursor.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT unnest(?))", [list(gone)])
+            self._insert_packs(changes.packs)
+            self._insert("points", [_point_row(manifest) for manifest in changes.manifests])
+            self._insert("disks", [row for manifest in changes.manifests for row in _disk_rows(manifest)])
+            self._insert("marks", [_mark_row(mark) for mark in changes.marks])
+            cursor.execute("COMMIT")
+        except BaseException:
+            cursor.execute("ROLLBACK")
+            raise
+
+    def _insert_packs(self, names: Sequence[PackName]) -> None:
+        batch: list[Footer] = []
+        total = 0
+        for name in names:
+            footer = self._source.footer(name)
+            batch.append(footer)
+            total += len(footer)
+            if total >= 400_000:
+                self._insert_chunks(batch, total)
+                self._insert("packs", [_pack_row(one) for one in batch])
+                batch, total = [], 0
+        self._insert_chunks(batch, total)
+        self._insert("packs", [_pack_row(one) for one in batch])
+
+    def _insert_chunks(self, footers: Sequence[Footer], total: int) -> None:
+        if total >= ARRAYS_FROM or (total > 2000 and "numpy" in sys.modules):
+            arrays = _chunk_arrays(footers)
+            cursor = self._cursor()
+            cursor.register("chunk_arrays", arrays)
+            cursor.execute("INSERT INTO chunks SELECT * FROM chunk_arrays")
+            cursor.unregister("chunk_arrays")
+        elif total:
+            with self._csv("chunks") as write:
+                for footer in footers:
+                    number = footer.name.number
+                    places = zip(_HASH.iter_unpack(footer.entries), _PLACE.iter_unpack(footer.entries), strict=True)
+                    for slot, (h, (offset, stored, raw)) in enumerate(places):
+                        write((*h, number, slot, offset, stored, raw & 0xFFFFFF, raw >> 24))
+
+    def _insert(self, table: str, rows: Sequence[Row]) -> None:
+        if len(rows) > 30:
+            with self._csv(table) as write:
+                for row in rows:
+                    write(row)
+        elif rows:
+            marks_ = ", ".join("?" * len(TABLES[table]))
+            for row in rows:
+                self._cursor().execute(f"INSERT INTO {table} VALUES ({marks_})", list(row))
+
+    @contextmanager
+    def _csv(self, table: str) -> Iterator[Callable[[Row], object]]:
+        """Rows written here are loaded at the end: the fastest way in for a short process."""
+        path = self._spool / f"{secrets.token_hex(8)}.csv"
+        try:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
+                yield lambda row: writer.writerow(["\\N" if value is None else value for value in row])
+            columns = json.dumps(TABLES[table])
+            self._cursor().execute(
+                f"INSERT INTO {table} SELECT * FROM read_csv('{path.as_posix().replace(chr(39), chr(39) * 2)}',"
+                f" columns = {columns}, header = false, auto_detect = false, delim = ',', quote = '\"',"
+                " escape = '\"', nullstr = '\\N', parallel = false)"
+            )
+        finally:
+            path.unlink(missing_ok=True)
+
+
+class _Doubtful(Exception):
+    """The catalog does not explain itself."""
+
+
+def _intact(load: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:
+    """What can be read; what cannot is left to verify, and told."""
+    for key in keys:
+        try:
+            yield load(key)
+        except StorageError as error:
+            log.warning("object left out of the catalog", extra={"object": str(key), "why": str(error)})
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC)
+
+
+def _naive(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _pack_row(footer: Footer) -> Row:
+    header = footer.header
+    created = datetime.fromtimestamp(header.created, UTC)
+    name = footer.name
+    return (
+        name.number, name.id.hex(), name.kind.name.lower(), footer.size, len(footer), _naive(created),
+        header.writer.hex(), header.epoch,
+    )  # fmt: skip
+
+
+def _point_row(manifest: Manifest) -> Row:
+    head, disks = manifest.head, manifest.disks
+    return (
+        manifest.id, head.vm, head.vm_name, _naive(head.taken_at), _naive(manifest.committed_at),
+        head.consistency.value, head.attributes.get("complete", "yes") == "yes", _json(dict(head.attributes)),
+        _json(dict(head.aliases)), _json([list(pair) for pair in manifest.unprotected]),
+        sum(disk.head.capacity_bytes for disk in disks), sum(disk.read_bytes for disk in disks),
+        sum(disk.new_bytes for disk in disks), sum(disk.stored_bytes for disk in disks),
+        sum(disk.dedup_bytes for disk in disks), manifest.writer, manifest.epoch,
+    )  # fmt: skip
+
+
+def _disk_rows(manifest: Manifest) -> Iterator[Row]:
+    for position, disk in enumerate(manifest.disks):
+        yield _disk_row(manifest.id, position, disk)
+
+
+def _disk_row(point: PointId, position: int, disk: DiskRecord) -> Row:
+    head = disk.head
+    return (
+        point, position, head.name, head.capacity_bytes, head.uuid, head.change_id, head.key,
+        _json(dict(head.attributes)), disk.root.node.hex(), disk.root.levels, disk.mapped_bytes, disk.read_bytes,
+        disk.new_bytes, disk.stored_bytes, disk.dedup_bytes,
+    )  # fmt: skip
+
+
+def _mark_row(mark: Mark) -> Row:
+    until = _naive(mark.until) if mark.until else None
+    return mark.point, mark.sequence, mark.kind.value, _naive(mark.at), mark.text, until, mark.key
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _restore_point(row: tuple[Any, ...], state: marks.MarkState) -> RestorePoint:
+    point, vm, vm_name, taken_at, complete, consistency, attributes, read_bytes, stored_bytes, disk_bytes = row
+    said = json.loads(attributes)
+    return RestorePoint(
+        id=PointId(point),
+        vm=VmId(vm),
+        vm_name=vm_name,
+        taken_at=_aware(taken_at),
+        complete=complete,
+        consistency=Consistency(consistency),
+        damaged=bool(state.damaged),
+        holds=state.holds,
+        locked_until=state.locked_until,
+        expiring_since=state.expiring_since,
+        policy=said.get("policy", ""),
+        rule=said.get("rule", ""),
+        reason=said.get("reason", ""),
+        read_bytes=read_bytes,
+        stored_bytes=stored_bytes,
+        disk_bytes=disk_bytes,
+    )
+
+
+def _chunk_arrays(footers: Sequence[Footer]) -> dict[str, Any]:
+    import numpy as np
+
+    entry = np.dtype([("h", ">u8", (4,)), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4"), ("check", "<u4")])
+    all_entries = np.concatenate([np.frombuffer(footer.entries, entry) for footer in footers])
+    hashes = all_entries["h"].astype(np.uint64)
+    lengths = [len(footer) for footer in footers]
+    return {
+        **{f"h{i}": np.ascontiguousarray(hashes[:, i]) for i in range(4)},
+        "pack": np.repeat(np.array([footer.name.number for footer in footers], np.uint32), lengths),
+        "slot": np.concatenate([np.arange(n, dtype=np.uint16) for n in lengths]),
+        "byte_offset": np.ascontiguousarray(all_entries["offset"]),
+        "stored_bytes": np.ascontiguousarray(all_entries["stored"]),
+        "raw_bytes": np.ascontiguousarray(all_entries["raw"] & 0xFFFFFF),
+        "codec": (all_entries["raw"] >> 24).astype(np.uint8),
+    }

@@ -1,0 +1,458 @@
+"""Chunks in, chunks out: deduplication, packs under construction, and verified reads. Thread-safe.
+
+A chunk belongs to the repository from the moment that its pack is sealed; before, it is known to this process only.
+A failed write breaks every session that is open, as each may refer to a chunk of the lost pack.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from queue import SimpleQueue
+
+from storage.blobs import Blobs, Buffer
+from storage.codec import decode, encode
+from storage.errors import Damaged, StorageError
+from storage.format import MAX_BLOCK_BYTES, Entry, PackKind, PackName, parse_pack_key
+from storage.index import Index, Located, prefix_of
+from storage.pack import Footer, Footers, OpenPack, Writer, new_pack_name
+from storage.sealing import Sealing
+
+PACK_BYTES = 64 << 20
+DELTA_CHUNKS = 1 << 17
+"""Chunks of sealed packs kept in a dict before they become a run of the index: about 25 MB."""
+
+MAX_SEALING = 3
+"""Full packs that may wait for the disk while work goes on."""
+
+READ_GAP_BYTES = 32 << 10
+"""Two chunks this near to each other in a pack are read by one call."""
+
+READ_SPAN_BYTES = 4 << 20
+_PENDING = -1
+
+
+@dataclass(slots=True)
+class Added:
+    """What one batch came to, in bytes of the disk and of packs."""
+
+    new_bytes: int = 0
+    known_bytes: int = 0
+    stored_bytes: int = 0
+
+
+class Session:
+    """The span in which chunks are added for one restore point; it hears of packs that were lost."""
+
+    def __init__(self) -> None:
+        self.failure: BaseException | None = None
+
+    def check(self) -> None:
+        """Raise what broke a pack since the session began."""
+        if self.failure is not None:
+            raise self.failure
+
+
+class ChunkStore:
+    """The packs of one repository and the index over them."""
+
+    def __init__(
+        self, blobs: Blobs, sealing: Sealing, index: Index, *, writer: Writer, now: Callable[[], datetime]
+    ) -> None:
+        self.blobs = blobs
+        self.sealing = sealing
+        self.footers = Footers(blobs, sealing)
+        self.live: dict[int, PackName] = {}
+        self.touched: set[int] = set()
+        self._index = index
+        self._writer = writer
+        self._now = now
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._delta: dict[bytes, int] = {}
+        self._open: dict[int, OpenPack] = {}
+        self._filling: dict[PackKind, OpenPack] = {}
+        self._tickets: set[int] = set()
+        self._next_ticket = 0
+        self._unindexed: list[PackName] = []
+        self._unindexed_chunks = 0
+        self._sessions: set[Session] = set()
+        self._jobs: SimpleQueue[OpenPack | None] = SimpleQueue()
+        self._sealer: threading.Thread | None = None
+        self._room = threading.Semaphore(MAX_SEALING)
+        self._next_number = 1
+
+    def attach(self) -> list[str]:
+        """Compare the index with the packs that are there and read the footers it lacks; returns what was damaged."""
+        listed = {name for name in map(parse_pack_key, self.blobs.list("packs/")) if name}
+        self.live = {name.number: name for name in sorted(listed)}
+        self._next_number = max(self.live, default=0) + 1
+        covered = self._index.packs()
+        damaged = []
+        located: list[Located] = []
+        fresh: list[PackName] = []
+        for name in sorted(listed - covered):
+            try:
+                footer = self.footers.get(name)
+            except Damaged as error:
+                damaged.append(str(error))
+                del self.live[name.number]
+                continue
+            fresh.append(name)
+            located += [(prefix_of(footer.entry(s).id), name.number, s) for s in range(len(footer))]
+            if len(located) > 8 * DELTA_CHUNKS:
+                self._index.add(fresh, located)
+                fresh, located = [], []
+        if fresh:
+            self._index.add(fresh, located)
+        return damaged
+
+    def reattach(self) -> None:
+        """Throw unsound parts of the index away and read their packs again."""
+        with self._lock:
+            if self._index.drop_unsound():
+                numbers = dict(self.live)
+                self.attach()
+                self.live.update({n: name for n, name in numbers.items() if n in self.live})
+
+    # --- writing ---
+
+    def session(self) -> Session:
+        """Begin to add chunks for one restore point."""
+        session = Session()
+        with self._lock:
+            self._sessions.add(session)
+        return session
+
+    def end(self, session: Session) -> None:
+        """The restore point is committed or abandoned."""
+        with self._lock:
+            self._sessions.discard(session)
+            if not self._sessions:
+                self.touched.clear()
+
+    def sessions(self) -> int:
+        """How many restore points are being written."""
+        with self._lock:
+            return len(self._sessions)
+
+    def add(self, session: Session, kind: PackKind, items: Sequence[tuple[bytes, Buffer]]) -> Added:
+        """Store the chunks that are not known yet. They are durable after `flush`."""
+        session.check()
+        added = Added()
+        candidates = [None if chunk in self._delta else self.locate(chunk) for chunk, _ in items]
+        fresh: list[tuple[bytes, Buffer]] = []
+        with self._lock:
+            session.check()
+            ticket = self._next_ticket = self._next_ticket + 1
+            for (chunk, data), place in zip(items, candidates, strict=True):
+                if place is not None and place[0].number in self.live:
+                    self.touched.add(place[0].number)
+                    added.known_bytes += len(data)
+                elif (known := self._delta.get(chunk)) is not None:
+                    if known != _PENDING:
+                        self.touched.add(known >> 16)
+                    added.known_bytes += len(data)
+                else:
+                    self._delta[chunk] = _PENDING
+                    fresh.append((chunk, data))
+                    added.new_bytes += len(data)
+            if not fresh:
+                return added
+            self._tickets.add(ticket)
+        try:
+            added.stored_bytes = self._store(kind, fresh)
+        except BaseException as error:
+            self._fail(error, [chunk for chunk, _ in fresh])
+            raise
+        finally:
+            with self._lock:
+                self._tickets.discard(ticket)
+                self._changed.notify_all()
+        session.check()
+        return added
+
+    def _store(self, kind: PackKind, fresh: Sequence[tuple[bytes, Buffer]]) -> int:
+        encoded = [encode(data) if kind is PackKind.DATA else (0, data) for _, data in fresh]
+        overhead = len(fresh) * (16 if self.sealing.encrypted else 0)
+        total = sum(len(stored) for _, stored in encoded) + overhead
+        pack, offset, first_slot = self._reserve(kind, total, len(fresh))
+        entries, payloads = [], []
+        at = offset
+        try:
+            for (chunk, data), (codec, stored) in zip(fresh, encoded, strict=True):
+                payload, check = pack.seal.close_chunk(chunk, at, stored)
+                entries.append(Entry(chunk, at, len(payload), len(data), codec, check))
+                payloads.append(payload)
+                at += len(payload)
+        finally:
+            pack.write(offset, first_slot, entries, payloads)
+        with self._lock:
+            base = pack.name.number << 16 | first_slot
+            for place, (chunk, _) in enumerate(fresh, base):
+                self._delta[chunk] = place
+        return total
+
+    def _reserve(self, kind: PackKind, total: int, chunks: int) -> tuple[OpenPack, int, int]:
+        full = None
+        with self._lock:
+            pack = self._filling.get(kind)
+            if pack is not None and not pack.has_room(total, chunks, PACK_BYTES):
+                full, pack = self._filling.pop(kind), None
+            if pack is None:
+                pack = self._open_pack(kind)
+            offset, slot = pack.reserve(total, chunks)
+        if full is not None:
+            self._seal_later(full)
+        return pack, offset, slot
+
+    def _open_pack(self, kind: PackKind) -> OpenPack:
+        name = new_pack_name(self._next_number, kind)
+        pack = OpenPack(self.blobs, self.sealing, name, self._writer, self._now())
+        self._next_number += 1
+        self._filling[kind] = self._open[name.number] = pack
+        return pack
+
+    def _seal_later(self, pack: OpenPack) -> None:
+        self._room.acquire()
+        with self._lock:
+            if self._sealer is None:
+                self._sealer = threading.Thread(target=self._seal_packs, name="pack sealer", daemon=True)
+                self._sealer.start()
+        self._jobs.put(pack)
+
+    def _seal_packs(self) -> None:
+        while (pack := self._jobs.get()) is not None:
+            try:
+                self._seal(pack)
+            finally:
+                self._room.release()
+
+    def _seal(self, pack: OpenPack) -> None:
+        with self._lock:
+            if pack.name.number not in self._open:
+                return  # lost to a failure elsewhere, and abandoned there
+        try:
+            footer = pack.close()
+        except BaseException as error:  # heard by every session at its next call
+            self._fail(error, [])
+            return
+        with self._lock:
+            self.footers.remember(footer)
+            self._open.pop(pack.name.number, None)
+            self.live[pack.name.number] = pack.name
+            self.touched.add(pack.name.number)
+            self._unindexed.append(pack.name)
+            self._unindexed_chunks += len(footer)
+            self._changed.notify_all()
+        if self._unindexed_chunks >= DELTA_CHUNKS:
+            try:
+                self.index_sealed()
+            except BaseException as error:  # heard by every session at its next call
+                self._fail(error, [])
+
+    def _fail(self, error: BaseException, lost: Iterable[bytes]) -> None:
+        """Break every open session and forget the packs that are not sealed."""
+        with self._lock:
+            for session in self._sessions:
+                session.failure = session.failure or error
+            for chunk in lost:
+                self._delta.pop(chunk, None)
+            dead = list(self._open.values())
+            self._open.clear()
+            self._filling.clear()
+            numbers = {pack.name.number for pack in dead}
+            for chunk in [c for c, place in self._delta.items() if place >> 16 in numbers]:
+                del self._delta[chunk]
+            self._changed.notify_all()
+        for pack in dead:
+            pack.abandon()
+
+    def flush(self, session: Session) -> None:
+        """Return when every chunk added so far, by whomever, is in a sealed pack. Raises what broke the session."""
+        with self._lock:
+            before = set(self._tickets)
+            self._changed.wait_for(lambda: session.failure is not None or not before & self._tickets)
+            session.check()
+            full = list(self._filling.values())
+            self._filling.clear()
+            waiting = set(self._open)
+        for pack in full:
+            self._seal_later(pack)
+        with self._lock:
+            self._changed.wait_for(lambda: session.failure is not None or not waiting & set(self._open))
+            session.check()
+        self.index_sealed()
+
+    def index_sealed(self) -> None:
+        """Make a run of what was sealed since the last one, and let the dict of this process shrink."""
+        with self._lock:
+            names, self._unindexed = self._unindexed, []
+            self._unindexed_chunks = 0
+            if not names:
+                return
+            located: list[Located] = []
+            chunks: list[bytes] = []
+            for name in names:
+                footer = self.footers.get(name)
+                for slot in range(len(footer)):
+                    chunk = footer.entry(slot).id
+                    chunks.append(chunk)
+                    located.append((prefix_of(chunk), name.number, slot))
+            self._index.add(names, located)
+            for chunk in chunks:
+                self._delta.pop(chunk, None)
+            self._index.compact(set(self.live))
+
+    def forget_packs(self, names: Iterable[PackName]) -> None:
+        """Look nothing up in these packs any more."""
+        with self._lock:
+            for name in names:
+                if self.live.get(name.number) == name:
+                    del self.live[name.number]
+
+    def close(self) -> None:
+        """Stop the side thread and abandon what is not sealed."""
+        if self._sealer is not None:
+            self._jobs.put(None)
+            self._sealer.join()
+            self._sealer = None
+        with self._lock:
+            dead = list(self._open.values())
+            self._open.clear()
+            self._filling.clear()
+        for pack in dead:
+            pack.abandon()
+        with suppress(StorageError):
+            self.index_sealed()
+        self._index.close()
+
+    # --- reading ---
+
+    def locate(self, chunk: bytes) -> tuple[PackName, int] | None:
+        """The sealed pack and slot of a chunk; None when no pack has it."""
+        place = self._delta.get(chunk)
+        if place is not None and place != _PENDING and (name := self.live.get(place >> 16)) is not None:
+            return name, place & 0xFFFF
+        for number, slot in self._index.find(chunk):
+            name = self.live.get(number)
+            if name is None:
+                continue
+            try:
+                if self.footers.get(name).holds(slot, chunk):
+                    return name, slot
+            except Damaged:
+                continue
+        return None
+
+    def read(self, chunk: bytes) -> bytes:
+        """One chunk, verified."""
+        return bytes(self.read_many([chunk])[0])
+
+    def read_many(self, chunks: Sequence[bytes], *, node: bool = False) -> list[Buffer]:
+        """The chunks, each verified against its id, read in few large calls; Damaged when one is not intact.
+
+        Finds chunks that are not sealed yet, too.
+        """
+        return [data for data in self.read_each(chunks, node=node, strict=True) if not isinstance(data, Damaged)]
+
+    def read_each(self, chunks: Sequence[bytes], *, node: bool = False, strict: bool) -> list[Buffer | Damaged]:
+        """As read_many; unless strict, a chunk that is not intact leaves its error in its place."""
+        hash_of = self.sealing.node_id if node else self.sealing.chunk_id
+        result: list[Buffer | Damaged] = [b""] * len(chunks)
+        wanted: list[tuple[int, int, int, Footer, Entry]] = []
+        for at, chunk in enumerate(chunks):
+            if self._open and (unsealed := self._read_unsealed(chunk)) is not None:
+                result[at] = unsealed
+                continue
+            try:
+                footer, entry = self._entry(chunk)
+                wanted.append((footer.name.number, entry.offset, at, footer, entry))
+            except Damaged as error:
+                if strict:
+                    raise
+                result[at] = error
+        wanted.sort(key=lambda w: w[:3])
+        for group in coalesce(wanted):
+            start, end = group[0][1], max(w[1] + w[4].stored for w in group)
+            key = group[0][3].name.key
+            try:
+                data: bytearray | Damaged = bytearray(end - start)
+                self.blobs.read_into(key, start, memoryview(data))  # type: ignore[arg-type]
+            except Damaged as error:
+                if strict:
+                    raise
+                data = error
+            for _, offset, at, footer, entry in group:
+                try:
+                    if isinstance(data, Damaged):
+                        raise data
+                    stored = memoryview(data)[offset - start : offset - start + entry.stored]
+                    plain = decode_entry(footer.seal.open_chunk(entry, stored, key), entry, key)
+                    if hash_of(plain) != chunks[at]:
+                        raise Damaged(f"chunk {chunks[at].hex()} is not what was written", where=key)
+                    result[at] = plain
+                except Damaged as error:
+                    if strict:
+                        raise
+                    result[at] = error
+        return result
+
+    def _read_unsealed(self, chunk: bytes) -> Buffer | None:
+        with self._lock:
+            place = self._delta.get(chunk, _PENDING)
+            pack = self._open.get(place >> 16) if place != _PENDING else None
+        found = pack.read(place & 0xFFFF) if pack is not None else None
+        if pack is None:
+            return None
+        if found is None:
+            with self._changed:
+                self._changed.wait_for(lambda: pack.name.number not in self._open)
+            return None
+        entry, stored = found
+        return decode_entry(pack.seal.open_chunk(entry, stored, pack.name.key), entry, pack.name.key)
+
+    def _entry(self, chunk: bytes) -> tuple[Footer, Entry]:
+        place = self.locate(chunk)
+        if place is None:
+            self.reattach()
+            place = self.locate(chunk)
+        if place is None:
+            raise Damaged(f"chunk {chunk.hex()} is in no pack", where="packs/")
+        footer = self.footers.get(place[0])
+        entry = footer.entry(place[1])
+        if entry.raw > MAX_BLOCK_BYTES:
+            raise Damaged("a chunk claims to be too long", where=place[0].key)
+        return footer, entry
+
+
+def decode_entry(stored: Buffer, entry: Entry, where: str) -> Buffer:
+    """The chunk's bytes from its stored bytes."""
+    return decode(entry.codec, stored, entry.raw, where)
+
+
+Wanted = tuple[int, int, int, Footer, Entry]
+
+
+def coalesce(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+    """Groups of sorted chunks that one read fetches: same pack, small gaps, bounded length."""
+    groups: list[list[Wanted]] = []
+    end = 0
+    for item in wanted:
+        number, offset, _, _, entry = item
+        last = groups[-1] if groups else None
+        if (
+            last is not None
+            and last[0][0] == number
+            and offset - end <= READ_GAP_BYTES
+            and offset + entry.stored - last[0][1] <= READ_SPAN_BYTES
+        ):
+            last.append(item)
+            end = max(end, offset + entry.stored)
+        else:
+            groups.append([item])
+            end = offset + entry.stored
+    return groups

@@ -1,0 +1,49 @@
+"""Compression of one chunk. Each thread has its own contexts, as they may not be shared."""
+
+from __future__ import annotations
+
+import threading
+from zlib import crc32
+
+import zstandard
+
+from storage.blobs import Buffer
+from storage.errors import Damaged
+from storage.format import Codec
+
+LEVEL = 1
+"""Measured on VM images: the next level costs a fifth of the speed for one percent of size."""
+
+
+class _Contexts(threading.local):
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_contexts = _Contexts()
+
+
+def encode(data: Buffer) -> tuple[Codec, Buffer]:
+    """The stored form: compressed, or as it is when that is not smaller."""
+    packed = _contexts.compressor.compress(data)
+    return (Codec.ZSTD, packed) if len(packed) < len(data) else (Codec.RAW, data)
+
+
+def decode(codec: int, stored: Buffer, raw: int, where: str) -> Buffer:
+    """The `raw` bytes that were encoded, or Damaged. Allocates no more than that, whatever the bytes claim."""
+    if codec == Codec.RAW and len(stored) == raw:
+        return stored
+    if codec != Codec.ZSTD:
+        raise Damaged("a chunk has an unknown codec or a wrong length", where=where)
+    try:
+        if zstandard.frame_content_size(stored) != raw:
+            raise Damaged("a chunk's compressed form claims another length", where=where)
+        return _contexts.decompressor.decompress(stored)
+    except zstandard.ZstdError as error:
+        raise Damaged(f"a chunk does not decompress: {error}", where=where) from error
+
+
+def check_of(stored: Buffer) -> int:
+    """CRC-32 of the stored bytes: it sees the flips that a decompressor shrugs off."""
+    return crc32(stored)

@@ -1,0 +1,102 @@
+"""The way in: one disk's changed parts become chunks and a new block map."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from storage.blobs import Buffer
+from storage.blockmap import MapBuilder, Root, lookup
+from storage.chunking import BATCH_BYTES, check_placement, split
+from storage.chunkstore import ChunkStore, Session
+from storage.format import PackKind
+from storage.manifest import DiskHead, DiskRecord, DiskStats
+from storage.nodes import StoredNodes
+
+
+class DiskIngest:
+    """One disk of a restore point that is being written. `write` and `zero` from any thread, then `finish` once."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        session: Session,
+        head: DiskHead,
+        *,
+        block_bytes: int,
+        fan_out: int,
+        base: DiskRecord | None,
+        done: Callable[[DiskRecord], None],
+    ) -> None:
+        self.head = head
+        self._store = store
+        self._session = session
+        self._block_bytes = block_bytes
+        self._zeros = bytes(block_bytes)
+        self._nodes = StoredNodes(store, session)
+        self._lock = threading.Lock()
+        self._read = self._new = self._stored = self._known = 0
+        self._done = done
+        self._blocks = -(-head.capacity_bytes // block_bytes)
+        base_blocks = -(-base.head.capacity_bytes // block_bytes) if base else 0
+        self._map = MapBuilder(self._nodes, fan_out, self._blocks, base.root if base else None, base_blocks)
+        self._finished = False
+        if base is not None and head.capacity_bytes < base.head.capacity_bytes and head.capacity_bytes % block_bytes:
+            self._cut_last_block(base.root, fan_out)
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Store a part of the disk; whole blocks, but for the disk's end. Blocks until it is in a pack."""
+        check_placement(offset, len(view), self._block_bytes, self.head.capacity_bytes)
+        for start in range(0, len(view), BATCH_BYTES):
+            self._write_batch(offset + start, view[start : start + BATCH_BYTES])
+
+    def zero(self, offset: int, length: int) -> None:
+        """This part of the disk is known to read as zeros."""
+        check_placement(offset, length, self._block_bytes, self.head.capacity_bytes)
+        self._session.check()
+        first = offset // self._block_bytes
+        self._map.clear(first, -(-(offset + length) // self._block_bytes) - first)
+
+    def finish(self) -> DiskStats:
+        """The disk is complete; nothing may be written to it any more."""
+        if self._finished:
+            raise ValueError(f"disk {self.head.name} is finished already")
+        self._finished = True
+        root = self._map.finish()
+        mapped = min(root.mapped_blocks * self._block_bytes, self.head.capacity_bytes)
+        stats = DiskStats(self._read, self._new, self._stored + self._nodes.stored_bytes, self._known, mapped)
+        self._done(
+            DiskRecord(
+                self.head, root, stats.read_bytes, stats.new_bytes, stats.stored_bytes, stats.dedup_bytes, mapped
+            )
+        )
+        return stats
+
+    def _write_batch(self, offset: int, view: memoryview) -> None:
+        chunk_id = self._store.sealing.chunk_id
+        items: list[tuple[bytes, Buffer]] = []
+        placed: list[tuple[int, bytes | None]] = []
+        for block, data in split(offset, view, self._block_bytes, self._zeros):
+            if data is None:
+                placed.append((block, None))
+            else:
+                chunk = chunk_id(data)
+                items.append((chunk, data))
+                placed.append((block, chunk))
+        added = self._store.add(self._session, PackKind.DATA, items) if items else None
+        self._map.set(placed)
+        with self._lock:
+            self._read += len(view)
+            if added is not None:
+                self._new += added.new_bytes
+                self._stored += added.stored_bytes
+                self._known += added.known_bytes
+
+    def _cut_last_block(self, base: Root, fan_out: int) -> None:
+        """The disk shrank within a block: what lay behind its new end must not come back when it grows again."""
+        offset = (self._blocks - 1) * self._block_bytes
+        chunk = lookup(self._nodes, base, fan_out, [self._blocks - 1])[0]
+        if chunk:
+            data = memoryview(self._store.read(chunk))[: self.head.capacity_bytes - offset]
+            self._write_batch(offset, data)
+            self._read -= len(data)

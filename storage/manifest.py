@@ -1,0 +1,177 @@
+"""What a restore point is made of, and the manifest that records it: canonical JSON, written once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from policies.facts import Consistency, PointId, VmId
+from storage.blockmap import Root
+from storage.errors import Damaged
+
+PREFIX = "manifests/"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskHead:
+    """A disk as it was when the restore point was taken. `name` is unique within the point."""
+
+    name: str
+    capacity_bytes: int
+    uuid: str = ""
+    change_id: str = ""
+    key: int = 0
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PointHead:
+    """What is known of a restore point before its data is read."""
+
+    vm: VmId
+    vm_name: str
+    taken_at: datetime
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    consistency: Consistency = Consistency.CRASH
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStats:
+    """Bytes of one disk's run: taken from the source, new, stored for them in packs, known already, mapped now."""
+
+    read_bytes: int = 0
+    new_bytes: int = 0
+    stored_bytes: int = 0
+    dedup_bytes: int = 0
+    mapped_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRecord:
+    """One disk of a restore point."""
+
+    head: DiskHead
+    root: Root
+    read_bytes: int = 0
+    new_bytes: int = 0
+    stored_bytes: int = 0
+    dedup_bytes: int = 0
+    mapped_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a restore needs to know; no other manifest is read for it."""
+
+    id: PointId
+    head: PointHead
+    committed_at: datetime
+    writer: str
+    epoch: int
+    fan_out: int
+    block_bytes: int
+    disks: tuple[DiskRecord, ...] = ()
+    unprotected: tuple[tuple[str, str], ...] = ()
+    configuration: tuple[bytes, ...] = ()
+
+
+def manifest_key(point: PointId) -> str:
+    """Where a restore point's manifest lies."""
+    return PREFIX + point
+
+
+def stamp(moment: datetime) -> str:
+    """A moment in one form everywhere: UTC, microseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, ASCII."""
+    head = manifest.head
+    document = {
+        "id": manifest.id,
+        "vm": head.vm,
+        "vm_name": head.vm_name,
+        "taken_at": stamp(head.taken_at),
+        "committed_at": stamp(manifest.committed_at),
+        "aliases": dict(head.aliases),
+        "consistency": head.consistency.value,
+        "attributes": dict(head.attributes),
+        "writer": manifest.writer,
+        "epoch": manifest.epoch,
+        "fan_out": manifest.fan_out,
+        "block_bytes": manifest.block_bytes,
+        "disks": [_encode_disk(disk) for disk in manifest.disks],
+        "unprotected": [list(pair) for pair in manifest.unprotected],
+        "configuration": [chunk.hex() for chunk in manifest.configuration],
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _encode_disk(disk: DiskRecord) -> dict[str, Any]:
+    return {
+        "name": disk.head.name,
+        "capacity_bytes": disk.head.capacity_bytes,
+        "uuid": disk.head.uuid,
+        "change_id": disk.head.change_id,
+        "key": disk.head.key,
+        "attributes": dict(disk.head.attributes),
+        "root": disk.root.node.hex(),
+        "levels": disk.root.levels,
+        "mapped_blocks": disk.root.mapped_blocks,
+        "read_bytes": disk.read_bytes,
+        "new_bytes": disk.new_bytes,
+        "stored_bytes": disk.stored_bytes,
+        "dedup_bytes": disk.dedup_bytes,
+        "mapped_bytes": disk.mapped_bytes,
+    }
+
+
+def decode(payload: bytes, where: str) -> Manifest:
+    """The manifest, or Damaged when it is not one (its digest was right, so a broken writer made it)."""
+    try:
+        document = json.loads(payload)
+        return Manifest(
+            id=PointId(document["id"]),
+            head=PointHead(
+                vm=VmId(document["vm"]),
+                vm_name=document["vm_name"],
+                taken_at=datetime.fromisoformat(document["taken_at"]),
+                aliases=document["aliases"],
+                consistency=Consistency(document["consistency"]),
+                attributes=document["attributes"],
+            ),
+            committed_at=datetime.fromisoformat(document["committed_at"]),
+            writer=document["writer"],
+            epoch=document["epoch"],
+            fan_out=document["fan_out"],
+            block_bytes=document["block_bytes"],
+            disks=tuple(_decode_disk(disk) for disk in document["disks"]),
+            unprotected=tuple((label, reason) for label, reason in document["unprotected"]),
+            configuration=tuple(bytes.fromhex(chunk) for chunk in document["configuration"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"the manifest does not say what a manifest says: {error}", where=where) from error
+
+
+def _decode_disk(document: dict[str, Any]) -> DiskRecord:
+    return DiskRecord(
+        head=DiskHead(
+            name=document["name"],
+            capacity_bytes=document["capacity_bytes"],
+            uuid=document["uuid"],
+            change_id=document["change_id"],
+            key=document["key"],
+            attributes=document["attributes"],
+        ),
+        root=Root(bytes.fromhex(document["root"]), document["levels"], document["mapped_blocks"]),
+        read_bytes=document["read_bytes"],
+        new_bytes=document["new_bytes"],
+        stored_bytes=document["stored_bytes"],
+        dedup_bytes=document["dedup_bytes"],
+        mapped_bytes=document["mapped_bytes"],
+    )

@@ -1,0 +1,120 @@
+"""Marks: small create-once objects beside a restore point that say what happened to it since.
+
+Nothing edits a manifest. A mark's name carries a sequence number, so that the state is what reading them in order says.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from policies.facts import PointId
+from storage.errors import Damaged
+from storage.manifest import stamp
+
+PREFIX = "marks/"
+
+
+class MarkKind(StrEnum):
+    """What a mark says."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+    LOCK = "lock"
+    EXPIRING = "expiring"
+    UNMARK = "unmark"
+    VERIFIED = "verified"
+    DAMAGED = "damaged"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One mark. `until` is only for locks."""
+
+    key: str
+    point: PointId
+    sequence: int
+    kind: MarkKind
+    at: datetime
+    text: str = ""
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MarkState:
+    """What all marks of one restore point come to."""
+
+    holds: tuple[str, ...] = ()
+    locked_until: datetime | None = None
+    expiring_since: datetime | None = None
+    verified_at: datetime | None = None
+    damaged: str = ""
+    expired: bool = False
+
+
+def new_mark(
+    point: PointId, sequence: int, kind: MarkKind, at: datetime, text: str = "", until: datetime | None = None
+) -> Mark:
+    """A mark with a key that no other has."""
+    key = f"{PREFIX}{point}/{sequence:06d}-{kind.value}-{secrets.token_hex(4)}"
+    return Mark(key, point, sequence, kind, at, text, until)
+
+
+def encode(mark: Mark) -> bytes:
+    """Canonical JSON."""
+    document = {"at": stamp(mark.at), "text": mark.text, "until": stamp(mark.until) if mark.until else None}
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def parse_key(key: str) -> tuple[PointId, int, MarkKind]:
+    """(point, sequence, kind) of a mark's key; Damaged if it is none."""
+    point, _, name = key.removeprefix(PREFIX).partition("/")
+    try:
+        sequence, kind, _ = name.split("-")
+        return PointId(point), int(sequence), MarkKind(kind)
+    except ValueError:
+        raise Damaged("this is not a mark", where=key) from None
+
+
+def decode(key: str, payload: bytes) -> Mark:
+    """The mark under a key."""
+    point, sequence, kind = parse_key(key)
+    try:
+        document = json.loads(payload)
+        until = datetime.fromisoformat(document["until"]) if document["until"] else None
+        return Mark(key, point, sequence, kind, datetime.fromisoformat(document["at"]), document["text"], until)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"the mark does not say what a mark says: {error}", where=key) from error
+
+
+def fold(marks: Iterable[Mark]) -> MarkState:
+    """The state that the marks of one restore point come to."""
+    holds: list[str] = []
+    locked_until = expiring = verified = None
+    damaged, expired = "", False
+    for mark in sorted(marks, key=lambda m: (m.sequence, m.key)):
+        match mark.kind:
+            case MarkKind.HOLD if mark.text not in holds:
+                holds.append(mark.text)
+            case MarkKind.RELEASE:
+                holds = [hold for hold in holds if mark.text and hold != mark.text]
+            case MarkKind.LOCK if mark.until is not None:
+                locked_until = max(locked_until or mark.until, mark.until)
+            case MarkKind.EXPIRING:
+                expiring = expiring or mark.at
+            case MarkKind.UNMARK:
+                expiring = None
+            case MarkKind.VERIFIED:
+                verified, damaged = mark.at, ""
+            case MarkKind.DAMAGED:
+                verified, damaged = mark.at, mark.text or "damaged"
+            case MarkKind.EXPIRED:
+                expired = True
+            case _:
+                pass
+    return MarkState(tuple(holds), locked_until, expiring, verified, damaged, expired)

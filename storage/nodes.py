@@ -1,0 +1,29 @@
+"""Block-map nodes kept as chunks of tree packs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from storage.blobs import Buffer
+from storage.chunkstore import ChunkStore, Session
+from storage.format import PackKind
+
+
+class StoredNodes:
+    """A NodeStore over a chunk store; without a session it only reads."""
+
+    def __init__(self, store: ChunkStore, session: Session | None = None) -> None:
+        self._store = store
+        self._session = session
+        self.stored_bytes = 0
+
+    def put_nodes(self, nodes: Sequence[bytes]) -> list[bytes]:
+        if self._session is None:
+            raise ValueError("these nodes are only for reading")
+        ids = [self._store.sealing.node_id(node) for node in nodes]
+        added = self._store.add(self._session, PackKind.TREE, list(zip(ids, nodes, strict=True)))
+        self.stored_bytes += added.stored_bytes
+        return ids
+
+    def get_nodes(self, ids: Sequence[bytes]) -> list[Buffer]:
+        return self._store.read_many(ids, node=True)

@@ -1,0 +1,89 @@
+"""The way out: one disk of a restore point, every byte checked against its chunk's id."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import cached_property
+
+from storage.blockmap import lookup, walk
+from storage.chunkstore import ChunkStore
+from storage.manifest import DiskRecord, Manifest
+from storage.nodes import StoredNodes
+
+
+class PointDisk:
+    """A disk as it was. Thread-safe; nothing is cached but the latest leaf of the map."""
+
+    def __init__(self, store: ChunkStore, manifest: Manifest, record: DiskRecord) -> None:
+        self.record = record
+        self.point = manifest.id
+        self.capacity_bytes = record.head.capacity_bytes
+        self.block_bytes = manifest.block_bytes
+        self.fan_out = manifest.fan_out
+        self.store = store
+        self._nodes = StoredNodes(store)
+        self._lock = threading.Lock()
+        self._leaf: tuple[int, list[bytes]] = (-1, [])
+
+    def leaves(self) -> Iterator[tuple[int, dict[int, bytes]]]:
+        """(first block, slot → chunk id) of every used leaf of the map, in order."""
+        return walk(self._nodes, self.record.root, self.fan_out)
+
+    @cached_property
+    def _extents(self) -> list[tuple[int, int]]:
+        merged: list[tuple[int, int]] = []
+        for first, children in self.leaves():
+            for slot in sorted(children):
+                offset = (first + slot) * self.block_bytes
+                length = min(self.block_bytes, self.capacity_bytes - offset)
+                if merged and sum(merged[-1]) == offset:
+                    merged[-1] = (merged[-1][0], merged[-1][1] + length)
+                else:
+                    merged.append((offset, length))
+        return merged
+
+    def extents(self) -> list[tuple[int, int]]:
+        """(offset, length) of the mapped parts, sorted and disjoint; all else reads as zeros."""
+        return self._extents
+
+    def chunks(self, first: int, count: int) -> list[bytes]:
+        """The chunk ids of a run of blocks; empty for zeros."""
+        found: list[bytes] = []
+        while count:
+            leaf, slot = divmod(first, self.fan_out)
+            with self._lock:
+                cached, ids = self._leaf
+            if cached != leaf:
+                start = leaf * self.fan_out
+                ids = lookup(self._nodes, self.record.root, self.fan_out, range(start, start + self.fan_out))
+                with self._lock:
+                    self._leaf = leaf, ids
+            part = ids[slot : slot + count]
+            found += part
+            first, count = first + len(part), count - len(part)
+        return found
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill view from offset on, zeros included. Damaged, before view is complete, when a byte is not intact."""
+        if offset < 0 or offset + len(view) > self.capacity_bytes:
+            raise ValueError(f"offset {offset}, length {len(view)}: beyond the disk's {self.capacity_bytes} bytes")
+        if not len(view):
+            return
+        block_bytes = self.block_bytes
+        step = max(1, (1 << 20) // block_bytes)
+        first, last = offset // block_bytes, (offset + len(view) - 1) // block_bytes
+        for start in range(first, last + 1, step):
+            ids = self.chunks(start, min(step, last + 1 - start))
+            wanted = [(start + i, chunk) for i, chunk in enumerate(ids) if chunk]
+            view_start = max(start * block_bytes - offset, 0)
+            view_end = min((start + len(ids)) * block_bytes - offset, len(view))
+            if len(wanted) < len(ids):
+                view[view_start:view_end] = bytes(view_end - view_start)
+            for (block, _), data in zip(wanted, self.store.read_many([chunk for _, chunk in wanted]), strict=True):
+                at = block * block_bytes - offset
+                low, high = max(at, 0), min(at + block_bytes, len(view))
+                piece = memoryview(data)[low - at : high - at]
+                view[low : low + len(piece)] = piece
+                if low + len(piece) < high:  # the disk ended within this block once, and has grown since
+                    view[low + len(piece) : high] = bytes(high - low - len(piece))

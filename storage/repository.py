@@ -1,0 +1,480 @@
+"""The repository: the one door for the engine.
+
+create(location, now=now)
+with open_repository(location, now=clock) as repository:
+    with repository.new_point(head) as pending:
+        ingest = pending.disk(disk, base=None)
+        ingest.write(offset, view)      # from several threads
+        ingest.finish()
+        point = pending.commit()        # packs, then the manifest, then the catalog
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from policies.facts import PointId, RestorePoint, VmId
+from storage import config as configs
+from storage import manifest as manifests
+from storage import marks
+from storage.blobs import Blobs, LocalBlobs, sync_folder, translated
+from storage.blockmap import Root
+from storage.catalog import Catalog, Changes
+from storage.chunkstore import ChunkStore
+from storage.errors import AlreadyExists, Damaged, NoRepository, NoSuchPoint, Refused, StorageError
+from storage.failpoints import failpoint
+from storage.format import CONFIG_KEY, ObjectKind, PackName
+from storage.index import Index
+from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHead
+from storage.marks import Mark, MarkKind, MarkState
+from storage.owner import Ownership
+from storage.pack import Footer
+from storage.pending import PendingPoint
+from storage.reading import PointDisk
+from storage.sealing import Sealing
+
+__all__ = [
+    "DiskHead",
+    "DiskRecord",
+    "DiskStats",
+    "PendingPoint",
+    "PointDetail",
+    "PointDisk",
+    "PointHead",
+    "Repository",
+    "RepositorySizes",
+    "create",
+    "open_repository",
+]
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class PointDetail:
+    """One restore point with all that is known of it."""
+
+    id: PointId
+    head: PointHead
+    committed_at: datetime
+    disks: tuple[DiskRecord, ...]
+    unprotected: tuple[tuple[str, str], ...]
+    holds: tuple[str, ...]
+    locked_until: datetime | None
+    expiring_since: datetime | None
+    verified_at: datetime | None
+    damaged: str
+    has_configuration: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RepositorySizes:
+    """`stored_bytes` counts packs, `logical_bytes` the capacity of all disks of all restore points."""
+
+    stored_bytes: int
+    chunks: int
+    packs: int
+    points: int
+    logical_bytes: int
+    free_bytes: int
+
+
+def create(
+    location: Path | str, *, now: datetime, passphrase: str | None = None, block_bytes: int = BLOCK_BYTES
+) -> None:
+    """Make an empty repository; encrypted if there is a passphrase. AlreadyExists if there is one."""
+    root = Path(location)
+    blobs = LocalBlobs(root)
+    if (root / CONFIG_KEY).exists():
+        raise AlreadyExists("there is a repository already", where=str(root))
+    with translated(str(root)):
+        root.mkdir(parents=True, exist_ok=True)
+        for name in ("spool", "packs", "manifests", "marks", "index"):
+            (root / name).mkdir(exist_ok=True)
+        sync_folder(root)
+        sync_folder(root.parent)
+    blobs.put(CONFIG_KEY, configs.new_config(now, block_bytes, passphrase)[1])
+
+
+def open_repository(
+    location: Path | str,
+    *,
+    passphrase: Callable[[], str] | None = None,
+    now: Callable[[], datetime] | datetime,
+    owner: str = "command",
+    blobs: Blobs | None = None,
+) -> Repository:
+    """Open, take ownership, and finish whatever a crash interrupted.
+
+    NoRepository, Locked (it names the pid), WrongKey, Unsupported, Damaged.
+    """
+    root = Path(location)
+    fixed = now
+    clock: Callable[[], datetime] = (lambda: fixed) if isinstance(fixed, datetime) else fixed
+    blobs = blobs or LocalBlobs(root)
+    if not root.is_dir():
+        raise NoRepository("there is no repository here", where=str(root), hint="make one with: backstay repo init")
+    config, sealing = configs.load(blobs, passphrase)
+    ownership = Ownership(root, owner, clock())
+    try:
+        return Repository(root, blobs, config, sealing, ownership, clock)
+    except BaseException:
+        ownership.release()
+        raise
+
+
+class Repository:
+    """An open repository. Thread-safe. Close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        root: Path,
+        blobs: Blobs,
+        config: configs.Config,
+        sealing: Sealing,
+        ownership: Ownership,
+        now: Callable[[], datetime],
+    ) -> None:
+        self.location = root
+        self.blobs = blobs
+        self.config = config
+        self.sealing = sealing
+        self.now = now
+        self.writer = ownership.writer
+        self._ownership = ownership
+        self._lock = threading.RLock()
+        self._warming: threading.Thread | None = None
+        self.pending: set[PendingPoint] = set()
+        blobs.clean()
+        self._marks = self._read_marks()
+        self.store = ChunkStore(
+            blobs, sealing, Index(root / "index", sealing.repository), writer=ownership.writer, now=now
+        )
+        for damage in self.store.attach():
+            log.warning("pack left out of the index", extra={"why": damage})
+        self.catalog = Catalog(root / "catalog.duckdb", root / "spool", _CatalogSource(self))
+        self._catalog_open = False
+        self._finish_expiries()
+
+    @property
+    def repository_id(self) -> str:
+        """The id that every object of the repository carries."""
+        return self.config.repository.hex()
+
+    @property
+    def block_bytes(self) -> int:
+        """The block size."""
+        return self.config.block_bytes
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether everything is encrypted."""
+        return self.config.encrypted
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Abandon what is pending, close the catalog, let the next owner in. Idempotent."""
+        for pending in list(self.pending):
+            pending.abandon()
+        if self._warming is not None:
+            self._warming.join()
+        self.store.close()
+        self.catalog.close()
+        self._ownership.release()
+
+    # --- restore points ---
+
+    def points(self, vm: VmId | None = None) -> list[RestorePoint]:
+        """All restore points, or those of one VM, newest last."""
+        return self.opened_catalog().points(vm)
+
+    def find(self, reference: str) -> PointId:
+        """The restore point that an id, the unique beginning of an id, or NAME@latest means; NoSuchPoint."""
+        name, at, which = reference.rpartition("@")
+        if at and which == "latest":
+            matching = [p for p in self.points() if name in (p.vm_name, p.vm)]
+            if len({p.vm for p in matching}) > 1:
+                vms = ", ".join(sorted({p.vm for p in matching}))
+                raise NoSuchPoint(f"several VMs are called {name}: {vms}", hint="use the VM's id instead of its name")
+            if not matching:
+                raise NoSuchPoint(f"there is no restore point of {name}", hint="see: backstay points")
+            return matching[-1].id
+        found = [point for point in self.point_ids() if point.startswith(reference)] if reference else []
+        if reference in found:
+            return PointId(reference)
+        if len(found) != 1:
+            what = "several restore points begin" if found else "no restore point begins"
+            raise NoSuchPoint(f"{what} with {reference!r}", hint="see: backstay points")
+        return found[0]
+
+    def detail(self, point: PointId) -> PointDetail:
+        """Everything about one restore point; NoSuchPoint, Damaged."""
+        manifest, state = self.manifest(point), self.mark_state(point)
+        return PointDetail(
+            id=point,
+            head=manifest.head,
+            committed_at=manifest.committed_at,
+            disks=manifest.disks,
+            unprotected=manifest.unprotected,
+            holds=state.holds,
+            locked_until=state.locked_until,
+            expiring_since=state.expiring_since,
+            verified_at=state.verified_at,
+            damaged=state.damaged,
+            has_configuration=bool(manifest.configuration),
+        )
+
+    def latest(self, vm: VmId) -> PointDetail | None:
+        """The newest complete and undamaged restore point of a VM, to be the base of an incremental."""
+        for point in reversed(self.points(vm)):
+            if point.complete and not point.damaged:
+                return self.detail(point.id)
+        return None
+
+    base_of = latest
+
+    def new_point(self, head: PointHead) -> PendingPoint:
+        """Begin a restore point. Nothing of it is visible before `commit`."""
+        self._warm_catalog()
+        pending = PendingPoint(self, head)
+        with self._lock:
+            self.pending.add(pending)
+        return pending
+
+    def read_disk(self, point: PointId, disk_name: str) -> PointDisk:
+        """One disk of a restore point, for reading; NoSuchPoint if either is not there."""
+        manifest = self.manifest(point)
+        for record in manifest.disks:
+            if record.head.name == disk_name:
+                return PointDisk(self.store, manifest, record)
+        names = ", ".join(record.head.name for record in manifest.disks)
+        raise NoSuchPoint(f"restore point {point} has no disk {disk_name!r}; it has: {names}")
+
+    def configuration(self, point: PointId) -> bytes:
+        """The VM's configuration as the restore point keeps it; empty if it has none."""
+        return b"".join(map(bytes, self.store.read_many(self.manifest(point).configuration)))
+
+    def sizes(self) -> RepositorySizes:
+        """How much is stored."""
+        stored, chunks, packs = self.opened_catalog().query(
+            "SELECT coalesce(sum(bytes), 0)::UBIGINT, coalesce(sum(chunks), 0)::UBIGINT, count(*) FROM packs"
+        )[0]
+        points, logical = self.catalog.query("SELECT count(*), coalesce(sum(disk_bytes), 0)::UBIGINT FROM points")[0]
+        return RepositorySizes(stored, chunks, packs, points, logical, self.blobs.free_bytes())
+
+    # --- marks and expiry ---
+
+    def mark_hold(self, point: PointId, reason: str, now: datetime) -> None:
+        """Keep this restore point until the hold is released. Idempotent for one reason."""
+        self.manifest(point)
+        if reason not in self.mark_state(point).holds:
+            self.add_mark(point, MarkKind.HOLD, now, reason)
+
+    def release(self, point: PointId, reason: str | None, now: datetime) -> None:
+        """Release the hold with this reason, or all holds. Refused when there is no such hold."""
+        holds = self.mark_state(point).holds
+        if not holds or (reason is not None and reason not in holds):
+            raise Refused(f"restore point {point} has no such hold", hint=f"its holds: {', '.join(holds) or 'none'}")
+        self.add_mark(point, MarkKind.RELEASE, now, reason or "")
+
+    def mark_lock(self, point: PointId, until: datetime, reason: str, now: datetime) -> None:
+        """Lock this restore point up to a time; a lock can be made longer, never shorter."""
+        self.manifest(point)
+        self.add_mark(point, MarkKind.LOCK, now, reason, until)
+
+    def mark_expiring(self, point: PointId, reason: str, now: datetime) -> None:
+        """Record that retention wants this restore point gone."""
+        self.manifest(point)
+        if self.mark_state(point).expiring_since is None:
+            self.add_mark(point, MarkKind.EXPIRING, now, reason)
+
+    def unmark(self, point: PointId, reason: str, now: datetime) -> None:
+        """Retention no longer wants it gone."""
+        if self.mark_state(point).expiring_since is not None:
+            self.add_mark(point, MarkKind.UNMARK, now, reason)
+
+    def expire(self, point: PointId, reason: str, now: datetime) -> None:
+        """Forget a restore point: tombstone, manifest, catalog. Refused while it is held or locked."""
+        with self._lock:
+            if point not in self.point_ids():
+                raise NoSuchPoint(f"there is no restore point {point}", hint="see: backstay points")
+            state = self.mark_state(point)
+            if state.holds:
+                raise Refused(f"restore point {point} is held: {', '.join(state.holds)}", hint="release it first")
+            if state.locked_until is not None and state.locked_until > now:
+                raise Refused(f"restore point {point} is locked until {manifests.stamp(state.locked_until)}")
+            self.add_mark(point, MarkKind.EXPIRED, now, reason, into_catalog=False)
+            failpoint("expire.marked")
+            self._finish_expiry(point)
+
+    def add_mark(
+        self,
+        point: PointId,
+        kind: MarkKind,
+        at: datetime,
+        text: str = "",
+        until: datetime | None = None,
+        *,
+        into_catalog: bool = True,
+    ) -> None:
+        """Write one mark, then tell the catalog."""
+        with self._lock:
+            known = self._marks.setdefault(point, [])
+            mark = marks.new_mark(point, max((m.sequence for m in known), default=0) + 1, kind, at, text, until)
+            self.blobs.put(mark.key, self.sealing.close(ObjectKind.MARK, mark.key, marks.encode(mark)))
+            known.append(mark)
+        failpoint("mark.written")
+        if into_catalog:
+            self.opened_catalog().apply(Changes(marks=[mark]))
+
+    def mark_state(self, point: PointId) -> MarkState:
+        """What the marks of a restore point come to."""
+        with self._lock:
+            return marks.fold(self._marks.get(point, ()))
+
+    # --- for the modules of this package ---
+
+    def point_ids(self) -> set[PointId]:
+        """Every restore point that has a manifest, apart from those being expired."""
+        ids = {PointId(key.removeprefix(manifests.PREFIX)) for key in self.blobs.list(manifests.PREFIX)}
+        with self._lock:
+            return {point for point in ids if not marks.fold(self._marks.get(point, ())).expired}
+
+    def manifest(self, point: PointId) -> Manifest:
+        """One manifest, checked; NoSuchPoint, Damaged."""
+        key = manifests.manifest_key(point)
+        if point not in self.point_ids():
+            raise NoSuchPoint(f"there is no restore point {point}", hint="see: backstay points")
+        manifest = manifests.decode(self.sealing.open(ObjectKind.MANIFEST, key, self.blobs.get(key)), key)
+        if manifest.id != point:
+            raise Damaged("another restore point's manifest lies in this place", where=key)
+        return manifest
+
+    def marks_of(self, point: PointId) -> list[Mark]:
+        """The marks of a restore point."""
+        with self._lock:
+            return list(self._marks.get(point, ()))
+
+    def opened_catalog(self) -> Catalog:
+        """The catalog, opened and caught up."""
+        with self._lock:
+            if not self._catalog_open:
+                self.catalog.open()
+                self._catalog_open = True
+        return self.catalog
+
+    def bases(self) -> list[Root]:
+        """Roots that restore points under way may still share nodes with."""
+        with self._lock:
+            return [root for pending in self.pending for root in pending.bases]
+
+    def committed(self, manifest: Manifest) -> None:
+        """The catalog takes a new restore point and every pack that it does not know yet."""
+        try:
+            catalog = self.opened_catalog()
+            known = {row[0] for row in catalog.query("SELECT number FROM packs")}
+            packs = [name for name in list(self.store.live.values()) if name.number not in known]
+            catalog.apply(Changes(packs=packs, manifests=[manifest]))
+        except StorageError as error:  # the restore point exists; the catalog catches up when it opens again
+            log.warning("catalog behind: %s", error, extra={"point": manifest.id})
+
+    def new_point_id(self, taken_at: datetime) -> PointId:
+        """A fresh id that sorts by time."""
+        return PointId(f"{taken_at.astimezone(UTC):%Y%m%dt%H%M%Sz}-{secrets.token_hex(4)}")
+
+    def _warm_catalog(self) -> None:
+        """Open the catalog while data is being read: importing DuckDB takes a quarter of a second."""
+        with self._lock:
+            if not self._catalog_open and self._warming is None:
+                self._warming = threading.Thread(target=self._open_quietly, name="catalog opener", daemon=True)
+                self._warming.start()
+
+    def _open_quietly(self) -> None:
+        try:
+            self.opened_catalog()
+        except Exception:
+            log.debug("catalog not opened ahead; the commit will try again", exc_info=True)
+
+    def _read_marks(self) -> dict[PointId, list[Mark]]:
+        found: dict[PointId, list[Mark]] = {}
+        for key in self.blobs.list(marks.PREFIX):
+            try:
+                mark = self.read_mark(key)
+                found.setdefault(mark.point, []).append(mark)
+            except Damaged as error:
+                log.warning("mark not readable", extra={"why": str(error)})
+                self._guard_unreadable(key, found)
+        return found
+
+    def _guard_unreadable(self, key: str, found: Mapping[PointId, list[Mark]]) -> None:
+        """A hold whose bytes changed is still a hold."""
+        try:
+            point, sequence, kind = marks.parse_key(key)
+        except Damaged:
+            return
+        if kind is MarkKind.HOLD and isinstance(found, dict):
+            mark = Mark(key, point, sequence, kind, self.now(), "hold with an unreadable reason")
+            found.setdefault(point, []).append(mark)
+
+    def read_mark(self, key: str) -> Mark:
+        """One mark, checked; Damaged."""
+        return marks.decode(key, self.sealing.open(ObjectKind.MARK, key, self.blobs.get(key)))
+
+    def _finish_expiries(self) -> None:
+        for point in [point for point, all_ in self._marks.items() if marks.fold(all_).expired]:
+            self._finish_expiry(point, catalog=False)
+
+    def _finish_expiry(self, point: PointId, *, catalog: bool = True) -> None:
+        self.blobs.delete(manifests.manifest_key(point))
+        failpoint("expire.manifest_removed")
+        with self._lock:
+            gone = sorted(self._marks.get(point, ()), key=lambda mark: (mark.kind is MarkKind.EXPIRED, mark.sequence))
+            if catalog:
+                keys = [mark.key for mark in gone]
+                self.opened_catalog().apply(Changes(gone_points=[point], gone_marks=keys))
+                failpoint("expire.catalog")
+            for mark in gone:  # the tombstone last
+                self.blobs.delete(mark.key)
+            self._marks.pop(point, None)
+
+
+class _CatalogSource:
+    """What the catalog may ask of the repository."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def packs(self) -> dict[int, PackName]:
+        return dict(self._repository.store.live)
+
+    def footer(self, name: PackName) -> Footer:
+        return self._repository.store.footers.get(name)
+
+    def manifest_ids(self) -> set[PointId]:
+        return self._repository.point_ids()
+
+    def manifest(self, point: PointId) -> Manifest:
+        return self._repository.manifest(point)
+
+    def mark_keys(self) -> set[str]:
+        return {mark.key for all_ in list(self._repository._marks.values()) for mark in all_}
+
+    def mark(self, key: str) -> Mark:
+        return self._repository.read_mark(key)

@@ -1,0 +1,181 @@
+"""Hashes, digests and encryption of one repository: what binds bytes to repository, type and id.
+
+A plain repository has BLAKE3 against accidents. An encrypted one has AES-256-GCM: a subkey for each pack and small
+object from a random salt, nonces that count within it, and keyed chunk ids, so that the store learns nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from blake3 import blake3
+
+from storage.blobs import Buffer
+from storage.codec import check_of
+from storage.errors import Damaged
+from storage.format import (
+    ENVELOPE,
+    FLAG_ENCRYPTED,
+    Entry,
+    Envelope,
+    ObjectKind,
+    PackHeader,
+    pack_envelope,
+    pack_header,
+    parse_envelope,
+)
+
+KEY_BYTES = 32
+TAG_BYTES = 16
+_FOOTER_NONCE = b"\xff" * 12
+_OBJECT_NONCE = bytes(12)
+
+
+class Aead(Protocol):
+    """What AESGCM offers."""
+
+    def encrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None) -> bytes: ...
+    def decrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None) -> bytes: ...
+
+
+def derive(context: str, *material: bytes) -> bytes:
+    """A key for one purpose from key material."""
+    return blake3(b"".join(material), derive_key_context=f"backstay 2026 format 0 {context}").digest()
+
+
+class PackSeal:
+    """How the payloads and the footer of one pack are stored. `overhead` is added to each payload."""
+
+    def __init__(self, header: PackHeader, aead: Aead | None) -> None:
+        self._head = pack_header(header)
+        self._aead = aead
+        self.overhead = TAG_BYTES if aead else 0
+
+    def close_chunk(self, chunk: bytes, offset: int, data: Buffer) -> tuple[Buffer, int]:
+        """The stored bytes and their check. The nonce is the offset in the pack, so it never repeats."""
+        if self._aead is None:
+            return data, check_of(data)
+        return self._aead.encrypt(offset.to_bytes(12, "little"), data, self._head + chunk), 0
+
+    def open_chunk(self, entry: Entry, stored: Buffer, where: str) -> Buffer:
+        """What close_chunk was given, or Damaged."""
+        if self._aead is None:
+            if check_of(stored) != entry.check:
+                raise Damaged("the stored bytes of a chunk are not what was written", where=where)
+            return stored
+        return self._open(entry.offset.to_bytes(12, "little"), stored, self._head + entry.id, where)
+
+    def close_footer(self, footer: bytes) -> bytes:
+        """The stored footer."""
+        return footer if self._aead is None else self._aead.encrypt(_FOOTER_NONCE, footer, self._head)
+
+    def open_footer(self, stored: bytes, where: str) -> bytes:
+        """What close_footer was given, or Damaged."""
+        return stored if self._aead is None else self._open(_FOOTER_NONCE, stored, self._head, where)
+
+    def _open(self, nonce: bytes, stored: Buffer, bound: bytes, where: str) -> bytes:
+        from cryptography.exceptions import InvalidTag
+
+        assert self._aead is not None
+        try:
+            return self._aead.decrypt(nonce, stored, bound)
+        except InvalidTag:
+            raise Damaged("encrypted bytes are not what was written here", where=where) from None
+
+
+class Sealing:
+    """The keys and hashes of one repository. Without a master key the repository is plain."""
+
+    def __init__(self, repository: bytes, master: bytes | None) -> None:
+        self.repository = repository
+        self.encrypted = master is not None
+        self.flags = FLAG_ENCRYPTED if master is not None else 0
+        node_key = derive("node id", master or b"", repository)
+        self._chunk_key = derive("chunk id", master, repository) if master is not None else None
+        self._pack_key = derive("pack", master, repository) if master is not None else b""
+        self._object_key = derive("object", master, repository) if master is not None else b""
+        self.config_key = derive("config", master, repository) if master is not None else b""
+        self._chunk_hash = partial(blake3, key=self._chunk_key) if self._chunk_key is not None else blake3
+        self._node_hash: Callable[[Buffer], blake3] = partial(blake3, key=node_key)
+
+    def chunk_id(self, data: Buffer) -> bytes:
+        """The id of a chunk of a disk."""
+        return self._chunk_hash(data).digest()
+
+    def node_id(self, data: Buffer) -> bytes:
+        """The id of a block map's node: another key, so that a disk's content cannot pose as a node."""
+        return self._node_hash(data).digest()
+
+    def salt(self) -> bytes:
+        """The salt for a new pack or object."""
+        return secrets.token_bytes(32) if self.encrypted else bytes(32)
+
+    def pack(self, header: PackHeader) -> PackSeal:
+        """The seal of one pack; Damaged if the pack belongs to another repository or is not encrypted as this one."""
+        if header.repository != self.repository or header.flags != self.flags:
+            raise Damaged("this pack belongs to another repository", where=header.pack.hex())
+        if not self.encrypted:
+            return PackSeal(header, None)
+        return PackSeal(header, _aead(derive("pack salt", self._pack_key, header.salt)))
+
+    def close(self, kind: ObjectKind, name: str, payload: bytes) -> bytes:
+        """A small object as stored, bound to this repository, its kind and its name."""
+        return self._close(kind, name, payload, self.encrypted)
+
+    def close_plain(self, kind: ObjectKind, name: str, payload: bytes) -> bytes:
+        """The same without encryption, for what must be read before the key is known."""
+        return self._close(kind, name, payload, False)
+
+    def _close(self, kind: ObjectKind, name: str, payload: bytes, encrypted: bool) -> bytes:
+        salt = self.salt() if encrypted else bytes(32)
+        head = pack_envelope(Envelope(kind, FLAG_ENCRYPTED if encrypted else 0, len(payload), self.repository, salt))
+        if encrypted:
+            aead = _aead(derive("object salt", self._object_key, salt))
+            return head + aead.encrypt(_OBJECT_NONCE, payload, head + name.encode())
+        return head + payload + _object_digest(head, name, payload)
+
+    def open(self, kind: ObjectKind, name: str, data: bytes) -> bytes:
+        """The payload of a small object, or Damaged."""
+        envelope = parse_envelope(data, name)
+        if envelope.kind != kind or envelope.repository != self.repository or envelope.flags != self.flags:
+            raise Damaged("this object belongs to another place or repository", where=name)
+        if not self.encrypted:
+            return open_plain(kind, name, data)
+        head, sealed = data[: ENVELOPE.size], data[ENVELOPE.size :]
+        from cryptography.exceptions import InvalidTag
+
+        try:
+            aead = _aead(derive("object salt", self._object_key, envelope.salt))
+            return aead.decrypt(_OBJECT_NONCE, sealed, head + name.encode())
+        except InvalidTag:
+            raise Damaged("the object is not what was written here", where=name) from None
+
+
+def open_plain(kind: ObjectKind, name: str, data: bytes) -> bytes:
+    """The payload of a small object that is not encrypted, or Damaged."""
+    envelope = parse_envelope(data, name)
+    head = data[: ENVELOPE.size]
+    payload = data[ENVELOPE.size : ENVELOPE.size + envelope.payload_bytes]
+    if (
+        envelope.kind != kind
+        or envelope.flags
+        or data[ENVELOPE.size :] != payload + _object_digest(head, name, payload)
+    ):
+        raise Damaged("the object is not what was written here", where=name)
+    return payload
+
+
+def _object_digest(head: bytes, name: str, payload: bytes) -> bytes:
+    hasher = blake3(head, derive_key_context="backstay 2026 format 0 object digest")
+    hasher.update(len(name.encode()).to_bytes(4, "little") + name.encode())
+    hasher.update(payload)
+    return hasher.digest()
+
+
+def _aead(key: bytes) -> Aead:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM(key)
