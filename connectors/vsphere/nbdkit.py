@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from connectors.cleanup import acquired
+from connectors.cleanup import finish
 from connectors.errors import TransportFailed
 
 LOG_BYTES = 16 * 1024
@@ -28,6 +28,7 @@ class NbdkitProcess(asyncio.SubprocessProtocol):
     def __init__(self, secrets: Sequence[str]) -> None:
         self.pid = 0
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.silent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.transport: asyncio.SubprocessTransport | None = None
         self._said = bytearray()
         self._secrets = [s for s in secrets if s]
@@ -42,11 +43,15 @@ class NbdkitProcess(asyncio.SubprocessProtocol):
         # Twice the size, so that a secret is never cut in half before it can be recognised.
         del self._said[: -2 * LOG_BYTES]
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The process has ended and everything that it said is here."""
+    def process_exited(self) -> None:
+        code = self.transport.get_returncode() if self.transport is not None else None
         if not self.ended.done():
-            code = self.transport.get_returncode() if self.transport is not None else None
             self.ended.set_result(-1 if code is None else code)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Everything that it said is here."""
+        if not self.silent.done():
+            self.silent.set_result(None)
 
     def last_words(self) -> str:
         """The errors that nbdkit reported, or else the end of what it said; without secrets, on one line."""
@@ -97,25 +102,17 @@ async def serving(launch: Launch) -> AsyncIterator[tuple[Path, NbdkitProcess]]:
     Raises TransportFailed with nbdkit's own words when it does not come up.
     """
     folder = Path(tempfile.mkdtemp(prefix="backstay-", dir=launch.scratch))
+    process = NbdkitProcess([launch.password])
     try:
-        process = NbdkitProcess([launch.password])
-
-        async def start() -> NbdkitProcess:
-            try:
-                await _start(process, folder, launch)
-                await _ready(process, folder, launch)
-            except BaseException:
-                await _stop(process, launch.stop_seconds)
-                raise
-            finally:
-                password_file_in(folder).unlink(missing_ok=True)
-            return process
-
-        within = launch.ready_seconds + 2 * launch.stop_seconds + 10
-        async with acquired(start, lambda started: _stop(started, launch.stop_seconds), within=within):
-            yield socket_in(folder), process
+        await _start(process, folder, launch)
+        await _ready(process, folder, launch)
+        password_file_in(folder).unlink()
+        yield socket_in(folder), process
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            await finish(_stop(process, launch.stop_seconds), within=launch.stop_seconds + 10)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _start(process: NbdkitProcess, folder: Path, launch: Launch) -> None:
@@ -143,6 +140,7 @@ async def _ready(process: NbdkitProcess, folder: Path, launch: Launch) -> None:
     deadline = loop.time() + launch.ready_seconds
     while not pid_file_in(folder).exists():
         if process.ended.done():
+            await asyncio.wait([process.silent], timeout=1)
             said = process.last_words() or f"nothing, and ended with {process.ended.result()}"
             raise TransportFailed(f"nbdkit did not start; it says: {said}", where=launch.where)
         if loop.time() > deadline:

@@ -1,0 +1,169 @@
+"""An nbdkit process lives as long as its block: started, watched, stopped by its own pid, its folder removed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from connectors.errors import TransportFailed
+from connectors.nbd import open_nbd
+from connectors.nbd_protocol import UnixAddress
+from connectors.vsphere.nbdkit import Launch, NbdkitProcess, password_file_in, pid_file_in, serving, socket_in
+
+PASSWORD = "correct horse battery staple"
+
+
+def launch(scratch: Path, command: Callable[[Path], Sequence[str]], **changes: float) -> Launch:
+    """What to start below scratch."""
+    return Launch(
+        command,
+        PASSWORD,
+        "NBD to [ds] vm/vm.vmdk",
+        {},
+        scratch,
+        ready_seconds=changes.get("ready_seconds", 20.0),
+        stop_seconds=changes.get("stop_seconds", 5.0),
+    )
+
+
+def nbdkit(*plugin: str) -> Callable[[Path], list[str]]:
+    """The command line of a real nbdkit with this plugin."""
+    own = ["nbdkit", "-f", "-r", "--exit-with-parent"]
+    return lambda folder: [*own, "-U", str(socket_in(folder)), "-P", str(pid_file_in(folder)), *plugin]
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder."""
+    return [path.name for path in folder.iterdir()]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_it_serves_while_the_block_lasts_and_is_gone_afterwards(tmp_path: Path) -> None:
+    async with serving(launch(tmp_path, nbdkit("pattern", "size=1M"))) as (path, process):
+        folder = path.parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert not password_file_in(folder).exists(), "the password outlives its reading"
+        async with open_nbd(UnixAddress(str(path))) as disk:
+            assert disk.capacity_bytes == 1 << 20
+        assert alive(process.pid)
+    assert not alive(process.pid)
+    assert names_in(tmp_path) == []
+
+
+async def test_the_password_is_in_a_file_for_us_alone_until_nbdkit_has_read_it(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def command(folder: Path) -> list[str]:
+        seen.append(stat.S_IMODE(password_file_in(folder).stat().st_mode))
+        assert password_file_in(folder).read_text() == PASSWORD
+        return nbdkit("memory", "1M")(folder)
+
+    async with serving(launch(tmp_path, command)) as (_, process):
+        assert PASSWORD.encode() not in _shown(process.pid)
+    assert seen == [0o600]
+
+
+async def test_what_nbdkit_says_is_told_when_it_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(TransportFailed, match="no-such-file") as caught:
+        async with serving(launch(tmp_path, nbdkit("file", "/no-such-file"))):
+            pass
+    assert "NBD to [ds] vm/vm.vmdk" in str(caught.value)
+    assert names_in(tmp_path) == []
+
+
+async def test_a_missing_program_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TransportFailed, match="install nbdkit"):
+        async with serving(launch(tmp_path, lambda _: ["/no/such/nbdkit"])):
+            pass
+    assert names_in(tmp_path) == []
+
+
+async def test_secrets_in_what_it_says_are_blotted_out(tmp_path: Path) -> None:
+    script = f"echo 'nbdkit: error: login with {PASSWORD} refused' >&2; exit 1"
+    with pytest.raises(TransportFailed, match=r"login with \*\*\* refused") as caught:
+        async with serving(launch(tmp_path, lambda _: ["sh", "-c", script])):
+            pass
+    assert PASSWORD not in str(caught.value)
+
+
+async def test_endless_talk_is_bounded(tmp_path: Path) -> None:
+    script = "yes 'nbdkit: error: again and again' >&2"
+    with pytest.raises(TransportFailed, match="again and again") as caught:
+        async with serving(launch(tmp_path, lambda _: ["sh", "-c", f"exec {script}"], ready_seconds=0.5)):
+            pass
+    assert len(str(caught.value)) < 1000
+
+
+async def test_a_process_that_ignores_the_request_to_stop_is_killed(tmp_path: Path) -> None:
+    def deaf(folder: Path) -> list[str]:
+        return ["sh", "-c", f"trap '' TERM; : > {pid_file_in(folder)}; while :; do read x < /dev/zero; done"]
+
+    async with serving(launch(tmp_path, deaf, stop_seconds=0.2)) as (_, process):
+        assert alive(process.pid)
+    assert not alive(process.pid)
+
+
+@pytest.mark.parametrize("moment", ["starting", "serving"])
+async def test_a_cancellation_leaves_no_process_and_no_file(tmp_path: Path, moment: str) -> None:
+    started = asyncio.Event()
+    pids: list[int] = []
+
+    def slow(folder: Path) -> list[str]:
+        asyncio.get_running_loop().call_later(0.05, started.set)
+        return ["sh", "-c", "sleep 60"] if moment == "starting" else nbdkit("memory", "1M")(folder)
+
+    async def hold() -> None:
+        async with serving(launch(tmp_path, slow)) as (_, process):
+            pids.append(process.pid)
+            started.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(hold())
+    await started.wait()
+    children = [int(name) for name in names_in(Path("/proc")) if name.isdigit() and _child_of_ours(Path("/proc", name))]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert children
+    assert not any(alive(pid) for pid in children)
+    assert names_in(tmp_path) == []
+
+
+def _shown(pid: int) -> bytes:
+    """What every user sees of a process, and what its owner sees."""
+    return b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+
+
+def _child_of_ours(process: Path) -> bool:
+    try:
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return int(fields[1]) == os.getpid() and fields[0] != "Z"
+
+
+async def test_one_that_was_killed_from_outside_is_noticed_and_cleaned_up(tmp_path: Path) -> None:
+    async with serving(launch(tmp_path, nbdkit("memory", "1M"))) as (_, process):
+        os.kill(process.pid, signal.SIGKILL)
+        assert await asyncio.wait_for(asyncio.shield(process.ended), 10) == -signal.SIGKILL
+    assert names_in(tmp_path) == []
+
+
+async def test_the_last_words_keep_to_errors_where_there_are_some() -> None:
+    process = NbdkitProcess(["s3cret"])
+    process.pipe_data_received(2, b"debug: one\nnbdkit: vddk[1]: error: no s3cret access\x1b[0m\ndebug: two\n")
+    assert process.last_words() == "nbdkit: vddk[1]: error: no *** access [0m"
