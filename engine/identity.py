@@ -45,9 +45,10 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No VM that we know. `alert` is a sentence when it resembles one too much to go unmentioned."""
+    """No VM that we know. `alert` is a sentence when it resembles `candidates` too much to go unmentioned."""
 
     alert: str = ""
+    candidates: tuple[VmId, ...] = ()
 
 
 class Book:
@@ -111,7 +112,8 @@ class Book:
                 names = ", ".join(sorted(self._traits[vm].name or vm for vm in candidates))
                 return Unknown(
                     f"{seen.name or seen.address} has the {by} of {names} and may be a copy: it gets a history of its "
-                    f"own; if it is the same VM, join them with: backstay vm relink"
+                    f"own; if it is the same VM, join them with: backstay vm relink",
+                    tuple(candidates),
                 )
         return Unknown()
 

@@ -6,7 +6,7 @@ every attempt at it is a run with its own id, which also names the snapshot and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import NewType
@@ -117,7 +117,10 @@ def decision_of(job: Job) -> BackUp:
 
 @dataclass(frozen=True, slots=True)
 class DiskOutcome:
-    """How one disk of a run was read. `changes` is "incremental" or "whole: why"."""
+    """How one disk of a run was read.
+
+    `changes` is "incremental" or "whole: why"; `whole` the kind of why, for counting, empty for an incremental.
+    """
 
     label: str
     capacity_bytes: int
@@ -127,6 +130,9 @@ class DiskOutcome:
     transport: str
     fallbacks: tuple[str, ...]
     changes: str
+    whole: str = ""
+    dedup_bytes: int = 0
+    zero_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +179,3 @@ class Abandoned:
 
 
 Outcome = Done | Failed | Abandoned
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is: bytes of the plan that are done, per disk label."""
-
-    run: RunId
-    vm: VmId
-    done_bytes: dict[str, int] = field(default_factory=dict)
-    planned_bytes: dict[str, int] = field(default_factory=dict)

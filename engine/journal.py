@@ -166,11 +166,9 @@ def jobs_in(connection: Connection, states: Iterable[JobState]) -> list[Job]:
     return [_job(row) for row in rows]
 
 
-def job_keys(connection: Connection, keys: Sequence[str]) -> dict[str, JobId]:
-    """The jobs that already stand for these idempotency keys, settled ones included."""
-    if not keys:
-        return {}
+def job_keys(connection: Connection, since: datetime) -> dict[str, JobId]:
+    """Which job stands for which idempotency key, of the jobs made since then and not given up."""
     rows = connection.execute(
-        "SELECT key, max(id) FROM jobs WHERE key IN (SELECT unnest(?::VARCHAR[])) GROUP BY key", [list(keys)]
+        "SELECT key, max(id) FROM jobs WHERE created_at >= ? AND state <> 'abandoned' GROUP BY key", [stamp(since)]
     ).fetchall()
     return {key: JobId(found) for key, found in rows}

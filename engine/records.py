@@ -15,7 +15,7 @@ import duckdb
 
 from connectors.hypervisor import Cursor
 from engine.identity import Traits
-from engine.jobs import Job
+from engine.jobs import Job, JobId
 from engine.journal import Effect, aware, insert, stamp
 from policies.facts import Address, VmId
 
@@ -86,6 +86,17 @@ class Change:
     distrust: tuple[Distrust, ...] = ()
     audit: tuple[Audited, ...] = ()
     cursor: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the state holds of VMs and open work, read at one instant."""
+
+    rows: list[VmRow]
+    runs: Mapping[VmId, RunRow]
+    fired: Mapping[tuple[str, str, VmId], datetime]
+    jobs: list[Job]
+    job_keys: Mapping[str, JobId]
 
 
 def write_vms(connection: duckdb.DuckDBPyConnection, rows: Sequence[VmRow]) -> None:

@@ -24,6 +24,7 @@ from engine.records import (
     Change,
     Distrust,
     Intent,
+    Recalled,
     RunRow,
     VmRow,
     vm_row,
@@ -84,9 +85,9 @@ class State:
         """Those of the event keys whose effect has happened."""
         return journal.known_keys(self._connection, keys)
 
-    def job_keys(self, keys: Sequence[str]) -> dict[str, JobId]:
-        """The jobs that already stand for these idempotency keys."""
-        return journal.job_keys(self._connection, keys)
+    def job_keys(self, since: datetime) -> dict[str, JobId]:
+        """Which job stands for which idempotency key, of the jobs made since then."""
+        return journal.job_keys(self._connection, since)
 
     def apply(self, change: Change, *, now: datetime) -> frozenset[str]:
         """Journal events with all their effects and move the cursor: all of it or none.
@@ -144,24 +145,28 @@ class State:
 
     def events(self, limit: int = 100) -> list[tuple[Any, ...]]:
         """The newest events: key, type, time, VM, name, cause."""
-        return self._rows(
-            "SELECT key, type, happened_at, vm, vm_name, cause FROM events ORDER BY journaled_at DESC, happened_at DESC LIMIT ?", [limit]
+        statement = (
+            "SELECT key, type, happened_at, vm, vm_name, cause FROM events "
+            "ORDER BY journaled_at DESC, happened_at DESC LIMIT ?"
         )
+        return self._rows(statement, [limit])
 
     def decisions_of(self, vm: VmId, limit: int = 20) -> list[tuple[Any, ...]]:
         """The newest decisions about a VM: time, kind, policy, rule, reason, event key, job."""
-        return self._rows(
+        statement = (
             "SELECT decided_at, kind, policy, rule, reason, event_key, job FROM decisions WHERE vm = ? "
-            "ORDER BY decided_at DESC LIMIT ?",
-            [vm, limit],
+            "ORDER BY decided_at DESC LIMIT ?"
         )
+        return self._rows(statement, [vm, limit])
 
     def event_keys(self, source: str = "") -> list[str]:
         """The keys of the journal, in the order they came; of one source if it is named."""
-        return [
-            r[0]
-            for r in self._rows("SELECT key FROM events WHERE ? IN ('', source) ORDER BY journaled_at, happened_at", [source])
-        ]
+        statement = "SELECT key FROM events WHERE ? IN ('', source) ORDER BY journaled_at, happened_at"
+        return [row[0] for row in self._rows(statement, [source])]
+
+    def recall(self, *, keys_since: datetime) -> Recalled:
+        """Everything that the world in memory is made of."""
+        return Recalled(self.vms(), self.runs(), self.fired(), self.open_jobs(), self.job_keys(keys_since))
 
     # VMs
 
@@ -242,7 +247,9 @@ class State:
 
     def audited(self, limit: int = 100) -> list[Audited]:
         """The newest entries of the audit."""
-        rows = self._rows("SELECT done_at, who, action, subject, detail FROM audit ORDER BY done_at DESC LIMIT ?", [limit])
+        rows = self._rows(
+            "SELECT done_at, who, action, subject, detail FROM audit ORDER BY done_at DESC LIMIT ?", [limit]
+        )
         return [Audited(at, r[1], r[2], r[3], r[4]) for r in rows if (at := aware(r[0])) is not None]
 
     def policy_files(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,16 +20,26 @@ T = TypeVar("T")
 
 async def settled(executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The result of work in the executor. A cancellation meanwhile is let through when the thread has ended."""
-    future = asyncio.get_running_loop().run_in_executor(executor, lambda: work(*args, **kwargs))
+    return await _wait(executor, lambda: work(*args, **kwargs), lambda: None)
+
+
+async def interruptible(executor: Executor, stop: threading.Event, work: Callable[[], T]) -> T:
+    """As `settled`, but a cancellation sets `stop`, on which the work ends early."""
+    return await _wait(executor, work, stop.set)
+
+
+async def _wait(executor: Executor, work: Callable[[], T], on_cancel: Callable[[], None]) -> T:
+    future = asyncio.get_running_loop().run_in_executor(executor, work)
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
             await asyncio.wait({future})
         except asyncio.CancelledError as error:
             cancelled = error
+            on_cancel()
     if cancelled is not None:
         if not future.cancelled() and (failure := future.exception()) is not None:
-            cancelled.add_note(f"the work in its thread also failed: {failure!r}")
+            cancelled.add_note(f"the work in its thread ended with: {failure!r}")
         raise cancelled
     return future.result()
 

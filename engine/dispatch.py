@@ -1,0 +1,283 @@
+"""From what comes in to what is decided: resolve the VM, read it again, evaluate, journal, all effects in one write.
+
+One loop handles one item at a time. Events are hints: the VM is re-read before any rule looks at it, and what the
+inventory shows but no event told within a grace is made an event of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from connectors.errors import ConnectorError, Gone
+from connectors.hypervisor import Cursor, EventBatch, InventoryUpdate
+from engine.drafting import Draft
+from engine.inbox import Happened, Inbox, Item, Rulings, Seen, Tick, Told
+from engine.jobs import JobId
+from engine.ports import Hypervisor
+from engine.reconcile import Suspicions, missed_events
+from engine.state import State
+from engine.threads import Threads, settled
+from engine.world import LOOK, World
+from policies.decision import Decision, Skip
+from policies.evaluation import evaluate
+from policies.facts import Address, Event, EventType, Vm, VmId
+from policies.policyset import PolicySet
+from storage.errors import StorageError
+
+log = logging.getLogger("engine.dispatch")
+
+READS_AT_ONCE = 8
+KEYS_KEPT = timedelta(days=400)
+"""How long the idempotency key of a job is remembered: longer than any schedule's slot lasts."""
+
+BULK_READ = 32
+"""From so many VMs on, one read of the whole inventory is cheaper than one per VM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What the dispatcher tells about its work, for metrics. Each call must be quick."""
+
+    event: Callable[[Event, bool], None] = lambda event, reconciled: None
+    gap: Callable[[str, str], None] = lambda vcenter, why: None
+    decided: Callable[[], None] = lambda: None
+
+
+@dataclass(slots=True)
+class Dispatcher:
+    """The loop and what it needs. `jobs_changed` wakes the job queue."""
+
+    world: World
+    state: State
+    threads: Threads
+    inbox: Inbox
+    hypervisors: Mapping[str, Hypervisor]
+    policies: Callable[[], PolicySet]
+    now: Callable[[], datetime]
+    mint_job: Callable[[], JobId]
+    jobs_changed: Callable[[], None] = lambda: None
+    noted: Noted = field(default_factory=Noted)
+    reconcile_grace: timedelta = timedelta(seconds=30)
+    standing: dict[VmId, Decision] = field(default_factory=dict)
+    """The latest answer of the clock for each VM, for `explain`."""
+    suspicions: Suspicions = field(default_factory=Suspicions)
+    _met: set[str] = field(default_factory=set)
+
+    async def run(self) -> None:
+        """Handle items for ever. An error of the edges goes to who sent the item, who tries again."""
+        while True:
+            item, handled = await self.inbox.get()
+            try:
+                rulings = await self.handle(item)
+            except (ConnectorError, StorageError) as error:
+                # The world may hold what the state does not: start again from what was written.
+                await self.recall()
+                if not handled.done():
+                    handled.set_exception(error)
+            else:
+                if not handled.done():
+                    handled.set_result(rulings)
+
+    async def recall(self) -> None:
+        """Make the world again from what the state holds."""
+        since = self.now() - KEYS_KEPT
+        self.world.load(await settled(self.threads.state, self.state.recall, keys_since=since))
+
+    async def handle(self, item: Item) -> Rulings:
+        """Let one item take effect."""
+        match item:
+            case Happened():
+                return await self._happened(item.vcenter, item.batch)
+            case Seen():
+                return await self._seen(item.vcenter, item.update)
+            case Told():
+                return await self._told(item.event, person=item.person)
+            case Tick():
+                return await self._tick(item.at)
+
+    # events of a vCenter
+
+    async def _happened(self, vcenter: str, batch: EventBatch) -> Rulings:
+        now = self.now()
+        fresh = await self._fresh(batch.events)
+        draft = self._draft(now)
+        if batch.gap:
+            log.warning("gap in the events", extra={"vcenter": vcenter, "why": batch.gap})
+            self.noted.gap(vcenter, batch.gap)
+        await self._read_again(vcenter, {e.address for e in fresh if e.address is not None}, draft)
+        for event in fresh:
+            self._decide(self._resolved(event), draft)
+        if not (batch.events or batch.gap):
+            self.suspicions.caught_up(vcenter, now)
+        await self._commit(draft, batch.cursor)
+        return _rulings(draft)
+
+    async def _fresh(self, events: Sequence[Event]) -> list[Event]:
+        known = await settled(self.threads.state, self.state.known_keys, [event.key for event in events])
+        return list({event.key: event for event in events if event.key not in known}.values())
+
+    async def _read_again(self, vcenter: str, addresses: set[Address], draft: Draft) -> None:
+        """Bring the world up to date about these addresses."""
+        hypervisor = self.hypervisors.get(vcenter)
+        if hypervisor is None or not addresses:
+            return
+        for address, vm in (await _read(hypervisor, addresses)).items():
+            if vm is None:
+                draft.row(self.world.leave(address, draft.now))
+            else:
+                await self._sight(vm, draft)
+
+    async def _sight(self, seen: Vm, draft: Draft) -> Vm:
+        for suspect in self.world.suspects(seen):
+            address = self.world.vms[suspect].address
+            hypervisor = self.hypervisors.get(address.vcenter)
+            if hypervisor is not None and (await _read(hypervisor, {address}))[address] is None:
+                draft.row(self.world.leave(address, draft.now))
+        sighting = self.world.sight(seen, draft.now)
+        draft.row(sighting.row)
+        if sighting.alert:
+            draft.alert(sighting.vm.id, sighting.alert)
+            log.warning("identity in doubt", extra={"vm": seen.name, "why": sighting.alert})
+        return sighting.vm
+
+    def _resolved(self, event: Event) -> Event:
+        if event.vm is not None:
+            return event
+        if event.address is not None:
+            return replace(event, vm=self.world.book.at(event.address))
+        named = self.world.named(event.vm_name)
+        return replace(event, vm=named[0]) if len(named) == 1 else event
+
+    def _decide(self, event: Event, draft: Draft, *, reconciled: bool = False, manual: bool = False) -> None:
+        if event.vm is not None and event.type is EventType.REMOVED and event.vm in self.world.vms:
+            # A hint that was overtaken: the inventory shows the VM.
+            decisions: Iterable[Decision] = (
+                Skip(event.vm, "", "", "it is in the inventory again: nothing to retire", event.key),
+            )
+        else:
+            decisions = evaluate(self.policies(), event, self.world.facts(draft.now))
+        draft.take(event, decisions, reconciled=reconciled, manual=manual)
+        if event.vm is not None:
+            if event.type is EventType.REMOVED:
+                draft.row(self.world.account_gone(event.vm))
+            elif event.type in LOOK:
+                draft.row(self.world.account(event.vm, LOOK[event.type]))
+
+    # inventory
+
+    async def _seen(self, vcenter: str, update: InventoryUpdate) -> Rulings:
+        now = self.now()
+        draft = self._draft(now)
+        first = update.complete and await self._first_contact(vcenter)
+        touched: set[VmId] = set()
+        for address in update.left:
+            row = self.world.leave(address, now)
+            draft.row(row)
+            if row is not None:
+                touched.add(row.id)
+        if update.complete:
+            here = {vm.address for vm in update.present}
+            for address in [a for a in self.world.standing_in(vcenter) if a not in here]:
+                row = self.world.leave(address, now)
+                draft.row(row)
+                if row is not None:
+                    touched.add(row.id)
+            self.world.complete[vcenter] = now
+        for seen in update.present:
+            vm = await self._sight(seen, draft)
+            touched.add(vm.id)
+            if first:
+                draft.row(self.world.account_all(vm.id))
+        self.suspicions.look(self.world, touched, now)
+        await self._commit(draft)
+        self.noted.decided()
+        return ()
+
+    async def _first_contact(self, vcenter: str) -> bool:
+        """Whether this vCenter was never followed: what stands there now then needs no event to explain it."""
+        if vcenter in self._met:
+            return False
+        self._met.add(vcenter)
+        return await settled(self.threads.state, self.state.cursor, vcenter) is None
+
+    # requests and the clock
+
+    async def _told(self, event: Event, *, person: bool) -> Rulings:
+        now = self.now()
+        if not await self._fresh([event]):
+            return ()
+        draft = self._draft(now)
+        event = self._resolved(event)
+        if event.vm is not None and (known := self.world.vms.get(event.vm)) is not None:
+            await self._read_again(known.address.vcenter, {known.address}, draft)
+        self._decide(event, draft, manual=person)
+        await self._commit(draft)
+        return _rulings(draft)
+
+    async def _tick(self, now: datetime) -> Rulings:
+        draft = self._draft(now)
+        for event in missed_events(self.world, self.suspicions, now, self.reconcile_grace):
+            self._decide(event, draft, reconciled=True)
+        clock = Event(key=f"clock:{now:%Y%m%dT%H%M%S.%fZ}", type=EventType.CLOCK, at=now, source="clock")
+        decisions = evaluate(self.policies(), clock, self.world.facts(now))
+        self.standing = {d.vm: d for d in decisions if d.vm is not None}
+        due = [d for d in decisions if not isinstance(d, Skip) and getattr(d, "key", "") not in self.world.job_keys]
+        if due:
+            draft.take(clock, due)
+        await self._commit(draft)
+        return _rulings(draft)
+
+    def _draft(self, now: datetime) -> Draft:
+        return Draft(self.world, now, self.mint_job)
+
+    async def _commit(self, draft: Draft, cursor: Cursor | None = None) -> None:
+        if draft.empty and cursor is None:
+            return
+        await settled(self.threads.state, self.state.apply, draft.change(cursor), now=draft.now)
+        for effect in draft.effects:
+            self.noted.event(effect.event, effect.reconciled)
+        if draft.jobs:
+            self.jobs_changed()
+        if draft.effects:
+            self.noted.decided()
+
+
+def _rulings(draft: Draft) -> Rulings:
+    return tuple(ruling for effect in draft.effects for ruling in effect.rulings)
+
+
+async def _read(hypervisor: Hypervisor, addresses: set[Address]) -> dict[Address, Vm | None]:
+    """The VMs at these addresses now; None where there is none any more."""
+    if len(addresses) >= BULK_READ:
+        present = {vm.address: vm for vm in await hypervisor.inventory()}
+        return {address: present.get(address) for address in addresses}
+    found: dict[Address, Vm | None] = {}
+    slots = asyncio.Semaphore(READS_AT_ONCE)
+
+    async def one(address: Address) -> None:
+        async with slots:
+            try:
+                found[address] = await hypervisor.vm(address)
+            except Gone:
+                found[address] = None
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for address in addresses:
+                group.create_task(one(address))
+    except* ConnectorError as errors:
+        raise first_connector_error(errors) from None
+    return {address: found[address] for address in addresses}
+
+
+def first_connector_error(errors: BaseExceptionGroup[ConnectorError]) -> ConnectorError:
+    """One error to tell for several of a kind."""
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, ConnectorError)
+    return first

@@ -1,0 +1,142 @@
+"""From decisions to what they change: jobs made, joined or given up, distrust, holds, cooldowns. No I/O.
+
+A draft changes the world at once, so that the next event of a batch sees the effect of the one before, and collects
+what the state has to write in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from connectors.hypervisor import Cursor
+from engine.jobs import Job, JobId, JobKind, JobState, decision_of, job_from
+from engine.journal import Effect, Ruling
+from engine.records import Audited, Change, Distrust, VmRow
+from engine.world import World
+from policies.admission import coalesce
+from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
+from policies.facts import Event, VmId
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a batch changes. `now` is one instant for all of it."""
+
+    world: World
+    now: datetime
+    mint_job: Callable[[], JobId]
+    effects: list[Effect] = field(default_factory=list)
+    jobs: dict[JobId, Job] = field(default_factory=dict)
+    rows: dict[VmId, VmRow] = field(default_factory=dict)
+    fired: dict[tuple[str, str, VmId], datetime] = field(default_factory=dict)
+    distrust: list[Distrust] = field(default_factory=list)
+    audit: list[Audited] = field(default_factory=list)
+
+    def change(self, cursor: Cursor | None = None) -> Change:
+        """All of it, for one transaction."""
+        return Change(
+            effects=tuple(self.effects),
+            jobs=tuple(self.jobs.values()),
+            vms=tuple(self.rows.values()),
+            fired=dict(self.fired),
+            distrust=tuple(self.distrust),
+            audit=tuple(self.audit),
+            cursor=cursor,
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to write."""
+        return not (self.effects or self.jobs or self.rows or self.distrust or self.audit)
+
+    def row(self, row: VmRow | None) -> None:
+        """A row of the identity table that changed."""
+        if row is not None:
+            self.rows[row.id] = row
+
+    def alert(self, vm: VmId, sentence: str) -> None:
+        """Something that a person must hear of."""
+        self.audit.append(Audited(self.now, "engine", "alert", vm, sentence))
+
+    def take(
+        self, event: Event, decisions: Iterable[Decision], *, reconciled: bool = False, manual: bool = False
+    ) -> tuple[Ruling, ...]:
+        """Carry the decisions about one event over into jobs and records."""
+        rulings = tuple(self._rule(decision, event, manual) for decision in decisions)
+        self.effects.append(Effect(event, rulings, reconciled))
+        return rulings
+
+    def _rule(self, decision: Decision, event: Event, manual: bool) -> Ruling:
+        match decision:
+            case Skip():
+                return Ruling(decision)
+            case BackUp():
+                return self._back_up(decision, manual)
+            case DistrustTracking():
+                self.distrust.append(Distrust(decision.vm, decision.reason, decision.event_key, self.now))
+                return Ruling(decision)
+            case Retire():
+                self._retire(decision)
+                return Ruling(decision)
+            case HoldPoints():
+                return Ruling(decision, self._hold(decision, event))
+
+    def _back_up(self, decision: BackUp, manual: bool) -> Ruling:
+        known = self.world.job_keys.get(decision.key)
+        if known is not None:
+            return Ruling(decision, known)
+        waiting = next(
+            (
+                job
+                for job in self.world.jobs.values()
+                if job.vm == decision.vm and job.kind is JobKind.BACKUP and job.state is JobState.PENDING
+            ),
+            None,
+        )
+        if waiting is None:
+            job = job_from(decision, job=self.mint_job(), now=self.now, manual=manual)
+        else:
+            job = joined(waiting, decision, manual=manual)
+        self._set(job)
+        self.world.job_keys[decision.key] = job.id
+        if decision.rule.startswith("trigger"):
+            fired = (decision.policy, decision.rule, decision.vm)
+            self.fired[fired] = self.world.fired[fired] = self.now
+        return Ruling(decision, job.id)
+
+    def _retire(self, decision: Retire) -> None:
+        for job in [j for j in self.world.jobs.values() if j.vm == decision.vm and j.state is JobState.PENDING]:
+            if job.kind is JobKind.BACKUP:
+                self._set(replace(job, state=JobState.ABANDONED, last_error=decision.reason))
+
+    def _hold(self, decision: HoldPoints, event: Event) -> JobId:
+        key = f"hold:{decision.vm}:{event.key}"
+        if (known := self.world.job_keys.get(key)) is not None:
+            return known
+        job = Job(
+            id=self.mint_job(), key=key, kind=JobKind.HOLD, vm=decision.vm, policy="", rule="request",
+            reason=decision.reason, created_at=self.now, not_before=self.now, event_key=event.key, manual=True,
+        )  # fmt: skip
+        self._set(job)
+        self.world.job_keys[key] = job.id
+        return job.id
+
+    def _set(self, job: Job) -> None:
+        self.jobs[job.id] = job
+        self.world.set_job(job)
+
+
+def joined(job: Job, decision: BackUp, *, manual: bool = False) -> Job:
+    """A waiting job that a second decision joins: one run that satisfies both, as `policies.admission` merges them."""
+    merged = coalesce((decision_of(job),), decision).stands_for
+    return replace(
+        job,
+        not_before=merged.not_before,
+        deadline=merged.deadline,
+        priority=merged.priority,
+        consistency=merged.consistency,
+        fallback=merged.fallback,
+        manual=job.manual or manual,
+    )

@@ -1,0 +1,147 @@
+"""Work that no event asks for: the janitor's sweep, retention, reclaim and verify.
+
+What removes is first a value: retention plans every VM, a guard looks at all plans together, then they are carried
+out. The janitor removes only what carries this engine's mark and belongs to no run that is alive.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from connectors.errors import ConnectorError
+from connectors.hypervisor import Leftover
+from engine.ports import Hypervisor
+from engine.threads import Threads, settled
+from policies.decision import Expire, RetentionPlan
+from policies.facts import RestorePoint, Vm, VmId
+from policies.policyset import PolicySet
+from policies.retention import plan_retention
+from storage.errors import Refused
+from storage.reclaim import ReclaimOutcome, ReclaimPlan, SafetyAges, carry_out, plan_reclaim
+from storage.repository import Repository
+from storage.verify import VerifyReport, verify
+
+log = logging.getLogger("engine.maintenance")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a janitor's pass found and took away; `stuck` pairs what stays with why."""
+
+    removed: tuple[Leftover, ...] = ()
+    stuck: tuple[tuple[Leftover, str], ...] = ()
+
+
+async def sweep(hypervisor: Hypervisor, is_active: Callable[[str], bool]) -> Sweep:
+    """Remove snapshots and hot-added disks of dead runs. Disks first: a snapshot under an attached disk stays."""
+    found = await hypervisor.leftovers(is_active)
+    removed: list[Leftover] = []
+    stuck: list[tuple[Leftover, str]] = []
+    for leftover in sorted(found, key=lambda one: one.kind == "snapshot"):
+        try:
+            await hypervisor.remove(leftover)
+        except ConnectorError as error:
+            stuck.append((leftover, str(error)))
+            log.warning("left-over stays", extra={"vm": leftover.vm_name, "what": leftover.name, "why": str(error)})
+        else:
+            removed.append(leftover)
+            log.info("left-over removed", extra={"vm": leftover.vm_name, "what": leftover.name, "run": leftover.run})
+    return Sweep(tuple(removed), tuple(stuck))
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRun:
+    """What one run of retention would do, or, where `refusal` says why, must not do."""
+
+    plans: tuple[RetentionPlan, ...]
+    total: int
+    refusal: str = ""
+
+    @property
+    def expire(self) -> tuple[Expire, ...]:
+        """Every restore point that goes."""
+        return tuple(one for plan in self.plans for one in plan.expire)
+
+    @property
+    def mark(self) -> tuple[Expire, ...]:
+        """Every restore point that will go when its grace is over."""
+        return tuple(one for plan in self.plans for one in plan.mark)
+
+
+def plan_run(
+    points: Mapping[VmId, Sequence[RestorePoint]],
+    vms: Mapping[VmId, Vm],
+    policies: PolicySet,
+    *,
+    now: datetime,
+    max_expire: int | None = None,
+) -> RetentionRun:
+    """Plan retention for every VM and hold the sum against the guards. Pure."""
+    plans = tuple(plan_retention(vm, listed, policies.retaining(vms.get(vm)), now) for vm, listed in points.items())
+    total = sum(len(listed) for listed in points.values())
+    going = sum(len(plan.expire) for plan in plans)
+    share = policies.guard.max_expire_share
+    refusal = ""
+    if total and going > share * total:
+        refusal = (
+            f"{going} of {total} restore points would expire in one run, more than guard.max_expire_share "
+            f"({share:.0%}) allows; look at the policies, then raise the guard or expire some by hand"
+        )
+    elif max_expire is not None and going > max_expire:
+        refusal = (
+            f"{going} restore points would expire in one run, more than maintenance.max_expire ({max_expire}) allows"
+        )
+    return RetentionRun(plans, total, refusal)
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """What a run of retention did."""
+
+    expired: tuple[Expire, ...]
+    marked: tuple[Expire, ...]
+    refused: tuple[str, ...] = ()
+
+
+async def carry_out_run(run: RetentionRun, repository: Repository, threads: Threads, *, now: datetime) -> Retained:
+    """Mark, unmark and expire as planned. A refused run still unmarks: what adds protection needs no leave."""
+    pool = threads.repository
+    for plan in run.plans:
+        for point in plan.unmark:
+            await settled(pool, repository.unmark, point, "kept again", now)
+    if run.refusal:
+        log.error("retention refused", extra={"why": run.refusal})
+        return Retained((), (), (run.refusal,))
+    for one in run.mark:
+        await settled(pool, repository.mark_expiring, one.point, one.reason, now)
+    expired: list[Expire] = []
+    refused: list[str] = []
+    for one in run.expire:
+        try:
+            await settled(pool, repository.expire, one.point, one.reason, now)
+        except Refused as error:
+            refused.append(str(error))
+        else:
+            expired.append(one)
+            log.info("restore point expired", extra={"point": one.point, "why": one.reason})
+    return Retained(tuple(expired), run.mark, tuple(refused))
+
+
+async def reclaim_plan(repository: Repository, ages: SafetyAges, threads: Threads, *, now: datetime) -> ReclaimPlan:
+    """What could be freed."""
+    return await settled(threads.long, plan_reclaim, repository, now, ages)
+
+
+async def reclaim(repository: Repository, plan: ReclaimPlan, threads: Threads, *, now: datetime) -> ReclaimOutcome:
+    """Free it."""
+    return await settled(threads.long, carry_out, repository, plan, now)
+
+
+async def verify_points(
+    repository: Repository, threads: Threads, *, now: datetime, points: Iterable[str] | None = None
+) -> VerifyReport:
+    """Read back and compare; marks what is damaged."""
+    return await settled(threads.long, verify, repository, points=points, now=now)

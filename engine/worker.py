@@ -1,0 +1,262 @@
+"""Workers take jobs and carry them out. One job's failure is told, judged and retried; it never ends a neighbour."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from connectors.errors import ConnectorError, Gone
+from engine.backup import Attempt, Means, Tally, back_up
+from engine.failures import Kind, verdict
+from engine.jobqueue import JobQueue
+from engine.jobs import Abandoned, Done, Failed, Job, JobKind, JobState, Outcome, RunId
+from engine.maintenance import Sweep, sweep
+from engine.records import Intent, RunRow
+from engine.state import State
+from engine.threads import Threads, settled
+from engine.world import World
+from metrics.registry import Metrics
+from policies.admission import retry_at
+from policies.facts import Facts, Vm, VmId
+from policies.policyset import PolicySet
+from policies.protection import due_of, protection
+from storage.repository import Repository
+
+log = logging.getLogger("engine.worker")
+
+MAX_ATTEMPTS = 12
+"""So often a job is tried before it counts as failed for good; with the waits of admission about nine hours."""
+
+
+def still_due(job: Job, vm: Vm, policies: PolicySet, facts: Facts) -> str:
+    """Why this job should not run any more; empty when it should. Asked with the VM as it is now."""
+    if vm.refusal:
+        return vm.refusal
+    if job.manual:
+        return ""
+    effective = protection(policies, vm)
+    if not effective.policies:
+        return "no policy selects the VM any more"
+    if job.rule.startswith("trigger"):
+        named = any(policy.name == job.policy for policy in effective.policies)
+        return "" if named else f"policy {job.policy} does not select the VM any more"
+    due = due_of(effective, vm.id, facts)
+    if due is None:
+        return "no policy has a goal or fixed times for the VM any more"
+    if due[1].at > facts.now:
+        return f"not due any more: {due[1].why}" if due[1].why else "not due any more"
+    return ""
+
+
+@dataclass(slots=True)
+class Crew:
+    """What the workers share. `means` gives what a run needs for a vCenter; `ended` is told of every ended run."""
+
+    queue: JobQueue
+    world: World
+    state: State
+    repository: Repository
+    threads: Threads
+    means: Mapping[str, Means]
+    policies: Callable[[], PolicySet]
+    metrics: Metrics
+    now: Callable[[], datetime]
+    mint_run: Callable[[], RunId]
+    engine: str
+    ended: Callable[[Job, Outcome], None] = lambda job, outcome: None
+    active: dict[RunId, Attempt] = field(default_factory=dict)
+
+    def is_active(self, run: str) -> bool:
+        """Whether a snapshot or disk of this run is in use."""
+        return run in self.active
+
+    async def work(self) -> None:
+        """Take jobs for ever."""
+        while True:
+            job = await self.queue.take()
+            run = self.mint_run()
+            try:
+                outcome = await self._carry_out(replace(job, run=run), run)
+            except asyncio.CancelledError:
+                await self._give_back(job)
+                raise
+            except Exception as error:
+                outcome = await self._judge(replace(job, run=run), error)
+            finally:
+                self.active.pop(run, None)
+                self.queue.changed()
+            self.ended(job, outcome)
+
+    async def _carry_out(self, job: Job, run: RunId) -> Outcome:
+        await settled(self.threads.state, self.state.save_job, job)
+        match job.kind:
+            case JobKind.HOLD:
+                return await self._hold(job)
+            case JobKind.BACKUP:
+                return await self._back_up(job, run)
+
+    async def _back_up(self, job: Job, run: RunId) -> Outcome:
+        known = self.world.vms.get(job.vm)
+        if known is None:
+            return await self._abandon(job, "the VM is not in the inventory")
+        means = self.means.get(known.address.vcenter)
+        if means is None:
+            return await self._abandon(job, f"vCenter {known.address.vcenter} is not configured any more")
+        try:
+            vm = self.world.sight(await means.hypervisor.vm(known.address), self.now()).vm
+        except Gone:
+            return await self._abandon(job, "the VM is not in the inventory any more")
+        dropped = still_due(job, vm, self.policies(), self.world.facts(self.now()))
+        if dropped:
+            return await self._abandon(job, dropped)
+        began = self.now()
+        reasons = await settled(self.threads.state, self.state.distrust_of, vm.id)
+        await settled(
+            self.threads.state,
+            self.state.intend,
+            Intent(run, "snapshot", vm.address, vm.id, run, began),
+        )
+        attempt = Attempt(job, vm, run, "; ".join(dict.fromkeys(d.reason for d in reasons)), Tally())
+        self.active[run] = attempt
+        done = await back_up(attempt, means)
+        self.active.pop(run, None)
+        await self._done(job, done, attempt, began)
+        return done
+
+    async def _done(self, job: Job, done: Done, attempt: Attempt, began: datetime) -> None:
+        settled_job = replace(job, state=JobState.DONE, last_error="")
+        run = RunRow(job.vm, last_success=done.taken_at, last_attempt=began)
+        self.world.set_job(settled_job)
+        self.world.set_run(run)
+        await settled(
+            self.threads.state,
+            self.state.settle,
+            settled_job,
+            now=self.now(),
+            run=run,
+            point=done.point,
+            trusted_before=began,
+        )
+        if not done.warnings:
+            await settled(self.threads.state, self.state.resolve_intents, [attempt.run])
+        await self.list_points(job.vm)
+        self._count(job, done, attempt, (self.now() - began).total_seconds())
+        log.info(
+            "restore point committed",
+            extra={
+                "vm": attempt.vm.name, "point": done.point, "policy": job.policy, "rule": job.rule,
+                "read_bytes": done.read_bytes, "stored_bytes": done.stored_bytes, "moved": done.moved or None,
+            },
+        )  # fmt: skip
+
+    def _count(self, job: Job, done: Done, attempt: Attempt, seconds: float) -> None:
+        partial = bool(done.unprotected or done.warnings)
+        self.metrics.run_finished(
+            job.policy,
+            "partial" if partial else "done",
+            seconds,
+            read=done.read_bytes,
+            stored=done.stored_bytes,
+            deduplicated=sum(disk.dedup_bytes for disk in done.disks),
+            zero=sum(disk.zero_bytes for disk in done.disks),
+        )
+        for name, spent in attempt.tally.seconds.items():
+            self.metrics.stage(name, spent)
+        for disk in done.disks:
+            self.metrics.disk_read(disk.transport, whole=disk.whole)
+            for fallback in disk.fallbacks:
+                self.metrics.transport_failed(fallback.partition(":")[0])
+        if done.consistency != job.consistency:
+            self.metrics.consistency_fell_back(done.consistency.value)
+
+    async def _judge(self, job: Job, error: Exception) -> Failed:
+        """Write down what went wrong, when it is tried again, and clean up behind it."""
+        judged = verdict(error)
+        now = self.now()
+        if judged.exit_code == 1:
+            log.error("bug in a job", extra={"job": job.id, "vm": job.vm}, exc_info=error)
+        again = judged.kind is Kind.RETRY and job.attempts < MAX_ATTEMPTS
+        retry = retry_at(now, job.attempts, job.key, self.engine) if again else None
+        state = JobState.QUARANTINED if judged.kind is Kind.QUARANTINE else JobState.FAILED
+        after = replace(
+            job,
+            state=JobState.PENDING if retry else state,
+            not_before=retry or job.not_before,
+            last_error=judged.sentence,
+        )
+        old = self.world.runs.get(job.vm, RunRow(job.vm))
+        run = replace(
+            old,
+            last_attempt=now,
+            last_failure=judged.sentence,
+            consecutive_failures=old.consecutive_failures + 1,
+        )
+        if job.kind is JobKind.HOLD:
+            run = old
+        self.world.set_job(after)
+        self.world.set_run(run)
+        await settled(self.threads.state, self.state.settle, after, now=now, run=run)
+        self.metrics.run_finished(job.policy, "failed", 0.0)
+        log.error(
+            "run failed",
+            extra={"vm": self._name(job.vm), "why": judged.sentence, "retry_at": retry.isoformat() if retry else None},
+        )
+        if job.run is not None:
+            self.active.pop(job.run, None)
+            await self._clean_up(job)
+        return Failed(judged.sentence, judged.kind.value, int(judged.exit_code), retry, state is JobState.QUARANTINED)
+
+    async def _clean_up(self, job: Job) -> None:
+        vm = self.world.vms.get(job.vm)
+        if vm is None or vm.address.vcenter not in self.means:
+            return
+        try:
+            await self.sweep(vm.address.vcenter)
+        except ConnectorError as error:
+            log.warning("clean-up waits for the next sweep", extra={"vm": vm.name, "why": str(error)})
+
+    async def sweep(self, vcenter: str) -> Sweep:
+        """One janitor's pass over a vCenter; intents of which nothing is left are closed."""
+        swept = await sweep(self.means[vcenter].hypervisor, self.is_active)
+        left = {leftover.run for leftover, _ in swept.stuck}
+        intents = await settled(self.threads.state, self.state.intents)
+        over = [
+            i.run for i in intents if i.address.vcenter == vcenter and i.run not in left and not self.is_active(i.run)
+        ]
+        if over:
+            await settled(self.threads.state, self.state.resolve_intents, over)
+        return swept
+
+    async def _hold(self, job: Job) -> Outcome:
+        for point in await settled(self.threads.repository, self.repository.points, job.vm):
+            if job.reason not in point.holds:
+                await settled(self.threads.repository, self.repository.mark_hold, point.id, job.reason, self.now())
+        await self.list_points(job.vm)
+        return await self._abandon(replace(job, state=JobState.DONE), "held")
+
+    async def _abandon(self, job: Job, reason: str) -> Abandoned:
+        state = job.state if job.state is JobState.DONE else JobState.ABANDONED
+        over = replace(job, state=state, last_error="" if state is JobState.DONE else reason)
+        self.world.set_job(over)
+        if state is JobState.ABANDONED:
+            self.world.forget_keys(job.id)
+            log.info("job given up", extra={"vm": self._name(job.vm), "why": reason})
+        await settled(self.threads.state, self.state.save_job, over)
+        return Abandoned(reason)
+
+    async def _give_back(self, job: Job) -> None:
+        """The engine stops: the job waits for the next start."""
+        waiting = replace(job, state=JobState.PENDING)
+        self.world.set_job(waiting)
+        await settled(self.threads.state, self.state.save_job, waiting)
+
+    async def list_points(self, vm: VmId) -> None:
+        """Read the restore points of a VM from the repository again."""
+        self.world.set_points(vm, await settled(self.threads.repository, self.repository.points, vm))
+
+    def _name(self, vm: VmId) -> str:
+        row = self.world.rows.get(vm)
+        return row.traits.name if row is not None else vm

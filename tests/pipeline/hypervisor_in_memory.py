@@ -1,0 +1,326 @@
+"""A small hypervisor whose disks are files: a fake behind `engine.ports.Hypervisor` for tests of the engine alone.
+
+Guests write through `write`; snapshots are copies; changed extents are kept per write. The real vCenter behaviour
+is tested against the lab.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from connectors.disk_files import FileReader, FileWriter
+from connectors.disks import AsyncWriter, BlockingWriter, Changes, DiskReader, Extent, Incremental, Whole, merge
+from connectors.errors import ConnectorError, Gone, ReadFailed, TransportFailed
+from connectors.hypervisor import (
+    CreatedVm,
+    Cursor,
+    EventBatch,
+    Fallback,
+    InventoryUpdate,
+    Leftover,
+    OpenDisk,
+    RestoreTarget,
+    Snapshot,
+    SnapshotDisk,
+    TrackedBase,
+)
+from policies.facts import Address, Consistency, Disk, Event, EventType, PowerState, Vm, VmId
+
+MIB = 1 << 20
+
+
+@dataclass(slots=True)
+class Guest:
+    """One VM: its inventory entry, its disk files and what was written to each."""
+
+    vm: Vm
+    files: dict[int, Path]
+    writes: dict[int, list[Extent]] = field(default_factory=dict)
+    tracking: str = "52 de"
+
+
+class AwaitedReader:
+    """A file reader whose reads are awaited, as over a connection."""
+
+    def __init__(self, reader: FileReader, on_read: Callable[[int], None]) -> None:
+        self.capacity_bytes = reader.capacity_bytes
+        self._reader = reader
+        self._on_read = on_read
+
+    async def extents(self) -> list[Extent]:
+        return self._reader.extents()
+
+    async def read_into(self, offset: int, view: memoryview) -> None:
+        await asyncio.sleep(0)
+        self._on_read(offset)
+        self._reader.read_into(offset, view)
+
+
+class ThreadedReader:
+    """A file reader that tells of each read, as a hot-added device is read."""
+
+    def __init__(self, reader: FileReader, on_read: Callable[[int], None]) -> None:
+        self.capacity_bytes = reader.capacity_bytes
+        self._reader = reader
+        self._on_read = on_read
+
+    def extents(self) -> list[Extent]:
+        return self._reader.extents()
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        self._on_read(offset)
+        self._reader.read_into(offset, view)
+
+
+class HypervisorInMemory:
+    """See the module. Attributes named `fail_…`, `before_…` and `on_…` make it misbehave."""
+
+    def __init__(self, directory: Path, vcenter: str = "vc-1") -> None:
+        self.directory = directory
+        self._vcenter = vcenter
+        self.guests: dict[Address, Guest] = {}
+        self.snapshots: dict[Address, dict[str, str]] = {}
+        self.events_out: asyncio.Queue[Event] = asyncio.Queue()
+        self.log: list[str] = []
+        self.sent: list[Event] = []
+        self.fail_transports: set[str] = set()
+        self.fail_removal: ConnectorError | None = None
+        self.fail_vm: ConnectorError | None = None
+        self.on_read: Callable[[str, int], None] = lambda transport, offset: None
+        self.before_copy: Callable[[Vm], None] = lambda vm: None
+        self.created: list[Path] = []
+        self._changed = asyncio.Event()
+        self._number = 0
+
+    @property
+    def vcenter(self) -> str:
+        return self._vcenter
+
+    # what tests do
+
+    def add(self, name: str, *, disks: int = 1, mib: int = 4, host: str = "esx-1", data: bytes | None = None) -> Vm:
+        self._number += 1
+        number = self._number
+        address = Address(self._vcenter, f"vm-{number}")
+        described, files = [], {}
+        for index in range(disks):
+            key = 2000 + index
+            path = self.directory / f"{name}-{number}-{index}.raw"
+            with path.open("wb") as file:
+                file.truncate(mib * MIB)
+                file.write(data if data is not None else os.urandom(MIB))
+            files[key] = path
+            described.append(
+                Disk(
+                    key=key, label=f"Hard disk {index + 1}", capacity_bytes=mib * MIB, uuid=f"6000C29-{number}-{index}",
+                    datastore="ds-1", file_name=str(path), mode="persistent",
+                )
+            )  # fmt: skip
+        vm = Vm(
+            id=VmId(f"provisional-{number}"), address=address, name=name, instance_uuid=f"instance-{number}",
+            bios_uuid=f"bios-{number}", host=host, datastores=("ds-1",), power=PowerState.ON, tools_running=True,
+            disks=tuple(described), tracking_enabled=True,
+        )  # fmt: skip
+        self.guests[address] = Guest(vm, files, {key: [] for key in files})
+        self._changed.set()
+        return vm
+
+    def write(self, vm: Vm, offset: int, data: bytes, disk: int = 0) -> None:
+        guest = self.guests[vm.address]
+        key = sorted(guest.files)[disk]
+        with guest.files[key].open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+        guest.writes[key].append(Extent(offset, len(data)))
+
+    def set(self, vm: Vm, **changes: object) -> Vm:
+        guest = self.guests[vm.address]
+        guest.vm = replace(guest.vm, **changes)  # type: ignore[arg-type]
+        self._changed.set()
+        return guest.vm
+
+    def remove_vm(self, vm: Vm) -> None:
+        del self.guests[vm.address]
+        self._changed.set()
+
+    def post(self, vm: Vm, kind: EventType, **more: str) -> Event:
+        number = len(self.sent) + 1
+        event = Event(
+            key=f"vc:{self._vcenter}:{number}", type=kind, at=datetime.now(UTC), source=self._vcenter,
+            vm_name=vm.name, address=vm.address, **more,
+        )  # type: ignore[arg-type]  # fmt: skip
+        self.sent.append(event)
+        self.events_out.put_nowait(event)
+        return event
+
+    def disk_file(self, vm: Vm, disk: int = 0) -> Path:
+        guest = self.guests[vm.address]
+        return guest.files[sorted(guest.files)[disk]]
+
+    # the port
+
+    async def inventory(self) -> Sequence[Vm]:
+        return [guest.vm for guest in self.guests.values()]
+
+    async def vm(self, address: Address) -> Vm:
+        if self.fail_vm is not None:
+            raise self.fail_vm
+        guest = self.guests.get(address)
+        if guest is None:
+            raise Gone("the VM is not there any more", where=address.moref)
+        return replace(guest.vm, own_snapshots=tuple(self.snapshots.get(address, {})))
+
+    async def watch(self) -> AsyncIterator[InventoryUpdate]:
+        shown: dict[Address, Vm] = {}
+        complete = True
+        while True:
+            self._changed.clear()
+            now = {address: guest.vm for address, guest in self.guests.items()}
+            yield InventoryUpdate(
+                present=tuple(vm for address, vm in now.items() if shown.get(address) != vm),
+                left=tuple(address for address in shown if address not in now),
+                complete=complete,
+            )
+            shown, complete = now, False
+            await self._changed.wait()
+
+    async def events(self, cursor: Cursor | None) -> AsyncIterator[EventBatch]:
+        reached = cursor.key if cursor is not None else 0
+        for event in [e for e in self.sent if int(e.key.rpartition(":")[2]) > reached]:
+            self.events_out.put_nowait(event)
+        delivered: set[str] = set()
+        while True:
+            batch: list[Event] = []
+            while not self.events_out.empty():
+                event = self.events_out.get_nowait()
+                if event.key not in delivered:
+                    delivered.add(event.key)
+                    batch.append(event)
+            if batch:
+                reached = int(batch[-1].key.rpartition(":")[2])
+            yield EventBatch(tuple(batch), Cursor(self._vcenter, datetime.now(UTC), reached))
+            try:
+                async with asyncio.timeout(0.05):
+                    event = await self.events_out.get()
+                    self.events_out.put_nowait(event)
+            except TimeoutError:
+                continue
+
+    @asynccontextmanager
+    async def snapshot(
+        self, vm: Vm, *, run: str, want: Consistency, fallback: Consistency, track: bool
+    ) -> AsyncIterator[Snapshot]:
+        guest = self.guests.get(vm.address)
+        if guest is None:
+            raise Gone("the VM is not there any more", where=vm.name)
+        name = f"backstay-{run}"
+        folder = self.directory / name
+        folder.mkdir()
+        for key, path in guest.files.items():
+            shutil.copyfile(path, folder / str(key))
+        self.snapshots.setdefault(vm.address, {})[name] = run
+        self.log.append(f"snapshot {vm.name}")
+        disks = tuple(
+            SnapshotDisk(disk, f"{guest.tracking}/{len(guest.writes[disk.key])}") for disk in guest.vm.disks
+            if not disk.unprotected
+        )  # fmt: skip
+        try:
+            yield Snapshot(
+                moref=name, name=name, run=run, vm=guest.vm, taken_at=datetime.now(UTC), consistency=want,
+                consistency_reason="", disks=disks, unprotected=tuple(d for d in guest.vm.disks if d.unprotected),
+                configuration=b"configuration of " + vm.name.encode(),
+            )  # fmt: skip
+        finally:
+            self.log.append(f"remove snapshot {vm.name}")
+            if self.fail_removal is None:
+                self.snapshots.get(vm.address, {}).pop(name, None)
+                shutil.rmtree(folder)
+        if self.fail_removal is not None:
+            raise self.fail_removal
+
+    async def changes(
+        self, snapshot: Snapshot, disk: SnapshotDisk, base: TrackedBase | None, *, distrust: str = ""
+    ) -> Changes:
+        if base is None:
+            return Whole("there is no base")
+        if distrust:
+            return Whole(distrust)
+        before, _, since = base.change_id.rpartition("/")
+        now, _, until = disk.change_id.rpartition("/")
+        if before != now:
+            return Whole("change tracking was started again")
+        guest = self.guests[snapshot.vm.address]
+        return Incremental(tuple(merge(guest.writes[disk.disk.key][int(since) : int(until)])))
+
+    @asynccontextmanager
+    async def open_disk(
+        self, snapshot: Snapshot, disk: SnapshotDisk, *, transports: Sequence[str], run: str
+    ) -> AsyncIterator[OpenDisk]:
+        fallbacks: list[Fallback] = []
+        for transport in transports:
+            if transport in self.fail_transports:
+                fallbacks.append(Fallback(transport, "it is broken"))
+                continue
+            self.before_copy(snapshot.vm)
+            self.log.append(f"open {transport}")
+            with FileReader(self.directory / snapshot.name / str(disk.disk.key)) as file:
+
+                def on_read(offset: int, transport: str = transport) -> None:
+                    self.on_read(transport, offset)
+
+                reader: DiskReader = (
+                    AwaitedReader(file, on_read) if transport == "nbd" else ThreadedReader(file, on_read)
+                )
+                try:
+                    yield OpenDisk(reader, transport, tuple(fallbacks))
+                finally:
+                    self.log.append(f"close {transport}")
+            return
+        raise TransportFailed("no transport works", where=disk.disk.label)
+
+    async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
+        return [
+            Leftover("snapshot", address, self.guests[address].vm.name, name, run)
+            for address, held in self.snapshots.items()
+            for name, run in held.items()
+            if not is_active(run)
+        ]
+
+    async def remove(self, leftover: Leftover) -> None:
+        self.snapshots.get(leftover.vm, {}).pop(leftover.name, None)
+        self.log.append(f"janitor removes {leftover.name}")
+
+    async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
+        vm = self.add(target.name, data=b"")
+        return CreatedVm(vm.address, vm.name, vm.disks)
+
+    @asynccontextmanager
+    async def write_disk(
+        self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
+    ) -> AsyncIterator[BlockingWriter | AsyncWriter]:
+        with FileWriter(self.guests[vm.address].files[2000 + index]) as writer:
+            yield writer
+
+    async def aclose(self) -> None:
+        self.log.append("closed")
+
+
+def broken_after(count: int, transport: str, error: type[ReadFailed] = ReadFailed) -> Callable[[str, int], None]:
+    """An `on_read` that fails once this transport has read so many pieces."""
+    left = count
+
+    def on_read(used: str, offset: int) -> None:
+        nonlocal left
+        if used == transport:
+            left -= 1
+            if left < 0:
+                raise error("the connection broke", where=f"{transport} at {offset}")
+
+    return on_read
