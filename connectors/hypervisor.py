@@ -67,6 +67,7 @@ class Snapshot:
 
     `consistency` is what was achieved, `consistency_reason` why it is not more. `configuration` is the typed VM
     configuration of the same instant, serialised by the connector and given back to it on restore.
+    `tracking_reason` says why changed block tracking is off, where it is.
     """
 
     moref: str
@@ -79,6 +80,7 @@ class Snapshot:
     disks: tuple[SnapshotDisk, ...]
     unprotected: tuple[Disk, ...]
     configuration: bytes
+    tracking_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,11 @@ class Inventory:
         tags = await self._tags.tags([moref])
         return self._fact(moref, found[moref], places, tags)
 
+    async def read_all(self, paths: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """The properties at paths of every VM by moRef."""
+        found = await self._session.call(self._retrieve_view, {vim.VirtualMachine: paths})
+        return {c.obj._moId: _held(c) for c in found}
+
     async def watch(self) -> AsyncIterator[InventoryUpdate]:
         """What changes, for ever. The first update, and the first one after each lost login, is complete.
 

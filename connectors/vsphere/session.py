@@ -155,8 +155,8 @@ class Session:
         """Start a task and return its result when it has succeeded; raises what its fault means.
 
         A cancelled caller waits for the task's end first: nothing that was started is abandoned. When the
-        connection breaks while the task is being started, and `entity` and `operation` (such as
-        "CreateSnapshot_Task") are given, the entity's recent tasks tell whether it did start; it is never started
+        connection breaks while the task is being started, and `entity` and `operation` (how the task's name begins,
+        such as "CreateSnapshot") are given, the entity's recent tasks tell whether it did start; it is never started
         a second time on a guess. Busy when the task still runs after timeout seconds; Gone when vCenter has
         forgotten it, its outcome then unknown.
         """
@@ -209,12 +209,12 @@ class Session:
         infos = await self.read(recent, vim.Task, ["info.name", "info.descriptionId", "info.queueTime"])
         for task in recent:
             info = infos.get(task._moId, {})
-            names = {str(info.get("info.name", "")), str(info.get("info.descriptionId", "")).rpartition(".")[2]}
+            names = (str(info.get("info.name", "")), str(info.get("info.descriptionId", "")).rpartition(".")[2])
             queued = info.get("info.queueTime")
             if (
                 queued is not None
                 and queued >= began
-                and operation.removesuffix("_Task").lower() in {name.removesuffix("_Task").lower() for name in names}
+                and any(name.lower().startswith(operation.lower()) for name in names)
             ):
                 return task
         return None

@@ -1,0 +1,139 @@
+"""One vCenter as the engine sees it: the parts of this package behind the engine's own protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Self
+
+from connectors.disks import AsyncWriter, BlockingWriter, Changes
+from connectors.hypervisor import (
+    CreatedVm,
+    Cursor,
+    EventBatch,
+    InventoryUpdate,
+    Leftover,
+    OpenDisk,
+    RestoreTarget,
+    Snapshot,
+    SnapshotDisk,
+    TrackedBase,
+)
+from connectors.vsphere import cbt, hotadd, janitor, provision, transport
+from connectors.vsphere.events import FollowSettings, follow
+from connectors.vsphere.inventory import Inventory
+from connectors.vsphere.session import Session, SessionSettings
+from connectors.vsphere.snapshot import SnapshotSettings, hold_snapshot
+from connectors.vsphere.tags import TagReader
+from connectors.vsphere.transport_settings import TransportSettings
+from policies.facts import Address, Consistency, Vm
+
+
+@dataclass(frozen=True, slots=True)
+class VCenterSettings:
+    """Everything that is configured about one vCenter."""
+
+    session: SessionSettings
+    transports: TransportSettings = field(default_factory=TransportSettings)
+    snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
+    events: FollowSettings = field(default_factory=FollowSettings)
+    tags_every_seconds: float = 300.0
+
+
+class VCenter:
+    """One vCenter, logged in. Every method may raise a ConnectorError."""
+
+    def __init__(self, session: Session, settings: VCenterSettings) -> None:
+        self.session = session
+        self.settings = settings
+        self._tags = TagReader(settings.session, session.tls)
+        self._inventory = Inventory(session, self._tags, tags_every=settings.tags_every_seconds)
+
+    @classmethod
+    async def connect(cls, settings: VCenterSettings) -> Self:
+        """Log in; raises LoginRefused or Unreachable."""
+        return cls(await Session.open(settings.session), settings)
+
+    @property
+    def vcenter(self) -> str:
+        """The vCenter's instance UUID."""
+        return self.session.vcenter
+
+    async def inventory(self) -> Sequence[Vm]:
+        """Every VM now, with provisional ids."""
+        return list((await self._inventory.all()).values())
+
+    async def vm(self, address: Address) -> Vm:
+        """One VM re-read now; raises Gone when it is not there any more."""
+        return await self._inventory.one(address.moref)
+
+    def watch(self) -> AsyncIterator[InventoryUpdate]:
+        """What changes in the inventory, for ever; after a lost login a complete update comes again."""
+        return self._inventory.watch()
+
+    def events(self, cursor: Cursor | None) -> AsyncIterator[EventBatch]:
+        """Events after the cursor in order, for ever; an empty batch now and then tells that it is alive."""
+        return follow(self.session, cursor, self.settings.events)
+
+    def snapshot(
+        self, vm: Vm, *, run: str, want: Consistency, fallback: Consistency, track: bool
+    ) -> AbstractAsyncContextManager[Snapshot]:
+        """A snapshot named after the run, removed on every way out. See hold_snapshot."""
+        return hold_snapshot(
+            self.session,
+            self._inventory,
+            vm,
+            run=run,
+            want=want,
+            fallback=fallback,
+            track=track,
+            settings=self.settings.snapshots,
+        )
+
+    async def changes(
+        self, snapshot: Snapshot, disk: SnapshotDisk, base: TrackedBase | None, *, distrust: str = ""
+    ) -> Changes:
+        """What changed on the disk since base; Whole with the reason on any doubt."""
+        return await cbt.changes(self.session, snapshot, disk, base, distrust=distrust)
+
+    def open_disk(
+        self, snapshot: Snapshot, disk: SnapshotDisk, *, transports: Sequence[str], run: str
+    ) -> AbstractAsyncContextManager[OpenDisk]:
+        """The disk, open for reading by the first transport that works; closed and detached on every way out."""
+        return transport.open_disk(
+            self.session, snapshot, disk, transports=transports, run=run, settings=self.settings.transports
+        )
+
+    async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
+        """What dead runs of this engine left, in the order in which it is to be removed: attached disks first."""
+        attached = await hotadd.attached_leftovers(self.session, self.settings.transports, is_active)
+        snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active)
+        return [*attached, *snapshots]
+
+    async def remove(self, leftover: Leftover) -> None:
+        """Take one left-over away. Disks of its run are detached before a snapshot goes. Idempotent."""
+        transports = self.settings.transports
+        if leftover.kind == hotadd.ATTACHED_DISK:
+            await hotadd.detach_leftover(self.session, transports, leftover)
+            return
+        for attached in await hotadd.attached_leftovers(self.session, transports, lambda run: run != leftover.run):
+            await hotadd.detach_leftover(self.session, transports, attached)
+        await janitor.remove_leftover(self.session, leftover, self.settings.snapshots.removal)
+
+    async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
+        """Make a powered-off VM with empty disks from a saved configuration."""
+        return await provision.create_vm(self.session, configuration, target)
+
+    def write_disk(
+        self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
+    ) -> AbstractAsyncContextManager[BlockingWriter | AsyncWriter]:
+        """The index-th disk of a VM that we made, open for writing."""
+        return transport.write_disk(
+            self.session, vm, index, transports=transports, run=run, settings=self.settings.transports
+        )
+
+    async def aclose(self) -> None:
+        """Log out and stop every thread of this connector."""
+        await self._tags.aclose()
+        await self.session.aclose()

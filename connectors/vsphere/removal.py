@@ -1,0 +1,102 @@
+"""Taking a snapshot of ours away, until it is gone and its disks are one again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pyVmomi import vim
+
+from connectors.errors import ConnectorError, Gone
+from connectors.vsphere.backoff import Backoff
+from connectors.vsphere.naming import TreeNode, tree_nodes
+from connectors.vsphere.session import Session
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalSettings:
+    """How long a removal is tried. Merging a large snapshot takes hours, and what is locked comes free again."""
+
+    seconds: float = 4 * 3600.0
+    attempts: int = 8
+    first_pause: float = 1.0
+    longest_pause: float = 60.0
+    consolidations: int = 3
+
+
+async def read_tree(session: Session, vm: Any) -> list[TreeNode]:
+    """Every snapshot of the VM, parents first; raises Gone when the VM is not there."""
+    info = (await session.properties(vm, ["snapshot"])).get("snapshot")
+    return list(tree_nodes(getattr(info, "rootSnapshotList", None)))
+
+
+async def remove_snapshot(session: Session, vm: Any, name: str, settings: RemovalSettings) -> None:
+    """Remove the snapshot of this name, which carries our mark, and consolidate. Idempotent.
+
+    Only the snapshot itself goes: snapshots that others made on top of it stay. Raises what the last attempt raised
+    when it cannot be removed in the time that the settings give.
+    """
+    deadline = time.monotonic() + settings.seconds
+    backoff = Backoff(settings.first_pause, settings.longest_pause)
+    for attempt in range(1, settings.attempts + 1):
+        try:
+            await _remove_once(session, vm, name, deadline - time.monotonic())
+            break
+        except Gone:
+            break
+        except ConnectorError as error:
+            if attempt == settings.attempts or time.monotonic() >= deadline:
+                raise
+            log.warning("snapshot not removed yet", extra={"snapshot": name, "error": str(error), "attempt": attempt})
+            await backoff.sleep()
+    try:
+        await consolidate(session, vm, settings)
+    except Gone:
+        return
+    except ConnectorError as error:
+        log.error("disks not consolidated", extra={"snapshot": name, "error": str(error)})
+
+
+async def consolidate(session: Session, vm: Any, settings: RemovalSettings) -> None:
+    """Merge delta disks that no snapshot accounts for, if the VM needs it."""
+    backoff = Backoff(settings.first_pause, settings.longest_pause)
+    for attempt in range(1, settings.consolidations + 1):
+        needed = (await session.properties(vm, ["runtime.consolidationNeeded"])).get("runtime.consolidationNeeded")
+        if not needed:
+            return
+        try:
+            await session.task(
+                lambda: vm.ConsolidateVMDisks_Task(), timeout=settings.seconds, entity=vm, operation="Consolidate"
+            )
+        except Gone:
+            raise
+        except ConnectorError:
+            if attempt == settings.consolidations:
+                raise
+            await backoff.sleep()
+
+
+async def _remove_once(session: Session, vm: Any, name: str, seconds: float) -> None:
+    for node in await read_tree(session, vm):
+        if node.name == name and node.mark is not None:
+            await _remove_node(session, vm, node, seconds)
+
+
+async def _remove_node(session: Session, vm: Any, node: TreeNode, seconds: float) -> None:
+    snapshot = session.managed(vim.vm.Snapshot, node.moref)
+    try:
+        await session.task(
+            lambda: snapshot.RemoveSnapshot_Task(removeChildren=False, consolidate=True),
+            timeout=max(seconds, 1.0),
+            entity=vm,
+            operation="RemoveSnapshot",
+        )
+    except Gone:
+        # Either the snapshot is gone, or only its task is forgotten: the tree tells.
+        if any(n.moref == node.moref for n in await read_tree(session, vm)):
+            raise ConnectorError(f"vCenter forgot the removal of snapshot {node.name}", where=session.where) from None
+    log.info("snapshot removed", extra={"snapshot": node.name, "vm": vm._moId})
