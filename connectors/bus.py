@@ -25,7 +25,7 @@ from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from connectors.errors import ConnectorError, Unreachable
 from connectors.messages import MAX_MESSAGE_BYTES, Subjects, key_of
-from connectors.nats_client import Foreign, GuardedClient, connect, ours
+from connectors.nats_client import Foreign, GuardedClient, connect, ours, shut
 from connectors.nats_login import BusSettings, read_login
 from metrics.labels import Durability
 from metrics.registry import Metrics
@@ -150,8 +150,8 @@ class NatsBus:
     async def aclose(self) -> None:
         """Disconnect."""
         if self._client is not None:
-            await self._client.close()
-            self._client = None
+            client, self._client = self._client, None
+            await shut(client)
         self._metrics.connection("nats", up=False)
 
     async def ask(self, subject: str, payload: bytes) -> Any:

@@ -7,6 +7,7 @@ never reconnects by itself: the bus does, so that there is one way to connect, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from typing import Any
 
@@ -19,6 +20,8 @@ from connectors.nats_login import BusSettings, Login
 
 Foreign = (Error, OSError, asyncio.TimeoutError)
 """What a call of nats-py may raise."""
+
+SHUT_SECONDS = 2.0
 
 
 class GuardedClient(Client):  # type: ignore[misc]
@@ -83,12 +86,19 @@ async def connect(settings: BusSettings, login: Login) -> GuardedClient:
             )
     except Foreign as error:
         cause = client.noted if isinstance(error, NoServersError) and client.noted else error
-        await client.close()
+        await shut(client)
         raise ours(cause, where) from error
     except asyncio.CancelledError:
-        await client.close()
+        await shut(client)
         raise
     return client
+
+
+async def shut(client: GuardedClient) -> None:
+    """Disconnect. After a failed TLS handshake nats-py waits for an end that never comes: not longer than this."""
+    with contextlib.suppress(*Foreign):
+        async with asyncio.timeout(SHUT_SECONDS):
+            await client.close()
 
 
 def ours(error: BaseException, where: str) -> ConnectorError:

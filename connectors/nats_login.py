@@ -186,7 +186,7 @@ def _credentials(file: Path) -> tuple[bytes, Ed25519PrivateKey]:
 def _seed(text: str, file: Path) -> Ed25519PrivateKey:
     try:
         raw = base64.b32decode(text + "=" * (-len(text) % 8))
-    except binascii.Error:
+    except ValueError:
         raw = b""
     user_seed = (
         len(raw) == 36 and raw[0] & 0xF8 == NKEY_SEED_PREFIX and (raw[0] & 7) << 5 | raw[1] >> 3 == NKEY_USER_PREFIX
