@@ -1,0 +1,402 @@
+"""A vCenter to work against: `with start_lab(directory) as lab:`.
+
+The lab runs VMware's API simulator with what a backup needs (see REALITY.md), holds the VMs' disks as sparse files,
+and plays the people and guests around it. Everything here is synchronous; call it from a thread where a loop runs.
+"""
+
+import json
+import os
+import random
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tests.lab import images
+from tests.lab.images import GRAIN
+from tests.lab.inventory import Inventory
+from tests.lab.process import VcenterProcess, make_certificates
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A VM that is there when the lab opens. Disks in bytes; `independent` are indices into them."""
+
+    name: str
+    disks: tuple[int, ...] = (64 * MIB,)
+    folder: str = ""
+    cluster: int = 0
+    host: int = 0
+    pool: str = ""
+    datastore: str = "fast-1"
+    independent: tuple[int, ...] = ()
+    raw_mappings: int = 0
+    power: str = "on"
+    tools: bool = True
+    tracking: bool = False
+    template: bool = False
+    guest_id: str = ""
+    content: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LabDisk:
+    key: int
+    label: str
+    uuid: str
+    file: str
+    flat: Path
+    capacity_bytes: int
+    mode: str
+    attached: bool
+    independent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabVm:
+    moref: str
+    name: str
+    instance_uuid: str
+    power: str
+    host: str
+    host_moref: str
+    datastore: str
+    template: bool
+    snapshots: tuple[str, ...]
+    disks: tuple[LabDisk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabEvent:
+    """One line of the lab's own log: what vCenter posted."""
+
+    key: int
+    type: str
+    chain: int
+    time: datetime
+    user: str
+    vm: str = ""
+    vm_name: str = ""
+    host: str = ""
+    datastore: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenDisk:
+    key: int
+    label: str
+    uuid: str
+    file: str
+    capacity_bytes: int
+    change_id: str
+    image: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What the lab froze for one snapshot; the images stay when the snapshot goes (settings: keep_frozen)."""
+
+    snapshot: str
+    vm: str
+    vm_name: str
+    name: str
+    description: str
+    created: datetime
+    quiesced: bool
+    disks: tuple[FrozenDisk, ...]
+
+
+class Lab(Inventory):
+    """A running lab. VMs are named by their name or moref; disks by their index within the VM."""
+
+    def __init__(self, root: Path, process: VcenterProcess, facts: Mapping[str, Any]) -> None:
+        self.root = root
+        self.process = process
+        self.host, port = process.address.rsplit(":", 1)
+        self.port = int(port)
+        self.url = f"https://{process.address}/sdk"
+        self.user: str = facts["user"]
+        self.admin: str = facts["admin"]
+        self.password: str = facts["password"]
+        self.ca_file = Path(facts["ca_file"])
+        self.thumbprint: str = facts["thumbprint"]
+        self.instance_uuid: str = facts["instance_uuid"]
+        self.device_folder = Path(facts["device_folder"])
+        self._known: dict[str, LabVm] = {}
+        super().__init__()
+
+    # What is there
+
+    def vms(self) -> list[LabVm]:
+        found = [
+            LabVm(
+                **{k: v for k, v in each.items() if k not in ("disks", "snapshots")},
+                snapshots=tuple(each["snapshots"]),
+                disks=tuple(LabDisk(**{**disk, "flat": Path(disk["flat"])}) for disk in each["disks"]),
+            )
+            for each in self.process.order("/machines")
+        ]
+        found.sort(key=lambda vm: vm.name)
+        self._known = {vm.moref: vm for vm in found} | {vm.name: vm for vm in found}
+        return found
+
+    def vm(self, which: str) -> LabVm:
+        self.vms()
+        return self._known[which]
+
+    def flat(self, which: str, disk: int = 0) -> Path:
+        """The file that the guest writes."""
+        if which not in self._known or not self._known[which].disks[disk].flat.exists():
+            self.vms()
+        return self._known[which].disks[disk].flat
+
+    def event_log(self) -> list[LabEvent]:
+        lines = (self.root / "events.jsonl").read_text().splitlines()
+        return [LabEvent(**{**(raw := json.loads(line)), "time": datetime.fromisoformat(_short(raw["time"]))}) for line in lines]
+
+    def frozen(self, which: str | None = None) -> list[Frozen]:
+        """What was frozen, oldest first; of one VM (moref or name) or of all."""
+        found = []
+        for record in (self.root / "frozen").glob("*/snapshot.json"):
+            raw = json.loads(record.read_text())
+            if which in (None, raw["vm"], raw["vm_name"]):
+                disks = tuple(FrozenDisk(**{**d, "image": Path(d["image"])}) for d in raw.pop("disks") or ())
+                found.append(Frozen(**{**raw, "created": datetime.fromisoformat(_short(raw["created"]))}, disks=disks))
+        return sorted(found, key=lambda each: each.created)
+
+    def frozen_copy(self, snapshot: str, key: int = 0) -> Path:
+        """The image that a snapshot froze of the disk with this device key (0: its first disk)."""
+        for each in self.frozen():
+            if each.snapshot == snapshot:
+                return next(d.image for d in each.disks if key in (0, d.key))
+        raise KeyError(snapshot)
+
+    # What guests do
+
+    def write_as_guest(self, which: str, disk: int, offset: int, data: bytes) -> None:
+        for _ in range(10):  # the disk may move to another datastore between finding and locking it
+            with suppress(FileNotFoundError):
+                images.write(self.flat(which, disk), [(offset, data)])
+                return
+        raise FileNotFoundError(which)
+
+    def write_random_grains(self, which: str, disk: int = 0, *, share: float, seed: int = 0) -> list[tuple[int, int]]:
+        """Overwrite so large a share of the disk's 64 KiB grains, anywhere; the merged extents that were written."""
+        flat = self.flat(which, disk)
+        chance = random.Random(seed)
+        count = flat.stat().st_size // GRAIN
+        chosen = sorted(chance.sample(range(count), max(1, round(count * share))))
+        images.write(flat, ((grain * GRAIN, chance.randbytes(GRAIN)) for grain in chosen))
+        extents: list[tuple[int, int]] = []
+        for grain in chosen:
+            offset = grain * GRAIN
+            if extents and sum(extents[-1]) == offset:
+                extents[-1] = (extents[-1][0], extents[-1][1] + GRAIN)
+            else:
+                extents.append((offset, GRAIN))
+        return extents
+
+    def read_guest(self, which: str, disk: int, offset: int, length: int) -> bytes:
+        with self.flat(which, disk).open("rb") as file:
+            return os.pread(file.fileno(), length, offset)
+
+    def write_guest_file(self, which: str, disk: int, name: str, data: bytes) -> None:
+        """Write a file through the disk's ext4, which stays consistent."""
+        flat = self.flat(which, disk)
+        with images.guest_lock(flat):
+            images.write_file(flat, name, data)
+
+    @contextmanager
+    def busy_guest(self, which: str, disk: int = 0, *, seed: int = 0) -> Iterator[None]:
+        """A guest that overwrites grains of its disk for as long as the block lasts."""
+        done = threading.Event()
+        chance = random.Random(seed)
+        grains = self.flat(which, disk).stat().st_size // GRAIN
+
+        def write() -> None:
+            while not done.is_set():
+                self.write_as_guest(which, disk, chance.randrange(grains) * GRAIN, chance.randbytes(GRAIN))
+                done.wait(0.002)
+
+        guest = threading.Thread(target=write, name=f"guest-{which}")
+        guest.start()
+        try:
+            yield
+        finally:
+            done.set()
+            guest.join()
+
+    # What goes wrong
+
+    def settings(self, **changes: object) -> dict[str, Any]:
+        """Change the lab's manners (state.go: Settings) and return them all."""
+        answer: dict[str, Any] = self.process.order("/settings", changes)
+        return answer
+
+    def inject(
+        self,
+        method: str,
+        fault: str = "",
+        *,
+        times: int = 1,
+        in_task: bool = False,
+        delay_seconds: float = 0,
+        drop: bool = False,
+        keys: Sequence[str] = (),
+        text: str = "injected by the lab",
+        fields: Mapping[str, object] | None = None,
+        vm: str = "",
+    ) -> None:
+        """Let the next calls of an API method fail, wait, or lose their answer (`drop`: carried out all the same).
+
+        `fault` is a type such as "FileLocked", `fields` its Go fields; with `in_task` the call succeeds and its task
+        fails. times=0 means until `heal`.
+        """
+        rule = {"method": method, "fault": fault, "times": times, "in_task": in_task, "drop": drop, "text": text}
+        rule |= {"delay_ms": round(delay_seconds * 1000), "keys": list(keys), "fields": dict(fields or {}), "vm": vm}
+        self.process.order("/faults", rule)
+
+    def heal(self) -> None:
+        self.process.order("/faults/clear")
+
+    def calls(self) -> dict[str, int]:
+        """How often each API method was called so far."""
+        answer: dict[str, int] = self.process.order("/calls")
+        return answer
+
+    def kill_sessions(self) -> int:
+        """End all sessions: the next call of each gets NotAuthenticated. How many there were."""
+        ended: int = self.process.order("/sessions/kill")
+        return ended
+
+    def outage(self, seconds: float) -> None:
+        """Break all connections, and every new one for so long. Sessions survive."""
+        self.process.order("/outage", {"seconds": seconds})
+
+    def restart(self, seconds: float = 0.5) -> None:
+        """What a restart of vCenter's service does: an outage, and all sessions are gone. Inventory and events stay."""
+        self.process.order("/outage", {"seconds": seconds, "sessions": True})
+
+    def post_event(self, kind: str, which: str, *, user: str = "", age_seconds: int = 0, count: int = 1) -> None:
+        """Post events of any type for a VM; with an age, as a host does that comes back late."""
+        order = {"type": kind, "vm": self.vm(which).moref, "user": user, "age_seconds": age_seconds, "count": count}
+        self.process.order("/events/post", order)
+
+    def roll_back_events(self, key: int) -> None:
+        """Restore vCenter's database: events after this key never were, and keys are used again."""
+        self.process.order("/events/key", {"roll_back_to": key})
+
+    def next_event_key(self, key: int) -> None:
+        self.process.order("/events/key", {"next": key})
+
+    def drs_move(self, which: str, host: str | None = None) -> str:
+        """Let DRS move the VM, to the host or to another of its cluster; the name of the new host."""
+        vm = self.vm(which)
+        target = self.host_for(vm.moref, host)
+        self.process.order("/drs", {"VM": vm.moref, "Host": target._moId})
+        return str(target.name)
+
+    def need_consolidation(self, which: str) -> None:
+        self.process.order("/consolidation", {"VM": self.vm(which).moref})
+
+    def stop(self) -> None:
+        self.close_session()
+        self.process.stop()
+
+    def facts(self) -> dict[str, Any]:
+        """How to reach the lab, for other programs. The password is in it."""
+        return {
+            "url": self.url, "host": self.host, "port": self.port, "user": self.user, "password": self.password,
+            "admin": self.admin, "ca_file": str(self.ca_file), "thumbprint": self.thumbprint,
+            "instance_uuid": self.instance_uuid, "root": str(self.root), "device_folder": str(self.device_folder),
+            "control": self.process.control, "pid": self.process.pid,
+            "vddk_plugin": str(Path(__file__).parent / "nbdkit" / "vddk_standin.py"),
+        }  # fmt: skip
+
+
+def _short(time: str) -> str:
+    """Python reads six digits of a second, Go writes up to nine."""
+    head, _, fraction = time.removesuffix("Z").partition(".")
+    return f"{head}.{fraction[:6]:0<6}+00:00"
+
+
+def machines(count: int, *, disks: int | None, size: int, hosts: int, clusters: int, datastores: Sequence[str],
+             tracking: bool, tools: bool, content: bool) -> list[Machine]:  # fmt: skip
+    """A small company: every third VM has two disks, and VMs are spread over folders, pools, hosts and datastores."""
+    width = max(2, len(str(count)))
+    return [
+        Machine(
+            name=f"{('web', 'app', 'db')[n % 3]}-{n + 1:0{width}d}",
+            disks=(size,) * (disks or (2 if n % 3 == 2 else 1)),
+            folder=("prod/web", "test", "prod/db")[n % 3],
+            cluster=n % clusters,
+            host=(n // clusters) % hosts,
+            pool=("gold", "")[n % 2],
+            datastore=datastores[n % len(datastores)],
+            tracking=tracking,
+            tools=tools,
+            content=content,
+        )
+        for n in range(count)
+    ]
+
+
+@contextmanager
+def start_lab(
+    root: Path,
+    *,
+    vms: int = 3,
+    disks_per_vm: int | None = None,
+    disk_bytes: int = 64 * MIB,
+    clusters: int = 1,
+    hosts: int = 3,
+    datastores: Sequence[str] = ("fast-1", "bulk-1"),
+    content: bool = True,
+    tracking: bool = False,
+    tools: bool = True,
+    extra: Sequence[Machine] = (),
+    settings: Mapping[str, object] | None = None,
+    device_folder: Path | None = None,
+    password: str = "lab-secret-7",
+    verbose: bool = False,
+) -> Iterator[Lab]:
+    """Start a lab below `root` (made when missing) and stop it at the end of the block, also when that fails.
+
+    `hosts` is per cluster. With `content` each disk carries an ext4 file system; without, it is empty and costs
+    nothing, so that a thousand VMs start in seconds. `extra` adds VMs described one by one.
+    """
+    root = root.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    certificates = make_certificates(root)
+    plan = machines(vms, disks=disks_per_vm, size=disk_bytes, hosts=hosts, clusters=clusters, datastores=datastores,
+                    tracking=tracking, tools=tools, content=content) + list(extra)  # fmt: skip
+    facts = {
+        "root": str(root), "user": "backup@vsphere.local", "admin": "administrator@vsphere.local", "password": password,
+        "ca_file": str(certificates.ca), "thumbprint": certificates.thumbprint, "instance_uuid": str(uuid.uuid4()),
+        "device_folder": str(device_folder or root / "devices"),
+    }  # fmt: skip
+    record = root / "lab.json"
+    record.touch(mode=0o600)
+    record.write_text(json.dumps(facts))
+    specification = facts | {
+        "devices": facts["device_folder"], "certificate": str(certificates.certificate), "key": str(certificates.key),
+        "clusters": clusters, "hosts": hosts, "datastores": list(datastores), "verbose": verbose,
+        "machines": [{k: v for k, v in asdict(m).items() if k != "content"} for m in plan],
+    }  # fmt: skip
+    lab = Lab(root, VcenterProcess(root, specification), facts)
+    try:
+        if settings:
+            lab.settings(**settings)
+        filled = {m.name for m in plan if m.content}
+        for vm in lab.vms() if filled else ():
+            for n, disk in enumerate(vm.disks if vm.name in filled else ()):
+                images.fill(disk.flat, disk.capacity_bytes, f"{vm.name}/{n}")
+        yield lab
+    finally:
+        lab.stop()

@@ -1,0 +1,88 @@
+package simulator
+
+import (
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// updateTick is how long updates gather before WaitForUpdatesEx answers.
+const updateTick = 20 * time.Millisecond
+
+// apply answers each property of the filter that an update touches, from above or below, with its value now.
+func (f *PropertyFilter) apply(ctx *Context, update types.ObjectUpdate) types.ObjectUpdate {
+	touched := update.ChangeSet
+	update.ChangeSet = nil
+	value, found := getObject(ctx, update.Obj)
+	if !found {
+		return update
+	}
+	seen := map[string]bool{}
+	for _, spec := range f.Spec.PropSet {
+		if spec.Type != update.Obj.Type {
+			field, ok := value.Type().FieldByName(spec.Type)
+			if !ok || !field.Anonymous {
+				continue
+			}
+		}
+		paths := spec.PathSet
+		if isTrue(spec.All) {
+			for _, c := range touched {
+				paths = append(paths, strings.SplitN(c.Name, ".", 2)[0])
+			}
+		}
+		for _, p := range paths {
+			if seen[p] || !concernsPath(touched, p) {
+				continue
+			}
+			seen[p] = true
+			update.ChangeSet = append(update.ChangeSet, types.PropertyChange{
+				Name: p, Op: types.PropertyChangeOpAssign, Val: currentValue(ctx, update.Obj, value, p),
+			})
+		}
+	}
+	return update
+}
+
+func currentValue(ctx *Context, ref types.ManagedObjectReference, value reflect.Value, p string) (val types.AnyType) {
+	ctx.WithLock(ref, func() { val, _ = fieldValue(value, p) })
+	return val
+}
+
+func concernsPath(touched []types.PropertyChange, p string) bool {
+	for _, c := range touched {
+		if c.Name == p || strings.HasPrefix(c.Name, p+".") || strings.HasPrefix(p, c.Name+".") {
+			return true
+		}
+	}
+	return false
+}
+
+// collectOnce looks for objects that entered a filter once for all the updates, and only where they could have.
+func collectOnce(updates []types.ObjectUpdate, collect func() bool) func() bool {
+	needed := false
+	for _, u := range updates {
+		switch u.Obj.Type {
+		case "Task":
+		case "ContainerView", "ListView", "Folder":
+			needed = true
+		default:
+			needed = needed || u.Kind == types.ObjectUpdateKindEnter
+		}
+	}
+	ok := true
+	return func() bool {
+		if needed {
+			needed = false
+			ok = collect()
+		}
+		return ok
+	}
+}
+
+// filterCreated makes the next WaitForUpdatesEx tell what the new filter selects, also when nothing else changes.
+func (pc *PropertyCollector) filterCreated(filter types.ManagedObjectReference) {
+	pc.update(types.ObjectUpdate{Obj: filter, Kind: types.ObjectUpdateKindEnter})
+}

@@ -1,0 +1,142 @@
+package simulator
+
+import (
+	"os"
+	"reflect"
+	"sync"
+
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// Settings are the lab's manners; they can be changed while it runs.
+type Settings struct {
+	PageAreas       int    `json:"page_areas"`       // most areas in one answer of QueryChangedDiskAreas
+	EmptyPageEvery  int    `json:"empty_page_every"` // a gap that begins at a multiple of so many grains is an empty page; 0: never
+	SupersetGrains  int    `json:"superset_grains"`  // grains reported around each changed one
+	Star            string `json:"star"`             // "*" answers "allocated", "whole" or "fault"
+	DeviceDelayMS   int    `json:"device_delay_ms"`  // from the end of the hot-add to the device's appearance
+	SnapshotDelayMS int    `json:"snapshot_delay_ms"`
+	RemovalDelayMS  int    `json:"removal_delay_ms"`
+	MoveDelayMS     int    `json:"move_delay_ms"`
+	LeaveDeltas     int    `json:"leave_deltas"` // so many snapshot removals leave the VM in need of consolidation
+	KeepFrozen      bool   `json:"keep_frozen"`  // keep a copy of each frozen disk after the snapshot is gone
+}
+
+type settingsBox struct {
+	sync.Mutex
+	now Settings
+}
+
+func (b *settingsBox) get() Settings {
+	b.Lock()
+	defer b.Unlock()
+	return b.now
+}
+
+func (b *settingsBox) change(f func(*Settings)) Settings {
+	b.Lock()
+	defer b.Unlock()
+	f(&b.now)
+	return b.now
+}
+
+type labState struct {
+	root     string
+	devices  string
+	admin    string // a second account, with the same password, for what people do
+	settings settingsBox
+	ready    bool
+	roots    map[string]string // folder of each datastore, by name
+}
+
+var lab = &labState{
+	settings: settingsBox{now: Settings{
+		PageAreas: 2000, EmptyPageEvery: 3, Star: "allocated", DeviceDelayMS: 20, KeepFrozen: true,
+	}},
+	roots: map[string]string{},
+}
+
+func (l *labState) datastore(name string) string { return l.roots[name] }
+
+func (l *labState) frozenDir(snapshot types.ManagedObjectReference) string {
+	return l.root + "/frozen/" + snapshot.Value
+}
+
+func ensureDir(dir string) {
+	if err := os.MkdirAll(dir, 0700); err != nil {
+		panic(err)
+	}
+}
+
+// touch tells the property collectors that these properties of the object may have new values.
+func touch(obj mo.Reference, paths ...string) {
+	changes := make([]types.PropertyChange, len(paths))
+	for i, p := range paths {
+		changes[i] = types.PropertyChange{Name: p, Op: types.PropertyChangeOpAssign}
+	}
+	val := getManagedObject(obj).Addr().Interface().(mo.Reference)
+	Map.applyHandlers(func(o RegisterObject) { o.UpdateObject(val, changes) })
+}
+
+// prepare gives a new VM what vCenter shows for every VM and the simulator leaves out.
+func prepare(vm *VirtualMachine) {
+	no, yes := types.NewBool(false), types.NewBool(true)
+	vm.Runtime.ConsolidationNeeded = no
+	vm.Config.ChangeTrackingEnabled = types.NewBool(false)
+	vm.Config.ChangeVersion = "1"
+	vm.Capability.SnapshotOperationsSupported = true
+	vm.Capability.MultipleSnapshotsSupported = true
+	vm.Capability.QuiescedSnapshotsSupported = true
+	vm.Capability.ChangeTrackingSupported = yes
+	vm.Capability.DiskSharesSupported = true
+}
+
+// copyDevices copies devices so far that the copies' backings can change without the originals.
+func copyDevices(devices []types.BaseVirtualDevice) []types.BaseVirtualDevice {
+	copies := make([]types.BaseVirtualDevice, len(devices))
+	for i, device := range devices {
+		original := reflect.ValueOf(device).Elem()
+		duplicate := reflect.New(original.Type())
+		duplicate.Elem().Set(original)
+		copies[i] = duplicate.Interface().(types.BaseVirtualDevice)
+		if d, ok := copies[i].(*types.VirtualDisk); ok {
+			if b, flat := d.Backing.(*types.VirtualDiskFlatVer2BackingInfo); flat {
+				d.Backing = copyBacking(b)
+			}
+		}
+	}
+	return copies
+}
+
+func copyBacking(b *types.VirtualDiskFlatVer2BackingInfo) *types.VirtualDiskFlatVer2BackingInfo {
+	c := *b
+	if b.Parent != nil {
+		c.Parent = copyBacking(b.Parent)
+	}
+	return &c
+}
+
+// flatBacking is nil for disks that the lab holds no bytes of, such as raw device mappings.
+func flatBacking(device types.BaseVirtualDevice) *types.VirtualDiskFlatVer2BackingInfo {
+	if d, ok := device.(*types.VirtualDisk); ok {
+		if b, flat := d.Backing.(*types.VirtualDiskFlatVer2BackingInfo); flat {
+			return b
+		}
+	}
+	return nil
+}
+
+// ownDisk tells whether the disk's home is the VM, not another VM that it is hot-added from.
+func (vm *VirtualMachine) ownDisk(device types.BaseVirtualDevice) bool {
+	b := flatBacking(device)
+	return b != nil && !attachments.foreign(vm.Self, b.FileName)
+}
+
+func independent(b *types.VirtualDiskFlatVer2BackingInfo) bool {
+	switch types.VirtualDiskMode(b.DiskMode) {
+	case types.VirtualDiskModeIndependent_persistent, types.VirtualDiskModeIndependent_nonpersistent:
+		return true
+	}
+	return false
+}
