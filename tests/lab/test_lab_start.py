@@ -19,7 +19,9 @@ def test_a_client_that_verifies_the_lab_s_certificate_can_log_in(lab: Lab) -> No
 
 def test_a_client_that_does_not_know_the_lab_s_ca_refuses_it(lab: Lab) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
-        SmartConnect(host=lab.host, port=lab.port, user=lab.user, pwd=lab.password)
+        SmartConnect(
+            host=lab.host, port=lab.port, user=lab.user, pwd=lab.password, sslContext=ssl.create_default_context()
+        )
 
 
 def test_a_wrong_password_is_refused(lab: Lab) -> None:
