@@ -50,6 +50,16 @@ class Engine:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def listens(self) -> bool:
+        """Whether anybody accepts connections there."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(5)
+            try:
+                probe.connect(str(self.path))
+            except OSError:
+                return False
+        return True
+
     def get(self, route: str, parameters: Mapping[str, str | float | None] | None = None) -> Any:
         """The answer to a question."""
         asked = {name: str(value) for name, value in (parameters or {}).items() if value is not None}
@@ -64,20 +74,15 @@ class Engine:
         fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
         return str(self.post(f"/v1/tasks/{_ROUTES[type(task)]}", fields)["id"])
 
-    def follow(self, id: str, tell: Callable[[TaskReport], None]) -> TaskReport:
-        """Wait until a task has ended, telling every news; an interruption leaves the task running."""
+    def finish(self, id: str, tell: Callable[[TaskReport], None]) -> Mapping[str, Any]:
+        """Wait until a task has ended, telling every news; its result, or RemoteFailure with the engine's exit code."""
         while True:
             report = _report(self.get(f"/v1/tasks/{id}", {"wait": POLL_SECONDS}))
             tell(report)
+            if report.state is TaskState.FAILED:
+                raise RemoteFailure(Verdict(Kind.FAIL, _exit(report.exit_code), report.sentence))
             if report.final:
-                return report
-
-    def run(self, task: Task, tell: Callable[[TaskReport], None]) -> TaskReport:
-        """Start a task and wait for its end; RemoteFailure when it failed, with the engine's exit code."""
-        report = self.follow(self.submit(task), tell)
-        if report.state is TaskState.FAILED:
-            raise RemoteFailure(Verdict(Kind.FAIL, _exit(report.exit_code), report.sentence))
-        return report
+                return report.result
 
     def _ask(self, method: str, target: str, body: bytes | None = None) -> Any:
         connection = _LocalConnection(self.path)

@@ -118,6 +118,7 @@ _CONNECTOR: dict[type[connector.ConnectorError], tuple[Kind, Exit]] = {
     connector.TrackingUnusable: (Kind.RETRY, Exit.TRY_LATER),
     connector.TransportFailed: (Kind.RETRY, Exit.UNREACHABLE),
     connector.ReadFailed: (Kind.RETRY, Exit.UNREACHABLE),
+    connector.WriteFailed: (Kind.RETRY, Exit.UNREACHABLE),
     connector.BadMessage: (Kind.QUARANTINE, Exit.USAGE),
 }
 
@@ -152,11 +153,13 @@ def verdict(error: BaseException) -> Verdict:
             return Verdict(Kind.FAIL, error.exit_code, str(error))
         case PolicyError():
             return Verdict(Kind.FAIL, Exit.USAGE, str(error))
+        case connector.ConnectorError() | storage.StorageError() if _is_full(error.__cause__):
+            return Verdict(Kind.RETRY, Exit.NO_SPACE, str(error))
         case connector.ConnectorError():
             return _by_type(error, _CONNECTOR, error.retry)
         case storage.StorageError():
             return _by_type(error, _STORAGE, error.retry)
-        case OSError() if error.errno in _FULL:
+        case OSError() if _is_full(error):
             where = f"{error.filename}: " if error.filename else ""
             return Verdict(Kind.RETRY, Exit.NO_SPACE, f"{where}no space left (free some, then run the command again)")
         case OSError() if error.filename is not None:
@@ -165,6 +168,10 @@ def verdict(error: BaseException) -> Verdict:
             return Verdict(Kind.RETRY, Exit.INTERRUPTED, "interrupted")
         case _:
             return Verdict(Kind.QUARANTINE, Exit.BUG, f"unexpected {type(error).__name__}")
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def _by_type(error: E, table: dict[type[E], tuple[Kind, Exit]], retry: bool) -> Verdict:

@@ -1,1 +1,1 @@
-"""The command line: one file per command."""
+"""The command line. Each command is a module of its own, loaded only when it is called."""

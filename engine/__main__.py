@@ -1,0 +1,75 @@
+"""Where a process begins and ends: every error becomes a message on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cyclopts import CycloptsError
+
+from engine.cli.frame import build
+from engine.failures import Exit, verdict
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code. Never raises, never shows a traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            code = build()(given, exit_on_error=False, print_error=False)
+            sys.stdout.flush()
+        except CycloptsError as error:
+            return _complain(f"{_one_line(error)}\nSee: backstay {_command(given)}--help", Exit.USAGE)
+        except BrokenPipeError:
+            return _nobody_reads()
+        return int(code or Exit.DONE)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else Exit.DONE
+    except BaseException as error:
+        judged = verdict(error)
+        if judged.exit_code is Exit.BUG:
+            return _complain(f"This is a bug in Backstay: {judged.sentence}.\n{_keep(error)}", Exit.BUG)
+        return _complain(judged.sentence, judged.exit_code)
+
+
+def _complain(message: str, code: Exit) -> int:
+    sys.stderr.write(f"{message}\n")
+    return int(code)
+
+
+def _one_line(error: CycloptsError) -> str:
+    return " ".join(str(error).split())
+
+
+def _command(given: Sequence[str]) -> str:
+    words = [word for word in given[:2] if word.isalpha()]
+    return " ".join([*words, ""])
+
+
+def _nobody_reads() -> int:
+    # The interpreter flushes once more at its end, and would complain there.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return int(Exit.DONE)
+
+
+def _keep(error: BaseException) -> str:
+    """Write the traceback where its reporter finds it, and tell where."""
+    text = "".join(traceback.format_exception(error))
+    name = f"backstay-bug-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
+    folder = os.environ.get("BACKSTAY_BUG_DIR") or tempfile.gettempdir()
+    path = Path(folder) / name
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+    except OSError:
+        return "Its details could not be written anywhere; run it again with BACKSTAY_BUG_DIR set to a directory."
+    return f"Please report it with {path}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""The options that several commands share, with one wording each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Repo = Annotated[
+    Path | None, Parameter(name="--repo", help="Directory of the repository; else the configuration names it.")
+]
+Config = Annotated[
+    Path | None, Parameter(name="--config", help="Configuration file; else BACKSTAY_CONFIG or the default place.")
+]
+PassphraseFile = Annotated[
+    Path | None,
+    Parameter(name="--passphrase-file", help="File that holds the passphrase; else BACKSTAY_PASSPHRASE or a prompt."),
+]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON for programs.")]
+Point = Annotated[str, Parameter(help="Id of a restore point, the beginning of one, or NAME@latest.")]

@@ -1,0 +1,130 @@
+"""From options to what a command works on: the repository itself, or the engine that owns it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from engine.client import Engine
+from engine.credentials import Secret, read_secret_file
+from engine.failures import BadInput
+from storage.errors import Locked, NoRepository, WrongKey
+from storage.repository import Repository, open_repository
+
+
+@contextmanager
+def reach(
+    repo: Path | None, config: Path | None, passphrase_file: Path | None, *, command: str
+) -> Iterator[Repository | Engine]:
+    """What owns the repository: ourselves for as long as the block runs, or the engine that runs.
+
+    Locked when another process owns it and no API of it answers.
+    """
+    directory, secret = (repo, None) if repo is not None else _configured(config)
+    try:
+        repository = open_repository(
+            directory, passphrase=_passphrase(passphrase_file, secret), now=utc_now, owner=f"backstay {command}"
+        )
+    except Locked:
+        engine = _owner(directory)
+        if engine is None:
+            raise
+        yield engine
+        return
+    with repository:
+        yield repository
+
+
+@contextmanager
+def own(repo: Path | None, config: Path | None, passphrase_file: Path | None, *, command: str) -> Iterator[Repository]:
+    """The repository itself, for what no engine does on behalf of others; Locked when an engine has it."""
+    with reach(repo, config, passphrase_file, command=command) as place:
+        if not isinstance(place, Repository):
+            raise Locked(
+                "the engine that runs here owns the repository", where=f"unix:{place.path}", hint="stop it first"
+            )
+        yield place
+
+
+def utc_now() -> datetime:
+    """The clock, read at the edge."""
+    return datetime.now(UTC)
+
+
+def new_passphrase(passphrase_file: Path | None) -> str:
+    """A passphrase for a new repository: from the file, BACKSTAY_PASSPHRASE, or asked twice on a terminal."""
+    given = _given(passphrase_file, None)
+    if given is not None:
+        return given()
+    if not sys.stdin.isatty():
+        raise BadInput(
+            "no passphrase was given", where="--encrypt", hint="set BACKSTAY_PASSPHRASE or use --passphrase-file"
+        )
+    first = getpass.getpass("New passphrase: ")
+    if first != getpass.getpass("The same again: "):
+        raise BadInput("the two are not the same", where="passphrase")
+    if not first:
+        raise BadInput("an empty passphrase protects nothing", where="passphrase")
+    return first
+
+
+def _configured(config: Path | None) -> tuple[Path, Secret | None]:
+    from engine.config import find, load
+
+    place = config or find()
+    if config is None and not place.exists():
+        raise NoRepository(
+            "no repository was named", where=str(place), hint="use --repo DIR, or write a configuration: backstay init"
+        )
+    loaded = load(place)
+    return loaded.repository.path, loaded.repository.passphrase
+
+
+def _passphrase(passphrase_file: Path | None, secret: Secret | None) -> Callable[[], str]:
+    given = _given(passphrase_file, secret)
+    if given is not None:
+        return given
+    if sys.stdin.isatty():
+        return lambda: getpass.getpass("Passphrase: ")
+    return _nothing_given
+
+
+def _given(passphrase_file: Path | None, secret: Secret | None) -> Callable[[], str] | None:
+    value = os.environ.get("BACKSTAY_PASSPHRASE")
+    if passphrase_file is not None:
+        return lambda: _not_empty(read_secret_file(passphrase_file))
+    if secret is not None:
+        return secret.read
+    if value is not None:
+        return lambda: _not_empty(value)
+    return None
+
+
+def _not_empty(passphrase: str) -> str:
+    if not passphrase:
+        raise BadInput("an empty passphrase protects nothing", where="passphrase")
+    return passphrase
+
+
+def _nothing_given() -> str:
+    raise WrongKey(
+        "the repository is encrypted and no passphrase was given",
+        hint="set BACKSTAY_PASSPHRASE or use --passphrase-file",
+    )
+
+
+def _owner(directory: Path) -> Engine | None:
+    """The engine that owns the repository, when it told in owner.json where its API is and somebody listens there."""
+    try:
+        said = str(json.loads((directory / "owner.json").read_text(encoding="utf-8")).get("owner", ""))
+    except (OSError, ValueError, AttributeError):
+        return None
+    path = next((word.removeprefix("unix:") for word in said.split() if word.startswith("unix:")), "")
+    engine = Engine(Path(path))
+    return engine if path and engine.listens() else None

@@ -1,0 +1,30 @@
+"""backstay release POINT"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from engine.cli.options import Config, PassphraseFile, Point, Repo
+from engine.cli.output import say
+from engine.cli.reach import reach, utc_now
+from engine.client import Engine
+
+
+def release(
+    point: Point,
+    /,
+    *,
+    reason: Annotated[str | None, Parameter(help="Only the hold with this reason; else all holds.")] = None,
+    repo: Repo = None,
+    config: Config = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Open the holds of a restore point, so that retention may forget it."""
+    with reach(repo, config, passphrase_file, command="release") as place:
+        if isinstance(place, Engine):
+            place.post("/v1/release", {"point": point, "reason": reason})
+        else:
+            place.release(place.find(point), reason, utc_now())
+    say(f"{point} is released.")
