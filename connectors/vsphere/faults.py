@@ -48,7 +48,7 @@ def translate(error: BaseException, where: str) -> ConnectorError:
         return error
     if isinstance(error, ssl.SSLCertVerificationError):
         return LoginRefused(
-            f"the certificate of the server is not trusted: {error.verify_message}",
+            f"the certificate of the server is not trusted: {getattr(error, 'verify_message', error)}",
             where=where,
             hint="give its CA, or the certificate itself, as ca_file",
         )
