@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from policies.closest import closest
 from policies.complaints import complaint
 from policies.errors import PolicyError, Problem, quoted
-from policies.facts import CONSISTENCY_ORDER, Consistency
+from policies.facts import CONSISTENCY_ORDER
 from policies.places import Places
 from policies.policy import Policy, Source, compile_policy
 from policies.policyset import DEFAULT_MAX_EXPIRE_SHARE, Guard, PolicySet
@@ -73,12 +73,11 @@ def _parse(name: str, text: str | bytes, problems: list[Problem]) -> _File | Non
     try:
         data = _loads(decoded)
     except tomli.TOMLDecodeError as error:
-        problems.append(
-            Problem(name, error.lineno, error.colno, f"is not valid TOML ({_lower(error.msg)})", "correct it")
-        )
+        problems.append(_misspelt(name, decoded, error))
         return None
     except ValueError as error:
-        problems.append(Problem(name, 1, 1, f"is not valid TOML ({_lower(str(error))})", "correct it"))
+        what = f"has a value that cannot be read ({_lower(str(error)).partition(':')[0]})"
+        problems.append(Problem(name, 1, 1, what, "write a shorter or simpler value"))
         return None
     except RecursionError:
         problems.append(Problem(name, 1, 1, "is nested too deeply", f"nest at most {DEEPEST} levels"))
@@ -108,6 +107,15 @@ def _loads(text: str) -> dict[str, Any]:
     if deepest > DEEPEST:
         raise RecursionError
     return tomli.loads(text)
+
+
+def _misspelt(name: str, text: str, error: tomli.TOMLDecodeError) -> Problem:
+    what = f"is not valid TOML ({_lower(error.msg)})"
+    if "overwrite" not in error.msg:
+        return Problem(name, error.lineno, error.colno, what, "correct it here or just before")
+    # tomli stands behind the value by then; the key is what a reader looks for.
+    line = text.split("\n")[error.lineno - 1]
+    return Problem(name, error.lineno, len(line) - len(line.lstrip()) + 1, what, "remove it or rename the key")
 
 
 def _lower(text: str) -> str:
@@ -222,7 +230,7 @@ def _compile(
     order = CONSISTENCY_ORDER
     if policy.want and order.index(policy.weakest_good) > order.index(policy.want):
         what = f"policy {quoted(one.name)} wants {policy.want} and falls back to more ({policy.weakest_good})"
-        instead = f'write fallback = "{policy.want}" or "{Consistency.CRASH}"'
+        instead = f'write fallback = "{policy.want}"'
         problems.append(one.file.problem(("policy", one.name, "consistency"), what, instead))
         return None
     return policy

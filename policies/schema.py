@@ -7,6 +7,7 @@ reference in `docs/policies.md` and the hints of editors that read the JSON sche
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -24,6 +25,9 @@ Level = Literal["crash", "filesystem", "application"]
 TransportName = Literal["hotadd", "nbd"]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+SHORTEST_RPO = timedelta(minutes=1)
+"""A shorter goal would ask for a new backup before the last one can be done."""
+
 EVENT_NAMES = tuple(sorted(kind.value for kind in VM_EVENT_TYPES))
 
 
@@ -61,7 +65,14 @@ def _once_or_more(item: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
 
 
+def _reachable(text: str) -> str:
+    if parse_duration(text) < SHORTEST_RPO:
+        raise Unusable(f"an rpo of {quoted(text)} can never be met", f'write at least "{SHORTEST_RPO.seconds // 60}m"')
+    return text
+
+
 Duration = Annotated[str, _readable(parse_duration)]
+Goal = Annotated[Duration, AfterValidator(_reachable)]
 Share = Annotated[str, _readable(parse_share)]
 Zone = Annotated[str, _readable(zone_of)]
 WindowText = Annotated[str, _readable(parse_window)]
@@ -153,7 +164,9 @@ class PolicyTable(Table):
         None, "Among policies of one VM the highest chooses schedule, consistency and transports; `0` without it.", 50
     )
     select: SelectTable | None = _key(None, "Which VMs; without it none.")
-    rpo: Duration | None = _key(None, "The goal: a good restore point is never older than this.", "4h")
+    rpo: Annotated[Duration, AfterValidator(_reachable)] | None = _key(
+        None, "The goal: a good restore point is never older than this.", "4h"
+    )
     schedule: Crons | None = _key(None, "Fixed times, as one cron expression or several.", "0 22 * * mon-fri")
     timezone: Zone | None = _key(
         None, "IANA time zone of schedule, windows and retention; `UTC` without it.", "Europe/Berlin"

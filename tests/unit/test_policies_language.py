@@ -1,0 +1,193 @@
+"""Policy files are read completely, or refused with the place and what to write instead."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from policies.errors import PolicyError, Problem, quoted
+from policies.loading import LARGEST_FILE_BYTES, load, load_texts
+from policies.policy import DEFAULT_GRACE
+from policies.reading import DEEPEST
+from policies.units import parse_duration, span
+from tests.policies.building import policies
+
+ROOT = Path(__file__).parents[2]
+INVALID = sorted((ROOT / "tests" / "policies" / "invalid").glob("*.toml"))
+VALID = sorted((ROOT / "tests" / "policies" / "valid").glob("*.toml"))
+
+
+def problems(texts: dict[str, str | bytes]) -> list[str]:
+    with pytest.raises(PolicyError) as caught:
+        load_texts(texts)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("file", INVALID, ids=lambda file: file.stem)
+def test_an_invalid_file_is_refused_with_place_and_remedy(file: Path) -> None:
+    text = file.read_text()
+    expected = text.splitlines()[0].removeprefix("# ")
+    assert f"{file.name}:{expected}" in problems({file.name: text})
+
+
+@pytest.mark.parametrize("file", VALID, ids=lambda file: file.stem)
+def test_a_valid_file_is_accepted(file: Path) -> None:
+    assert load_texts({file.name: file.read_bytes()}).texts[file.name] == file.read_text()
+
+
+def test_every_key_arrives_in_the_policy() -> None:
+    policy = load(ROOT / "tests" / "policies" / "valid").policy("all-keys")
+    assert policy is not None
+    assert policy.timing.rpo == parse_duration("36h")
+    assert policy.timing.zone.key == "America/New_York"
+    assert len(policy.timing.windows) == 3
+    assert policy.transports == ("hotadd", "nbd")
+    assert [trigger.rule for trigger in policy.triggers] == ["trigger[0]", "trigger[1]"]
+    assert policy.triggers[0].any_time
+    assert span(policy.triggers[0].settle) == "1 h 30 m"
+    assert dict(policy.retention.counts)["quarterly"] == 6
+    assert policy.retention.min_good == 2
+    assert not policy.retention.grace
+    assert (policy.want, policy.fallback) == ("application", "filesystem")
+
+
+def test_without_keys_a_policy_selects_nothing_keeps_everything_and_has_a_grace() -> None:
+    policy = policies("[policy.p]").policy("p")
+    assert policy is not None
+    assert not policy.selection.all
+    assert policy.retention.empty
+    assert policy.retention.grace == DEFAULT_GRACE
+    assert (policy.wanted, policy.weakest_good) == ("filesystem", "crash")
+
+
+def test_a_template_is_merged_key_by_key_and_the_policy_wins() -> None:
+    policy = policies(
+        """
+        [template.low]
+        rpo = "24h"
+        retention = { keep_daily = 7, keep_weekly = 4 }
+        select = { none = ["tag:backup=never"] }
+        [template.high]
+        template = "low"
+        priority = 5
+        retention.keep_weekly = 8
+        """,
+        """
+        [policy.p]
+        template = "high"
+        rpo = "4h"
+        select.all = ["*"]
+        [policy.p.retention]
+        keep_daily = 14
+        """,
+    ).policy("p")
+    assert policy is not None
+    assert policy.timing.rpo == parse_duration("4h")
+    assert policy.priority == 5
+    assert dict(policy.retention.counts) == {"daily": 14, "weekly": 8}
+    assert [term.text for term in policy.selection.none] == ["tag:backup=never"]
+
+
+def test_the_hash_is_of_what_a_policy_does() -> None:
+    one = policies('[policy.p]\nrpo = "4h"\ndescription = "a"').policies[0]
+    same = policies('[template.t]\nrpo = "4h"', '[policy.p]\ntemplate = "t"').policies[0]
+    other = policies('[policy.p]\nrpo = "5h"').policies[0]
+    assert one.hash == same.hash != other.hash
+
+
+def test_two_policies_of_one_name_are_refused_with_both_places() -> None:
+    text = "schema = 1\n[policy.gold]\n"
+    assert problems({"a.toml": text, "b.toml": f"\n{text}"}) == [
+        'b.toml:3:9: policy "gold" is already defined at a.toml:2:9, write another name or remove one of them'
+    ]
+
+
+def test_two_guards_are_refused_with_both_places() -> None:
+    text = "schema = 1\n[guard]\n"
+    assert problems({"a.toml": text, "b.toml": text}) == [
+        "b.toml:2:2: [guard] is already defined at a.toml:2:2, keep one of them"
+    ]
+
+
+def test_all_problems_of_all_files_are_told_at_once() -> None:
+    found = problems({"a.toml": 'schema = 1\n[policy.a]\nrop = 1\ntemplate = "x"\n', "b.toml": "=", "c.toml": b"\xff"})
+    assert [line.split(":")[:2] for line in found] == [
+        ["a.toml", "3"],
+        ["a.toml", "4"],
+        ["b.toml", "1"],
+        ["c.toml", "1"],
+    ]
+
+
+def test_a_file_that_is_not_utf8_is_refused_at_the_byte() -> None:
+    assert problems({"a.toml": "schema = 1 # grün".encode("latin-1")}) == [
+        "a.toml:1:16: is not UTF-8 text, save the file as UTF-8"
+    ]
+
+
+def test_a_lone_surrogate_is_refused() -> None:
+    assert problems({"a.toml": "schema = 1 # \ud800"}) == ["a.toml:1:1: is not UTF-8 text, save the file as UTF-8"]
+
+
+def test_a_byte_order_mark_is_accepted() -> None:
+    assert load_texts({"a.toml": b"\xef\xbb\xbfschema = 1"}).policies == ()
+
+
+def test_a_huge_file_is_refused_before_it_is_parsed() -> None:
+    assert "is larger than" in problems({"a.toml": "#" * (LARGEST_FILE_BYTES + 1)})[0]
+
+
+@pytest.mark.parametrize("opening", ["[", "{a=", "[{a="])
+def test_deep_nesting_is_refused(opening: str) -> None:
+    text = "schema = 1\nx = " + opening * 5000
+    assert problems({"a.toml": text}) == [f"a.toml:1:1: is nested too deeply, nest at most {DEEPEST} levels"]
+
+
+def test_a_number_of_ten_thousand_digits_is_refused() -> None:
+    digits = "9" * (sys.get_int_max_str_digits() + 1)
+    assert "has a value that cannot be read" in problems({"a.toml": f"schema = {digits}"})[0]
+
+
+def test_control_characters_are_shown_escaped() -> None:
+    found = problems({"a.toml": 'schema = 1\n[policy.p]\nrpo = "4\\u0000\\n"\n'})
+    assert found == [
+        'a.toml:3:7: "4\\u0000\\n" is not a duration, write a number and a unit (s, m, h, d, w) such as "4h"'
+    ]
+
+
+def test_long_texts_are_shortened() -> None:
+    assert quoted("x" * 100) == f'"{"x" * 59}…"'
+
+
+def test_a_directory_is_read_with_what_is_below_it_but_not_hidden_files(tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "a.toml").write_text("schema = 1\n[policy.a]\n")
+    (tmp_path / "team" / "b.toml").write_text("schema = 1\n[policy.b]\n")
+    (tmp_path / ".git" / "c.toml").write_text("not a policy")
+    (tmp_path / "readme.md").write_text("not a policy")
+    loaded = load(tmp_path)
+    assert [policy.name for policy in loaded.policies] == ["a", "b"]
+    assert set(loaded.texts) == {"a.toml", "team/b.toml"}
+    assert load_texts(loaded.texts).hash == loaded.hash
+
+
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="is not a directory, name the directory of policies"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").mkdir()
+    (tmp_path / "b.toml").symlink_to(tmp_path / "gone")
+    with pytest.raises(PolicyError) as caught:
+        load(tmp_path)
+    assert [problem.file for problem in caught.value.problems] == ["a.toml", "b.toml"]
+    assert all("cannot be read" in problem.what for problem in caught.value.problems)
+
+
+def test_a_problem_reads_as_file_line_column() -> None:
+    assert re.fullmatch(r"\S+:\d+:\d+: .+, .+", str(Problem("a.toml", 1, 2, "what", "write it")))
