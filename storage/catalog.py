@@ -155,7 +155,8 @@ class Catalog:
         if self._db is None:
             self.open()
         try:
-            return self._cursor().execute(sql, list(parameters)).fetchall()
+            rows: list[tuple[Any, ...]] = self._cursor().execute(sql, list(parameters)).fetchall()
+            return rows
         except duckdb.Error as error:
             raise StoreFailed(f"the catalog did not answer: {error}", where=str(self._path)) from error
 
@@ -188,7 +189,7 @@ class Catalog:
         }
         if self._db is None:
             self.open()
-        return {name: self._cursor().execute(sql).to_arrow_table() for name, sql in views.items()}
+        return {name: self._cursor().sql(sql).to_arrow_table() for name, sql in views.items()}
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row of every table, sorted: what a rebuilt catalog must equal."""
@@ -325,10 +326,15 @@ class Catalog:
             ):
                 if gone:
                     cursor.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT unnest(?))", [list(gone)])
-            self._insert_packs(changes.packs)
-            self._insert("points", [_point_row(manifest) for manifest in changes.manifests])
-            self._insert("disks", [row for manifest in changes.manifests for row in _disk_rows(manifest)])
-            self._insert("marks", [_mark_row(mark) for mark in changes.marks])
+            # An opening catalog may have seen the very change that is now told: everything is added once.
+            packs = {row[0] for row in cursor.execute("SELECT number FROM packs").fetchall()} if changes.packs else ()
+            points = {row[0] for row in cursor.execute("SELECT id FROM points").fetchall()} if changes.manifests else ()
+            names = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()} if changes.marks else ()
+            manifests = [manifest for manifest in changes.manifests if manifest.id not in points]
+            self._insert_packs([name for name in changes.packs if name.number not in packs])
+            self._insert("points", [_point_row(manifest) for manifest in manifests])
+            self._insert("disks", [row for manifest in manifests for row in _disk_rows(manifest)])
+            self._insert("marks", [_mark_row(mark) for mark in changes.marks if mark.key not in names])
             cursor.execute("COMMIT")
         except BaseException:
             cursor.execute("ROLLBACK")

@@ -7,7 +7,7 @@ A failed write breaks every session that is open, as each may refer to a chunk o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -307,12 +307,39 @@ class ChunkStore:
                 self._delta.pop(chunk, None)
             self._index.compact(set(self.live))
 
-    def forget_packs(self, names: Iterable[PackName]) -> None:
-        """Look nothing up in these packs any more."""
+    def copy(self, session: Session, kind: PackKind, items: Sequence[tuple[bytes, Buffer]]) -> int:
+        """Store chunks although they are known, for packs that are written again; returns the stored bytes."""
+        session.check()
         with self._lock:
-            for name in names:
-                if self.live.get(name.number) == name:
-                    del self.live[name.number]
+            ticket = self._next_ticket = self._next_ticket + 1
+            self._tickets.add(ticket)
+        try:
+            return self._store(kind, items)
+        except BaseException as error:
+            self._fail(error, [chunk for chunk, _ in items])
+            raise
+        finally:
+            with self._lock:
+                self._tickets.discard(ticket)
+                self._changed.notify_all()
+
+    def hide(self, name: PackName) -> bool:
+        """Look nothing up in this pack any more; False if a restore point under way refers to it already."""
+        with self._lock:
+            if name.number in self.touched or self.live.get(name.number) != name:
+                return False
+            del self.live[name.number]
+            return True
+
+    def show(self, names: Iterable[PackName]) -> None:
+        """Undo `hide`."""
+        with self._lock:
+            self.live.update({name.number: name for name in names})
+
+    def compact_index(self) -> None:
+        """Merge the runs of the index and leave out packs that are gone."""
+        with self._lock:
+            self._index.compact(set(self.live), everything=True)
 
     def close(self) -> None:
         """Stop the side thread and abandon what is not sealed."""
@@ -334,19 +361,22 @@ class ChunkStore:
 
     def locate(self, chunk: bytes) -> tuple[PackName, int] | None:
         """The sealed pack and slot of a chunk; None when no pack has it."""
+        return next(self._places(chunk), None)
+
+    def _places(self, chunk: bytes) -> Iterator[tuple[PackName, int]]:
+        """Every sealed place of a chunk, the newest first."""
         place = self._delta.get(chunk)
         if place is not None and place != _PENDING and (name := self.live.get(place >> 16)) is not None:
-            return name, place & 0xFFFF
-        for number, slot in self._index.find(chunk):
+            yield name, place & 0xFFFF
+        for number, slot in reversed(self._index.find(chunk)):
             name = self.live.get(number)
             if name is None:
                 continue
             try:
                 if self.footers.get(name).holds(slot, chunk):
-                    return name, slot
+                    yield name, slot
             except Damaged:
                 continue
-        return None
 
     def read(self, chunk: bytes) -> bytes:
         """One chunk, verified."""
@@ -378,28 +408,37 @@ class ChunkStore:
         wanted.sort(key=lambda w: w[:3])
         for group in coalesce(wanted):
             start, end = group[0][1], max(w[1] + w[4].stored for w in group)
-            key = group[0][3].name.key
+            data = bytearray(end - start)
             try:
-                data: bytearray | Damaged = bytearray(end - start)
-                self.blobs.read_into(key, start, memoryview(data))  # type: ignore[arg-type]
+                self.blobs.read_into(group[0][3].name.key, start, memoryview(data))
+                lost = None
             except Damaged as error:
-                if strict:
-                    raise
-                data = error
+                lost = error
             for _, offset, at, footer, entry in group:
                 try:
-                    if isinstance(data, Damaged):
-                        raise data
+                    if lost is not None:
+                        raise lost
                     stored = memoryview(data)[offset - start : offset - start + entry.stored]
-                    plain = decode_entry(footer.seal.open_chunk(entry, stored, key), entry, key)
-                    if hash_of(plain) != chunks[at]:
-                        raise Damaged(f"chunk {chunks[at].hex()} is not what was written", where=key)
-                    result[at] = plain
+                    result[at] = open_entry(footer, entry, stored, hash_of)
                 except Damaged as error:
-                    if strict:
+                    other = self._other_copy(chunks[at], footer.name, hash_of)
+                    if other is None and strict:
                         raise
-                    result[at] = error
+                    result[at] = error if other is None else other
         return result
+
+    def _other_copy(self, chunk: bytes, failed: PackName, hash_of: Callable[[Buffer], bytes]) -> Buffer | None:
+        """The chunk from another pack than the one that failed: a damaged one, or one that reclaim just removed."""
+        for name, slot in self._places(chunk):
+            if name == failed:
+                continue
+            with suppress(Damaged):
+                footer = self.footers.get(name)
+                entry = footer.entry(slot)
+                data = bytearray(entry.stored)
+                self.blobs.read_into(name.key, entry.offset, memoryview(data))
+                return open_entry(footer, entry, data, hash_of)
+        return None
 
     def _read_unsealed(self, chunk: bytes) -> Buffer | None:
         with self._lock:
@@ -413,7 +452,8 @@ class ChunkStore:
                 self._changed.wait_for(lambda: pack.name.number not in self._open)
             return None
         entry, stored = found
-        return decode_entry(pack.seal.open_chunk(entry, stored, pack.name.key), entry, pack.name.key)
+        where = pack.name.key
+        return decode(entry.codec, pack.seal.open_chunk(entry, stored, where), entry.raw, where)
 
     def _entry(self, chunk: bytes) -> tuple[Footer, Entry]:
         place = self.locate(chunk)
@@ -429,9 +469,13 @@ class ChunkStore:
         return footer, entry
 
 
-def decode_entry(stored: Buffer, entry: Entry, where: str) -> Buffer:
-    """The chunk's bytes from its stored bytes."""
-    return decode(entry.codec, stored, entry.raw, where)
+def open_entry(footer: Footer, entry: Entry, stored: Buffer, hash_of: Callable[[Buffer], bytes]) -> Buffer:
+    """A chunk from its stored bytes, checked on every level; Damaged."""
+    where = footer.name.key
+    plain = decode(entry.codec, footer.seal.open_chunk(entry, stored, where), entry.raw, where)
+    if hash_of(plain) != entry.id:
+        raise Damaged(f"chunk {entry.id.hex()} is not what was written", where=where)
+    return plain
 
 
 Wanted = tuple[int, int, int, Footer, Entry]

@@ -82,7 +82,7 @@ class Run:
 
     def sound(self) -> bool:
         """Whether the run still is what was written. Reads all of it."""
-        return blake3(memoryview(self._map)[RUN_HEAD.size :]).digest() == self._digest
+        return bool(blake3(memoryview(self._map)[RUN_HEAD.size :]).digest() == self._digest)
 
     def unmap_pages(self) -> None:
         """Let touched pages go."""
@@ -144,7 +144,8 @@ class Index:
             return
         victims = sorted(self._runs, key=lambda run: run.count)
         if not everything:
-            total, taken = 0, []
+            total = 0
+            taken: list[Run] = []
             for run in victims:
                 if len(taken) >= 2 and run.count > 2 * total and len(self._runs) - len(taken) < MAX_RUNS:
                     break

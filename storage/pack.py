@@ -185,7 +185,7 @@ def read_footer(blobs: Blobs, sealing: Sealing, name: PackName) -> Footer:
     return footer
 
 
-def check_tiling(footer: Footer, footer_offset: int) -> None:
+def check_tiling(footer: Footer) -> None:
     """Damaged unless the chunks fill the pack without gaps, so that no byte of it is unchecked."""
     at = HEADER_BYTES
     for slot in range(len(footer)):
@@ -193,7 +193,7 @@ def check_tiling(footer: Footer, footer_offset: int) -> None:
         if entry.offset != at or entry.raw > MAX_BLOCK_BYTES:
             raise Damaged("the pack's chunks do not follow each other", where=footer.name.key)
         at += entry.stored
-    if at != footer_offset:
+    if at + len(footer.seal.close_footer(footer.entries)) + TRAILER_BYTES != footer.size:
         raise Damaged("the pack's chunks do not fill it", where=footer.name.key)
 
 

@@ -152,6 +152,7 @@ class PendingPoint:
         for record in manifest.disks:
             if record.head.name == name:
                 self.bases.append(record.root)
+                self._home.manifest(point)  # still there now that reclaim sees the base: it stays until we end
                 return record
         raise NoSuchPoint(f"restore point {point} has no disk {name!r}")
 

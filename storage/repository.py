@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -154,6 +154,7 @@ class Repository:
         self._ownership = ownership
         self._lock = threading.RLock()
         self._warming: threading.Thread | None = None
+        self.maintenance = threading.Lock()
         self.pending: set[PendingPoint] = set()
         blobs.clean()
         self._marks = self._read_marks()
@@ -344,6 +345,16 @@ class Repository:
         if into_catalog:
             self.opened_catalog().apply(Changes(marks=[mark]))
 
+    def drop_marks(self, gone: Sequence[Mark]) -> None:
+        """Remove marks that a newer one has replaced."""
+        with self._lock:
+            for mark in gone:
+                self.blobs.delete(mark.key)
+                if mark in self._marks.get(mark.point, ()):
+                    self._marks[mark.point].remove(mark)
+            if gone:
+                self.opened_catalog().apply(Changes(gone_marks=[mark.key for mark in gone]))
+
     def mark_state(self, point: PointId) -> MarkState:
         """What the marks of a restore point come to."""
         with self._lock:
@@ -389,9 +400,7 @@ class Repository:
         """The catalog takes a new restore point and every pack that it does not know yet."""
         try:
             catalog = self.opened_catalog()
-            known = {row[0] for row in catalog.query("SELECT number FROM packs")}
-            packs = [name for name in list(self.store.live.values()) if name.number not in known]
-            catalog.apply(Changes(packs=packs, manifests=[manifest]))
+            catalog.apply(Changes(packs=list(self.store.live.values()), manifests=[manifest]))
         except StorageError as error:  # the restore point exists; the catalog catches up when it opens again
             log.warning("catalog behind: %s", error, extra={"point": manifest.id})
 

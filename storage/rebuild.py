@@ -1,0 +1,46 @@
+"""Making the derived parts again, catalog and lookup index, from packs, manifests and marks alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from storage.blobs import translated
+from storage.repository import Repository, open_repository
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildReport:
+    """What the new catalog holds."""
+
+    points: int
+    packs: int
+    chunks: int
+
+
+def rebuild(
+    location: Path | str,
+    *,
+    now: Callable[[], datetime] | datetime,
+    passphrase: Callable[[], str] | None = None,
+    owner: str = "rebuild",
+) -> RebuildReport:
+    """Throw catalog and index of a repository that nobody holds away, and make them again."""
+    with open_repository(location, now=now, passphrase=passphrase, owner=owner) as repository:
+        pass  # nobody else has it, the key is right, and interrupted work is finished
+    with translated(str(location)):
+        shutil.rmtree(Path(location) / "index", ignore_errors=True)
+    with open_repository(location, now=now, passphrase=passphrase, owner=owner) as repository:
+        return rebuild_catalog(repository)
+
+
+def rebuild_catalog(repository: Repository) -> RebuildReport:
+    """Make the catalog of an open repository again; backups may be under way."""
+    with repository.maintenance:
+        catalog = repository.opened_catalog()
+        catalog.rebuild()
+        sizes = repository.sizes()
+    return RebuildReport(sizes.points, sizes.packs, sizes.chunks)
