@@ -67,7 +67,11 @@ EDITS = (
         "\t\t\treleaseDisk(vm, d, spec.FileOperation == types.VirtualDeviceConfigSpecFileOperationDestroy)\n\t\t}\n"
         "\t\tdevices = append(devices[:i], devices[i+1:]...)\n\n\t\tswitch device := spec.Device.(type) {",
     ),
-    Edit("virtual_machine.go", "f, err := os.Open(filepath.Clean(file))", "f, err := openRegistered(filepath.Clean(file))"),
+    Edit(
+        "virtual_machine.go",
+        "f, err := os.Open(filepath.Clean(file))",
+        "f, err := openRegistered(filepath.Clean(file))",
+    ),
     Edit(
         "virtual_machine.go",
         "\t\tdevices := vm.Config.Hardware.Device\n\t\tfor _, device := range devices {\n\t\t\tvar fop",
@@ -97,7 +101,11 @@ EDITS = (
         "pc.updates = nil // clear updates collected by the managed object CRUD listeners\n",
         "pc.updates = nil\n\t\t\tcollectOnce := collectOnce(updates, apply)\n",
     ),
-    Edit("property_collector.go", "\tbody.Res = &types.CreateFilterResponse{", "\tpc.filterCreated(filter.Self)\n\tbody.Res = &types.CreateFilterResponse{"),
+    Edit(
+        "property_collector.go",
+        "\tbody.Res = &types.CreateFilterResponse{",
+        "\tpc.filterCreated(filter.Self)\n\tbody.Res = &types.CreateFilterResponse{",
+    ),
     Edit(
         "property_collector.go",
         "\tif len(obj.PropSet) == 0 {\n",

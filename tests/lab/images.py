@@ -18,7 +18,13 @@ from pathlib import Path
 from tests.lab.build import LabUnavailable, lab_directory
 
 GRAIN = 64 * 1024
-_SOURCES = (Path("/usr/lib/python3"), Path("/usr/lib/python3.11"), Path("/usr/share/perl"), Path("/usr/share/doc"), Path("/usr/include"))
+_SOURCES = (
+    Path("/usr/lib/python3"),
+    Path("/usr/lib/python3.11"),
+    Path("/usr/share/perl"),
+    Path("/usr/share/doc"),
+    Path("/usr/include"),
+)
 
 
 def template(size: int) -> Path:

@@ -7,13 +7,14 @@ the account that Backstay uses, so that events tell who did what.
 import json
 import time
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.request import Request, urlopen
 
-from pyVim.connect import SmartConnect
-from pyVmomi import vim
+from pyVmomi import SoapStubAdapter, vim
 
 from tests.lab.process import VcenterProcess, client_context
 
@@ -34,21 +35,39 @@ class Inventory:
         self._categories: dict[str, str] = {}
 
     def connect(self, user: str | None = None, password: str | None = None) -> Any:
-        """A new session with verified TLS: a `vim.ServiceInstance`. The caller disconnects it."""
-        return SmartConnect(
-            host=self.host,
-            port=self.port,
-            user=user or self.admin,
-            pwd=self.password if password is None else password,
-            sslContext=client_context(self.ca_file),
-            httpConnectionTimeout=60,
-        )
+        """A new session with verified TLS: a `vim.ServiceInstance`. End it with `disconnect`, or use `session`."""
+        stub = SoapStubAdapter(
+            host=self.host, port=self.port, version="vim.version.v7_0_3_0", path="/sdk",
+            sslContext=client_context(self.ca_file), httpConnectionTimeout=60,
+        )  # fmt: skip
+        si = vim.ServiceInstance("ServiceInstance", stub)
+        try:
+            manager = si.content.sessionManager
+            manager.Login(user or self.admin, self.password if password is None else password, None)
+        except BaseException:
+            stub.DropConnections()
+            raise
+        return si
+
+    @staticmethod
+    def disconnect(si: Any) -> None:
+        """Log out, and close the sockets, which pyVmomi leaves to the garbage collector."""
+        with suppress(vim.fault.NotAuthenticated, OSError, HTTPException):
+            si.content.sessionManager.Logout()
+        si._stub.DropConnections()
+
+    @contextmanager
+    def session(self, user: str | None = None) -> Iterator[Any]:
+        si = self.connect(user)
+        try:
+            yield si
+        finally:
+            self.disconnect(si)
 
     def close_session(self) -> None:
         if self._si is not None:
-            stub = self._si._stub
+            self._si._stub.DropConnections()
             self._si = None
-            stub.DropConnections()
 
     def _act(self, action: Callable[[Any], T]) -> T:
         """Run with the administrator's session; log in again when the lab has ended it."""
@@ -57,10 +76,11 @@ class Inventory:
                 if self._si is None:
                     self._si = self.connect()
                 return action(self._si)
-            except vim.fault.NotAuthenticated:
+            except (vim.fault.NotAuthenticated, OSError, HTTPException):
                 self.close_session()
                 if attempt == 2:
                     raise
+                time.sleep(0.1 * attempt)
         raise AssertionError("unreachable")
 
     def find(self, kind: Any, which: str) -> Any:
@@ -232,9 +252,7 @@ class Inventory:
 
     def remove_snapshot(self, snapshot: str) -> None:
         self._do(
-            lambda: self._act(
-                lambda si: vim.vm.Snapshot(snapshot, si._stub).RemoveSnapshot_Task(removeChildren=False)
-            )
+            lambda: self._act(lambda si: vim.vm.Snapshot(snapshot, si._stub).RemoveSnapshot_Task(removeChildren=False))
         )
 
     # Folders, tags, attributes
@@ -243,7 +261,9 @@ class Inventory:
         return next(each for each in si.content.rootFolder.childEntity if isinstance(each, vim.Datacenter))
 
     def _clusters(self, si: Any) -> list[Any]:
-        return [each for each in self._datacenter(si).hostFolder.childEntity if isinstance(each, vim.ClusterComputeResource)]
+        return [
+            each for each in self._datacenter(si).hostFolder.childEntity if isinstance(each, vim.ClusterComputeResource)
+        ]
 
     def folder(self, path: str) -> Any:
         """The VM folder of this path, made when missing."""
@@ -281,7 +301,14 @@ class Inventory:
         key = (category, name)
         if key not in self._tags:
             if category not in self._categories:
-                spec = {"create_spec": {"name": category, "description": "", "cardinality": "MULTIPLE", "associable_types": []}}
+                spec = {
+                    "create_spec": {
+                        "name": category,
+                        "description": "",
+                        "cardinality": "MULTIPLE",
+                        "associable_types": [],
+                    }
+                }
                 self._categories[category] = self._rest("POST", "/com/vmware/cis/tagging/category", spec, session)
             spec = {"create_spec": {"name": name, "description": "", "category_id": self._categories[category]}}
             self._tags[key] = self._rest("POST", "/com/vmware/cis/tagging/tag", spec, session)

@@ -1,27 +1,35 @@
 """The lab opens as a vCenter that a client can trust and log in to."""
 
+import hashlib
+import socket
 import ssl
 from collections.abc import Callable
 
 import pytest
-from pyVim.connect import Disconnect, SmartConnect
 from pyVmomi import vim
 
 from tests.lab.vcenter import Lab
 
 
 def test_a_client_that_verifies_the_lab_s_certificate_can_log_in(lab: Lab) -> None:
-    session = lab.connect(lab.user)
-    assert session.content.about.instanceUuid == lab.instance_uuid
-    assert session.content.sessionManager.currentSession.userName == lab.user
-    Disconnect(session)
+    with lab.session(lab.user) as session:
+        assert session.content.about.instanceUuid == lab.instance_uuid
+        assert session.content.sessionManager.currentSession.userName == lab.user
 
 
 def test_a_client_that_does_not_know_the_lab_s_ca_refuses_it(lab: Lab) -> None:
-    with pytest.raises(ssl.SSLCertVerificationError):
-        SmartConnect(
-            host=lab.host, port=lab.port, user=lab.user, pwd=lab.password, sslContext=ssl.create_default_context()
-        )
+    context = ssl.create_default_context()
+    with (
+        socket.create_connection((lab.host, lab.port)) as plain,
+        pytest.raises(ssl.SSLCertVerificationError),
+        context.wrap_socket(plain, server_hostname="localhost"),
+    ):
+        pass
+
+
+def test_the_thumbprint_is_that_of_the_certificate_that_the_server_shows(lab: Lab) -> None:
+    shown = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((lab.host, lab.port)))
+    assert lab.thumbprint.replace(":", "").lower() == hashlib.sha1(shown, usedforsecurity=False).hexdigest()
 
 
 def test_a_wrong_password_is_refused(lab: Lab) -> None:

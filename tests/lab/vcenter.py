@@ -158,7 +158,10 @@ class Lab(Inventory):
 
     def event_log(self) -> list[LabEvent]:
         lines = (self.root / "events.jsonl").read_text().splitlines()
-        return [LabEvent(**{**(raw := json.loads(line)), "time": datetime.fromisoformat(_short(raw["time"]))}) for line in lines]
+        return [
+            LabEvent(**{**(raw := json.loads(line)), "time": datetime.fromisoformat(_short(raw["time"]))})
+            for line in lines
+        ]
 
     def frozen(self, which: str | None = None) -> list[Frozen]:
         """What was frozen, oldest first; of one VM (moref or name) or of all."""
@@ -261,6 +264,18 @@ class Lab(Inventory):
         rule = {"method": method, "fault": fault, "times": times, "in_task": in_task, "drop": drop, "text": text}
         rule |= {"delay_ms": round(delay_seconds * 1000), "keys": list(keys), "fields": dict(fields or {}), "vm": vm}
         self.process.order("/faults", rule)
+
+    @contextmanager
+    def nbd_fault(self, **order: int) -> Iterator[None]:
+        """Orders to the nbdkit stand-in for the length of the block: error_at, hang_at, delay_ms, times."""
+        path = self.root / "nbd-faults.json"
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(order))
+        fresh.rename(path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
     def heal(self) -> None:
         self.process.order("/faults/clear")
