@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from engine.failures import Exit, verdict
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code. Never raises, never shows a traceback."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # for developers, who ask for them
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:

@@ -198,8 +198,8 @@ def _route_points(app: FastAPI, control: Control, who: str) -> None:
         return {}
 
     @app.post("/v1/expire")
-    async def expire(point: str = Body(), reason: str = Body()) -> Any:
-        await control.expire(point, reason, who)
+    async def expire(point: str = Body(), reason: str = Body(), last: bool = Body(default=False)) -> Any:
+        await control.expire(point, reason, who, last=last)
         return {}
 
 

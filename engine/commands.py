@@ -158,8 +158,8 @@ class Control(Protocol):
         """Open the hold with this reason, or all holds."""
         ...
 
-    async def expire(self, reference: str, reason: str, who: str) -> None:
-        """Forget a restore point; Refused when it is held, locked or the last good one."""
+    async def expire(self, reference: str, reason: str, who: str, *, last: bool = False) -> None:
+        """Forget a restore point; Refused when it is held, locked, or, without `last`, the VM's last good one."""
         ...
 
     async def submit(self, task: Task, who: str) -> str:

@@ -9,11 +9,11 @@ from cyclopts import Parameter
 
 from engine.cli.options import Config, Json, PassphraseFile, Point, Repo
 from engine.cli.output import say, show_json
-from engine.cli.progress import Progress, progress
+from engine.cli.progress import Progress, Steps, progress
 from engine.cli.reach import reach
 from engine.client import Engine
 from engine.commands import RestoreToFile
-from engine.targets import restore_to_file
+from engine.file_restore import restore_to_file
 from engine.units import show_size
 from policies.facts import PointId
 from storage.errors import NoSuchPoint
@@ -56,7 +56,7 @@ def _restore(
     name = wanted or only_disk(repository, point)
     opened = repository.read_disk(point, name)
     bar.begin(f"{point} {name}", opened.record.mapped_bytes)
-    written = restore_to_file(opened, target, force=force, progress=_Steps(bar))
+    written = restore_to_file(opened, target, force=force, progress=Steps(bar))
     return {
         "point": point,
         "disk": name,
@@ -73,13 +73,3 @@ def only_disk(repository: Repository, point: PointId) -> str:
         known = ", ".join(names) or "none"
         raise NoSuchPoint(f"restore point {point} has {len(names)} disks", hint=f"choose one with --disk: {known}")
     return names[0]
-
-
-class _Steps:
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._done = 0
-
-    def __call__(self, done_bytes: int) -> None:
-        step, self._done = done_bytes - self._done, max(self._done, done_bytes)
-        self._bar.advance(max(0, step))

@@ -34,6 +34,9 @@ COMMANDS = (
     Command("hold", "hold:hold", "Keep a restore point whatever retention says."),
     Command("release", "release:release", "Open the holds of a restore point."),
     Command("expire", "expire:expire", "Forget a restore point."),
+    Command("verify", "verify:verify", "Read everything back and compare every hash."),
+    Command("reclaim", "reclaim:reclaim", "Free what no restore point needs any more."),
+    Command("catalog rebuild", "catalog_rebuild:catalog_rebuild", "Make the catalog again from the repository."),
     Command("sql", "sql:sql", "Ask the catalog and the journal, read-only."),
     Command("repo init", "repo_init:repo_init", "Make a repository."),
 )

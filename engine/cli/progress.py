@@ -28,6 +28,21 @@ class Progress(Protocol):
         ...
 
 
+class Steps:
+    """For work that tells how much is done so far: turned into steps. Called from any thread."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def __call__(self, done_bytes: int) -> None:
+        with self._lock:
+            step = max(0, done_bytes - self._done)
+            self._done += step
+        self._bar.advance(step)
+
+
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Progress]:
     """Progress on stderr for as long as the block runs."""

@@ -26,11 +26,9 @@ def reach(
 
     Locked when another process owns it and no API of it answers.
     """
-    directory, secret = (repo, None) if repo is not None else _configured(config)
+    directory, passphrase = locate(repo, config, passphrase_file)
     try:
-        repository = open_repository(
-            directory, passphrase=_passphrase(passphrase_file, secret), now=utc_now, owner=f"backstay {command}"
-        )
+        repository = open_repository(directory, passphrase=passphrase, now=utc_now, owner=f"backstay {command}")
     except Locked:
         engine = _owner(directory)
         if engine is None:
@@ -41,20 +39,22 @@ def reach(
         yield repository
 
 
-@contextmanager
-def own(repo: Path | None, config: Path | None, passphrase_file: Path | None, *, command: str) -> Iterator[Repository]:
-    """The repository itself, for what no engine does on behalf of others; Locked when an engine has it."""
-    with reach(repo, config, passphrase_file, command=command) as place:
-        if not isinstance(place, Repository):
-            raise Locked(
-                "the engine that runs here owns the repository", where=f"unix:{place.path}", hint="stop it first"
-            )
-        yield place
+def locate(repo: Path | None, config: Path | None, passphrase_file: Path | None) -> tuple[Path, Callable[[], str]]:
+    """The repository's directory, and what gives its passphrase when it is needed."""
+    directory, secret = (repo, None) if repo is not None else _configured(config)
+    return directory, _passphrase(passphrase_file, secret)
 
 
 def utc_now() -> datetime:
     """The clock, read at the edge."""
     return datetime.now(UTC)
+
+
+def configured_state_dir(config: Path | None) -> Path:
+    """Where the engine of this configuration keeps its state."""
+    from engine.config import load
+
+    return load(config).state_dir
 
 
 def new_passphrase(passphrase_file: Path | None) -> str:
