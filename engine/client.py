@@ -6,7 +6,6 @@ The standard library's HTTP client loads in a tenth of httpx's time, which a com
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import json
 import socket
 import urllib.parse
@@ -85,13 +84,19 @@ class Engine:
                 return report.result
 
     def _ask(self, method: str, target: str, body: bytes | None = None) -> Any:
-        connection = _LocalConnection(self.path)
+        # Loaded late: commands that find no engine never need it.
+        from http.client import HTTPConnection, HTTPException
+
+        connection = HTTPConnection("localhost", timeout=ANSWER_SECONDS)
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
+            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.sock.settimeout(ANSWER_SECONDS)
+            connection.sock.connect(str(self.path))
             connection.request(method, target, body, headers)
             answer = connection.getresponse()
             status, text = answer.status, answer.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, HTTPException) as error:
             said = getattr(error, "strerror", None) or type(error).__name__
             raise NotReachable(
                 f"the engine does not answer: {said}", where=f"unix:{self.path}", hint="is it running? see its log"
@@ -99,17 +104,6 @@ class Engine:
         finally:
             connection.close()
         return _understood(status, text, self.path)
-
-
-class _LocalConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def _understood(status: int, text: bytes, path: Path) -> Any:
