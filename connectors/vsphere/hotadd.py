@@ -148,7 +148,7 @@ async def _attach(session: Session, request: AttachRequest, settings: TransportS
                 lambda: vm.ReconfigVM_Task(_attach_spec(mark, WRITABLE if request.writable else READ_ONLY)),
                 timeout=TASK_SECONDS,
                 entity=vm,
-                operation="ReconfigVM_Task",
+                operation="Reconfig",
             )
             if attached(await read_proxy(session, settings), mark) is None:
                 raise TransportFailed("vCenter reports success, but the disk is not attached", where=where)
@@ -195,7 +195,7 @@ async def _detach_once(session: Session, settings: TransportSettings, mark: Mark
             lambda: vm.ReconfigVM_Task(_detach_spec(mark, device)),
             timeout=TASK_SECONDS,
             entity=vm,
-            operation="ReconfigVM_Task",
+            operation="Reconfig",
         )
         if attached(await read_proxy(session, settings), mark) is not None:
             raise TransportFailed("vCenter reports success, but the disk is still attached")

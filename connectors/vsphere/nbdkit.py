@@ -60,6 +60,8 @@ class NbdkitProcess(asyncio.SubprocessProtocol):
             text = text.replace(secret, "***")
         lines = [line for line in text[-LOG_BYTES:].splitlines() if line.strip()]
         errors = [line for line in lines if "error:" in line]
+        if errors and errors[-1].endswith(":"):
+            errors.append(lines[-1])  # an error of several lines, which says at its end what is wrong
         told = "; ".join(line.strip() for line in (errors or lines)[-4:])
         return "".join(c if c.isprintable() else " " for c in told)
 

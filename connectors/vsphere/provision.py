@@ -70,7 +70,7 @@ async def _create(session: Session, config: Any, place: Place, target: RestoreTa
                 lambda: place.folder.CreateVM_Task(config, place.pool, place.host),
                 timeout=TASK_SECONDS,
                 entity=place.folder,
-                operation="CreateVM_Task",
+                operation="CreateVM",
             )
         )
 
@@ -90,13 +90,13 @@ async def _create(session: Session, config: Any, place: Place, target: RestoreTa
 
 
 async def _reconfigure(session: Session, vm: Any, spec: Any) -> None:
-    await session.task(lambda: vm.ReconfigVM_Task(spec), timeout=TASK_SECONDS, entity=vm, operation="ReconfigVM_Task")
+    await session.task(lambda: vm.ReconfigVM_Task(spec), timeout=TASK_SECONDS, entity=vm, operation="Reconfig")
 
 
 async def _discard(session: Session, vm: Any, failure: BaseException) -> None:
     """Remove the VM that was made for this restore; its disks are empty."""
     try:
-        await session.task(vm.Destroy_Task, timeout=TASK_SECONDS, entity=vm, operation="Destroy_Task")
+        await session.task(vm.Destroy_Task, timeout=TASK_SECONDS, entity=vm, operation="Destroy")
     except ConnectorError as exc:
         failure.add_note(f"the half-made VM {vm._moId} could not be removed: {exc}")
         log.error("half-made VM left behind", extra={"moref": vm._moId, "error": str(exc)})

@@ -132,9 +132,10 @@ async def test_a_cancellation_leaves_no_process_and_no_file(tmp_path: Path, mome
             started.set()
             await asyncio.Event().wait()
 
+    before = children_of_ours()
     task = asyncio.create_task(hold())
     await started.wait()
-    children = [int(name) for name in names_in(Path("/proc")) if name.isdigit() and _child_of_ours(Path("/proc", name))]
+    children = children_of_ours() - before
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -146,6 +147,11 @@ async def test_a_cancellation_leaves_no_process_and_no_file(tmp_path: Path, mome
 def _shown(pid: int) -> bytes:
     """What every user sees of a process, and what its owner sees."""
     return b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+
+
+def children_of_ours() -> set[int]:
+    """The processes that this one has started and that still run."""
+    return {int(name) for name in names_in(Path("/proc")) if name.isdigit() and _child_of_ours(Path("/proc", name))}
 
 
 def _child_of_ours(process: Path) -> bool:
