@@ -1,0 +1,1 @@
+"""The Grafana dashboard: made by `build`, kept as JSON beside it."""
