@@ -123,7 +123,8 @@ class Inventory:
         tags: dict[str, frozenset[str]] = {}
         tags_due = time.monotonic()
         while True:
-            options = PC.WaitOptions(maxWaitSeconds=self._poll, maxObjectUpdates=1000)
+            wait = max(1, min(self._poll, int(tags_due - time.monotonic()))) if complete else self._poll
+            options = PC.WaitOptions(maxWaitSeconds=wait, maxObjectUpdates=1000)
             updates = await line.call(collector.WaitForUpdatesEx, version, options)
             if updates is not None:
                 version = updates.version

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,12 @@ class _Style:
     session: str
     tagging: str
     action: str
+    item: str
 
 
 _STYLES = (
-    _Style("/api/session", "/api/cis/tagging", "action"),
-    _Style("/rest/com/vmware/cis/session", "/rest/com/vmware/cis/tagging", "~action"),
+    _Style("/api/session", "/api/cis/tagging", "action", ""),
+    _Style("/rest/com/vmware/cis/session", "/rest/com/vmware/cis/tagging", "~action", "id:"),
 )
 """Newest first: vSphere 7.0 and newer, then 6.5 to 8."""
 
@@ -53,8 +54,9 @@ class TagReader:
             objects = [{"id": m, "type": "VirtualMachine"} for m in morefs[start : start + OBJECTS_PER_CALL]]
             answer = await self._post("tag-association", "list-attached-tags-on-objects", {"object_ids": objects})
             for entry in answer or ():
-                if ids := entry.get("tag_ids"):
-                    found[str(entry["object_id"]["id"])] = frozenset([await self._tag_name(i) for i in ids])
+                names = frozenset([name for i in entry.get("tag_ids") or () if (name := await self._tag_name(i))])
+                if names:
+                    found[str(entry["object_id"]["id"])] = names
         return found
 
     def forget_names(self) -> None:
@@ -72,30 +74,37 @@ class TagReader:
             await self._http.aclose()
 
     async def _tag_name(self, tag_id: str) -> str:
+        """The tag's full name; empty for one that was deleted meanwhile."""
         if tag_id not in self._names:
-            tag = await self._get(f"tag/{tag_id}")
-            category = await self._get(f"category/{tag['category_id']}")
-            self._names[tag_id] = f"{category['name']}={tag['name']}"
+            tag = await self._item("tag", tag_id)
+            category = await self._item("category", str(tag["category_id"])) if tag else None
+            self._names[tag_id] = f"{category['name']}={tag['name']}" if category else ""
         return self._names[tag_id]
 
-    async def _get(self, path: str) -> Any:
-        return await self._request("GET", path, None, None)
+    async def _item(self, kind: str, item_id: str) -> Any:
+        async def ask(style: _Style) -> httpx.Response:
+            return await self._send("GET", f"{style.tagging}/{kind}/{style.item}{item_id}")
+
+        return await self._request(ask, f"{kind} {item_id}")
 
     async def _post(self, path: str, action: str, body: Any) -> Any:
-        return await self._request("POST", path, action, body)
+        async def ask(style: _Style) -> httpx.Response:
+            return await self._send("POST", f"{style.tagging}/{path}", params={style.action: action}, json=body)
 
-    async def _request(self, method: str, path: str, action: str | None, body: Any) -> Any:
-        for attempt in (1, 2):
-            style = self._style or await self._login()
+        return await self._request(ask, path)
+
+    async def _request(self, ask: Callable[[_Style], Awaitable[httpx.Response]], what: str) -> Any:
+        """The answer, after one more login if the first one is not valid any more; None for what is not there."""
+        style = self._style or await self._login()
+        if style is None:
+            return None
+        answer = await ask(style)
+        if answer.status_code == 401:
+            style = await self._login()
             if style is None:
                 return None
-            params = {style.action: action} if action else None
-            answer = await self._send(method, f"{style.tagging}/{path}", params=params, json=body)
-            if answer.status_code == 401 and attempt == 1:
-                self._style = None
-                continue
-            return self._payload(answer, path)
-        raise AssertionError("unreachable")
+            answer = await ask(style)
+        return None if answer.status_code == 404 else self._payload(answer, what)
 
     async def _login(self) -> _Style | None:
         for style in _STYLES:

@@ -30,7 +30,7 @@ async def test_every_vm_is_told_with_its_places_disks_and_identity(lab: Lab) -> 
             truth = known[vm.address.moref]
             assert (vm.name, vm.instance_uuid, vm.host) == (truth.name, truth.instance_uuid, truth.host)
             assert [(d.key, d.capacity_bytes, d.uuid) for d in vm.disks] == [
-                (d.key, d.capacity_bytes, d.uuid) for d in truth.disks if d.attached
+                (d.key, d.capacity_bytes, d.uuid) for d in truth.disks if not d.attached
             ]
             assert vm.datastores == (truth.datastore,)
         web = by_name(vms, "web-01")
