@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
-            code = build()(given, exit_on_error=False, print_error=False)
+            code = build(given)(given, exit_on_error=False, print_error=False)
             sys.stdout.flush()
         except CycloptsError as error:
             return _complain(f"{_one_line(error)}\nSee: backstay {_command(given)}--help", Exit.USAGE)

@@ -42,16 +42,17 @@ def disk_restore(
 
             result = dict(follow(place, RestoreToFile(point, to.absolute(), disk, force), bar))
         else:
-            result = _restore(place, point, disk, to, force, bar)
+            result = restore_here(place, point, disk, to, force, bar)
     if json:
         show_json(result)
     else:
         say(f"Restored {result['point']}, {result['disk']}, to {to}: {show_size(result['capacity_bytes'])}, verified.")
 
 
-def _restore(
+def restore_here(
     repository: Repository, reference: str, wanted: str, target: Path, force: bool, bar: Progress
 ) -> dict[str, object]:
+    """Write a disk of a repository that we own; what `--json` shows of it."""
     point = repository.find(reference)
     name = wanted or only_disk(repository, point)
     opened = repository.read_disk(point, name)

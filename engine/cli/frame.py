@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cyclopts import App, Parameter
@@ -28,22 +29,30 @@ class Command:
 
 
 COMMANDS = (
-    Command("disk backup", "disk_backup:disk_backup", "Make a restore point of a file, block device or NBD export."),
-    Command("disk restore", "disk_restore:disk_restore", "Write a disk of a restore point to a file or block device."),
+    Command("run", "run:run", "Run the engine."),
+    Command("status", "status:status", "Show how protection stands."),
     Command("points", "points:points", "List restore points."),
+    Command("backup", "backup:backup", "Back a VM up now."),
+    Command("restore", "restore:restore", "Restore a disk to a file, or a whole VM into a new one."),
     Command("hold", "hold:hold", "Keep a restore point whatever retention says."),
     Command("release", "release:release", "Open the holds of a restore point."),
     Command("expire", "expire:expire", "Forget a restore point."),
+    Command("policy lint", "policy_lint:policy_lint", "Check policy files."),
+    Command("policy explain", "policy_explain:policy_explain", "Say which policies select a VM and what they decide."),
+    Command("policy apply", "policy_apply:policy_apply", "Confirm a change that would take protection away."),
+    Command("policy schema", "policy_schema:policy_schema", "Print the JSON schema of policy files."),
     Command("verify", "verify:verify", "Read everything back and compare every hash."),
     Command("reclaim", "reclaim:reclaim", "Free what no restore point needs any more."),
     Command("catalog rebuild", "catalog_rebuild:catalog_rebuild", "Make the catalog again from the repository."),
     Command("sql", "sql:sql", "Ask the catalog and the journal, read-only."),
     Command("repo init", "repo_init:repo_init", "Make a repository."),
+    Command("disk backup", "disk_backup:disk_backup", "Make a restore point of a file, block device or NBD export."),
+    Command("disk restore", "disk_restore:disk_restore", "Write a disk of a restore point to a file or block device."),
 )
 
 
-def build() -> App:
-    """The application. Nothing of a command is loaded before it is called or its own help is shown."""
+def build(given: Sequence[str] = ()) -> App:
+    """The application. Nothing of a command is loaded unless these arguments call it or ask for its help."""
     app = App(
         name="backstay",
         help=SUMMARY,
@@ -53,13 +62,16 @@ def build() -> App:
         version=_version,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
-        default_parameter=Parameter(negative=()),
+        default_parameter=Parameter(negative=(), show_default=False),
     )
     groups = {name: App(name=name, help=summary) for name, summary in GROUPS.items()}
-    for command in COMMANDS:
+    for number, command in enumerate(COMMANDS):
         *group, name = command.words.split()
         parent = groups[group[0]] if group else app
-        parent.command(f"engine.cli.{command.function}", name=name, help=command.summary)
+        # The one that is called tells all it has to say; the others would have to be loaded for that.
+        called = tuple(given[: len(command.words.split())]) == tuple(command.words.split())
+        summary = None if called else command.summary
+        parent.command(f"engine.cli.{command.function}", name=name, help=summary, sort_key=number)
     for name, group_app in groups.items():
         if any(command.words.startswith(f"{name} ") for command in COMMANDS):
             app.command(group_app, name=name)

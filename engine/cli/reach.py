@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.client import Engine
 from engine.credentials import Secret, read_secret_file
-from engine.failures import BadInput
+from engine.failures import BadInput, NotReachable
 from storage.errors import Locked, NoRepository, WrongKey
 from storage.repository import Repository, open_repository
 
@@ -48,6 +48,27 @@ def locate(repo: Path | None, config: Path | None, passphrase_file: Path | None)
 def utc_now() -> datetime:
     """The clock, read at the edge."""
     return datetime.now(UTC)
+
+
+def running(repo: Path | None, config: Path | None) -> Engine:
+    """The engine that runs, for what only it can do; NotReachable when none does."""
+    if repo is not None:
+        engine = _owner(repo)
+    else:
+        from engine.config import load
+
+        engine = Engine(load(config).socket)
+    if engine is None or not engine.listens():
+        where = str(repo) if engine is None else f"unix:{engine.path}"
+        raise NotReachable("no engine runs here", where=where, hint="start it with: backstay run")
+    return engine
+
+
+def configured_policies(config: Path | None) -> Path:
+    """Where the policy files of this configuration are."""
+    from engine.config import load
+
+    return load(config).policies
 
 
 def configured_state_dir(config: Path | None) -> Path:

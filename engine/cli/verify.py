@@ -33,15 +33,16 @@ def verify(
     What was found is recorded with the restore points.
     """
     with reach(repo, config, passphrase_file, command="verify") as place, progress(quiet=json) as bar:
-        if isinstance(place, Engine):
-            report = dict(follow(place, Verify(points), bar))
-        else:
-            report = _verify(place, points, bar)
+        report = _ask(place, points, bar) if isinstance(place, Engine) else _verify(place, points, bar)
     if json:
         show_json(report)
     else:
         _tell(report)
     return Exit.DAMAGED if report["damaged"] else Exit.DONE
+
+
+def _ask(engine: Engine, references: tuple[str, ...], bar: Progress) -> dict[str, Any]:
+    return dict(follow(engine, Verify(references), bar))
 
 
 def _verify(repository: Repository, references: tuple[str, ...], bar: Progress) -> dict[str, Any]:

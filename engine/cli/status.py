@@ -1,0 +1,120 @@
+"""backstay status"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from engine.cli.options import Config, Json, PassphraseFile, Repo
+from engine.cli.output import printable, say, show, show_json, show_table
+from engine.cli.reach import reach
+from engine.client import Engine
+from engine.units import show_size
+from policies.units import span
+from storage.repository import Repository
+
+
+def status(
+    *, repo: Repo = None, config: Config = None, passphrase_file: PassphraseFile = None, json: Json = False
+) -> None:
+    """How protection stands: coverage, queue, repository, and what waits for a person."""
+    with reach(repo, config, passphrase_file, command="status") as place:
+        if isinstance(place, Engine):
+            found = dict(place.get("/v1/status"))
+            if json:
+                show_json(found)
+            else:
+                _show_engine(found)
+            return
+        found = _of_repository(place)
+    if json:
+        show_json(found)
+        return
+    _show_repository(found["repository"])
+    say("No engine runs here: nothing is backed up by itself. Start it with: backstay run")
+
+
+def _of_repository(repository: Repository) -> dict[str, Any]:
+    sizes = repository.sizes()
+    return {
+        "engine": None,
+        "repository": {
+            "location": str(repository.location),
+            "encrypted": repository.encrypted,
+            "stored_bytes": sizes.stored_bytes,
+            "logical_bytes": sizes.logical_bytes,
+            "free_bytes": sizes.free_bytes,
+            "chunks": sizes.chunks,
+            "packs": sizes.packs,
+            "points": sizes.points,
+        },
+    }
+
+
+def _show_engine(found: Mapping[str, Any]) -> None:
+    engine, covered = found["engine"], found["coverage"]
+    show(
+        printable(
+            f"engine {engine['name']} {engine['version']}, pid {engine['pid']}, since {_time(engine['started_at'])}"
+        )
+    )
+    for vcenter in found["vcenters"]:
+        trouble = f": {vcenter['trouble']}" if vcenter["trouble"] else ""
+        show(printable(f"vcenter {vcenter['name']}: {vcenter['vms']} VMs{trouble}"))
+    show(f"coverage: {covered['protected']} of {covered['vms']} VMs protected, {len(covered['late'])} late")
+    _show_repository(found["repository"])
+    show("")
+    show_table(
+        ("VM", "POLICIES", "POINTS", "LAST", "RPO", "DUE", "STANDING"),
+        [_vm(row) for row in found["vms"]],
+        right=frozenset({"POINTS"}),
+    )
+    for kind in ("running", "waiting"):
+        for job in found["queue"][kind]:
+            why = job["stage"] or job["waits_because"] or job["reason"]
+            show(printable(f"{kind}: {job['kind']} of {job['vm']} ({job['policy'] or 'asked for'}): {why}"))
+    for sentence in (*found["waits_for_a_person"], *found["problems"]):
+        show(printable(f"! {sentence}"))
+
+
+def _vm(row: Mapping[str, Any]) -> tuple[object, ...]:
+    standing = row["refusal"] or row["last_failure"] or row["standing"]
+    if row["running"] or row["pending"]:
+        standing = "is being backed up" if row["running"] else "waits for its run"
+    rpo = row["rpo_seconds"]
+    return (
+        row["vm"],
+        ", ".join(row["policies"]) or "UNPROTECTED",
+        row["points"],
+        _ago(row["last_success"]),
+        f"{_seconds(rpo)}{' LATE' if row['late'] else ''}" if rpo else "",
+        _time(row["due_at"]),
+        standing,
+    )
+
+
+def _show_repository(repository: Mapping[str, Any]) -> None:
+    stored, logical = repository["stored_bytes"], repository["logical_bytes"]
+    ratio = f", ratio {logical / stored:.1f}" if stored else ""
+    how = "encrypted" if repository["encrypted"] else "plain"
+    show(
+        printable(
+            f"repository {repository['location']} ({how}): {repository['points']} restore points,"
+            f" {show_size(logical)} of disks in {show_size(stored)}{ratio}, {show_size(repository['free_bytes'])} free"
+        )
+    )
+
+
+def _time(at: str | None) -> str:
+    return at[:16].replace("T", " ") if at else ""
+
+
+def _ago(at: str | None) -> str:
+    if not at:
+        return "never"
+    return f"{_seconds((datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds())} ago"
+
+
+def _seconds(seconds: float) -> str:
+    return span(timedelta(seconds=seconds))
