@@ -260,7 +260,7 @@ def _expiring(
             point.id,
             point.taken_at,
             f"{vm.name if vm else point.vm_name}: restore point {point.id} of {point.taken_at:%Y-%m-%d %H:%M} UTC, "
-            f"which is kept by {kept_before[point.id][0]}",
+            f"kept until now ({kept_before[point.id][0]})",
         )
         for point in going
         if point.id in kept_before

@@ -156,7 +156,9 @@ def test_an_event_without_a_known_vm_is_skipped() -> None:
     assert skips(evaluate(policies(GOLD), an_event(EventType.RENAMED, vm_name="x"), facts())) == [
         "no VM is known as x: nothing to do"
     ]
-    assert skips(evaluate(policies(GOLD), MOVED, facts())) == ["id-web-3 is not in the inventory any more: nothing to do"]
+    assert skips(evaluate(policies(GOLD), MOVED, facts())) == [
+        "id-web-3 is not in the inventory any more: nothing to do"
+    ]
 
 
 @pytest.mark.parametrize("kind", [EventType.CREATED, EventType.CLONED, EventType.REGISTERED])
@@ -183,9 +185,7 @@ def test_a_registered_vm_with_a_good_point_waits_for_its_schedule() -> None:
 def test_initial_protection_waits_where_there_is_no_goal() -> None:
     created = an_event(EventType.CREATED, WEB)
     fixed = '[policy.p]\nschedule = "0 22 * * *"\nselect.all = ["*"]'
-    assert skips(evaluate(policies(fixed), created, facts(WEB))) == [
-        "web-3 was created; policy p backs it up at 22:00"
-    ]
+    assert skips(evaluate(policies(fixed), created, facts(WEB))) == ["web-3 was created; policy p backs it up at 22:00"]
     triggers = '[policy.p]\nselect.all = ["*"]\ntrigger = [{ on = "vm.powered_off" }]'
     assert skips(evaluate(policies(triggers), created, facts(WEB))) == [
         "web-3 was created; policy p has no rpo and no schedule: it waits for its triggers"

@@ -67,7 +67,11 @@ def test_quarters_and_hours() -> None:
     found = plan(points, retention('keep_quarterly = 3, grace = "0s"'))
     assert days(found, points) == ["06-30T14", "09-30T14", "11-22T14"]
     hourly = tuple(a_point(VM, NOW - timedelta(minutes=20 * n)) for n in range(9, -1, -1))
-    assert days(plan(hourly, retention('keep_hourly = 3, grace = "0s"')), hourly) == ["11-22T12", "11-22T13", "11-22T14"]
+    assert days(plan(hourly, retention('keep_hourly = 3, grace = "0s"')), hourly) == [
+        "11-22T12",
+        "11-22T13",
+        "11-22T14",
+    ]
 
 
 def test_a_repeated_hour_is_two_hours() -> None:
@@ -105,7 +109,12 @@ def test_keep_within_counts_from_the_newest_good_point() -> None:
 
 def test_without_a_rule_or_a_policy_everything_stays() -> None:
     points = daily_points(VM, 30)
-    for policies in ((), (a_policy(""),), (retention("keep_daily = 0"),), (retention("keep_daily = 1"), a_policy("", "b"))):
+    for policies in (
+        (),
+        (a_policy(""),),
+        (retention("keep_daily = 0"),),
+        (retention("keep_daily = 1"), a_policy("", "b")),
+    ):
         found = plan(points, *policies)
         assert len(found.keep) == 30
         assert not found.expire
@@ -115,7 +124,9 @@ def test_without_a_rule_or_a_policy_everything_stays() -> None:
 
 def test_the_retention_of_all_matching_policies_is_a_union() -> None:
     points = daily_points(VM, 30)
-    found = plan(points, retention('keep_last = 2, grace = "0s"'), retention('keep_monthly = 2, grace = "0s"', name="b"))
+    found = plan(
+        points, retention('keep_last = 2, grace = "0s"'), retention('keep_monthly = 2, grace = "0s"', name="b")
+    )
     assert days(found, points) == ["10-31T14", "11-21T14", "11-22T14"]
 
 
@@ -159,7 +170,10 @@ def test_a_crash_consistent_point_does_not_displace_a_good_one() -> None:
     found = plan(points, retention('keep_daily = 2, grace = "0s"', QUIESCED))
     assert days(found, points) == ["11-20T10", "11-21T10", "11-21T20", "11-22T10"]
     assert reasons(found, points[4]) == ("guard: newer than the newest good restore point under policy gold",)
-    assert days(plan(points, retention('keep_last = 2, grace = "0s"', QUIESCED)), points)[:2] == ["11-20T10", "11-21T10"]
+    assert days(plan(points, retention('keep_last = 2, grace = "0s"', QUIESCED)), points)[:2] == [
+        "11-20T10",
+        "11-21T10",
+    ]
 
 
 def test_weaker_points_fill_what_good_ones_leave_free_best_first() -> None:
@@ -196,7 +210,9 @@ def test_incomplete_points_stay_only_while_there_is_nothing_better() -> None:
     assert reasons(found, torn[0]) == ("guard: the VM has no complete restore point",)
     found = plan((*torn, at("2026-11-22T10:00Z")), retention('keep_within = "9d", grace = "0s"'))
     assert [one.reason[:10] for one in found.expire] == ["incomplete"] * 2
-    found = plan((at("2026-11-20T10:00Z", damaged=True), *daily_points(VM, 3)), retention('keep_last = 1, grace = "0s"'))
+    found = plan(
+        (at("2026-11-20T10:00Z", damaged=True), *daily_points(VM, 3)), retention('keep_last = 1, grace = "0s"')
+    )
     assert found.expire[-1].reason.startswith("damaged, and no rule")
 
 

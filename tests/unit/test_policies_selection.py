@@ -120,7 +120,10 @@ def test_a_vm_that_changed_is_asked_anew() -> None:
 
 def test_policies_come_by_priority_then_name() -> None:
     found = policies(
-        *(f'[policy.{name}]\npriority = {number}\nselect.all = ["*"]' for name, number in (("b", 1), ("c", 9), ("a", 1)))
+        *(
+            f'[policy.{name}]\npriority = {number}\nselect.all = ["*"]'
+            for name, number in (("b", 1), ("c", 9), ("a", 1))
+        )
     )
     assert [policy.name for policy in found.matching(WEB)] == ["c", "a", "b"]
 

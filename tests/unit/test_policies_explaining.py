@@ -1,0 +1,201 @@
+"""Why a VM is protected or not, and what lint finds odd."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from policies.explanation import explain
+from policies.facts import VmHistory
+from policies.linting import lint
+from policies.loading import load
+from policies.planning import plan_reload
+from policies.policyset import PolicySet
+from tests.policies.building import NOW, a_vm, daily_points, facts, policies
+
+WEB = a_vm("web-3", tags=frozenset({"env=prod"}), cluster="c1")
+GOLD = """
+[policy.gold]
+priority = 5
+rpo = "4h"
+transports = ["nbd"]
+window = ["18:00-06:00"]
+select = { all = ["tag:env=prod"], none = ["cluster:c2"] }
+trigger = [{ on = "vm.migrated", cooldown = "1h" }]
+[policy.gold.retention]
+keep_last = 2
+grace = "0s"
+"""
+OTHER = '[policy.other]\nselect.all = ["*", "cluster:c9"]\nschedule = "0 22 * * *"\nretention.keep_within = "2d"'
+
+
+def test_an_explanation_has_every_clause_the_winner_the_due_time_and_the_points() -> None:
+    text = explain(policies(OTHER, GOLD), WEB, facts(WEB, points=daily_points(WEB, 3))).render()
+    assert text.splitlines() == [
+        "web-3: protected by gold, last good restore point 0 s ago; due at 18:00 under gold",
+        "",
+        "policy gold (priority 5, 1.toml:3) selects it: selected by tag:env=prod",
+        "  ✓ all  tag:env=prod   (the VM has env=prod)",
+        "  ✗ none cluster:c2   (the VM has c1)",
+        "",
+        "policy other (priority 0, 0.toml:2) does not select it: cluster:c9 does not match (the VM has c1)",
+        "  ✓ all  *",
+        "  ✗ all  cluster:c9   (the VM has c1)",
+        "",
+        "in effect:",
+        "  policy       gold",
+        "  rpo          4 h",
+        "  window       18:00-06:00 UTC",
+        "  triggers     gold: vm.migrated",
+        "  consistency  filesystem, at least crash",
+        "  transports   nbd",
+        "  retention    gold: keep_last 2, min_good 1, grace 0 s",
+        "",
+        "restore points:",
+        "  20261122T140000-web-3 stays: policy gold: keep_last 1 of 2; guard: min_good 1 of 1 of policy gold",
+        "  20261121T140000-web-3 stays: policy gold: keep_last 2 of 2",
+        "  20261120T140000-web-3 expires: no rule of policy gold and no guard keeps the restore point of "
+        "2026-11-20 14:00 UTC",
+    ]
+
+
+def test_an_explanation_is_json() -> None:
+    found = json.loads(json.dumps(explain(policies(GOLD, OTHER), WEB, facts(WEB)).as_json()))
+    assert found["winner"] == "gold"
+    assert found["due"]["rule"] == "rpo"
+    assert found["status"] == "protected by gold, never backed up; due at 18:00 under gold"
+    assert found["policies"][0]["clauses"][0] == {
+        "list": "all",
+        "term": "tag:env=prod",
+        "matches": True,
+        "found": ["env=prod"],
+    }
+    nothing = explain(PolicySet(), WEB, facts(WEB)).as_json()
+    assert (nothing["protected"], nothing["winner"], nothing["due"]) == (False, None, None)
+    assert nothing["status"] == "not protected, no policy selects it"
+
+
+def test_an_explanation_says_what_blocks() -> None:
+    vm = a_vm("web-3", tags=frozenset({"env=prod"}), refusal="it is a template", connected=False)
+    history = {vm.id: VmHistory(running=True, last_failure="no space", consecutive_failures=3)}
+    fired = {("gold", "trigger[0]", vm.id): NOW - timedelta(minutes=5)}
+    assert explain(policies(GOLD), vm, facts(vm, history=history, fired=fired)).blocked == (
+        "it is a template",
+        "its host is not connected",
+        "a backup is running",
+        "the last runs failed 3 times: no space",
+        "trigger[0] of policy gold cools down until 14:55",
+    )
+    queued = {vm.id: VmHistory(pending=True, last_failure="x", consecutive_failures=1)}
+    text = explain(policies(GOLD), vm, facts(vm, history=queued)).render()
+    assert "  blocked: a backup is waiting in the queue\n" in text
+    assert "  blocked: the last runs failed once: x\n" in text
+
+
+def test_an_explanation_says_what_is_due_now_and_what_waits_for_triggers() -> None:
+    free = GOLD.replace('window = ["18:00-06:00"]\n', "")
+    assert explain(policies(free), WEB, facts(WEB)).status == (
+        "protected by gold, never backed up; due now under gold: never backed up; RPO is 4 h"
+    )
+    only_triggers = free.replace('rpo = "4h"\n', "")
+    assert explain(policies(only_triggers), WEB, facts(WEB)).status.endswith("it waits for its triggers")
+
+
+def test_an_explanation_names_policies_that_only_a_pending_change_keeps() -> None:
+    pending = plan_reload(policies(GOLD), policies(OTHER), facts(WEB)).effective
+    found = explain(pending, WEB, facts(WEB))
+    assert found.kept == ("gold",)
+    assert "pending change: gold still applies until the change is confirmed" in found.render()
+
+
+def linted(*texts: str, **vms: object) -> list[str]:
+    return [str(one) for one in lint(policies(*texts))]
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ('[policy.p]\nrpo = "1d"\nretention.keep_last = 1', "selects nothing"),
+        ('[policy.p]\nrpo = "1d"\nretention.keep_last = 1\nselect.none = ["*"]', "selects nothing"),
+        ('[policy.p]\nrpo = "1d"\nretention.keep_last = 1\nselect = { all = ["*"], none = ["*"] }', "excludes all"),
+        (
+            '[policy.p]\nrpo = "1d"\nretention.keep_last = 1\nselect = { any = ["name:a"], none = ["name:a"] }',
+            "excludes all",
+        ),
+        ('[policy.p]\nretention.keep_last = 1\nselect.all = ["*"]', "never backs anything up"),
+        (
+            '[policy.p]\nrpo = "4h"\nwindow = ["mon..fri 18:00-06:00"]\nretention.keep_last = 1\nselect.all = ["*"]',
+            "has an rpo of 4 h, but its windows stay closed for up to 2 d 12 h, write a longer rpo or more windows",
+        ),
+        ('[policy.p]\nrpo = "4h"\nselect.all = ["*"]', "has no retention rule and keeps everything"),
+        (
+            '[policy.p]\nrpo = "4d"\nretention.keep_within = "2d"\nselect.all = ["*"]',
+            "keeps restore points for less than its rpo of 4 d",
+        ),
+    ],
+)
+def test_lint_warns_at_the_policy(text: str, advice: str) -> None:
+    found = linted(text)
+    assert len(found) == 1
+    assert found[0].startswith('0.toml:2:9: policy "p" ')
+    assert advice in found[0]
+
+
+SOUND = 'rpo = "1d"\nretention.keep_last = 3\n'
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "competing"),
+    [
+        ('rpo = "1d"', 'rpo = "2d"', True),
+        ('rpo = "1d"', 'rpo = "1d"', False),
+        ('rpo = "1d"\npriority = 1', 'rpo = "2d"', False),
+        ('rpo = "1d"\nconsistency.want = "crash"', 'rpo = "1d"\nconsistency.want = "application"', True),
+        ('rpo = "1d"\ntransports = ["nbd"]', 'rpo = "1d"\ntransports = ["hotadd"]', True),
+        ('rpo = "1d"\ntransports = ["nbd"]', 'rpo = "1d"', False),
+    ],
+)
+def test_lint_finds_policies_that_compete(one: str, other: str, competing: bool) -> None:
+    select = 'select.all = ["*"]\nretention.keep_last = 3'
+    texts = (f"[policy.a]\n{one}\n{select}", f"[policy.b]\n{other}\n{select}")
+    found = linted(*texts)
+    assert bool(found) is competing
+    inventory = [str(advice) for advice in lint(policies(*texts), facts(WEB))]
+    if competing:
+        assert found == [
+            '0.toml:2:9: policy "a" has priority 0 like policy "b" on all their VMs: the stricter values count, '
+            "write different priorities"
+        ]
+        assert inventory == [found[0].replace("all their VMs", "web-3")]
+    else:
+        assert not inventory
+
+
+def test_lint_with_an_inventory_finds_what_selects_nothing_and_what_nothing_selects() -> None:
+    template = a_vm("golden-image", template=True)
+    many = [a_vm(f"x-{number}") for number in range(7)]
+    text = f'[policy.p]\n{SOUND}select.all = ["name:nobody"]'
+    assert [str(one) for one in lint(policies(text), facts(template, *many))] == [
+        "x-0, x-1, x-2, x-3, x-4 and 2 more are selected by no policy, add a policy that selects them",
+        '0.toml:2:9: policy "p" selects no VM of the inventory, correct its select or remove it',
+    ]
+    assert [str(one) for one in lint(PolicySet(), facts(WEB))] == [
+        "web-3 is selected by no policy, add a policy that selects them"
+    ]
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
+
+
+def test_the_examples_load_together_and_lint_finds_nothing() -> None:
+    found = load(EXAMPLES)
+    assert len(found.policies) >= 8
+    assert [str(one) for one in lint(found)] == []
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda file: file.stem)
+def test_each_example_is_explained_in_the_docs(file: Path) -> None:
+    assert f"examples/policies/{file.name}" in (EXAMPLES.parents[1] / "docs" / "policies.md").read_text()
