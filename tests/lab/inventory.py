@@ -110,7 +110,7 @@ class Inventory:
         moref = self.moref(which)
         return self._act(lambda si: vim.VirtualMachine(moref, si._stub))
 
-    def _do(self, start: Callable[[], Any], timeout: float = 120) -> Any:
+    def finish(self, start: Callable[[], Any], timeout: float = 120) -> Any:
         """Start a task and wait for it; its result, or its fault raised."""
         task = self._act(lambda _: start())
         deadline = time.monotonic() + timeout
@@ -127,13 +127,13 @@ class Inventory:
     # Power and place
 
     def power_on(self, which: str) -> None:
-        self._do(lambda: self.machine(which).PowerOnVM_Task())
+        self.finish(lambda: self.machine(which).PowerOnVM_Task())
 
     def power_off(self, which: str) -> None:
-        self._do(lambda: self.machine(which).PowerOffVM_Task())
+        self.finish(lambda: self.machine(which).PowerOffVM_Task())
 
     def suspend(self, which: str) -> None:
-        self._do(lambda: self.machine(which).SuspendVM_Task())
+        self.finish(lambda: self.machine(which).SuspendVM_Task())
 
     def host_for(self, which: str, host: str | None = None) -> Any:
         """The host with this name or moref, or another host of the VM's cluster than the VM's own."""
@@ -149,7 +149,7 @@ class Inventory:
     def migrate(self, which: str, host: str | None = None) -> str:
         """vMotion, as a person starts it; the name of the new host."""
         target = self.host_for(which, host)
-        self._do(lambda: self.machine(which).MigrateVM_Task(host=target, priority="defaultPriority"))
+        self.finish(lambda: self.machine(which).MigrateVM_Task(host=target, priority="defaultPriority"))
         return str(target.name)
 
     def relocate(self, which: str, datastore: str, *, host: str | None = None) -> None:
@@ -157,7 +157,7 @@ class Inventory:
         spec = vim.vm.RelocateSpec(datastore=self.find(vim.Datastore, datastore))
         if host is not None:
             spec.host = self.host_for(which, host)
-        self._do(lambda: self.machine(which).RelocateVM_Task(spec))
+        self.finish(lambda: self.machine(which).RelocateVM_Task(spec))
 
     # Life and death
 
@@ -185,25 +185,25 @@ class Inventory:
         )  # fmt: skip
         where = self.folder(folder) if folder else self._act(lambda si: self._datacenter(si).vmFolder)
         pool = self._act(lambda si: self._clusters(si)[0].resourcePool)
-        made = self._do(lambda: where.CreateVM_Task(config=spec, pool=pool))
+        made = self.finish(lambda: where.CreateVM_Task(config=spec, pool=pool))
         if on:
-            self._do(lambda: made.PowerOnVM_Task())
+            self.finish(lambda: made.PowerOnVM_Task())
         return str(made._moId)
 
     def clone_vm(self, which: str, name: str, *, folder: str | None = None, on: bool = False) -> str:
         """A full clone; its moref."""
         where = self.folder(folder) if folder else self._act(lambda _: self.machine(which).parent)
         spec = vim.vm.CloneSpec(location=vim.vm.RelocateSpec(), powerOn=on, template=False)
-        made = self._do(lambda: self.machine(which).CloneVM_Task(folder=where, name=name, spec=spec))
+        made = self.finish(lambda: self.machine(which).CloneVM_Task(folder=where, name=name, spec=spec))
         if on:
-            self._do(lambda: made.PowerOnVM_Task())
+            self.finish(lambda: made.PowerOnVM_Task())
         return str(made._moId)
 
     def remove_vm(self, which: str) -> None:
         """Power off if need be, and delete from disk."""
         if self._act(lambda _: self.machine(which).runtime.powerState) == "poweredOn":
             self.power_off(which)
-        self._do(lambda: self.machine(which).Destroy_Task())
+        self.finish(lambda: self.machine(which).Destroy_Task())
 
     def unregister(self, which: str) -> str:
         """Take the VM out of the inventory, keep its files; the path to register it by."""
@@ -216,15 +216,15 @@ class Inventory:
         """Register a VM again: a new moref, the same identity."""
         folder = self._act(lambda si: self._datacenter(si).vmFolder)
         pool = self._act(lambda si: self._clusters(si)[0].resourcePool)
-        made = self._do(lambda: folder.RegisterVM_Task(path=path, name=name, asTemplate=False, pool=pool))
+        made = self.finish(lambda: folder.RegisterVM_Task(path=path, name=name, asTemplate=False, pool=pool))
         return str(made._moId)
 
     def rename(self, which: str, name: str) -> None:
-        self._do(lambda: self.machine(which).Rename_Task(name))
+        self.finish(lambda: self.machine(which).Rename_Task(name))
 
     def reconfigure(self, which: str, **changes: object) -> None:
         """ReconfigVM_Task with these fields of ConfigSpec."""
-        self._do(lambda: self.machine(which).ReconfigVM_Task(vim.vm.ConfigSpec(**changes)))
+        self.finish(lambda: self.machine(which).ReconfigVM_Task(vim.vm.ConfigSpec(**changes)))
 
     def set_tracking(self, which: str, on: bool) -> None:
         self.reconfigure(which, changeTrackingEnabled=on)
@@ -247,11 +247,11 @@ class Inventory:
 
     def snapshot(self, which: str, name: str = "by hand") -> str:
         """A snapshot that a person takes; its moref."""
-        made = self._do(lambda: self.machine(which).CreateSnapshotEx_Task(name=name, description="", memory=False))
+        made = self.finish(lambda: self.machine(which).CreateSnapshotEx_Task(name=name, description="", memory=False))
         return str(made._moId)
 
     def remove_snapshot(self, snapshot: str) -> None:
-        self._do(
+        self.finish(
             lambda: self._act(lambda si: vim.vm.Snapshot(snapshot, si._stub).RemoveSnapshot_Task(removeChildren=False))
         )
 
@@ -279,7 +279,7 @@ class Inventory:
 
     def move_to_folder(self, which: str, path: str) -> None:
         folder = self.folder(path)
-        self._do(lambda: folder.MoveIntoFolder_Task([self.machine(which)]))
+        self.finish(lambda: folder.MoveIntoFolder_Task([self.machine(which)]))
 
     def set_attribute(self, which: str, name: str, value: str) -> None:
         """Set a custom attribute, defined when it is new."""

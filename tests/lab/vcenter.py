@@ -123,6 +123,7 @@ class Lab(Inventory):
         self.url = f"https://{process.address}/sdk"
         self.user: str = facts["user"]
         self.admin: str = facts["admin"]
+        self.viewer: str = facts["viewer"]
         self.password: str = facts["password"]
         self.ca_file = Path(facts["ca_file"])
         self.thumbprint: str = facts["thumbprint"]
@@ -328,7 +329,7 @@ class Lab(Inventory):
         """How to reach the lab, for other programs. The password is in it."""
         return {
             "url": self.url, "host": self.host, "port": self.port, "user": self.user, "password": self.password,
-            "admin": self.admin, "ca_file": str(self.ca_file), "thumbprint": self.thumbprint,
+            "admin": self.admin, "viewer": self.viewer, "ca_file": str(self.ca_file), "thumbprint": self.thumbprint,
             "instance_uuid": self.instance_uuid, "root": str(self.root), "device_folder": str(self.device_folder),
             "control": self.process.control, "pid": self.process.pid,
             "vddk_plugin": str(Path(__file__).parent / "nbdkit" / "vddk_standin.py"),
@@ -392,7 +393,8 @@ def start_lab(
     plan = machines(vms, disks=disks_per_vm, size=disk_bytes, hosts=hosts, clusters=clusters, datastores=datastores,
                     tracking=tracking, tools=tools, content=content) + list(extra)  # fmt: skip
     facts = {
-        "root": str(root), "user": "backup@vsphere.local", "admin": "administrator@vsphere.local", "password": password,
+        "root": str(root), "user": "backup@vsphere.local", "admin": "administrator@vsphere.local",
+        "viewer": "look@vsphere.local", "password": password,
         "ca_file": str(certificates.ca), "thumbprint": certificates.thumbprint, "instance_uuid": str(uuid.uuid4()),
         "device_folder": str(device_folder or root / "devices"),
     }  # fmt: skip

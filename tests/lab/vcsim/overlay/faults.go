@@ -119,6 +119,9 @@ func intercept(ctx *Context, method *Method, handler mo.Reference) soap.HasFault
 	if ctx.req == nil {
 		return nil
 	}
+	if fault := forbidden(ctx, method); fault != nil {
+		return fault
+	}
 	rule := faults.take(func(r *faultRule) bool {
 		return !r.InTask && strings.EqualFold(r.Method, method.Name) && (r.VM == "" || r.VM == method.This.Value)
 	})
@@ -141,4 +144,27 @@ func dropAfter(ctx *Context, method *Method) {
 	quiet.req = nil
 	ctx.svc.call(&quiet, method)
 	panic(http.ErrAbortHandler)
+}
+
+// privileged are the calls, beside the tasks, that a read-only account may not make, and what they need.
+var privileged = map[string]string{
+	"QueryChangedDiskAreas": "VirtualMachine.Provisioning.DiskRandomRead", "SetField": "Global.SetCustomField",
+	"SetCustomValue": "Global.SetCustomField", "AddCustomFieldDef": "Global.ManageCustomFields", "PostEvent": "Global.LogEvent",
+	"CreateFolder": "Folder.Create", "UnregisterVM": "VirtualMachine.Inventory.Unregister", "TerminateSession": "Sessions.TerminateSession",
+	"CreateSnapshot_Task": "VirtualMachine.State.CreateSnapshot", "CreateSnapshotEx_Task": "VirtualMachine.State.CreateSnapshot",
+	"RemoveSnapshot_Task": "VirtualMachine.State.RemoveSnapshot",
+}
+
+// forbidden refuses what the read-only account has no privilege for.
+func forbidden(ctx *Context, method *Method) soap.HasFault {
+	if ctx.Session == nil || ctx.Session.UserName != lab.viewer {
+		return nil
+	}
+	privilege, listed := privileged[method.Name]
+	if !listed && !strings.HasSuffix(method.Name, "_Task") {
+		return nil
+	}
+	return &serverFaultBody{Reason: Fault("Permission to perform this operation was denied.", &types.NoPermission{
+		Object: method.This, PrivilegeId: privilege,
+	})}
 }

@@ -39,6 +39,7 @@ type LabSpec struct {
 	Root       string        `json:"root"`
 	Devices    string        `json:"devices"`
 	Admin      string        `json:"admin"`
+	Viewer     string        `json:"viewer"`
 	InstanceID string        `json:"instance_uuid"`
 	Datastores []string      `json:"datastores"`
 	Machines   []MachineSpec `json:"machines"`
@@ -48,7 +49,7 @@ type LabSpec struct {
 // Populate fills the model's empty clusters, and opens the lab's event log.
 func Populate(spec *LabSpec) error {
 	internalContext.Map = Map
-	lab.root, lab.devices, lab.admin = spec.Root, spec.Devices, spec.Admin
+	lab.root, lab.devices, lab.admin, lab.viewer = spec.Root, spec.Devices, spec.Admin, spec.Viewer
 	if spec.Settings != nil {
 		lab.settings.change(func(now *Settings) { *now = *spec.Settings })
 	}
@@ -61,7 +62,11 @@ func Populate(spec *LabSpec) error {
 	if err != nil {
 		return err
 	}
-	Map.EventManager().log = events
+	em := Map.EventManager()
+	em.log = events
+	for _, event := range em.events {
+		em.record(event)
+	}
 	for i, name := range spec.Datastores {
 		if err := addDatastore(i, name); err != nil {
 			return err

@@ -44,6 +44,7 @@ func (b *settingsBox) change(f func(*Settings)) Settings {
 type labState struct {
 	root     string
 	devices  string
+	viewer   string // a third one, which may only look
 	admin    string // a second account, with the same password, for what people do
 	settings settingsBox
 	ready    bool

@@ -1,0 +1,122 @@
+"""What goes wrong in a vCenter can be ordered in the lab."""
+
+import time
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import Any
+
+import pytest
+from pyVmomi import vim
+
+from tests.lab.vcenter import Lab
+
+
+def test_an_injected_fault_hits_so_many_calls_and_no_more(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, content=False)
+    lab.inject("CreateSnapshotEx_Task", "TooManySnapshotLevels", times=2)
+    for _ in range(2):
+        with pytest.raises(vim.fault.TooManySnapshotLevels):
+            lab.snapshot("web-01")
+    lab.snapshot("web-01")
+
+
+def test_a_fault_in_a_task_comes_after_its_call_was_answered(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, content=False)
+    machine = lab.machine("web-01")
+    lab.inject("CreateSnapshotEx_Task", "ApplicationQuiesceFault", in_task=True, delay_seconds=0.2, keys=["msg.vss"])
+    task = machine.CreateSnapshotEx_Task(name="x", memory=False)
+    assert task.info.state == vim.TaskInfo.State.running
+    assert [t._moId for t in machine.recentTask] == [task._moId]
+    with pytest.raises(vim.fault.ApplicationQuiesceFault) as caught:
+        lab.finish(lambda: task)
+    assert caught.value.faultMessage[0].key == "msg.vss"
+    assert lab.vm("web-01").snapshots == ()
+
+
+def test_an_answer_may_be_lost_although_the_call_was_carried_out(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, content=False)
+    machine = lab.machine("web-01")
+    lab.inject("CreateSnapshotEx_Task", drop=True)
+    with pytest.raises((OSError, HTTPException)):
+        machine.CreateSnapshotEx_Task(name="x", memory=False)
+    lab.finish(lambda: machine.recentTask[-1])
+    assert len(lab.vm("web-01").snapshots) == 1
+
+
+def test_removing_a_snapshot_may_take_its_time(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, content=False, settings={"removal_delay_ms": 300})
+    snapshot = lab.snapshot("web-01")
+    started = time.monotonic()
+    lab.remove_snapshot(snapshot)
+    assert time.monotonic() - started >= 0.3
+
+
+def test_a_removal_may_leave_deltas_that_have_to_be_consolidated(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, content=False, settings={"leave_deltas": 1})
+    machine = lab.machine("web-01")
+    lab.remove_snapshot(lab.snapshot("web-01"))
+    assert machine.snapshot is None
+    assert machine.runtime.consolidationNeeded
+    assert lab.vm("web-01").disks[0].file.endswith("-000001.vmdk")
+    lab.finish(machine.ConsolidateVMDisks_Task)
+    assert not machine.runtime.consolidationNeeded
+    assert lab.vm("web-01").disks[0].file == "[fast-1] web-01/web-01.vmdk"
+
+
+def test_an_outage_breaks_connections_and_ends(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, content=False, disk_bytes=4 << 20)
+    with lab.session() as si:
+        key = si.content.sessionManager.currentSession.key
+        lab.outage(0.3)
+        with pytest.raises((OSError, HTTPException)):
+            si.CurrentTime()
+        assert eventually(si.CurrentTime) is not None
+        assert si.content.sessionManager.currentSession.key == key
+
+
+def test_a_restarted_vcenter_knows_its_inventory_but_no_sessions(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=2, content=False, disk_bytes=4 << 20)
+    with lab.session() as si:
+        lab.restart(0.2)
+        with pytest.raises(vim.fault.NotAuthenticated):
+            eventually(si.CurrentTime)
+    eventually(lambda: lab.migrate("web-01"))
+    assert [v.name for v in lab.vms()] == ["app-02", "web-01"]
+
+
+def test_an_account_that_may_look_may_not_change(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, content=False, disk_bytes=4 << 20)
+    moref = lab.vm("web-01").moref
+    with lab.session(lab.viewer) as si:
+        machine = vim.VirtualMachine(moref, si._stub)
+        assert machine.name == "web-01"
+        with pytest.raises(vim.fault.NoPermission) as caught:
+            machine.CreateSnapshotEx_Task(name="x", memory=False)
+        assert caught.value.privilegeId == "VirtualMachine.State.CreateSnapshot"
+
+
+def test_an_unset_property_reads_as_nothing(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, content=False, disk_bytes=4 << 20)
+    assert lab.machine("web-01").snapshot is None
+    assert lab.machine("web-01").config.managedBy is None
+
+
+def test_tags_and_attributes_are_kept(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, content=False, disk_bytes=4 << 20)
+    lab.tag("web-01", "tier", "gold")
+    lab.set_attribute("web-01", "owner", "anna")
+    lab.set_attribute("web-01", "owner", "bert")
+    machine = lab.machine("web-01")
+    assert [(v.key, v.value) for v in machine.customValue] == [(0, "bert")]
+
+
+def eventually(action: Callable[[], Any]) -> Any:
+    """The action's answer, once the outage is over."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return action()
+        except (OSError, HTTPException):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
