@@ -22,6 +22,8 @@ Foreign = (Error, OSError, asyncio.TimeoutError)
 """What a call of nats-py may raise."""
 
 SHUT_SECONDS = 2.0
+INBOX_PREFIX = "_INBOX_backstay"
+"""Where the server's answers go; a prefix of its own keeps other accounts from listening in."""
 
 
 class GuardedClient(Client):  # type: ignore[misc]
@@ -69,6 +71,7 @@ async def connect(settings: BusSettings, login: Login) -> GuardedClient:
             await client.connect(
                 list(settings.servers),
                 name="backstay",
+                inbox_prefix=INBOX_PREFIX,
                 error_cb=client.note,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -297,3 +299,16 @@ def test_a_run_is_told_as_a_cloud_event() -> None:
     assert told["type"] == "io.backstay.run.v1"
     assert told["time"] == "2026-11-22T12:00:00Z"
     assert told["data"] == {"vm": "a", "read_bytes": 3}
+
+
+EXAMPLES = re.findall(r"```json\n(.*?)```", (Path(__file__).parents[2] / "docs/messages.md").read_text("utf-8"), re.S)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_every_message_in_the_documentation_is_understood(example: str) -> None:
+    subjects = {"io.backstay.command.backup.v1": BACKUP, "io.backstay.command.hold.v1": HOLD}
+    assert said(subjects.get(json.loads(example)["type"], EVENT), example.encode()).vm_name
+
+
+def test_the_documentation_shows_an_example_of_each() -> None:
+    assert len(EXAMPLES) == 4
