@@ -27,7 +27,7 @@ class Problem:
     instead: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: {self.what}, {self.instead}"
+        return printable(f"{self.file}:{self.line}:{self.column}: {self.what}, {self.instead}")
 
 
 class PolicyError(Exception):
@@ -51,5 +51,9 @@ def quoted(text: object, longest: int = 60) -> str:
     value = text if isinstance(text, str) else str(text)
     if len(value) > longest:
         value = value[: longest - 1] + "…"
-    shown = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in value)
-    return f'"{shown}"'
+    return f'"{printable(value)}"'
+
+
+def printable(text: str) -> str:
+    """The text on one line, whatever a file smuggled into it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -1,0 +1,157 @@
+"""Any input is a policy set or located problems, soon; and every key that tomli sees has its place."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tomli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.errors import PolicyError
+from policies.loading import load_texts
+from policies.places import Places
+from policies.policyset import PolicySet
+
+ROOT = Path(__file__).parents[2]
+SEEDS = [
+    file.read_bytes()
+    for folder in ("examples/policies", "tests/policies/valid", "tests/policies/invalid")
+    for file in sorted((ROOT / folder).glob("*.toml"))
+]
+PIECES = [
+    b"\x00", b"\xff", b"\n", b"[", b"]", b"[[", b"{", b"}", b'"', b"'''", b'"""', b"=", b".", b"#", b",", b"\\u0000",
+    b"policy", b"template", b"schema = 1\n", b"[policy.x]\n", b"select", b"true", b"1", b"-0x", b"1e999", b"nan",
+    b"2026-13-45", b"1979-05-27T07:32:00Z", b"\r", b"\xef\xbb\xbf", "ü😀".encode(), b"template = \"gold\"\n",
+]  # fmt: skip
+LIMIT_S = 0.5
+"""Ten times what one file may take, as the machine that runs the tests is shared."""
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(data)))
+        match draw(st.sampled_from(("insert", "delete", "swap", "repeat"))):
+            case "insert":
+                data[at:at] = draw(st.sampled_from(PIECES) | st.binary(max_size=4))
+            case "delete":
+                del data[at : at + draw(st.integers(1, 30))]
+            case "swap":
+                other = draw(st.sampled_from(SEEDS))
+                start = draw(st.integers(0, len(other)))
+                data[at : at + 20] = other[start : start + 40]
+            case _:
+                data[at:at] = data[at : at + 40] * draw(st.integers(1, 4))
+    return bytes(data)
+
+
+def read(*files: bytes) -> PolicySet | PolicyError:
+    started = time.perf_counter()
+    try:
+        return load_texts({f"{number}.toml": data for number, data in enumerate(files)})
+    except PolicyError as error:
+        for line in str(error).splitlines():
+            assert re.match(r"\d\.toml:[1-9]\d*:[1-9]\d*: .+, .+", line), line
+        assert error.problems
+        return error
+    finally:
+        assert time.perf_counter() - started < LIMIT_S * len(files)
+
+
+@settings(max_examples=2000)
+@given(mutated())
+def test_a_mutated_file_is_accepted_or_refused_with_places(data: bytes) -> None:
+    read(data)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_accepted_or_refused_with_places(data: bytes) -> None:
+    read(data, b"schema = 1\n" + data)
+
+
+@given(st.text(max_size=200))
+def test_any_text_as_any_value_is_accepted_or_refused(text: str) -> None:
+    value = "".join(f"\\U{ord(c):08x}" for c in text if not 0xD800 <= ord(c) < 0xE000)
+    for line in (
+        f'rpo = "{value}"',
+        f'schedule = "{value}"',
+        f'timezone = "{value}"',
+        f'window = ["{value}"]',
+        f'select.all = ["{value}"]',
+        f'select.all = ["folder:/{value}"]',
+        f'trigger = [{{ on = "{value}" }}]',
+        f'"{value}" = 1',
+        f'template = "{value}"',
+    ):
+        read(f"schema = 1\n[policy.p]\n{line}\n".encode())
+
+
+@given(st.from_regex(r"[0-9*/,LWmonJAN#-]{1,8}( [0-9*/,LWmonJAN#-]{1,8}){4}", fullmatch=True))
+def test_any_cron_is_accepted_or_refused(cron: str) -> None:
+    read(f'schema = 1\n[policy.p]\nschedule = "{cron}"\n'.encode())
+
+
+_BARE = st.from_regex(r"[A-Za-z0-9_-]{1,6}", fullmatch=True)
+_QUOTED = st.text(st.characters(blacklist_categories=["Cs", "Cc"], blacklist_characters="\"'\\"), max_size=4)
+_KEY = _BARE | _QUOTED.map(lambda text: f'"{text}"') | _QUOTED.map(lambda text: f"'{text}'")
+_DOTTED = st.lists(_KEY, min_size=1, max_size=3).map(" . ".join) | st.lists(_KEY, min_size=1, max_size=3).map(".".join)
+_VALUE = st.recursive(
+    st.sampled_from(["1", "true", '"ü# ["', "'x'", '"""a\n\nb"""', "1979-05-27", "0x1F", "[]", "{}"]),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda values: "[ " + ",\n # c\n ".join(values) + " ]")
+        | st.lists(st.tuples(_DOTTED, inner), max_size=2).map(
+            lambda pairs: "{ " + ", ".join(f"{key} = {value}" for key, value in pairs if "\n" not in value) + " }"
+        )
+    ),
+    max_leaves=6,
+)
+_LINE = (
+    st.tuples(_DOTTED, _VALUE).map(lambda pair: f"{pair[0]} = {pair[1]}")
+    | _DOTTED.map(lambda key: f"[{key}]")
+    | _DOTTED.map(lambda key: f"[[ {key} ]] # comment")
+    | st.just("  # comment = 1")
+)
+_DOCUMENT = st.lists(_LINE, max_size=8).map("\n".join)
+
+
+def paths(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    children: list[tuple[str | int, Any]] = []
+    if isinstance(value, dict):
+        children = list(value.items())
+    elif isinstance(value, list):
+        children = list(enumerate(value))
+    for key, child in children:
+        yield (*path, key)
+        yield from paths(child, (*path, key))
+
+
+@settings(max_examples=500)
+@given(_DOCUMENT)
+def test_every_key_that_tomli_sees_has_its_place(text: str) -> None:
+    try:
+        data = tomli.loads(text)
+    except tomli.TOMLDecodeError:
+        return
+    places = Places(text)
+    lines = text.split("\n")
+    for path in paths(data):
+        assert path in places.keys, path
+        place = places.key(path)
+        here = lines[place.line - 1][place.column - 1 :]
+        if isinstance(path[-1], str):
+            assert here.lstrip("\"'").startswith(path[-1][:1]), (path, here)
+
+
+def test_syntax_that_the_grammar_does_not_know_still_finds_its_key() -> None:
+    text = 'schema = 1\n[policy.p]\nconsistency = {\n  want = "x",\n  wnat = "y",\n}\n'
+    places = Places(text)
+    assert places.key(("policy", "p", "consistency", "wnat")).line == 5
+    assert places.key(("policy", "p", "nowhere")).line == 2
+    assert places.key(("policy", "p", 3)).line == 2
+    assert places.value(("elsewhere",)).line == 1
