@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pyVmomi import vim
 
 from connectors.errors import ReadFailed, TransportFailed
 from connectors.hypervisor import Snapshot
+from connectors.vsphere import hotadd
 from connectors.vsphere.hotadd import (
     ATTACHED_DISK,
     AttachRequest,
@@ -119,8 +121,8 @@ async def test_a_cancellation_leaves_no_attached_disk(proxied: tuple[Lab, Transp
             told = settings
         task = asyncio.create_task(hold())
         await there.wait()
-        while moment == "waiting for the device" and proxy_disks(lab) == own:
-            await asyncio.sleep(0.02)
+        if moment == "waiting for the device":
+            await asyncio.to_thread(_wait_for_attached, lab, own)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -143,7 +145,7 @@ async def test_an_attach_that_vcenter_refuses_is_a_failed_transport(proxied: tup
     own = proxy_disks(lab)
     async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, "db-03") as snapshot:
         lab.inject("ReconfigVM_Task", "FileLocked", in_task=True)
-        with pytest.raises(TransportFailed, match="could not be attached.*in use"):
+        with pytest.raises(TransportFailed, match=r"could not be attached.*in use"):
             async with open_reader(vcenter.session, request_for(snapshot), settings):
                 pass
         assert await marks(vcenter, settings) == []
@@ -171,7 +173,7 @@ async def test_a_detach_that_fails_at_first_is_tried_again(proxied: tuple[Lab, T
     own = proxy_disks(lab)
     async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, "db-03") as snapshot:
         async with open_reader(vcenter.session, request_for(snapshot), settings):
-            lab.inject("ReconfigVM_Task", "TaskInProgress", in_task=True)
+            lab.inject("ReconfigVM_Task", "FileLocked", in_task=True)
         assert await marks(vcenter, settings) == []
     assert proxy_disks(lab) == own
 
@@ -249,8 +251,9 @@ async def test_intents_are_told_before_and_after(proxied: tuple[Lab, TransportSe
 
 
 async def test_what_a_killed_engine_left_attached_is_found_and_detached_and_nothing_else(
-    proxied: tuple[Lab, TransportSettings],
+    proxied: tuple[Lab, TransportSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hotadd, "DETACH_TRIES", 1)
     lab, settings = proxied
     own = proxy_disks(lab)
     async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, "db-03") as snapshot:
@@ -270,8 +273,9 @@ async def test_what_a_killed_engine_left_attached_is_found_and_detached_and_noth
 
 
 async def test_a_disk_that_a_person_attached_to_the_proxy_is_left_alone(
-    proxied: tuple[Lab, TransportSettings],
+    proxied: tuple[Lab, TransportSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hotadd, "DETACH_TRIES", 1)
     lab, settings = proxied
     async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, "db-03") as snapshot:
         left = await _attach_and_forget(vcenter, lab, settings, snapshot)
@@ -290,9 +294,14 @@ async def _attach_and_forget(vcenter: VCenter, lab: Lab, settings: TransportSett
     async with connected(lab, settings) as doomed:
         with pytest.raises(TransportFailed, match="could not be detached"):
             async with open_reader(doomed.session, request_for(snapshot), settings):
-                await asyncio.to_thread(lab.inject, "ReconfigVM_Task", "TaskInProgress", times=0, in_task=True)
+                await asyncio.to_thread(lab.inject, "ReconfigVM_Task", "FileLocked", times=0, in_task=True)
     await asyncio.to_thread(lab.heal)
     return file_name
+
+
+def _wait_for_attached(lab: Lab, own: list[str]) -> None:
+    while proxy_disks(lab) == own:
+        time.sleep(0.02)
 
 
 def _forget_marks(lab: Lab) -> None:
