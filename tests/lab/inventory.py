@@ -42,7 +42,7 @@ class Inventory:
         )  # fmt: skip
         si = vim.ServiceInstance("ServiceInstance", stub)
         try:
-            manager = si.content.sessionManager
+            manager: Any = si.content.sessionManager
             manager.Login(user or self.admin, self.password if password is None else password, None)
         except BaseException:
             stub.DropConnections()
@@ -297,26 +297,21 @@ class Inventory:
     def tag(self, which: str, category: str, name: str) -> None:
         """Attach a tag, made with its category when new."""
         moref = self.moref(which)
-        session = self._rest("POST", "/com/vmware/cis/session")
+        session = self.rest("POST", "/api/session")
         key = (category, name)
         if key not in self._tags:
             if category not in self._categories:
-                spec = {
-                    "create_spec": {
-                        "name": category,
-                        "description": "",
-                        "cardinality": "MULTIPLE",
-                        "associable_types": [],
-                    }
-                }
-                self._categories[category] = self._rest("POST", "/com/vmware/cis/tagging/category", spec, session)
-            spec = {"create_spec": {"name": name, "description": "", "category_id": self._categories[category]}}
-            self._tags[key] = self._rest("POST", "/com/vmware/cis/tagging/tag", spec, session)
-        path = f"/com/vmware/cis/tagging/tag-association/id:{self._tags[key]}?~action=attach"
-        self._rest("POST", path, {"object_id": {"id": moref, "type": "VirtualMachine"}}, session)
+                spec = {"name": category, "description": "", "cardinality": "MULTIPLE", "associable_types": []}
+                self._categories[category] = self.rest("POST", "/api/cis/tagging/category", spec, session)
+            spec = {"name": name, "description": "", "category_id": self._categories[category]}
+            self._tags[key] = self.rest("POST", "/api/cis/tagging/tag", spec, session)
+        path = f"/api/cis/tagging/tag-association/{self._tags[key]}?action=attach"
+        self.rest("POST", path, {"object_id": {"id": moref, "type": "VirtualMachine"}}, session)
+        self.rest("DELETE", "/api/session", session=session)
 
-    def _rest(self, method: str, path: str, body: object | None = None, session: str = "") -> Any:
-        request = Request(f"https://{self.host}:{self.port}/rest{path}", method=method)
+    def rest(self, method: str, path: str, body: object | None = None, session: str = "") -> Any:
+        """A call of the REST API by the administrator; without a session, with name and password."""
+        request = Request(f"https://{self.host}:{self.port}{path}", method=method)
         if session:
             request.add_header("vmware-api-session-id", session)
         else:
@@ -328,4 +323,4 @@ class Inventory:
             request.add_header("Content-Type", "application/json")
         with urlopen(request, data=data, timeout=30, context=client_context(self.ca_file)) as answer:
             text = answer.read()
-        return json.loads(text).get("value") if text else None
+        return json.loads(text) if text else None

@@ -22,7 +22,7 @@ from tests.lab.build import vcsim
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """Files: the lab's own CA, and the server's certificate and key signed by it. The thumbprint is SHA-1, as VDDK wants."""
+    """Files of the lab's own CA and of the server's certificate and key. The thumbprint is SHA-1, as VDDK wants it."""
 
     ca: Path
     certificate: Path

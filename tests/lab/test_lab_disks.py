@@ -1,6 +1,7 @@
 """Snapshots stay still, and what they tell about changes is what differs between their files."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_quiescing_without_tools_is_ignored_without_a_word(fresh_lab: Callable[.
     for name in ("bare", "good"):
         machine = lab.machine(name)
         spec = vim.vm.GuestQuiesceSpec(timeout=5)
-        task = machine.CreateSnapshotEx_Task(name="q", description="", memory=False, quiesceSpec=spec)
-        lab.finish(lambda task=task: task)
+        call = partial(machine.CreateSnapshotEx_Task, name="q", description="", memory=False, quiesceSpec=spec)
+        lab.finish(call)
         quiesced[name] = machine.snapshot.rootSnapshotList[0].quiesced
     assert quiesced == {"bare": False, "good": True}

@@ -17,20 +17,15 @@ PROXY = Machine(name="proxy", disks=(4 << 20,), content=False)
 def attach(lab: Lab, file: str, mode: str = "independent_nonpersistent") -> Any:
     """The device as the proxy has it after the hot-add."""
     controller = next(
-        d
-        for d in lab.machine("proxy").config.hardware.device
-        if isinstance(d, vim.vm.device.ParaVirtualSCSIController)
+        d for d in lab.machine("proxy").config.hardware.device if isinstance(d, vim.vm.device.ParaVirtualSCSIController)
     )
     backing = vim.vm.device.VirtualDisk.FlatVer2BackingInfo(fileName=file, diskMode=mode)
     disk = vim.vm.device.VirtualDisk(
         key=-101, controllerKey=controller.key, unitNumber=5, backing=backing, capacityInKB=0
     )
     lab.reconfigure("proxy", deviceChange=[vim.vm.device.VirtualDeviceSpec(operation="add", device=disk)])
-    return next(
-        d
-        for d in lab.machine("proxy").config.hardware.device
-        if isinstance(d, vim.vm.device.VirtualDisk) and d.backing.fileName == file
-    )
+    devices: list[Any] = lab.machine("proxy").config.hardware.device
+    return next(d for d in devices if getattr(d.backing, "fileName", None) == file)
 
 
 def detach(lab: Lab, device: Any) -> None:

@@ -1,6 +1,7 @@
 """VMs move as vCenter moves them: their place is right afterwards everywhere, and the events say who and from where."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pyVmomi import vim, vmodl
@@ -51,7 +52,7 @@ def test_a_running_vm_that_changes_host_and_datastore_is_told_as_migrated_with_i
     lab = fresh_lab(vms=1, disk_bytes=4 << 20, content=False)
     lab.relocate("web-01", "bulk-1", host=lab.host_for("web-01").name)
     with lab.session() as si:
-        event = next(
+        event: Any = next(
             e
             for e in si.content.eventManager.QueryEvents(vim.event.EventFilterSpec())
             if isinstance(e, vim.event.VmMigratedEvent)

@@ -33,7 +33,9 @@ def parameters(lab: Lab, frozen: Frozen, **changes: str | None) -> list[str]:
         "compression": "none",
         "libdir": str(lab.root),
     }
-    return [f"{k}={v}" for k, v in (given | {k.replace("_", "-"): v for k, v in changes.items()}).items() if v is not None]
+    return [
+        f"{k}={v}" for k, v in (given | {k.replace("_", "-"): v for k, v in changes.items()}).items() if v is not None
+    ]
 
 
 def run(lab: Lab, arguments: list[str], command: str, *options: str) -> subprocess.CompletedProcess[str]:

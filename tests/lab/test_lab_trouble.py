@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 from pyVmomi import vim
@@ -108,6 +109,31 @@ def test_tags_and_attributes_are_kept(fresh_lab: Callable[..., Lab]) -> None:
     lab.set_attribute("web-01", "owner", "bert")
     machine = lab.machine("web-01")
     assert [(v.key, v.value) for v in machine.customValue] == [(0, "bert")]
+
+
+@pytest.mark.parametrize("path", ["/api/session", "/rest/com/vmware/cis/session"])
+def test_the_rest_side_knows_a_wrong_password(fresh_lab: Callable[..., Lab], path: str) -> None:
+    lab = fresh_lab(vms=1, content=False, disk_bytes=4 << 20)
+    assert isinstance(lab.rest("POST", path), str | dict)
+    lab.password = "wrong"
+    with pytest.raises(HTTPError) as caught:
+        lab.rest("POST", path)
+    with caught.value:
+        assert caught.value.code == 401
+
+
+def test_tags_are_read_in_both_styles(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=2, content=False, disk_bytes=4 << 20)
+    lab.tag("web-01", "tier", "gold")
+    both = [{"id": lab.moref(n), "type": "VirtualMachine"} for n in ("web-01", "app-02")]
+    new = lab.rest("POST", "/api/session")
+    (tag,) = lab.rest("GET", "/api/cis/tagging/tag", session=new)
+    assert lab.rest("GET", f"/api/cis/tagging/tag/{tag}", session=new)["name"] == "gold"
+    ask = "tagging/tag-association?{}action=list-attached-tags-on-objects"
+    told = lab.rest("POST", "/api/cis/" + ask.format(""), {"object_ids": both}, new)
+    assert [t["tag_ids"] for t in told if t["object_id"] == both[0]] == [[tag]]
+    old = lab.rest("POST", "/rest/com/vmware/cis/session")["value"]
+    assert lab.rest("POST", "/rest/com/vmware/cis/" + ask.format("~"), {"object_ids": both}, old)["value"] == told
 
 
 def eventually(action: Callable[[], Any]) -> Any:

@@ -11,105 +11,16 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tests.lab import images
 from tests.lab.images import GRAIN
 from tests.lab.inventory import Inventory
+from tests.lab.machines import MIB, Machine, company
 from tests.lab.process import VcenterProcess, make_certificates
-
-MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """A VM that is there when the lab opens. Disks in bytes; `independent` are indices into them."""
-
-    name: str
-    disks: tuple[int, ...] = (64 * MIB,)
-    folder: str = ""
-    cluster: int = 0
-    host: int = 0
-    pool: str = ""
-    datastore: str = "fast-1"
-    independent: tuple[int, ...] = ()
-    raw_mappings: int = 0
-    power: str = "on"
-    tools: bool = True
-    tracking: bool = False
-    template: bool = False
-    guest_id: str = ""
-    content: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class LabDisk:
-    key: int
-    label: str
-    uuid: str
-    file: str
-    flat: Path
-    capacity_bytes: int
-    mode: str
-    attached: bool
-    independent: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LabVm:
-    moref: str
-    name: str
-    instance_uuid: str
-    power: str
-    host: str
-    host_moref: str
-    datastore: str
-    template: bool
-    snapshots: tuple[str, ...]
-    disks: tuple[LabDisk, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LabEvent:
-    """One line of the lab's own log: what vCenter posted."""
-
-    key: int
-    type: str
-    chain: int
-    time: datetime
-    user: str
-    vm: str = ""
-    vm_name: str = ""
-    host: str = ""
-    datastore: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenDisk:
-    key: int
-    label: str
-    uuid: str
-    file: str
-    capacity_bytes: int
-    change_id: str
-    image: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """What the lab froze for one snapshot; the images stay when the snapshot goes (settings: keep_frozen)."""
-
-    snapshot: str
-    vm: str
-    vm_name: str
-    name: str
-    description: str
-    created: datetime
-    quiesced: bool
-    disks: tuple[FrozenDisk, ...]
+from tests.lab.records import Frozen, FrozenDisk, LabDisk, LabEvent, LabVm, moment
 
 
 class Lab(Inventory):
@@ -159,10 +70,8 @@ class Lab(Inventory):
 
     def event_log(self) -> list[LabEvent]:
         lines = (self.root / "events.jsonl").read_text().splitlines()
-        return [
-            LabEvent(**{**(raw := json.loads(line)), "time": datetime.fromisoformat(_short(raw["time"]))})
-            for line in lines
-        ]
+        raw = [json.loads(line) for line in lines]
+        return [LabEvent(**{**each, "time": moment(each["time"])}) for each in raw]
 
     def frozen(self, which: str | None = None) -> list[Frozen]:
         """What was frozen, oldest first; of one VM (moref or name) or of all."""
@@ -171,7 +80,7 @@ class Lab(Inventory):
             raw = json.loads(record.read_text())
             if which in (None, raw["vm"], raw["vm_name"]):
                 disks = tuple(FrozenDisk(**{**d, "image": Path(d["image"])}) for d in raw.pop("disks") or ())
-                found.append(Frozen(**{**raw, "created": datetime.fromisoformat(_short(raw["created"]))}, disks=disks))
+                found.append(Frozen(**{**raw, "created": moment(raw["created"])}, disks=disks))
         return sorted(found, key=lambda each: each.created)
 
     def frozen_copy(self, snapshot: str, key: int = 0) -> Path:
@@ -336,33 +245,6 @@ class Lab(Inventory):
         }  # fmt: skip
 
 
-def _short(time: str) -> str:
-    """Python reads six digits of a second, Go writes up to nine."""
-    head, _, fraction = time.removesuffix("Z").partition(".")
-    return f"{head}.{fraction[:6]:0<6}+00:00"
-
-
-def machines(count: int, *, disks: int | None, size: int, hosts: int, clusters: int, datastores: Sequence[str],
-             tracking: bool, tools: bool, content: bool) -> list[Machine]:  # fmt: skip
-    """A small company: every third VM has two disks, and VMs are spread over folders, pools, hosts and datastores."""
-    width = max(2, len(str(count)))
-    return [
-        Machine(
-            name=f"{('web', 'app', 'db')[n % 3]}-{n + 1:0{width}d}",
-            disks=(size,) * (disks or (2 if n % 3 == 2 else 1)),
-            folder=("prod/web", "test", "prod/db")[n % 3],
-            cluster=n % clusters,
-            host=(n // clusters) % hosts,
-            pool=("gold", "")[n % 2],
-            datastore=datastores[n % len(datastores)],
-            tracking=tracking,
-            tools=tools,
-            content=content,
-        )
-        for n in range(count)
-    ]
-
-
 @contextmanager
 def start_lab(
     root: Path,
@@ -390,7 +272,7 @@ def start_lab(
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     certificates = make_certificates(root)
-    plan = machines(vms, disks=disks_per_vm, size=disk_bytes, hosts=hosts, clusters=clusters, datastores=datastores,
+    plan = company(vms, disks=disks_per_vm, size=disk_bytes, hosts=hosts, clusters=clusters, datastores=datastores,
                     tracking=tracking, tools=tools, content=content) + list(extra)  # fmt: skip
     facts = {
         "root": str(root), "user": "backup@vsphere.local", "admin": "administrator@vsphere.local",
@@ -417,3 +299,6 @@ def start_lab(
         yield lab
     finally:
         lab.stop()
+
+
+__all__ = ["MIB", "Frozen", "FrozenDisk", "Lab", "LabDisk", "LabEvent", "LabVm", "Machine", "start_lab"]

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Stands in for nbdkit's vddk plugin, where VMware's VDDK cannot be had: `nbdkit python vddk_standin.py file=... vm=...`
 
 It takes the vddk plugin's parameters and no others, checks password and thumbprint against the lab, and serves the

@@ -21,8 +21,6 @@ import (
 
 type specification struct {
 	simulator.LabSpec
-	User        string `json:"user"`
-	Password    string `json:"password"`
 	Certificate string `json:"certificate"`
 	Key         string `json:"key"`
 	Clusters    int    `json:"clusters"`

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -69,6 +70,10 @@ func Gate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if time.Now().UnixNano() < atomic.LoadInt64(&outage) {
 			panic(http.ErrAbortHandler)
+		}
+		if strings.HasPrefix(r.URL.Path, "/api/") && !lab.settings.get().OldREST {
+			modern(next, w, r)
+			return
 		}
 		next.ServeHTTP(w, r)
 	})

@@ -38,6 +38,8 @@ type MachineSpec struct {
 type LabSpec struct {
 	Root       string        `json:"root"`
 	Devices    string        `json:"devices"`
+	User       string        `json:"user"`
+	Password   string        `json:"password"`
 	Admin      string        `json:"admin"`
 	Viewer     string        `json:"viewer"`
 	InstanceID string        `json:"instance_uuid"`
@@ -50,6 +52,7 @@ type LabSpec struct {
 func Populate(spec *LabSpec) error {
 	internalContext.Map = Map
 	lab.root, lab.devices, lab.admin, lab.viewer = spec.Root, spec.Devices, spec.Admin, spec.Viewer
+	lab.user, lab.password = spec.User, spec.Password
 	if spec.Settings != nil {
 		lab.settings.change(func(now *Settings) { *now = *spec.Settings })
 	}

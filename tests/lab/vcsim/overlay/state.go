@@ -20,6 +20,7 @@ type Settings struct {
 	RemovalDelayMS  int    `json:"removal_delay_ms"`
 	MoveDelayMS     int    `json:"move_delay_ms"`
 	LeaveDeltas     int    `json:"leave_deltas"` // so many snapshot removals leave the VM in need of consolidation
+	OldREST         bool   `json:"old_rest"`     // only /rest, as before vCenter 7
 	KeepFrozen      bool   `json:"keep_frozen"`  // keep a copy of each frozen disk after the snapshot is gone
 }
 
@@ -45,6 +46,8 @@ type labState struct {
 	root     string
 	devices  string
 	viewer   string // a third one, which may only look
+	user     string
+	password string
 	admin    string // a second account, with the same password, for what people do
 	settings settingsBox
 	ready    bool
