@@ -230,9 +230,7 @@ class _DiskRead:
         hypervisor, pool = self.means.hypervisor, self.means.threads.repository
         changes = await hypervisor.changes(self.snapshot, self.disk, tracked, distrust=self.attempt.distrust)
         told = "incremental" if isinstance(changes, Incremental) else f"whole: {changes.reason}"
-        parent = (
-            (self.latest.id, base.name) if base and self.latest and isinstance(changes, Incremental) else None
-        )
+        parent = (self.latest.id, base.name) if base and self.latest and isinstance(changes, Incremental) else None
         ingest = await settled(pool, self.pending.disk, self._head(told), base=parent)
         opened, fallbacks, copied = await self._read(changes, ingest)
         used = {

@@ -7,7 +7,7 @@ out. The janitor removes only what carries this engine's mark and belongs to no 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,9 +16,9 @@ from connectors.hypervisor import Leftover
 from engine.ports import Hypervisor
 from engine.threads import Threads, settled
 from policies.decision import Expire, RetentionPlan
-from policies.facts import RestorePoint, Vm, VmId
+from policies.facts import PointId, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
-from policies.retention import plan_retention
+from policies.retention import mass_expiry, plan_retention
 from storage.errors import Refused
 from storage.reclaim import ReclaimOutcome, ReclaimPlan, SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository
@@ -57,7 +57,6 @@ class RetentionRun:
     """What one run of retention would do, or, where `refusal` says why, must not do."""
 
     plans: tuple[RetentionPlan, ...]
-    total: int
     refusal: str = ""
 
     @property
@@ -81,20 +80,25 @@ def plan_run(
 ) -> RetentionRun:
     """Plan retention for every VM and hold the sum against the guards. Pure."""
     plans = tuple(plan_retention(vm, listed, policies.retaining(vms.get(vm)), now) for vm, listed in points.items())
-    total = sum(len(listed) for listed in points.values())
+    refusal = mass_expiry(plans, policies.guard.max_expire_share)
     going = sum(len(plan.expire) for plan in plans)
-    share = policies.guard.max_expire_share
-    refusal = ""
-    if total and going > share * total:
-        refusal = (
-            f"{going} of {total} restore points would expire in one run, more than guard.max_expire_share "
-            f"({share:.0%}) allows; look at the policies, then raise the guard or expire some by hand"
-        )
+    if refusal:
+        refusal += "; look at the policies, then raise the guard or expire some by hand"
     elif max_expire is not None and going > max_expire:
         refusal = (
             f"{going} restore points would expire in one run, more than maintenance.max_expire ({max_expire}) allows"
         )
-    return RetentionRun(plans, total, refusal)
+    return RetentionRun(plans, refusal)
+
+
+def check_last_good(repository: Repository, point: PointId) -> None:
+    """Refused when this is the last complete and undamaged restore point of its VM. Blocking."""
+    vm = repository.detail(point).head.vm
+    good = [p.id for p in repository.points(vm) if p.complete and not p.damaged]
+    if good == [point]:
+        raise Refused(
+            f"restore point {point} is the last good one of its VM", hint="make a newer one first: backstay backup VM"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ async def reclaim(repository: Repository, plan: ReclaimPlan, threads: Threads, *
 
 
 async def verify_points(
-    repository: Repository, threads: Threads, *, now: datetime, points: Iterable[str] | None = None
+    repository: Repository, threads: Threads, *, now: datetime, points: Sequence[PointId] | None = None
 ) -> VerifyReport:
     """Read back and compare; marks what is damaged."""
     return await settled(threads.long, verify, repository, points=points, now=now)

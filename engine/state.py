@@ -193,6 +193,10 @@ class State:
         rows = self._rows("SELECT vm, reason, event_key, since FROM distrust WHERE vm = ? ORDER BY since", [vm])
         return [Distrust(VmId(r[0]), r[1], r[2], at) for r in rows if (at := aware(r[3])) is not None]
 
+    def distrust(self, vm: VmId, reason: str, event_key: str, now: datetime) -> None:
+        """The next run of this VM reads in full."""
+        self.apply(Change(distrust=(Distrust(vm, reason, event_key, now),)), now=now)
+
     def relink(self, old: VmId, new: VmId, *, who: str, now: datetime) -> None:
         """Remember that two ids are one VM; whatever is seen as `new` belongs to the history of `old`."""
         with self._transaction() as connection:

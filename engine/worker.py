@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -12,7 +13,7 @@ from connectors.errors import ConnectorError, Gone
 from engine.backup import Attempt, Means, Tally, back_up
 from engine.failures import Kind, verdict
 from engine.jobqueue import JobQueue
-from engine.jobs import Abandoned, Done, Failed, Job, JobKind, JobState, Outcome, RunId
+from engine.jobs import Abandoned, Done, Failed, Job, JobId, JobKind, JobState, Outcome, RunId
 from engine.maintenance import Sweep, sweep
 from engine.records import Intent, RunRow
 from engine.state import State
@@ -20,7 +21,7 @@ from engine.threads import Threads, settled
 from engine.world import World
 from metrics.registry import Metrics
 from policies.admission import retry_at
-from policies.facts import Facts, Vm, VmId
+from policies.facts import Facts, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
 from policies.protection import due_of, protection
 from storage.repository import Repository
@@ -68,10 +69,12 @@ class Crew:
     engine: str
     ended: Callable[[Job, Outcome], None] = lambda job, outcome: None
     active: dict[RunId, Attempt] = field(default_factory=dict)
+    _others: set[RunId] = field(default_factory=set)
+    _followers: dict[JobId, asyncio.Future[Outcome]] = field(default_factory=dict)
 
     def is_active(self, run: str) -> bool:
         """Whether a snapshot or disk of this run is in use."""
-        return run in self.active
+        return run in self.active or run in self._others
 
     async def work(self) -> None:
         """Take jobs for ever."""
@@ -88,7 +91,26 @@ class Crew:
             finally:
                 self.active.pop(run, None)
                 self.queue.changed()
-            self.ended(job, outcome)
+            self._tell(job, outcome)
+
+    def follow(self, job: JobId) -> asyncio.Future[Outcome]:
+        """Resolved with how the next run of this job ends."""
+        return self._followers.setdefault(job, asyncio.get_running_loop().create_future())
+
+    @contextmanager
+    def alive(self, run: RunId) -> Iterator[None]:
+        """What carries this run's mark is in use meanwhile, though it is no job's."""
+        self._others.add(run)
+        try:
+            yield
+        finally:
+            self._others.discard(run)
+
+    def _tell(self, job: Job, outcome: Outcome) -> None:
+        follower = self._followers.pop(job.id, None)
+        if follower is not None and not follower.done():
+            follower.set_result(outcome)
+        self.ended(job, outcome)
 
     async def _carry_out(self, job: Job, run: RunId) -> Outcome:
         await settled(self.threads.state, self.state.save_job, job)
@@ -256,6 +278,15 @@ class Crew:
     async def list_points(self, vm: VmId) -> None:
         """Read the restore points of a VM from the repository again."""
         self.world.set_points(vm, await settled(self.threads.repository, self.repository.points, vm))
+
+    async def list_all_points(self) -> None:
+        """Read every restore point from the repository again."""
+        listed = await settled(self.threads.repository, self.repository.points)
+        by_vm: dict[VmId, list[RestorePoint]] = {vm: [] for vm in self.world.points}
+        for point in listed:
+            by_vm.setdefault(point.vm, []).append(point)
+        for vm, points in by_vm.items():
+            self.world.set_points(vm, points)
 
     def _name(self, vm: VmId) -> str:
         row = self.world.rows.get(vm)

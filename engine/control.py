@@ -1,0 +1,199 @@
+"""What an operator asks of a running engine, carried out: `engine.commands.Control` over the engine's parts."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine import maintenance, operations, overview
+from engine.commands import (
+    BackUpDisk,
+    BackUpVm,
+    QueryAnswer,
+    QueryLimits,
+    Reclaim,
+    RestoreToFile,
+    RestoreToVm,
+    Task,
+    TaskReport,
+    Verify,
+)
+from engine.failures import BadInput
+from engine.parts import Parts
+from engine.records import Audited
+from engine.repository_views import repository_views
+from engine.sql import select
+from engine.state_views import export_views
+from engine.tasks import Body
+from engine.threads import settled
+from metrics.exposition import render
+from policies.explanation import explain
+from policies.facts import PointId, RestorePoint, VmId
+
+
+@dataclass(slots=True)
+class Controls:
+    """See `engine.commands.Control` for what each method promises."""
+
+    parts: Parts
+
+    async def health(self) -> Mapping[str, Any]:
+        found = overview.problems(self.parts)
+        return {"ok": not found, "problems": found}
+
+    async def status(self) -> Mapping[str, Any]:
+        return await overview.status(self.parts)
+
+    async def points(self, vm: str | None) -> Sequence[RestorePoint]:
+        repository, pool = self.parts.repository, self.parts.threads.repository
+        if vm is None:
+            return await settled(pool, repository.points)
+        found: list[RestorePoint] = []
+        for vm_id in self._named(vm):
+            found += await settled(pool, repository.points, vm_id)
+        return sorted(found, key=lambda point: point.taken_at)
+
+    async def point(self, reference: str) -> Mapping[str, Any]:
+        point = await self._find(reference)
+        detail = await settled(self.parts.threads.repository, self.parts.repository.detail, point)
+        return operations.shown(detail)
+
+    async def hold(self, reference: str, reason: str, who: str) -> None:
+        point = await self._find(reference)
+        pool, repository = self.parts.threads.repository, self.parts.repository
+        await settled(pool, repository.mark_hold, point, reason, self.parts.now())
+        await self._did(who, "hold", point, reason)
+
+    async def release(self, reference: str, reason: str | None, who: str) -> None:
+        point = await self._find(reference)
+        pool, repository = self.parts.threads.repository, self.parts.repository
+        await settled(pool, repository.release, point, reason, self.parts.now())
+        await self._did(who, "release", point, reason or "all holds")
+
+    async def expire(self, reference: str, reason: str, who: str, *, last: bool = False) -> None:
+        point = await self._find(reference)
+        pool, repository = self.parts.threads.repository, self.parts.repository
+        if not last:
+            await settled(pool, maintenance.check_last_good, repository, point)
+        await settled(pool, repository.expire, point, reason, self.parts.now())
+        self.parts.metrics.points_expired(1)
+        await self._did(who, "expire", point, reason)
+
+    async def submit(self, task: Task, who: str) -> str:
+        kind, body = await self._body(task, who)
+        return self.parts.tasks.submit(kind, body)
+
+    async def _body(self, task: Task, who: str) -> tuple[str, Body]:
+        match task:
+            case BackUpVm():
+                vm = self._one(task.vm)
+                return "backup", operations.back_up_vm(self.parts, vm, task, who, secrets.token_hex(6))
+            case BackUpDisk():
+                return "backup-disk", operations.back_up_disk(self.parts, task)
+            case RestoreToFile():
+                return "restore-file", operations.restore_file(self.parts, await self._find(task.point), task)
+            case RestoreToVm():
+                hypervisor = self._hypervisor(task.vcenter)
+                return "restore-vm", operations.restore_to_vm(
+                    self.parts, await self._find(task.point), hypervisor, task
+                )
+            case Verify():
+                points = [await self._find(reference) for reference in task.points]
+                return "verify", operations.verify_repository(self.parts, points)
+            case Reclaim():
+                return "reclaim", operations.reclaim_repository(self.parts, plan_only=task.plan_only)
+
+    async def task(self, id: str, wait_seconds: float) -> TaskReport:
+        return await self.parts.tasks.report(id, wait_seconds)
+
+    async def cancel(self, id: str, who: str) -> None:
+        self.parts.tasks.cancel(id)
+
+    async def explain(self, vm: str) -> Mapping[str, Any]:
+        parts, vm_id = self.parts, self._one(vm)
+        seen = parts.world.vms.get(vm_id)
+        if seen is None:
+            raise BadInput(f"{vm} is not in the inventory now", hint="its restore points: backstay points")
+        said = explain(parts.rulebook.in_force, seen, parts.world.facts(parts.now()))
+        decisions = await settled(parts.threads.state, parts.state.decisions_of, vm_id)
+        names = ("at", "kind", "policy", "rule", "reason", "event", "job")
+        return {
+            **said.as_json(),
+            "text": said.render(),
+            "decisions": [dict(zip(names, row, strict=True)) for row in decisions],
+        }
+
+    async def pending_policies(self) -> Mapping[str, Any]:
+        rulebook = self.parts.rulebook
+        await rulebook.look()
+        await rulebook.replan()
+        plan = rulebook.plan
+        if plan is None:
+            return {}
+        sentences = [*(c.sentence for c in plan.losing), *(c.sentence for c in plan.expiring)]
+        return {
+            "digest": plan.id,
+            "sentences": [*sentences, *plan.refusals],
+            "text": plan.render(),
+            "plan": plan.as_json(),
+        }
+
+    async def apply_policies(self, digest: str, who: str) -> Mapping[str, Any]:
+        plan = await self.parts.rulebook.apply(digest, who)
+        return {"digest": plan.id, "text": plan.render()}
+
+    async def select(self, query: str, limits: QueryLimits) -> QueryAnswer:
+        return await settled(self.parts.threads.long, select, query, self._sources(), limits)
+
+    async def views(self) -> Mapping[str, Sequence[str]]:
+        sources = self._sources()
+        columns = {}
+        for name, read in sources.items():
+            table = await settled(self.parts.threads.long, read)
+            columns[name] = list(table.schema.names)
+        return columns
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        shown = render(self.parts.metrics.registry, accept)
+        return shown.body, shown.content_type
+
+    def _sources(self) -> dict[str, Any]:
+        state = {
+            name: (lambda read=read: self.parts.threads.state.submit(read).result())
+            for name, read in export_views(self.parts.state).items()
+        }
+        return {**repository_views(self.parts.repository), **state}
+
+    async def _find(self, reference: str) -> PointId:
+        return await settled(self.parts.threads.repository, self.parts.repository.find, reference)
+
+    def _named(self, name: str) -> list[VmId]:
+        found = self.parts.world.named(name)
+        if not found:
+            raise BadInput(f"no VM is known as {name}", hint="see: backstay status")
+        return found
+
+    def _one(self, name: str) -> VmId:
+        found = self._named(name)
+        if len(found) > 1:
+            raise BadInput(f"{len(found)} VMs are called {name}: {', '.join(found)}", hint="name one by its id")
+        return found[0]
+
+    def _hypervisor(self, name: str) -> Any:
+        parts = self.parts
+        known = {parts.names.get(uuid, uuid): hypervisor for uuid, hypervisor in parts.hypervisors.items()}
+        if name:
+            chosen = known.get(name) or parts.hypervisors.get(name)
+            if chosen is None:
+                raise BadInput(f"no vCenter is called {name}", hint=f"there is: {', '.join(sorted(known)) or 'none'}")
+            return chosen
+        if len(known) != 1:
+            raise BadInput("name the vCenter to restore to", hint=f"there is: {', '.join(sorted(known)) or 'none'}")
+        return next(iter(known.values()))
+
+    async def _did(self, who: str, action: str, point: PointId, detail: str) -> None:
+        parts = self.parts
+        await settled(parts.threads.state, parts.state.audit, Audited(parts.now(), who, action, point, detail))
+        await parts.crew.list_all_points()

@@ -1,0 +1,278 @@
+"""The bodies of the tasks that operators submit: backup, restore, verify, reclaim. Each returns plain values."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from connectors.disk_files import is_nbd
+from connectors.disks import Extent
+from connectors.hypervisor import RestoreTarget
+from engine import maintenance, overview, upkeep
+from engine.commands import BackUpDisk, BackUpVm, RestoreToFile, RestoreToVm
+from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict
+from engine.file_restore import restore_to_file
+from engine.inbox import Told
+from engine.jobs import Abandoned, Done, Failed, JobId, Outcome
+from engine.parts import Parts
+from engine.plain import plain, point_row
+from engine.ports import Hypervisor
+from engine.rawdisk import RawDisk, back_up_file
+from engine.rawnbd import back_up_nbd
+from engine.restore import restore_vm
+from engine.tasks import Body, Watch
+from engine.threads import settled
+from policies.decision import BackUp
+from policies.facts import Event, EventType, PointId, VmId
+from storage.reclaim import SafetyAges
+from storage.repository import PointDetail
+
+PROGRESS_SECONDS = 0.5
+"""How often the progress of a run is looked at for who follows it."""
+
+
+def shown(detail: PointDetail) -> Mapping[str, Any]:
+    """One restore point with all that is recorded of it."""
+    return {
+        "id": detail.id,
+        "vm": detail.head.vm_name,
+        "vm_id": detail.head.vm,
+        "taken_at": detail.head.taken_at,
+        "committed_at": detail.committed_at,
+        "consistency": detail.head.consistency,
+        "attributes": dict(detail.head.attributes),
+        "aliases": dict(detail.head.aliases),
+        "disks": [
+            {
+                "label": record.head.name,
+                "capacity_bytes": record.head.capacity_bytes,
+                "uuid": record.head.uuid,
+                "read_bytes": record.read_bytes,
+                "new_bytes": record.new_bytes,
+                "stored_bytes": record.stored_bytes,
+                "dedup_bytes": record.dedup_bytes,
+                "mapped_bytes": record.mapped_bytes,
+                **dict(record.head.attributes),
+            }
+            for record in detail.disks
+        ],
+        "unprotected": [list(one) for one in detail.unprotected],
+        "holds": list(detail.holds),
+        "locked_until": detail.locked_until,
+        "expiring_since": detail.expiring_since,
+        "verified_at": detail.verified_at,
+        "damaged": detail.damaged,
+    }
+
+
+def back_up_vm(parts: Parts, vm: VmId, asked: BackUpVm, who: str, request: str) -> Body:
+    """A person's request goes the way of every event; the task waits for the job that it led to or joined."""
+
+    async def body(watch: Watch) -> Mapping[str, Any]:
+        event = Event(
+            key=f"api:{request}",
+            type=EventType.BACKUP_REQUESTED,
+            at=parts.now(),
+            source="api",
+            vm=vm,
+            user=who,
+            detail={"reason": asked.reason},
+        )
+        if asked.full:
+            await settled(
+                parts.threads.state, parts.state.distrust, vm, "a full read was asked for", event.key, parts.now()
+            )
+        watch.say("waiting for its turn")
+        rulings = await parts.inbox.put(Told(event, person=True))
+        job = next((r.job for r in rulings if isinstance(r.decision, BackUp) and r.job is not None), None)
+        if job is None:
+            said = "; ".join(r.decision.reason for r in rulings) or "nothing was decided"
+            raise BadInput(f"not backed up: {said}")
+        match await _outcome(parts, job, watch):
+            case Done() as done:
+                return await _made(parts, vm, done)
+            case Failed() as failed:
+                again = f"; tried again at {failed.retry_at:%H:%M:%S} UTC" if failed.retry_at else ""
+                raise RemoteFailure(Verdict(Kind(failed.kind), Exit(failed.exit_code), failed.error + again))
+            case Abandoned() as given_up:
+                raise BadInput(f"not backed up: {given_up.reason}")
+
+    return body
+
+
+async def _outcome(parts: Parts, job: JobId, watch: Watch) -> Outcome:
+    """Follow a job to the end of its next run."""
+    follower = parts.crew.follow(job)
+    while not follower.done():
+        attempt = next((a for a in parts.crew.active.values() if a.job.id == job), None)
+        if attempt is not None:
+            watch.note = attempt.tally.stage
+            watch.done, watch.total = sum(attempt.tally.done.values()), sum(attempt.tally.planned.values())
+            watch.changed.set()
+        await asyncio.wait({follower}, timeout=PROGRESS_SECONDS)
+    return follower.result()
+
+
+async def _made(parts: Parts, vm: VmId, done: Done) -> Mapping[str, Any]:
+    listed = await settled(parts.threads.repository, parts.repository.points, vm)
+    return {
+        **next((point_row(point) for point in listed if point.id == done.point), {}),
+        "moved": done.moved,
+        "warnings": list(done.warnings),
+        "unprotected": [list(one) for one in done.unprotected],
+        "disks": plain(done.disks),
+        "exit_code": int(Exit.PARTIAL if done.unprotected else Exit.DONE),
+    }
+
+
+def back_up_disk(parts: Parts, asked: BackUpDisk) -> Body:
+    """A disk that is in no vCenter, read by the engine because it owns the repository."""
+    changed = None if asked.changed is None else [Extent(offset, length) for offset, length in asked.changed]
+    raw = RawDisk(asked.source, asked.name, changed)
+
+    async def body(watch: Watch) -> Mapping[str, Any]:
+        begin, advance = _steps(watch)
+        if is_nbd(asked.source):
+            point = await back_up_nbd(parts.repository, raw, parts.now(), begin, advance)
+        else:
+            point = await settled(parts.threads.long, back_up_file, parts.repository, raw, parts.now(), begin, advance)
+        parts.world.set_points(point.vm, [*parts.world.points.get(point.vm, ()), point])
+        return point_row(point)
+
+    return body
+
+
+def restore_file(parts: Parts, point: PointId, asked: RestoreToFile) -> Body:
+    """Disks of a restore point become files on the engine's host."""
+
+    async def body(watch: Watch) -> Mapping[str, Any]:
+        detail = await settled(parts.threads.repository, parts.repository.detail, point)
+        labels = [record.head.name for record in detail.disks]
+        if asked.disk and asked.disk not in labels:
+            raise BadInput(f"restore point {point} has no disk {asked.disk}", hint=f"it has: {', '.join(labels)}")
+        chosen = [asked.disk] if asked.disk else labels
+        targets = {chosen[0]: asked.target} if len(chosen) == 1 else _files(asked.target, chosen)
+        results = []
+        for label, target in targets.items():
+            disk = await settled(parts.threads.repository, parts.repository.read_disk, point, label)
+            begin, _ = _steps(watch)
+            begin(f"{point} {label}", disk.record.mapped_bytes)
+
+            def progress(done: int) -> None:
+                watch.done = done
+
+            written = await settled(
+                parts.threads.long, restore_to_file, disk, target, force=asked.force, progress=progress
+            )
+            results.append(
+                {
+                    "point": point,
+                    "disk": label,
+                    "target": str(target),
+                    "capacity_bytes": disk.capacity_bytes,
+                    "written_bytes": written,
+                }
+            )
+        parts.metrics.operation_finished("restore", "done")
+        return results[0] if len(results) == 1 else {"point": point, "disks": results}
+
+    return body
+
+
+def _files(folder: Path, labels: list[str]) -> dict[str, Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return {label: folder / f"{label.replace('/', '_')}.raw" for label in labels}
+
+
+def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: RestoreToVm) -> Body:
+    """A restore point becomes a new VM."""
+    target = RestoreTarget(
+        name=asked.name,
+        folder=asked.folder,
+        resource_pool=asked.resource_pool,
+        datastore=asked.datastore,
+        host=asked.host,
+        network_map=dict(asked.network_map),
+    )
+
+    async def body(watch: Watch) -> Mapping[str, Any]:
+        detail = await settled(parts.threads.repository, parts.repository.detail, point)
+        begin, advance = _steps(watch)
+        begin(f"{point} to {asked.name}", sum(record.mapped_bytes for record in detail.disks))
+        run = parts.mint_run()
+        with parts.crew.alive(run):
+            made = await restore_vm(
+                parts.repository,
+                point,
+                hypervisor,
+                target,
+                parts.threads,
+                run=run,
+                transports=parts.config.transport.order,
+                advance=advance,
+            )
+        parts.metrics.operation_finished("restore", "done")
+        return {
+            "point": point,
+            "vm": made.vm.name,
+            "moref": made.vm.address.moref,
+            "vcenter": parts.names.get(made.vm.address.vcenter, made.vm.address.vcenter),
+            "written_bytes": made.written_bytes,
+        }
+
+    return body
+
+
+def verify_repository(parts: Parts, points: list[PointId]) -> Body:
+    """Read back and compare; the exit code tells of damage."""
+
+    async def body(watch: Watch) -> Mapping[str, Any]:
+        watch.say("reading everything back")
+        report = await maintenance.verify_points(
+            parts.repository, parts.threads, now=parts.now(), points=points or None
+        )
+        await parts.crew.list_all_points()
+        if not points:
+            upkeep.note_verified(parts, report)
+        await overview.publish_repository(parts)
+        parts.metrics.operation_finished("verify", "done" if report.sound else "failed")
+        return {**plain(report), "sound": report.sound, "exit_code": int(Exit.DONE if report.sound else Exit.DAMAGED)}
+
+    return body
+
+
+def reclaim_repository(parts: Parts, *, plan_only: bool) -> Body:
+    """Free what nothing needs, or only say what that would be."""
+
+    async def body(watch: Watch) -> Mapping[str, Any]:
+        watch.say("looking for what nothing needs")
+        ages = SafetyAges(young_pack=parts.config.maintenance.orphan_pack)
+        plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
+        said: dict[str, Any] = {
+            "planned": {"drop": plain(plan.drop), "rewrite": plain(plan.rewrite), "total_bytes": plan.total_bytes}
+        }
+        if plan_only:
+            return {**said, "exit_code": int(Exit.PARTIAL if plan.drop or plan.rewrite else Exit.DONE)}
+        watch.say("freeing packs")
+        outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
+        parts.metrics.reclaimed(outcome.freed_bytes)
+        parts.metrics.operation_finished("reclaim", "done")
+        return {**said, **plain(outcome)}
+
+    return body
+
+
+def _steps(watch: Watch) -> tuple[Callable[[str, int], None], Callable[[int], None]]:
+    lock = threading.Lock()
+
+    def begin(note: str, total: int) -> None:
+        watch.note, watch.total, watch.done = note, total, 0
+
+    def advance(step: int) -> None:
+        with lock:
+            watch.done += step
+
+    return begin, advance

@@ -1,0 +1,224 @@
+"""How the engine is doing, as plain values: for `status`, for health checks and for the coverage metrics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from engine.jobs import JobKind, JobState
+from engine.parts import Parts
+from engine.threads import settled
+from metrics.labels import CoverageState, RepositoryState, VmCoverage
+from policies.decision import BackUp
+from policies.facts import Vm, VmId
+from policies.policyset import PolicySet
+from policies.protection import due_of, protection
+
+
+def coverage(parts: Parts) -> list[VmCoverage]:
+    """Every VM that is there, as the coverage metrics show it."""
+    policies = parts.rulebook.in_force
+    return [_covered(parts, policies, vm) for vm in parts.world.vms.values()]
+
+
+def _covered(parts: Parts, policies: PolicySet, vm: Vm) -> VmCoverage:
+    effective = protection(policies, vm)
+    history = parts.world.history.get(vm.id)
+    goals = [p.timing.rpo for p in effective.scheduling if p.timing.rpo is not None]
+    state = CoverageState.PROTECTED if effective.policies else CoverageState.UNPROTECTED
+    row = parts.world.rows.get(vm.id)
+    return VmCoverage(
+        vcenter=parts.names.get(vm.address.vcenter, vm.address.vcenter),
+        vm_id=vm.id,
+        vm=vm.name,
+        state=state,
+        known_since=row.first_seen if row is not None else parts.started_at,
+        last_success=history.last_success if history is not None else None,
+        policy=effective.scheduling[0].name
+        if effective.scheduling
+        else (effective.winner.name if effective.winner else ""),
+        rpo_seconds=min(goals).total_seconds() if goals else None,
+        consecutive_failures=history.consecutive_failures if history is not None else 0,
+        unprotected_disks=sum(1 for disk in vm.disks if disk.unprotected),
+        moref=vm.address.moref,
+    )
+
+
+def publish(parts: Parts) -> None:
+    """Bring the metrics about VMs, policies and the queue up to date."""
+    metrics, rulebook = parts.metrics, parts.rulebook
+    metrics.cover(coverage(parts))
+    metrics.policies_loaded(policy.name for policy in rulebook.in_force.policies)
+    metrics.policy_files_checked(len(rulebook.problems))
+    plan = rulebook.plan
+    metrics.reload_pending(len(plan.losing) + len(plan.expiring) if plan else 0, rulebook.pending_since)
+    jobs = parts.world.jobs.values()
+    metrics.queue(
+        waiting=sum(job.state is JobState.PENDING for job in jobs),
+        running=sum(job.state is JobState.RUNNING for job in jobs),
+    )
+
+
+async def publish_repository(parts: Parts) -> None:
+    """Bring the metrics about the repository up to date."""
+    sizes = await settled(parts.threads.repository, parts.repository.sizes)
+    points = [point for listed in parts.world.points.values() for point in listed]
+    parts.metrics.repository(
+        RepositoryState(
+            repository=parts.config.repository.path.name,
+            stored_bytes=sizes.stored_bytes,
+            logical_bytes=sizes.logical_bytes,
+            free_bytes=sizes.free_bytes,
+            chunks=sizes.chunks,
+            packs=sizes.packs,
+            points=sizes.points,
+            held_points=sum(bool(point.holds) for point in points),
+            damaged_points=sum(point.damaged for point in points),
+            damaged_objects=parts.verified.damaged,
+            last_verified=parts.verified.at,
+            verify=parts.verified.state,
+        )
+    )
+
+
+def problems(parts: Parts) -> list[str]:
+    """What a person should look at, each in a sentence; empty when all is well."""
+    found = [f"{name}: {why}" for name, why in sorted(parts.unreachable.items())]
+    found += [f"{name}: {why}" for name, why in sorted(parts.sources.troubles.items())]
+    found += [f"policies: {problem}" for problem in parts.rulebook.problems]
+    if parts.retention_refused:
+        found.append(f"retention: {parts.retention_refused}")
+    found += [sentence for vm, sentence in parts.world.alerts.items() if vm in parts.world.vms]
+    return found
+
+
+def waiting_for_a_person(parts: Parts) -> list[str]:
+    """The pending change of policies, in sentences."""
+    plan = parts.rulebook.plan
+    if plan is None:
+        return []
+    return [
+        *(change.sentence for change in plan.losing),
+        *(change.sentence for change in plan.expiring),
+        *plan.refusals,
+        f"confirm with: backstay policy apply {plan.id}",
+    ]
+
+
+async def status(parts: Parts) -> Mapping[str, Any]:
+    """All of it."""
+    sizes = await settled(parts.threads.repository, parts.repository.sizes)
+    now = parts.now()
+    rows = [_vm_row(parts, vm, now) for vm in sorted(parts.world.vms.values(), key=lambda vm: vm.name)]
+    jobs = parts.world.jobs.values()
+    return {
+        "engine": {
+            "name": parts.config.name,
+            "version": parts.version,
+            "pid": os.getpid(),
+            "started_at": parts.started_at,
+            "addresses": dict(parts.addresses),
+        },
+        "vcenters": [
+            {
+                "vcenter": uuid,
+                "name": parts.names.get(uuid, uuid),
+                "inventory_at": parts.world.complete.get(uuid),
+                "events_at": parts.sources.alive.get(f"{uuid}/events"),
+                "trouble": parts.sources.troubles.get(
+                    f"{uuid}/events", parts.sources.troubles.get(f"{uuid}/inventory", "")
+                ),
+                "vms": sum(vm.address.vcenter == uuid for vm in parts.world.vms.values()),
+            }
+            for uuid in parts.hypervisors
+        ],
+        "coverage": {
+            "vms": len(rows),
+            "protected": sum(row["protected"] for row in rows),
+            "unprotected": [row["vm"] for row in rows if not row["protected"]],
+            "never_backed_up": [row["vm"] for row in rows if row["protected"] and row["last_success"] is None],
+            "late": [row["vm"] for row in rows if row["late"]],
+        },
+        "vms": rows,
+        "queue": {
+            "waiting": [_job_row(parts, job) for job in jobs if job.state is JobState.PENDING],
+            "running": [_job_row(parts, job) for job in jobs if job.state is JobState.RUNNING],
+        },
+        "repository": {
+            "location": str(parts.repository.location),
+            "encrypted": parts.repository.encrypted,
+            "stored_bytes": sizes.stored_bytes,
+            "logical_bytes": sizes.logical_bytes,
+            "free_bytes": sizes.free_bytes,
+            "chunks": sizes.chunks,
+            "packs": sizes.packs,
+            "points": sizes.points,
+        },
+        "policies": {
+            "in_force": [policy.name for policy in parts.rulebook.in_force.policies],
+            "hash": parts.rulebook.in_force.hash,
+            "pending": parts.rulebook.plan.id if parts.rulebook.plan else "",
+        },
+        "upkeep": dict(parts.upkeep),
+        "waits_for_a_person": waiting_for_a_person(parts),
+        "problems": problems(parts),
+    }
+
+
+def _vm_row(parts: Parts, vm: Vm, now: datetime) -> dict[str, Any]:
+    facts = parts.world.facts(now)
+    effective = protection(parts.rulebook.in_force, vm)
+    found = due_of(effective, vm.id, facts)
+    history = parts.world.history.get(vm.id)
+    points = parts.world.points.get(vm.id, ())
+    goals = [p.timing.rpo for p in effective.scheduling if p.timing.rpo is not None]
+    last = history.last_success if history else None
+    return {
+        "vm": vm.name,
+        "vm_id": vm.id,
+        "vcenter": parts.names.get(vm.address.vcenter, vm.address.vcenter),
+        "host": vm.host,
+        "power": vm.power,
+        "protected": bool(effective.policies),
+        "policies": [policy.name for policy in effective.policies],
+        "points": len(points),
+        "last_success": last,
+        "due_at": found[1].at if found else None,
+        "rpo_seconds": min(goals).total_seconds() if goals else None,
+        "late": bool(goals and (last is None or now - last > min(goals)) and effective.policies),
+        "last_failure": history.last_failure if history and history.consecutive_failures else "",
+        "running": bool(history and history.running),
+        "pending": bool(history and history.pending),
+        "refusal": vm.refusal,
+        "unprotected_disks": [[disk.label, disk.unprotected] for disk in vm.disks if disk.unprotected],
+        "standing": _said(parts, vm.id),
+    }
+
+
+def _said(parts: Parts, vm: VmId) -> str:
+    decision = parts.dispatcher.standing.get(vm)
+    return "" if decision is None or isinstance(decision, BackUp) else decision.reason
+
+
+def _job_row(parts: Parts, job: Any) -> dict[str, Any]:
+    row = parts.world.rows.get(job.vm)
+    attempt = parts.crew.active.get(job.run) if job.run else None
+    waits = {one.decision.key: one.reason for one in parts.queue.waiting}
+    return {
+        "job": job.id,
+        "kind": job.kind,
+        "vm": row.traits.name if row is not None else job.vm,
+        "policy": job.policy,
+        "rule": job.rule,
+        "reason": job.reason,
+        "not_before": job.not_before,
+        "deadline": job.deadline,
+        "attempts": job.attempts,
+        "last_error": job.last_error,
+        "waits_because": waits.get(job.key, "") if job.kind is JobKind.BACKUP else "",
+        "stage": attempt.tally.stage if attempt else "",
+        "done_bytes": sum(attempt.tally.done.values()) if attempt else 0,
+        "planned_bytes": sum(attempt.tally.planned.values()) if attempt else 0,
+    }

@@ -1,0 +1,68 @@
+"""Everything that a running engine consists of, put together by `engine.service` and shared by its loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from engine.backup import Means
+from engine.config import Config
+from engine.dispatch import Dispatcher
+from engine.inbox import Inbox
+from engine.jobqueue import JobQueue
+from engine.jobs import RunId
+from engine.ports import Bus, Hypervisor
+from engine.rulebook import Rulebook
+from engine.sources import Sources
+from engine.state import State
+from engine.tasks import TaskBoard
+from engine.threads import Threads
+from engine.worker import Crew
+from engine.world import World
+from metrics.labels import VerifyState
+from metrics.registry import Metrics
+from storage.repository import Repository
+
+
+@dataclass(slots=True)
+class Verified:
+    """What the newest verification of the repository found."""
+
+    state: VerifyState = VerifyState.NEVER
+    at: datetime | None = None
+    damaged: int = 0
+
+
+@dataclass(slots=True)
+class Parts:
+    """See the module. `upkeep` has the newest result of each kind of maintenance, in a sentence."""
+
+    config: Config
+    version: str
+    started_at: datetime
+    now: Callable[[], datetime]
+    threads: Threads
+    state: State
+    repository: Repository
+    hypervisors: dict[str, Hypervisor]
+    means: dict[str, Means]
+    names: dict[str, str]
+    """The configured name of each vCenter, by its instance UUID."""
+    world: World
+    rulebook: Rulebook
+    inbox: Inbox
+    dispatcher: Dispatcher
+    queue: JobQueue
+    crew: Crew
+    sources: Sources
+    tasks: TaskBoard
+    metrics: Metrics
+    mint_run: Callable[[], RunId]
+    bus: Bus | None = None
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    upkeep: dict[str, str] = field(default_factory=dict)
+    verified: Verified = field(default_factory=Verified)
+    retention_refused: str = ""
+    unreachable: dict[str, str] = field(default_factory=dict)
+    """Configured vCenters that were not reached yet, with why."""

@@ -1,0 +1,129 @@
+"""The policies in force, the files beside them, and the change between the two that may wait for a person.
+
+A broken file changes nothing. What a change adds takes effect at once; what would leave a VM unprotected or newly
+expire a restore point stays pending until it is confirmed by its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from engine.state import State
+from engine.threads import Threads, settled
+from policies.errors import PolicyError, Problem
+from policies.facts import Facts
+from policies.loading import load, load_texts
+from policies.planning import ReloadPlan, plan_reload
+from policies.policyset import PolicySet
+from storage.errors import Refused
+
+log = logging.getLogger("engine.policies")
+
+UNKNOWN_BEFORE = {"(before).toml": 'schema = 1\n[policy.what-was-before]\nselect.all = ["*"]\n'}
+"""Stands for policies that a lost state does not tell any more: they protect nothing and keep every restore point."""
+
+
+def fingerprint(directory: Path) -> str:
+    """A hash of every policy file's name and content; changes when anything that counts does."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for file in sorted(directory.rglob("*.toml")):
+            digest.update(str(file).encode() + b"\0")
+            digest.update(file.read_bytes() + b"\0")
+    except OSError as error:
+        digest.update(repr(error.errno).encode())
+    return digest.hexdigest()
+
+
+@dataclass(slots=True)
+class Rulebook:
+    """See the module. Touched from the event loop alone; files and state in threads."""
+
+    directory: Path
+    state: State
+    threads: Threads
+    facts: Callable[[datetime], Facts]
+    now: Callable[[], datetime]
+    changed: Callable[[], None] = lambda: None
+    accepted: PolicySet = field(default_factory=PolicySet)
+    in_force: PolicySet = field(default_factory=PolicySet)
+    problems: tuple[Problem, ...] = ()
+    plan: ReloadPlan | None = None
+    pending_since: datetime | None = None
+    _files: PolicySet | None = None
+    _seen: str = ""
+
+    async def start(self, *, keep_everything: bool) -> None:
+        """Take over what was accepted before. With keep_everything, nobody knows: no restore point newly expires."""
+        texts = await settled(self.threads.state, self.state.policy_files)
+        if texts:
+            self.accepted = load_texts(texts)
+        elif keep_everything:
+            self.accepted = load_texts(UNKNOWN_BEFORE)
+        self.in_force = self.accepted
+        await self.look()
+
+    async def look(self) -> bool:
+        """Read the files if they changed; whether they did."""
+        seen = await settled(self.threads.long, fingerprint, self.directory)
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        try:
+            self._files = await settled(self.threads.long, load, self.directory)
+        except PolicyError as error:
+            self.problems = error.problems
+            log.error("policies not loaded, the old ones stay", extra={"problems": str(error)})
+        else:
+            self.problems = ()
+            await self.replan()
+        self.changed()
+        return True
+
+    async def replan(self) -> None:
+        """Compare the files with what is in force, as the inventory is now."""
+        if self._files is None or (self.plan is None and self._files.hash == self.accepted.hash):
+            return
+        plan = plan_reload(self.accepted, self._files, self.facts(self.now()))
+        if plan.pending:
+            self.in_force = plan.effective
+            if self.plan is None or self.plan.id != plan.id:
+                log.warning("change of policies waits for confirmation", extra={"digest": plan.id})
+            self.pending_since = self.pending_since or self.now()
+            self.plan = plan
+            return
+        await self._accept(plan, "engine")
+
+    async def apply(self, digest: str, who: str) -> ReloadPlan:
+        """Confirm the pending change; Refused when it is not this one, or a guard forbids it."""
+        await self.look()
+        await self.replan()
+        plan = self.plan
+        if plan is None:
+            raise Refused("no change of policies waits for confirmation")
+        if plan.id != digest:
+            raise Refused(
+                f"the pending change is {plan.id} by now, not {digest}", hint="look at it again: backstay policy apply"
+            )
+        await self._accept(plan, who)
+        return plan
+
+    async def _accept(self, plan: ReloadPlan, who: str) -> None:
+        said = "; ".join([*(c.sentence for c in plan.losing), *(c.sentence for c in plan.expiring)])
+        await settled(
+            self.threads.state,
+            self.state.accept_policies,
+            dict(plan.new.texts),
+            who=who,
+            detail=said or "nothing loses protection",
+            now=self.now(),
+        )
+        self.accepted = self.in_force = plan.new
+        self.plan = self.pending_since = None
+        log.info("policies in force", extra={"policies": len(plan.new.policies), "who": who})
+        self.changed()

@@ -1,0 +1,268 @@
+"""The engine as a process: it alone knows which hypervisor, bus and metrics there are, and runs every loop.
+
+One TaskGroup holds the loops. SIGTERM and SIGINT end it: backups under way are abandoned with their snapshots
+removed, their jobs wait for the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from connectors.bus import open_bus
+from connectors.errors import ConnectorError, LoginRefused
+from connectors.nats_login import BusSettings
+from connectors.vsphere.hypervisor import VCenter, VCenterSettings
+from connectors.vsphere.session import SessionSettings
+from connectors.vsphere.transport_settings import TransportSettings
+from engine import config as configuration
+from engine import logs, upkeep
+from engine.api import serve
+from engine.config import Config
+from engine.control import Controls
+from engine.endpoints import Endpoints, open_endpoints
+from engine.failures import BadInput
+from engine.parts import Parts
+from engine.ports import Hypervisor
+from engine.sources import Patience
+from engine.startup import add_hypervisor, assemble, engine_id, policies_folder, recover
+from engine.state import State
+from engine.threads import Threads
+from metrics.registry import Metrics
+from storage.repository import Repository, open_repository
+
+log = logging.getLogger("engine.service")
+
+METRICS_SECONDS = 5.0
+"""How often metrics that are read from tables are made anew."""
+
+
+def utc_now() -> datetime:
+    """The clock of the process."""
+    return datetime.now(UTC)
+
+
+Opener = Callable[[str, configuration.VCenter, Config], Awaitable[Hypervisor]]
+
+
+async def connect(name: str, vcenter: configuration.VCenter, config: Config) -> Hypervisor:
+    """Log in to one vCenter; LoginRefused or Unreachable."""
+    transport = config.transport
+    nbdkit, *arguments = transport.nbdkit
+    settings = VCenterSettings(
+        session=SessionSettings(
+            host=vcenter.host,
+            port=vcenter.port,
+            user=vcenter.user,
+            password=vcenter.password.read,
+            engine_id=engine_id(config),
+            ca_file=vcenter.ca_file,
+        ),
+        transports=TransportSettings(
+            order=transport.order,
+            nbdkit=nbdkit,
+            plugin=(*arguments, *transport.plugin),
+            libdir=str(transport.libdir or ""),
+            proxy=transport.proxy,
+            device_folder=transport.device_folder,
+            stats_folder=_stats_folder(),
+            environment=_for_nbdkit(),
+        ),
+    )
+    return await VCenter.connect(settings)
+
+
+def _stats_folder() -> Path | None:
+    named = os.environ.get("BACKSTAY_NBDKIT_STATS")
+    return Path(named) if named else None
+
+
+def _for_nbdkit() -> dict[str, str]:
+    """What nbdkit's plugin may see of our environment: where a stand-in for VMware's library finds its lab."""
+    return {name: value for name, value in os.environ.items() if name == "BACKSTAY_LAB_ROOT"}
+
+
+def _bus_settings(bus: configuration.Bus) -> BusSettings:
+    for name, secret in (("password", bus.password), ("token", bus.token)):
+        if secret is not None and secret.kind != "file":
+            raise BadInput("must be read from a file", where=f"bus.{name}", hint=f'write {name} = "file:/path"')
+    return BusSettings(
+        servers=bus.servers,
+        site=bus.site,
+        user=bus.user,
+        password_file=Path(bus.password.place) if bus.password is not None else None,
+        token_file=Path(bus.token.place) if bus.token is not None else None,
+        credentials_file=bus.credentials,
+        tls_ca=bus.ca_file,
+    )
+
+
+class _Stopped(Exception):
+    """Ends the service's loops."""
+
+
+@dataclass(slots=True)
+class Service:
+    """Loops over parts. `open_hypervisor` and `ready` are there for tests of the engine without a vCenter."""
+
+    parts: Parts
+    endpoints: Endpoints | None = None
+    open_hypervisor: Opener = connect
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Until `stopping` is set."""
+        parts, timers = self.parts, self.parts.config.timers
+        try:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(self._stop())
+                loops.create_task(parts.dispatcher.run())
+                for name, vcenter in parts.config.vcenter.items():
+                    loops.create_task(self._follow(name, vcenter))
+                for _ in range(parts.config.limits.total + 1):
+                    loops.create_task(parts.crew.work())
+                loops.create_task(parts.tasks.run())
+                loops.create_task(parts.sources.tick(timers.clock))
+                loops.create_task(parts.sources.watch_policies(parts.rulebook, timers.policies))
+                loops.create_task(upkeep.every(parts, "janitor", timers.janitor, upkeep.sweep))
+                loops.create_task(upkeep.every(parts, "retention", timers.retention, upkeep.retain))
+                loops.create_task(upkeep.every(parts, "reclaim", timers.reclaim, upkeep.reclaim))
+                loops.create_task(upkeep.every(parts, "verify", timers.verify, upkeep.verify))
+                loops.create_task(self._publish())
+                if parts.config.bus is not None:
+                    loops.create_task(self._listen(parts.config.bus))
+                if self.endpoints is not None:
+                    loops.create_task(serve(Controls(parts), self.endpoints, parts.config.api))
+                self.ready.set()
+        except* _Stopped:
+            log.info("engine stopped")
+
+    async def _stop(self) -> None:
+        await self.stopping.wait()
+        raise _Stopped
+
+    async def _follow(self, name: str, vcenter: configuration.VCenter) -> None:
+        """Connect to a vCenter, however long that takes, clean up behind dead runs, then follow it."""
+        parts, patience = self.parts, Patience()
+        while True:
+            try:
+                hypervisor = await self.open_hypervisor(name, vcenter, parts.config)
+                break
+            except LoginRefused:
+                if not self.parts.hypervisors and len(parts.config.vcenter) == 1:
+                    raise
+                log.error("login refused", extra={"vcenter": name})
+                parts.unreachable[name] = "the login was refused"
+            except ConnectorError as error:
+                if parts.unreachable.get(name) != str(error):
+                    log.error("vCenter not reached", extra={"vcenter": name, "why": str(error)})
+                parts.unreachable[name] = str(error)
+                parts.metrics.connection("vcenter", up=False)
+            await patience.wait()
+        try:
+            add_hypervisor(parts, name, hypervisor)
+            log.info("vCenter followed", extra={"vcenter": name, "uuid": hypervisor.vcenter})
+            await upkeep.once(parts, "janitor", upkeep.sweep)
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(parts.sources.follow_events(hypervisor))
+                loops.create_task(parts.sources.watch_inventory(hypervisor))
+                loops.create_task(parts.sources.reconcile(hypervisor, parts.config.timers.reconcile))
+        finally:
+            await hypervisor.aclose()
+
+    async def _listen(self, settings: configuration.Bus) -> None:
+        """The bus, however long it takes to be there."""
+        parts, patience = self.parts, Patience()
+        while True:
+            try:
+                bus = await open_bus(_bus_settings(settings), parts.metrics)
+                break
+            except LoginRefused:
+                raise
+            except ConnectorError as error:
+                parts.sources.troubles["bus"] = str(error)
+                parts.metrics.connection("nats", up=False)
+            await patience.wait()
+        parts.sources.troubles.pop("bus", None)
+        parts.bus = bus
+        try:
+            await parts.sources.read_bus(bus)
+        finally:
+            await bus.aclose()
+
+    async def _publish(self) -> None:
+        while True:
+            await upkeep.once(self.parts, "metrics", upkeep.publish)
+            await asyncio.sleep(METRICS_SECONDS)
+
+
+@contextmanager
+def _resources(config: Config) -> Iterator[tuple[State, Repository, Threads, Endpoints]]:
+    """Everything that is held by one process at a time, closed in the reverse order."""
+    passphrase = config.repository.passphrase
+    with ExitStack() as held:
+        state = State(config.state_dir, now=utc_now())
+        held.callback(state.close)
+        repository = held.enter_context(
+            open_repository(
+                config.repository.path,
+                passphrase=passphrase.read if passphrase is not None else None,
+                now=utc_now,
+                owner=f"engine unix:{config.socket}",
+            )
+        )
+        endpoints = open_endpoints(config)
+        held.callback(endpoints.close)
+        threads = Threads()
+        held.callback(threads.close)
+        yield state, repository, threads, endpoints
+
+
+@contextmanager
+def _signals(stopping: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("backstay")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+async def run_service(config: Config) -> None:
+    """Run an engine until SIGTERM or SIGINT. Errors of the start are raised as they are, those of loops as one."""
+    logs.configure("json" if os.environ.get("BACKSTAY_LOG") == "json" else "text")
+    policies_folder(config.policies)
+    with _resources(config) as (state, repository, threads, endpoints):
+        parts = assemble(
+            config,
+            state=state,
+            repository=repository,
+            threads=threads,
+            metrics=Metrics(version=_version(), now=utc_now),
+            now=utc_now,
+            version=_version(),
+        )
+        parts.addresses = endpoints.addresses
+        await recover(parts)
+        service = Service(parts, endpoints)
+        with _signals(service.stopping):
+            log.info("engine started", extra={"pid": os.getpid(), **endpoints.addresses})
+            await service.run()

@@ -1,0 +1,209 @@
+"""From a configuration to the parts of an engine, and what a start has to put right first."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from engine.backup import Means
+from engine.config import Config
+from engine.dispatch import Dispatcher, Noted
+from engine.failures import BadInput
+from engine.identity import Traits
+from engine.inbox import Inbox
+from engine.jobqueue import JobQueue
+from engine.jobs import JobId, RunId
+from engine.parts import Parts
+from engine.ports import Hypervisor
+from engine.records import Distrust, VmRow
+from engine.rulebook import Rulebook
+from engine.sources import Sources
+from engine.state import State
+from engine.tasks import TaskBoard
+from engine.threads import Threads, settled
+from engine.worker import Crew
+from engine.world import World
+from metrics.registry import Metrics
+from policies.admission import Limits
+from policies.facts import Address, Event, Facts, RestorePoint, VmId
+from storage.repository import PointDetail, Repository
+
+log = logging.getLogger("engine.startup")
+
+STATE_LOST = "the engine's state is new, so what happened before is not known"
+
+
+def engine_id(config: Config) -> str:
+    """How this engine marks what it makes in vCenter: the same after every start, in letters that vSphere keeps."""
+    return re.sub(r"[^A-Za-z0-9._]", "_", config.name)
+
+
+def mint(prefix: str, now: Callable[[], datetime]) -> Callable[[], str]:
+    """Ids that sort by time and are never given twice."""
+    return lambda: f"{prefix}{now():%Y%m%dT%H%M%S}{secrets.token_hex(4)}"
+
+
+def assemble(
+    config: Config,
+    *,
+    state: State,
+    repository: Repository,
+    threads: Threads,
+    metrics: Metrics,
+    now: Callable[[], datetime],
+    version: str,
+    reconcile_grace: timedelta = timedelta(seconds=30),
+) -> Parts:
+    """Put the parts together. Nothing runs yet, and no vCenter is known."""
+    world = World(mint=lambda: VmId(f"vm-{secrets.token_hex(8)}"))
+    inbox = Inbox()
+    hypervisors: dict[str, Hypervisor] = {}
+    names: dict[str, str] = {}
+    means: dict[str, Means] = {}
+    unreachable: dict[str, str] = {}
+
+    def facts(at: datetime) -> Facts:
+        """For plans of policy changes: empty until every inventory is known, as nobody could tell who loses what."""
+        missing = unreachable or [one for one in hypervisors if one not in world.complete]
+        return Facts(at, {}) if missing and config.vcenter else world.facts(at)
+
+    rulebook = Rulebook(config.policies, state, threads, facts, now)
+    queue = JobQueue(world, Limits(config.limits.total, config.limits.per_host, config.limits.per_datastore), now)
+    new_job, new_run = mint("job", now), mint("", now)
+
+    def mint_run() -> RunId:
+        return RunId(new_run())
+
+    dispatcher = Dispatcher(
+        world=world,
+        state=state,
+        threads=threads,
+        inbox=inbox,
+        hypervisors=hypervisors,
+        policies=lambda: rulebook.in_force,
+        now=now,
+        mint_job=lambda: JobId(new_job()),
+        jobs_changed=queue.changed,
+        noted=_noted(metrics, now),
+        reconcile_grace=reconcile_grace,
+    )
+    crew = Crew(
+        queue=queue,
+        world=world,
+        state=state,
+        repository=repository,
+        threads=threads,
+        means=means,
+        policies=lambda: rulebook.in_force,
+        metrics=metrics,
+        now=now,
+        mint_run=mint_run,
+        engine=engine_id(config),
+    )
+    return Parts(
+        config=config,
+        version=version,
+        started_at=now(),
+        now=now,
+        threads=threads,
+        state=state,
+        repository=repository,
+        hypervisors=hypervisors,
+        names=names,
+        world=world,
+        rulebook=rulebook,
+        inbox=inbox,
+        dispatcher=dispatcher,
+        queue=queue,
+        crew=crew,
+        sources=Sources(inbox, state, threads, metrics, now),
+        tasks=TaskBoard(secrets.token_hex(3)),
+        metrics=metrics,
+        mint_run=mint_run,
+        means=means,
+        unreachable=unreachable,
+    )
+
+
+def _noted(metrics: Metrics, now: Callable[[], datetime]) -> Noted:
+    def event(seen: Event, reconciled: bool) -> None:
+        source = seen.source.partition(":")[0]
+        metrics.event_seen(seen.type.value, source, max(0.0, (now() - seen.at).total_seconds()))
+        if reconciled:
+            metrics.event_found_by_reconcile(seen.type.value)
+
+    return Noted(event=event, gap=lambda vcenter, why: metrics.event_gap("vcenter"))
+
+
+def add_hypervisor(parts: Parts, name: str, hypervisor: Hypervisor) -> None:
+    """From now on this vCenter's VMs can be read and backed up; BadInput when two entries are one vCenter."""
+    known = parts.names.get(hypervisor.vcenter)
+    if known is not None:
+        raise BadInput(f"vcenter.{name} and vcenter.{known} are the same vCenter", hint="remove one of them")
+    limits = parts.config.limits
+    parts.hypervisors[hypervisor.vcenter] = hypervisor
+    parts.names[hypervisor.vcenter] = name
+    parts.means[hypervisor.vcenter] = Means(
+        hypervisor=hypervisor,
+        repository=parts.repository,
+        threads=parts.threads,
+        engine=engine_id(parts.config),
+        transports=parts.config.transport.order,
+        disks_per_vm=limits.disks_per_vm,
+        lanes=limits.lanes,
+        copy_threads=limits.threads,
+    )
+    parts.unreachable.pop(name, None)
+
+
+async def recover(parts: Parts) -> None:
+    """Take over what the last engine left: its jobs, its memory, and VM ids that only the repository knows."""
+    points = await settled(parts.threads.repository, parts.repository.points)
+    again = await settled(parts.threads.state, parts.state.requeue_running)
+    if again:
+        log.info("jobs of the last engine wait again", extra={"jobs": len(again)})
+    rows = {row.id for row in await settled(parts.threads.state, parts.state.vms)}
+    unknown = sorted({point.vm for point in points} - rows)
+    if unknown:
+        await _adopt(parts, unknown, points)
+    if parts.state.fresh and points:
+        log.warning("state is new, restore points are not", extra={"why": parts.state.why_fresh, "points": len(points)})
+    await parts.dispatcher.recall()
+    await parts.crew.list_all_points()
+    await parts.rulebook.start(keep_everything=parts.state.fresh and bool(points))
+
+
+async def _adopt(parts: Parts, unknown: Iterable[VmId], points: list[RestorePoint]) -> None:
+    """Give VMs the ids under which the repository keeps their restore points."""
+    now = parts.now()
+    rows: list[VmRow] = []
+    for vm in unknown:
+        mine = [point for point in points if point.vm == vm]
+        detail = await settled(parts.threads.repository, parts.repository.detail, mine[-1].id)
+        if detail.head.aliases.get("moref"):
+            rows.append(VmRow(vm, _traits(detail), {}, mine[0].taken_at, left_at=None))
+    if rows:
+        distrust = [Distrust(row.id, STATE_LOST, "", now) for row in rows]
+        await settled(parts.threads.state, parts.state.adopt, rows, distrust, now=now)
+        log.info("VM ids taken over from the repository", extra={"vms": len(rows)})
+
+
+def _traits(detail: PointDetail) -> Traits:
+    aliases = detail.head.aliases
+    return Traits(
+        address=Address(aliases["vcenter"], aliases["moref"]),
+        name=detail.head.vm_name,
+        instance_uuid=aliases.get("instance_uuid", "").lower(),
+        bios_uuid=aliases.get("bios_uuid", "").lower(),
+        disk_uuids=frozenset(record.head.uuid.lower() for record in detail.disks if record.head.uuid),
+    )
+
+
+def policies_folder(path: Path) -> None:
+    """BadInput when the policies' folder is not there: an engine without it would protect nothing and say nothing."""
+    if not path.is_dir():
+        raise BadInput("the folder of policies does not exist", where=str(path), hint="backstay init writes one")

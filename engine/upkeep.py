@@ -1,0 +1,110 @@
+"""Maintenance on a timer: janitor, retention, reclaim, verify. One loop each; none ends because of an error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from connectors.errors import ConnectorError
+from engine import maintenance, overview
+from engine.parts import Parts, Verified
+from engine.plain import show_time
+from engine.records import Audited
+from engine.threads import settled
+from metrics.labels import VerifyState
+from storage.errors import StorageError
+from storage.reclaim import SafetyAges
+from storage.verify import VerifyReport
+
+log = logging.getLogger("engine.upkeep")
+
+
+async def every(parts: Parts, name: str, interval: timedelta, work: Callable[[Parts], Awaitable[str]]) -> None:
+    """Do the work each interval; its sentence, or what went wrong, is in `parts.upkeep`."""
+    while True:
+        await asyncio.sleep(interval.total_seconds())
+        await once(parts, name, work)
+
+
+async def once(parts: Parts, name: str, work: Callable[[Parts], Awaitable[str]]) -> None:
+    """Do the work now."""
+    try:
+        said = await work(parts)
+    except (ConnectorError, StorageError) as error:
+        said = f"failed: {error}"
+        log.error("maintenance failed", extra={"what": name, "why": str(error)})
+        if name in ("reclaim", "verify"):
+            parts.metrics.operation_finished(name, "failed")
+    parts.upkeep[name] = f"{show_time(parts.now())} {said}"
+
+
+async def sweep(parts: Parts) -> str:
+    """The janitor's pass over every vCenter."""
+    removed = stuck = 0
+    for vcenter in parts.hypervisors:
+        swept = await parts.crew.sweep(vcenter)
+        removed += len(swept.removed)
+        stuck += len(swept.stuck)
+    return f"{removed} left-overs removed, {stuck} stay"
+
+
+async def retain(parts: Parts) -> str:
+    """One run of retention over all VMs; not before every inventory was seen, as policies select by it."""
+    missing = [name for name in parts.hypervisors if name not in parts.world.complete]
+    if missing or parts.unreachable:
+        return "waits until every vCenter's inventory is known"
+    now = parts.now()
+    run = maintenance.plan_run(
+        parts.world.points,
+        parts.world.vms,
+        parts.rulebook.in_force,
+        now=now,
+        max_expire=parts.config.maintenance.max_expire,
+    )
+    parts.retention_refused = run.refusal
+    done = await maintenance.carry_out_run(run, parts.repository, parts.threads, now=now)
+    if done.expired:
+        entries = [Audited(now, "retention", "expire", one.point, one.reason) for one in done.expired]
+        await settled(parts.threads.state, parts.state.audit, *entries)
+        parts.metrics.points_expired(len(done.expired))
+        parts.metrics.operation_finished("expire", "done")
+    if done.expired or done.marked or any(plan.unmark for plan in run.plans):
+        await parts.crew.list_all_points()
+    return run.refusal or f"{len(done.expired)} expired, {len(done.marked)} marked"
+
+
+async def reclaim(parts: Parts) -> str:
+    """Free packs that nothing needs."""
+    ages = SafetyAges(young_pack=parts.config.maintenance.orphan_pack)
+    plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
+    outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
+    parts.metrics.reclaimed(outcome.freed_bytes)
+    parts.metrics.operation_finished("reclaim", "done")
+    return f"{outcome.freed_bytes} bytes freed"
+
+
+async def verify(parts: Parts) -> str:
+    """Read everything back."""
+    report = await maintenance.verify_points(parts.repository, parts.threads, now=parts.now())
+    await parts.crew.list_all_points()
+    parts.metrics.operation_finished("verify", "done" if report.sound else "failed")
+    note_verified(parts, report)
+    await overview.publish_repository(parts)
+    if not report.sound:
+        log.error("damage found", extra={"objects": len(report.damaged)})
+    return f"{report.checked_bytes} bytes read, {len(report.damaged)} damaged objects"
+
+
+def note_verified(parts: Parts, report: VerifyReport) -> None:
+    """Remember what a verification of everything found."""
+    state = VerifyState.OK if report.sound else VerifyState.DAMAGED
+    parts.verified = Verified(state, parts.now(), len(report.damaged))
+
+
+async def publish(parts: Parts) -> str:
+    """Bring the metrics about VMs and the repository up to date."""
+    overview.publish(parts)
+    await overview.publish_repository(parts)
+    return "metrics published"
