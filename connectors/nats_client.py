@@ -117,7 +117,7 @@ def ours(error: BaseException, where: str) -> ConnectorError:
                 f"the NATS server's certificate is not accepted: {error.verify_message}", where=where, hint="set tls_ca"
             )
         case ssl.SSLError():
-            return ConnectorError(f"no TLS with the NATS server: {error.reason or text}", where=where)
+            return ConnectorError(f"no TLS with the NATS server: {text}", where=where)
         case ServiceUnavailableError():
             return Unreachable(
                 "NATS answers, but its JetStream does not", where=where, hint="start nats-server with -js"

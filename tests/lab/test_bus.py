@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
@@ -24,6 +26,7 @@ from policies.facts import Event, EventType
 from tests.lab.nats import NatsServer, nats_server
 
 SITE = "lab"
+ROOT = Path(__file__).parents[2]
 EVENTS = f"backstay.v1.{SITE}.event.test"
 
 
@@ -103,6 +106,25 @@ async def test_a_message_that_was_not_acknowledged_comes_again_with_the_same_key
         (second,) = await take(bus, 1)
         await second.done()
         assert (first.key, second.key, second.deliveries) == ("nats-id:e-1", "nats-id:e-1", 2)
+    assert await pending(server, bus.streams.work) == 0
+
+
+async def test_an_engine_killed_after_the_journal_and_before_the_acknowledgement_gets_it_again(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    async with bus_of(server):
+        await tell(server, EVENTS, announcement("web-1", id="k"))
+    journal = tmp_path / "journal"
+    victim = [sys.executable, "-m", "tests.lab.bus_victim", server.url, SITE, str(journal)]
+    for _ in range(2):
+        process = await asyncio.create_subprocess_exec(
+            *victim, cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
+        )
+        assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGKILL
+    async with bus_of(server) as bus:
+        (again,) = await take(bus, 1)
+        await again.done()
+    assert journal.read_text(encoding="utf-8").splitlines() == [again.key, again.key]
     assert await pending(server, bus.streams.work) == 0
 
 
