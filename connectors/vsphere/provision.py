@@ -62,6 +62,13 @@ async def create_vm(session: Session, configuration: bytes, target: RestoreTarge
 
 
 async def _create(session: Session, config: Any, place: Place, target: RestoreTarget) -> Any:
+    taken = Rejected(
+        f"a VM or folder called {target.name} is there already in the folder {target.folder or '/'}",
+        where=session.where,
+        hint="restore under another name, or into another folder",
+    )
+    if await session.call(session.content.searchIndex.FindChild, place.folder, target.name) is not None:
+        raise taken
     made: list[Any] = []
 
     async def create() -> None:
@@ -80,11 +87,7 @@ async def _create(session: Session, config: Any, place: Place, target: RestoreTa
         if made:
             await _discard(session, made[0], failure)
         if isinstance(failure.__cause__, (vim.fault.DuplicateName, vim.fault.AlreadyExists)):
-            raise Rejected(
-                f"a VM called {target.name} is there already in the folder {target.folder or '/'}",
-                where=session.where,
-                hint="restore under another name, or into another folder",
-            ) from failure
+            raise taken from failure
         raise
     return made[0]
 

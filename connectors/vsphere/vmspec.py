@@ -102,7 +102,7 @@ def read_configuration(data: bytes) -> Any:
         saved = SoapAdapter.Deserialize(data.decode(), resultType=vim.vm.ConfigInfo)
     except (ExpatError, UnicodeDecodeError, TypeError, ValueError, KeyError, AttributeError) as exc:
         raise Rejected("the saved configuration is not one of a VM", hint="restore the disks to files instead") from exc
-    if not isinstance(saved, vim.vm.ConfigInfo):
+    if not isinstance(saved, vim.vm.ConfigInfo) or saved.hardware is None or saved.files is None:
         raise Rejected("the saved configuration is not one of a VM", hint="restore the disks to files instead")
     return saved
 
