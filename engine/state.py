@@ -75,7 +75,7 @@ class State:
     def table(self, statement: str) -> Any:
         """The rows of a fixed statement as an Arrow table."""
         try:
-            return self._connection.execute(statement).to_arrow_table()
+            return self._connection.sql(statement).to_arrow_table()
         except duckdb.Error as error:
             raise translate(error, self.path) from error
 

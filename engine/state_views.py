@@ -38,7 +38,7 @@ def open_views(state_dir: Path) -> Mapping[str, Callable[[], Any]]:
     def table(statement: str) -> Any:
         try:
             with duckdb.connect(str(path), read_only=True) as connection:
-                return connection.execute(statement).to_arrow_table()
+                return connection.sql(statement).to_arrow_table()
         except duckdb.Error as error:
             raise translate(error, path) from error
 

@@ -150,15 +150,18 @@ class HypervisorInMemory:
         del self.guests[vm.address]
         self._changed.set()
 
-    def post(self, vm: Vm, kind: EventType, **more: str) -> Event:
+    def post(self, vm: Vm, kind: EventType, *, cause: str = "", from_host: str = "", to_host: str = "") -> Event:
         number = len(self.sent) + 1
         event = Event(
             key=f"vc:{self._vcenter}:{number}", type=kind, at=datetime.now(UTC), source=self._vcenter,
-            vm_name=vm.name, address=vm.address, **more,
-        )  # type: ignore[arg-type]  # fmt: skip
+            vm_name=vm.name, address=vm.address, cause=cause, from_host=from_host, to_host=to_host,
+        )  # fmt: skip
         self.sent.append(event)
         self.events_out.put_nowait(event)
         return event
+
+    def tell_watchers(self) -> None:
+        self._changed.set()
 
     def disk_file(self, vm: Vm, disk: int = 0) -> Path:
         guest = self.guests[vm.address]
