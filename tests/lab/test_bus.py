@@ -221,6 +221,17 @@ async def test_a_message_that_nobody_finishes_becomes_a_dead_letter(server: Nats
         assert "given up" in letter.headers["Backstay-Reason"]
 
 
+async def test_each_of_two_deliveries_of_one_message_can_be_acknowledged(server: NatsServer) -> None:
+    async with bus_of(server, ack_wait_seconds=0.2) as bus, asyncio.timeout(20), aclosing(bus.messages()) as messages:
+        await tell(server, EVENTS, announcement("slow", id="1"))
+        first = await anext(messages)
+        second = await anext(messages)
+        assert (first.key, first.deliveries, second.deliveries) == (second.key, 1, 2)
+        await first.done()
+        await second.done()
+        assert await pending(server, bus.streams.work) == 0
+
+
 async def test_an_in_progress_message_is_not_delivered_twice(server: NatsServer) -> None:
     async with bus_of(server, ack_wait_seconds=0.5) as bus, asyncio.timeout(20), aclosing(bus.messages()) as messages:
         await tell(server, EVENTS, announcement("slow", id="1"))
