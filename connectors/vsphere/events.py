@@ -55,7 +55,8 @@ class _Position:
 
     `at` and `key` are of the newest event read, of whatever type. `seen` holds our events in the overlap, each with
     the time up to which its key is known to be in use. Events up to the key `floor`, or up to the time `since`, count
-    as handled. `anchor` is the key of an event that a new collector must still hold.
+    as handled. `anchor` is the key of an event that a new collector must still hold. `gap` is what the next batch has
+    to tell. While `settling`, the keys in the overlap are not all known, and the cursor is not fit to be kept.
     """
 
     at: datetime
@@ -64,14 +65,24 @@ class _Position:
     floor: int | None = None
     since: datetime | None = None
     anchor: int | None = None
+    gap: str = ""
+    settling: bool = False
+
+    def batch(self, vcenter: str, events: Sequence[Event] = ()) -> EventBatch:
+        """The events with the cursor behind them and the gap to tell, which is told then."""
+        gap, self.gap = self.gap, ""
+        return EventBatch(tuple(events), self.cursor(vcenter), gap)
+
+    def miss(self, gap: str) -> None:
+        """Tell with the next batch that events may be missing."""
+        self.gap = f"{self.gap}; {gap}" if self.gap else gap
 
     def cursor(self, vcenter: str) -> Cursor:
         return Cursor(vcenter, self.at, self.key, frozenset(self.seen))
 
-    def take(self, events: Sequence[Any], vcenter: str, overlap: timedelta) -> tuple[list[Event], str]:
-        """The events that were not handled yet, in order, and a gap if one shows; the position moves behind them."""
+    def take(self, events: Sequence[Any], vcenter: str, overlap: timedelta) -> list[Event]:
+        """The events that were not handled yet, in order; the position moves behind them."""
         fresh: list[Event] = []
-        gap = ""
         for event in sorted(events, key=lambda e: (created(e), e.key)):
             at = created(event)
             if event.key == self.anchor:
@@ -80,7 +91,7 @@ class _Position:
             if ours is not None:
                 used = self.seen.get(event.key)
                 if used is not None and at > used + SAME_EVENT:
-                    gap = f"vCenter uses the event key {event.key} a second time: its database was set back"
+                    self.miss(f"vCenter uses the event key {event.key} a second time: its database was set back")
                     used = None
                 if used is None:
                     self.seen[event.key] = at
@@ -90,12 +101,20 @@ class _Position:
             self.at = max(self.at, at)
         horizon = self.at - overlap
         self.seen = {key: at for key, at in self.seen.items() if at >= horizon}
-        return fresh, gap
+        return fresh
 
-    def set_back(self, latest: int) -> None:
-        """Keys begin anew at `latest`: those known are void, and what vCenter still tells of before is handled."""
-        self.seen = {}
-        self.since, self.key, self.anchor = self.at, latest, None
+    def set_back(self, newest: int) -> None:
+        """Keys begin anew at `newest`: those known are void, and what vCenter still tells of before is handled."""
+        self.miss(f"vCenter's event keys went backwards (from {self.key} to {newest}): its database was set back")
+        self.seen, self.since, self.key, self.anchor = {}, self.at, newest, None
+        self.settling = True
+
+    def settled(self) -> None:
+        """All that vCenter holds of the overlap was read."""
+        self.settling, self.floor = False, None
+        if self.anchor is not None:
+            self.miss(f"vCenter does not hold event {self.anchor} any more, the last one handled")
+            self.anchor = None
 
     def _handled(self, key: int, at: datetime) -> bool:
         return (self.floor is not None and key <= self.floor) or (self.since is not None and at <= self.since)
@@ -147,23 +166,18 @@ async def follow(
     position: _Position | None = None
     idle = _Idle(how, how.stall_seconds)
     backoff = Backoff()
-    gap = ""
-    if cursor is None:
-        gap = "events are followed from now on: what happened before is known from the inventory only"
-    elif cursor.vcenter != session.vcenter:
-        gap = f"the cursor belongs to another vCenter ({cursor.vcenter}): events are followed from now on"
-    else:
+    why = "events are followed from now on: what happened before is known from the inventory only"
+    if cursor is not None and cursor.vcenter == session.vcenter:
         position = _Position(cursor.at, cursor.key, dict.fromkeys(cursor.seen, cursor.at))
+    elif cursor is not None:
+        why = f"the cursor belongs to another vCenter ({cursor.vcenter}): events are followed from now on"
     while True:
         try:
             clock = await _clock(session)
             if position is None:
-                position = _Position(clock.newest_at, clock.newest, floor=clock.newest)
-            elif found := _resume(position, clock, how):
-                gap = f"{gap}; {found}" if gap else found
-            if gap:
-                yield EventBatch((), position.cursor(session.vcenter), gap)
-                gap = ""
+                position = _Position(clock.newest_at, clock.newest, floor=clock.newest, gap=why, settling=True)
+            elif not position.settling:
+                _resume(position, clock, how)
             async with _collector(session, min(position.at, clock.now) - how.overlap) as (line, collector):
                 async for batch in _read(session, line, collector, position, how, idle):
                     backoff.reset()
@@ -176,57 +190,53 @@ async def follow(
 async def _read(
     session: Session, line: Line, collector: Any, position: _Position, how: FollowSettings, idle: _Idle
 ) -> AsyncIterator[EventBatch]:
-    """Batches until the collector proves to be stuck; the last one tells so, and a new collector is due."""
+    """Batches until the collector proves to be stuck and a new one is due."""
     vcenter = session.vcenter
+    drained = False
     while True:
         events = await line.call(collector.ReadNextEvents, how.page)
         if events:
             idle.progress()
-            fresh, gap = position.take(events, vcenter, how.overlap)
-            if fresh or gap or idle.due():
+            fresh = position.take(events, vcenter, how.overlap)
+            if fresh or (idle.due() and not position.settling):
                 idle.told()
-                yield EventBatch(tuple(fresh), position.cursor(vcenter), gap)
+                yield position.batch(vcenter, fresh)
             continue
-        position.floor = None
-        if position.anchor is not None:
-            gap = f"vCenter does not hold event {position.anchor} any more, the last one handled"
-            position.anchor = None
-            yield EventBatch((), position.cursor(vcenter), gap)
+        if not drained:
+            drained = True
+            position.settled()
+        if position.gap:
+            idle.told()
+            yield position.batch(vcenter)
         elif idle.due():
             newest = (await _clock(session)).newest
-            gap = ""
             if idle.stuck(newest != position.key):
-                gap = _why_stuck(position, newest)
-            idle.told()
-            yield EventBatch((), position.cursor(vcenter), gap)
-            if gap:
+                _stuck(position, newest)
                 return
+            idle.told()
+            yield position.batch(vcenter)
         await asyncio.sleep(how.idle_seconds)
 
 
-def _why_stuck(position: _Position, newest: int) -> str:
+def _stuck(position: _Position, newest: int) -> None:
     if newest < 0:
-        return "vCenter's event keys have overflowed, and its collector tells no new events"
-    if newest < position.key:
-        known = position.key
+        position.miss("vCenter's event keys have overflowed, and its collector tells no new events")
+    elif newest < position.key:
         position.set_back(newest)
-        return f"vCenter's event keys went backwards (from {known} to {newest}): its database was set back"
-    return f"vCenter has events up to key {newest}, but its collector tells none after {position.key}"
+    else:
+        position.miss(f"vCenter has events up to key {newest}, but its collector tells none after {position.key}")
 
 
-def _resume(position: _Position, clock: _Clock, how: FollowSettings) -> str:
-    """Prepare to read again from a known position; the sentence tells what may have been missed since."""
-    position.floor = None
+def _resume(position: _Position, clock: _Clock, how: FollowSettings) -> None:
+    """Prepare to read on from a known position, and note what may have been missed since."""
     if clock.newest < 0:
-        return "vCenter's event keys have overflowed, and its collector may tell no new events"
-    if clock.newest < position.key:
-        known = position.key
+        position.miss("vCenter's event keys have overflowed, and its collector may tell no new events")
+    elif clock.newest < position.key:
         position.set_back(clock.newest)
-        return f"vCenter's event keys went backwards (from {known} to {clock.newest}): its database was set back"
-    if clock.now - position.at > how.retention:
-        return f"the cursor is of {position.at:%Y-%m-%d}, and vCenter does not keep events as long as that"
-    position.anchor = position.key or None
-    return ""
+    elif clock.now - position.at > how.retention:
+        position.miss(f"the cursor is of {position.at:%Y-%m-%d}, and vCenter does not keep events as long as that")
+    else:
+        position.anchor = position.key or None
 
 
 @dataclass(frozen=True, slots=True)
