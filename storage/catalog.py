@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from policies.facts import Consistency, PointId, RestorePoint, VmId
 from storage import marks
 from storage.errors import StorageError, StoreFailed, Unsupported
+from storage.failpoints import failpoint
 from storage.format import PackName
 from storage.manifest import DiskRecord, Manifest
 from storage.marks import Mark
@@ -130,6 +131,7 @@ class Catalog:
             try:
                 for path in (self._path, self._wal()):
                     path.unlink(missing_ok=True)
+                failpoint("catalog.removed")
                 self._rebuild()
             except duckdb.Error as error:
                 raise StoreFailed(f"the catalog could not be rebuilt: {error}", where=str(self._path)) from error
@@ -302,6 +304,7 @@ class Catalog:
     def _rebuild(self) -> None:
         self._connect()
         self._create()
+        failpoint("catalog.created")
         self._catch_up()
         self._cursor().execute("CHECKPOINT")
 

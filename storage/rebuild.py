@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from storage.blobs import translated
+from storage.failpoints import failpoint
 from storage.repository import Repository, open_repository
 
 
@@ -33,6 +34,7 @@ def rebuild(
         pass  # nobody else has it, the key is right, and interrupted work is finished
     with translated(str(location)):
         shutil.rmtree(Path(location) / "index", ignore_errors=True)
+    failpoint("rebuild.index_removed")
     with open_repository(location, now=now, passphrase=passphrase, owner=owner) as repository:
         return rebuild_catalog(repository)
 

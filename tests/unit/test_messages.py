@@ -29,9 +29,9 @@ from policies.facts import VM_EVENT_TYPES, Address, Event, EventType
 CREATED = {"event": "vm.created", "vm": {"name": "a"}}
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 ANNOUNCED = "io.backstay.event.v1"
-EVENT = "backstay.v1.default.event.guest"
-BACKUP = "backstay.v1.default.cmd.backup"
-HOLD = "backstay.v1.default.cmd.hold"
+EVENT = "backstay.v1.main.event.guest"
+BACKUP = "backstay.v1.main.cmd.backup"
+HOLD = "backstay.v1.main.cmd.hold"
 
 
 def cloud_event(type: str, data: object, **more: object) -> bytes:
@@ -98,7 +98,7 @@ def test_a_command_asks_with_a_reason_and_says_who_sent_it(subject: str, type: s
 )
 def test_no_other_command_exists(tail: str) -> None:
     data = cloud_event("io.backstay.command.backup.v1", {"vm": {"name": "db-1"}, "reason": "x"})
-    assert refused(f"backstay.v1.default.cmd.{tail}", data).kind == "not_allowed"
+    assert refused(f"backstay.v1.main.cmd.{tail}", data).kind == "not_allowed"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_subject_decides_what_may_be_said_because_permissions_hang_on_it(sub
 
 
 @pytest.mark.parametrize(
-    "subject", ["backstay.v1.default", "backstay.v2.default.event.x", "other.v1.default.event.x", ""]
+    "subject", ["backstay.v1.main", "backstay.v2.default.event.x", "other.v1.default.event.x", ""]
 )
 def test_other_subjects_are_not_ours(subject: str) -> None:
     assert refused(subject, b"{}").kind == "not_ours"
@@ -255,7 +255,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
                       "reason": JSON},
     ) | JSON,
 }  # fmt: skip
-SUBJECTS = st.sampled_from([EVENT, BACKUP, HOLD, "backstay.v1.default.cmd.expire"]) | st.text(max_size=40)
+SUBJECTS = st.sampled_from([EVENT, BACKUP, HOLD, "backstay.v1.main.cmd.expire"]) | st.text(max_size=40)
 ALMOST = st.fixed_dictionaries({}, optional=FIELDS).map(lambda fields: json.dumps(fields).encode())
 
 

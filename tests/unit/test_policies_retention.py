@@ -145,10 +145,17 @@ def test_holds_locks_and_points_from_the_future_outlive_every_rule() -> None:
         at("2027-11-04T12:00Z"),
     )
     found = plan(points, retention('keep_last = 1, grace = "0s"'))
-    assert days(found, points) == ["11-01T12", "11-02T12", "11-04T12"]
+    assert days(found, points) == ["11-01T12", "11-02T12", "11-04T12", "11-04T12"]
     assert reasons(found, points[0]) == ("hold: ransomware", "hold: legal")
     assert reasons(found, points[1]) == ("locked until 2026-11-23 14:00 UTC",)
     assert "guard: taken in the future, so a clock is wrong" in reasons(found, points[4])
+
+
+def test_a_point_from_the_future_does_not_make_the_others_look_old() -> None:
+    points = (*daily_points(VM, 3), at("2027-11-04T12:00Z"))
+    rules = retention('keep_within = "9d", grace = "0s"')
+    assert not plan(points, rules).expire
+    assert len(plan(points, rules, now=datetime(2027, 12, 1, tzinfo=UTC)).expire) == 3
 
 
 def test_min_good_keeps_more_than_the_rules() -> None:
