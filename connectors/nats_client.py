@@ -114,7 +114,9 @@ def ours(error: BaseException, where: str) -> ConnectorError:
             return LoginRefused("NATS did not accept the login", where=where)
         case ssl.SSLCertVerificationError():
             return ConnectorError(
-                f"the NATS server's certificate is not accepted: {error.verify_message}", where=where, hint="set tls_ca"
+                f"the NATS server's certificate is not accepted: {error.verify_message}",
+                where=where,
+                hint="give the authority that signed it",
             )
         case ssl.SSLError():
             return ConnectorError(f"no TLS with the NATS server: {text}", where=where)

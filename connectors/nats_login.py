@@ -36,7 +36,7 @@ class BusSettings:
     """
 
     servers: tuple[str, ...]
-    site: str = "default"
+    site: str = "main"
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None
@@ -70,7 +70,7 @@ def read_login(settings: BusSettings) -> Login:
     """Check the settings and read the secrets. Raises ConnectorError where TLS or a login is missing, or a file is."""
     places = [_place(server) for server in settings.servers]
     if not places:
-        raise ConnectorError("no NATS server is configured", hint="set nats.servers")
+        raise ConnectorError("no NATS server is configured", hint="set bus.servers")
     if not SITE_NAME.fullmatch(settings.site):
         raise ConnectorError(f"{settings.site!r} is no site name", hint="use a to z, 0 to 9, - and _")
     remote = [place for place in places if not _is_loopback(place.hostname or "")]
@@ -87,13 +87,13 @@ def read_login(settings: BusSettings) -> Login:
             raise ConnectorError(
                 "NATS off this machine is reached with TLS only",
                 where=_shown(place),
-                hint="write tls:// and give tls_ca",
+                hint="write tls:// and give its authority",
             )
         if not any(ways) and settings.tls_certificate is None:
             raise ConnectorError(
                 "NATS off this machine is reached with a login only",
                 where=_shown(place),
-                hint="set credentials_file, nkey_file, token_file, or user and password_file",
+                hint="give a credentials file, an nkey, a token, or a user and a password",
             )
     encrypted = any(place.scheme == "tls" for place in places) or settings.tls_ca is not None
     tls = _tls(settings) if encrypted else None
@@ -130,7 +130,7 @@ def _place(server: str) -> SplitResult:
         raise ConnectorError("a NATS server's address cannot be read", hint="write nats://127.0.0.1:4222") from None
     if place.username is not None or place.password is not None:
         raise ConnectorError(
-            "a NATS address holds a secret", where=_shown(place), hint="put it into password_file or token_file"
+            "a NATS address holds a secret", where=_shown(place), hint="put it into a file and name that"
         )
     if place.scheme not in ("nats", "tls") or not place.hostname or port is None:
         raise ConnectorError(

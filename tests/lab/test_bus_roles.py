@@ -75,8 +75,8 @@ async def test_the_engine_may_do_all_that_the_bus_does(
     bus = await open_bus(settings(server, tmp_path, certificates, "engine"), Metrics())
     try:
         async with client_of(settings(server, tmp_path, certificates, "operator"), asyncio.Queue()) as operator:
-            await operator.jetstream().publish("backstay.v1.default.cmd.backup", b"{}")
-            await operator.jetstream().publish("backstay.v1.default.event.x", b"{}")
+            await operator.jetstream().publish("backstay.v1.main.cmd.backup", b"{}")
+            await operator.jetstream().publish("backstay.v1.main.event.x", b"{}")
         async with asyncio.timeout(20), aclosing(bus.messages()) as messages:
             await (await anext(messages)).refuse("empty")
             await (await anext(messages)).done()
@@ -104,7 +104,7 @@ async def test_a_role_may_not_publish_what_is_not_its_part(
     await bus.aclose()
     denials: asyncio.Queue[str] = asyncio.Queue()
     async with client_of(settings(server, tmp_path, certificates, role), denials) as client:
-        await client.publish(Subjects("default").prefix + tail, b"{}")
+        await client.publish(Subjects("main").prefix + tail, b"{}")
         async with asyncio.timeout(10):
             assert "permissions violation for publish" in await denials.get()
 
@@ -115,7 +115,7 @@ async def test_nobody_else_may_listen_to_what_the_engine_receives(
 ) -> None:
     denials: asyncio.Queue[str] = asyncio.Queue()
     async with client_of(settings(server, tmp_path, certificates, role), denials) as client:
-        for subject in (f"{INBOX_PREFIX}.>", "backstay.v1.default.event.>", "backstay.v1.default.cmd.>", ">"):
+        for subject in (f"{INBOX_PREFIX}.>", "backstay.v1.main.event.>", "backstay.v1.main.cmd.>", ">"):
             await client.subscribe(subject)
             async with asyncio.timeout(10):
                 assert "permissions violation for subscription" in await denials.get()

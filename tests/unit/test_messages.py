@@ -118,9 +118,7 @@ def test_the_subject_decides_what_may_be_said_because_permissions_hang_on_it(sub
     assert refused(subject, cloud_event(type, data)).kind == "not_allowed"
 
 
-@pytest.mark.parametrize(
-    "subject", ["backstay.v1.main", "backstay.v2.default.event.x", "other.v1.default.event.x", ""]
-)
+@pytest.mark.parametrize("subject", ["backstay.v1.main", "backstay.v2.default.event.x", "other.v1.default.event.x", ""])
 def test_other_subjects_are_not_ours(subject: str) -> None:
     assert refused(subject, b"{}").kind == "not_ours"
 
