@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 
 from policies.decision import Expire, Kept, RetentionPlan
-from policies.facts import CONSISTENCY_ORDER, PointId, RestorePoint, VmId
+from policies.facts import CONSISTENCY_ORDER, Consistency, PointId, RestorePoint, VmId
 from policies.policy import Policy, Retention
 from policies.units import clock, span
 
@@ -90,13 +90,19 @@ def kept_reasons(points: Sequence[RestorePoint], policies: Sequence[Policy], now
     reasons: Reasons = {}
     if not policies:
         _keep(reasons, ordered, "no policy selects the VM: its restore points are held")
-    if ordered and not any(point.complete for point in ordered):
-        _keep(reasons, ordered, "guard: the VM has no complete restore point")
+    # What a wrong clock dated into the future stays by itself and must not make anything else look old.
+    past = [point for point in ordered if point.taken_at <= now]
+    if past and not any(point.complete for point in past):
+        _keep(reasons, past, "guard: the VM has no complete restore point")
+    views: dict[tuple[Consistency, Consistency, tzinfo], _Ranked] = {}
     for policy in policies:
         if policy.retention.empty:
             _keep(reasons, ordered, f"policy {policy.name} has no retention rule: everything is kept")
-        else:
-            _apply(reasons, ordered, policy)
+            continue
+        levels = (policy.wanted, policy.weakest_good, policy.timing.zone)
+        if levels not in views:
+            views[levels] = _rank(past, *levels)
+        _apply(reasons, views[levels], policy.retention, policy.name)
     for point in ordered:
         for hold in point.holds:
             _keep(reasons, [point], f"hold: {hold}")
@@ -131,9 +137,9 @@ class _Ranked:
     weaker: tuple[RestorePoint, ...]
 
 
-def _rank(points: Sequence[RestorePoint], policy: Policy) -> _Ranked:
-    most = CONSISTENCY_ORDER.index(policy.wanted)
-    least = CONSISTENCY_ORDER.index(policy.weakest_good)
+def _rank(points: Sequence[RestorePoint], wanted: Consistency, weakest: Consistency, zone: tzinfo) -> _Ranked:
+    most = CONSISTENCY_ORDER.index(wanted)
+    least = CONSISTENCY_ORDER.index(weakest)
 
     def rank(point: RestorePoint) -> int:
         if not point.complete:
@@ -146,22 +152,20 @@ def _rank(points: Sequence[RestorePoint], policy: Policy) -> _Ranked:
     return _Ranked(
         points=points,
         ranks=ranks,
-        local={point.id: point.taken_at.astimezone(policy.timing.zone) for point in points},
+        local={point.id: point.taken_at.astimezone(zone) for point in points},
         good=tuple(point for point in points if ranks[point.id] >= needed),
         weaker=tuple(point for point in points if _INCOMPLETE < ranks[point.id] < needed),
     )
 
 
-def _apply(reasons: Reasons, points: Sequence[RestorePoint], policy: Policy) -> None:
-    ranked = _rank(points, policy)
-    retention, name = policy.retention, policy.name
+def _apply(reasons: Reasons, ranked: _Ranked, retention: Retention, name: str) -> None:
     for rule, number in retention.counts:
         chosen = _last(ranked, number) if rule == "last" else _periods(ranked, rule, number)
         for position, point in enumerate(chosen, start=1):
             _keep(reasons, [point], f"policy {name}: keep_{rule} {position} of {number}")
     if retention.keep_within is not None and ranked.good:
         oldest = ranked.good[0].taken_at - retention.keep_within
-        within = [point for point in points if point.taken_at >= oldest and ranked.ranks[point.id] > _INCOMPLETE]
+        within = [point for point in ranked.points if point.taken_at >= oldest and ranked.ranks[point.id] > _INCOMPLETE]
         _keep(reasons, within, f"policy {name}: keep_within {span(retention.keep_within)}")
     _guard(reasons, ranked, retention, name)
 
@@ -191,16 +195,26 @@ def _periods(ranked: _Ranked, rule: str, number: int) -> Sequence[RestorePoint]:
 
     Periods with a good point come first; periods that only have weaker ones fill what is left of the number.
     """
-    period_of = _PERIODS[rule]
+    period_of, local, ranks = _PERIODS[rule], ranked.local, ranked.ranks
     good: dict[Period, RestorePoint] = {}
-    weaker: dict[Period, RestorePoint] = {}
-    for points, chosen in ((ranked.good, good), (ranked.weaker, weaker)):
-        for point in points:
-            period = period_of(ranked.local[point.id])
-            known = good.get(period) or chosen.get(period)
-            if known is None or ranked.ranks[point.id] > ranked.ranks[known.id]:
-                chosen[period] = point
+    for point in ranked.good:
+        period = period_of(local[point.id])
+        known = good.get(period)
+        if known is None:
+            if len(good) == number:
+                break  # Newest first: every further period is older than those that are counted.
+            good[period] = point
+        elif ranks[point.id] > ranks[known.id]:
+            good[period] = point
     first = sorted(good.values(), key=_age, reverse=True)
+    if len(first) == number:
+        return first
+    weaker: dict[Period, RestorePoint] = {}
+    for point in ranked.weaker:
+        period = period_of(local[point.id])
+        known = weaker.get(period)
+        if period not in good and (known is None or ranks[point.id] > ranks[known.id]):
+            weaker[period] = point
     return [*first, *_best_first(ranked, weaker.values())][:number]
 
 
