@@ -56,7 +56,8 @@ Opener = Callable[[str, configuration.VCenter, Config], Awaitable[Hypervisor]]
 async def connect(name: str, vcenter: configuration.VCenter, config: Config) -> Hypervisor:
     """Log in to one vCenter; LoginRefused or Unreachable."""
     transport = config.transport
-    nbdkit, *arguments = transport.nbdkit
+    if len(transport.nbdkit) != 1:
+        raise BadInput("names a program without arguments", where="transport.nbdkit", hint="put them into plugin")
     settings = VCenterSettings(
         session=SessionSettings(
             host=vcenter.host,
@@ -68,8 +69,8 @@ async def connect(name: str, vcenter: configuration.VCenter, config: Config) -> 
         ),
         transports=TransportSettings(
             order=transport.order,
-            nbdkit=nbdkit,
-            plugin=(*arguments, *transport.plugin),
+            nbdkit=transport.nbdkit[0],
+            plugin=transport.plugin,
             libdir=str(transport.libdir or ""),
             proxy=transport.proxy,
             device_folder=transport.device_folder,

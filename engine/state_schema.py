@@ -24,8 +24,8 @@ FILE_NAME = "state.duckdb"
 
 TABLES = (
     "CREATE TABLE meta (name VARCHAR, value VARCHAR)",
-    """CREATE TABLE events (key VARCHAR, type VARCHAR, happened_at TIMESTAMP, source VARCHAR, vm VARCHAR, vm_name VARCHAR,
-       vcenter VARCHAR, moref VARCHAR, cause VARCHAR, from_host VARCHAR, to_host VARCHAR, user_name VARCHAR,
+    """CREATE TABLE events (key VARCHAR, type VARCHAR, happened_at TIMESTAMP, source VARCHAR, vm VARCHAR,
+       vm_name VARCHAR, vcenter VARCHAR, moref VARCHAR, cause VARCHAR, from_host VARCHAR, to_host VARCHAR, user_name VARCHAR,
        detail VARCHAR, reconciled BOOLEAN, journaled_at TIMESTAMP)""",
     """CREATE TABLE decisions (event_key VARCHAR, kind VARCHAR, vm VARCHAR, policy VARCHAR, rule VARCHAR,
        reason VARCHAR, policy_hash VARCHAR, job VARCHAR, decided_at TIMESTAMP)""",

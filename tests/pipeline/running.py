@@ -14,7 +14,7 @@ from engine.config import Config
 from engine.control import Controls
 from engine.parts import Parts
 from engine.ports import Hypervisor
-from engine.service import Service
+from engine.service import Opener, Service, connect
 from engine.startup import assemble, recover
 from engine.state import State
 from engine.threads import Threads, settled
@@ -44,7 +44,6 @@ class Running:
     parts: Parts
     service: Service
     control: Controls
-    hypervisor: HypervisorInMemory
 
     async def until(self, claim: Callable[[], object], *, seconds: float = 20.0) -> None:
         async with asyncio.timeout(seconds):
@@ -105,11 +104,18 @@ policies = "1s"
 async def running(
     root: Path, hypervisor: HypervisorInMemory, config: Config, *, grace: float = 0.3
 ) -> AsyncIterator[Running]:
-    """The engine, stopped as by SIGTERM at the end of the block."""
+    """The engine over a hypervisor in memory, stopped as by SIGTERM at the end of the block."""
 
     async def opened(name: str, vcenter: configuration.VCenter, config: Config) -> Hypervisor:
         return hypervisor
 
+    async with engine_of(config, opened, grace=grace) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def engine_of(config: Config, opener: Opener = connect, *, grace: float = 0.3) -> AsyncIterator[Running]:
+    """The engine of a configuration in this process, stopped as by SIGTERM at the end of the block."""
     with ExitStack() as held:
         state = State(config.state_dir, now=now())
         held.callback(state.close)
@@ -127,12 +133,12 @@ async def running(
             reconcile_grace=timedelta(seconds=grace),
         )
         await recover(parts)
-        service = Service(parts, open_hypervisor=opened)
+        service = Service(parts, open_hypervisor=opener)
         async with asyncio.TaskGroup() as group:
             run: Awaitable[None] = group.create_task(service.run())
             await service.ready.wait()
             try:
-                yield Running(parts, service, Controls(parts), hypervisor)
+                yield Running(parts, service, Controls(parts))
             finally:
                 service.stopping.set()
                 await run
