@@ -6,10 +6,8 @@ Also the one place that tells raw files, block devices and NBD addresses apart.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,8 +18,6 @@ from connectors.disks import DiskReader, Extent, merge
 from connectors.errors import ConnectorError, Gone, NotPermitted, ReadFailed, TransportFailed, WriteFailed
 from connectors.nbd import NbdLimits, open_nbd
 from connectors.nbd_protocol import parse_uri
-
-_BLKGETSIZE64 = 0x80081272
 
 
 class _DiskFile:
@@ -55,10 +51,8 @@ class _DiskFile:
             os.close(fd)
 
     def _size(self) -> int:
-        if self.is_device:
-            (size,) = struct.unpack("Q", fcntl.ioctl(self._fd, _BLKGETSIZE64, bytes(8)))
-            return int(size)
-        return os.fstat(self._fd).st_size
+        # A block device has no size in its inode, but it has an end.
+        return os.lseek(self._fd, 0, os.SEEK_END) if self.is_device else os.fstat(self._fd).st_size
 
     def _check(self, offset: int, length: int, error: type[ConnectorError]) -> None:
         if offset < 0 or offset + length > self.capacity_bytes:

@@ -37,7 +37,8 @@ ATTACHED_DISK = "attached disk"
 TASK_SECONDS = 300.0
 """How long a reconfiguration of the proxy may take."""
 
-DETACH_TRIES = 4
+DETACH_TRIES = 6
+"""With pauses of 1, 2, 4, 8 and 16 s between them; what is then still attached is the janitor's."""
 
 READ_ONLY = "independent_nonpersistent"
 WRITABLE = "persistent"
@@ -64,10 +65,12 @@ async def open_reader(
 ) -> AsyncIterator[FileReader]:
     """The disk as a local device, open for reading; detached, verified, on every way out. Raises TransportFailed."""
     async with _device(session, request, settings) as path:
-        with FileReader(path) as reader:
-            _check_size(reader.capacity_bytes, request.disk, path)
-            yield reader
-        guest_device.let_go(path)
+        try:
+            with FileReader(path) as reader:
+                _check_size(reader.capacity_bytes, request.disk, path)
+                yield reader
+        finally:
+            guest_device.let_go(path)
 
 
 @asynccontextmanager
@@ -76,10 +79,12 @@ async def open_writer(
 ) -> AsyncIterator[FileWriter]:
     """The disk of a powered-off VM as a local device, open for writing; detached on every way out."""
     async with _device(session, request, settings) as path:
-        with FileWriter(path) as writer:
-            _check_size(writer.capacity_bytes, request.disk, path)
-            yield writer
-        guest_device.let_go(path)
+        try:
+            with FileWriter(path) as writer:
+                _check_size(writer.capacity_bytes, request.disk, path)
+                yield writer
+        finally:
+            guest_device.let_go(path)
 
 
 async def attached_leftovers(

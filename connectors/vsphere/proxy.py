@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pyVmomi import vim
 
@@ -159,6 +160,10 @@ def _mark(value: str) -> Mark | None:
         return None
 
 
+_found: WeakKeyDictionary[Session, dict[str, str]] = WeakKeyDictionary()
+"""The moRefs under which proxies were found, since a search by name asks for every VM."""
+
+
 async def find_proxy(session: Session, settings: TransportSettings) -> Any:
     """The managed VM that is the proxy; raises TransportFailed when there is none or more than one."""
     wanted = settings.proxy
@@ -183,8 +188,11 @@ async def find_proxy(session: Session, settings: TransportSettings) -> Any:
 
 async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:
     """The proxy as it is now; raises TransportFailed when it cannot be found or read."""
+    known = _found.setdefault(session, {})
     try:
-        vm = await find_proxy(session, settings)
+        if settings.proxy not in known:
+            known[settings.proxy] = (await find_proxy(session, settings))._moId
+        vm = session.managed(vim.VirtualMachine, known[settings.proxy])
         paths = ["name", "runtime.powerState", "runtime.host", "config.keyId", "config.hardware.device"]
         told = await session.properties(vm, [*paths, "config.extraConfig"])
         host = told.get("runtime.host")
@@ -192,6 +200,7 @@ async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:
         named = await session.read(datastores, vim.Datastore, ["name"])
         datacenter = await datacenter_of(session, host)
     except Gone as exc:
+        known.pop(settings.proxy, None)
         raise TransportFailed(f"the proxy {settings.proxy} is not there", where=session.where) from exc
     return Proxy(
         moref=vm._moId,

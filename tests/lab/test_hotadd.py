@@ -178,6 +178,20 @@ async def test_a_detach_that_fails_at_first_is_tried_again(proxied: tuple[Lab, T
     assert proxy_disks(lab) == own
 
 
+@pytest.mark.parametrize("trouble", ["sessions lost", "vCenter restarted"])
+async def test_a_disk_is_detached_though_the_login_was_lost_meanwhile(
+    proxied: tuple[Lab, TransportSettings], trouble: str
+) -> None:
+    lab, settings = proxied
+    own = proxy_disks(lab)
+    async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, "db-03") as snapshot:
+        async with open_reader(vcenter.session, request_for(snapshot), settings) as reader:
+            await asyncio.to_thread(lab.kill_sessions if trouble == "sessions lost" else lab.restart)
+            assert await contents(reader) == frozen_bytes(lab, snapshot, snapshot.disks[0].disk.key)
+        assert await marks(vcenter, settings) == []
+    assert proxy_disks(lab) == own
+
+
 async def test_a_device_that_does_not_come_is_detached_again_and_explained(
     proxied: tuple[Lab, TransportSettings],
 ) -> None:
