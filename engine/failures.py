@@ -115,7 +115,7 @@ _CONNECTOR: dict[type[connector.ConnectorError], tuple[Kind, Exit]] = {
     connector.Gone: (Kind.FAIL, Exit.USAGE),
     connector.Busy: (Kind.RETRY, Exit.TRY_LATER),
     connector.SnapshotFailed: (Kind.RETRY, Exit.TRY_LATER),
-    connector.TrackingUnusable: (Kind.RETRY, Exit.TRY_LATER),
+    connector.TrackingUnusable: (Kind.FAIL, Exit.TRY_LATER),
     connector.TransportFailed: (Kind.RETRY, Exit.UNREACHABLE),
     connector.ReadFailed: (Kind.RETRY, Exit.UNREACHABLE),
     connector.WriteFailed: (Kind.RETRY, Exit.UNREACHABLE),

@@ -15,9 +15,10 @@ from engine.cli.tasks import follow
 from engine.client import Engine
 from engine.commands import Reclaim
 from engine.failures import BadInput, Exit
+from engine.reports import plan_row
 from engine.units import show_size
 from policies.units import parse_duration
-from storage.reclaim import ReclaimPlan, SafetyAges, carry_out, plan_reclaim
+from storage.reclaim import SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository
 
 
@@ -69,20 +70,6 @@ def _reclaim(repository: Repository, safety: SafetyAges, dry_run: bool) -> dict[
         return plan_row(plan)
     outcome = carry_out(repository, plan, utc_now())
     return {**plan_row(plan), "freed_bytes": outcome.freed_bytes, "kept": outcome.kept}
-
-
-def plan_row(plan: ReclaimPlan) -> dict[str, Any]:
-    """A plan as JSON: packs to drop, packs to write again, packs too young, bytes."""
-    return {
-        "drop": [{"pack": fate.name.key, "bytes": fate.bytes, "reason": fate.reason} for fate in plan.drop],
-        "rewrite": [
-            {"pack": fate.name.key, "bytes": fate.bytes, "live_bytes": fate.live_bytes, "reason": fate.reason}
-            for fate in plan.rewrite
-        ],
-        "young": plan.young,
-        "total_bytes": plan.total_bytes,
-        "freed_bytes": plan.freed_bytes,
-    }
 
 
 def _tell(done: Mapping[str, Any], dry_run: bool) -> None:

@@ -1,0 +1,163 @@
+"""The configuration says where it is wrong and what to write; secrets stay where they are kept."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from engine.config import Config, load, parse, split_address
+from engine.credentials import Secret, parse_secret
+from engine.failures import BadInput
+
+HERE = Path("/etc/backstay/backstay.toml")
+LEAST = 'schema = 1\n[repository]\npath = "repo"\n'
+
+
+def test_what_is_not_said_has_a_default_and_paths_start_at_the_file() -> None:
+    config = parse(LEAST, HERE)
+    assert config.repository.path == Path("/etc/backstay/repo")
+    assert config.policies == Path("/etc/backstay/policies.d")
+    assert config.vcenter == {} and config.bus is None
+    assert config.timers.reconcile == timedelta(minutes=15)
+    assert config.socket.name == "backstay.sock"
+
+
+def test_everything_that_can_be_said_is_understood() -> None:
+    config = parse(
+        """schema = 1
+name = "site-a"
+state_dir = "/var/lib/backstay"
+[repository]
+path = "/srv/backstay"
+passphrase = "credential:repository"
+[vcenter.main]
+host = "vc.example.com"
+user = "backup@vsphere.local"
+password = "file:vc.password"
+ca_file = "vc.pem"
+[api]
+tcp = "127.0.0.1:8443"
+token = "env:TOKEN"
+[bus]
+servers = ["tls://nats.example.com:4222"]
+credentials = "nats.creds"
+[transport]
+order = ["nbd"]
+nbdkit = "nbdkit -v"
+plugin = ["/usr/lib/plugin.so", "x=1"]
+[limits]
+total = 9
+[timers]
+verify = "3d"
+""",
+        HERE,
+    )
+    vcenter = config.vcenter["main"]
+    assert vcenter.password == Secret("file", "/etc/backstay/vc.password")
+    assert vcenter.ca_file == Path("/etc/backstay/vc.pem")
+    assert config.transport.nbdkit == ("nbdkit", "-v")
+    assert (config.limits.total, config.timers.verify) == (9, timedelta(days=3))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("schema = 1\n", "/etc/backstay/backstay.toml:1:1: repository is missing"),
+        ("schema = 1\nrepository = 3\n", ":2:"),
+        ("[repository]\npath = 'x'\n", "schema is missing"),
+        ("schema = 2\n[repository]\npath = 'x'\n", ":1:1: schema: input should be 1"),
+        (LEAST + "[timers]\nverfiy = '7d'\n", ':5:1: unknown key timers.verfiy, did you mean "verify"?'),
+        ("polices = 'x'\n" + LEAST, ':1:1: unknown key polices, did you mean "policies"?'),
+        (LEAST + "[timers]\nclock = 3\n", 'timers.clock: "3" is not a duration'),
+        (LEAST + "[timers]\nclock = '0s'\n", "timers.clock: must be longer than nothing"),
+        (LEAST + "[limits]\ntotal = 0\n", "limits.total: input should be greater than or equal to 1"),
+        (LEAST + "[api]\ntcp = '127.0.0.1:1'\n", "tcp needs a token"),
+        (LEAST + "[api]\ntcp = '0.0.0.0:1'\ntoken = 'env:X'\n", "tcp beyond loopback needs certificate"),
+        (LEAST + "[api]\ntcp = 'localhost'\n", "is not an address with a port"),
+        (LEAST + "[bus]\nservers = 'nats://nats.example.com:4222'\n", "needs TLS"),
+        (LEAST + "[bus]\nservers = 'tls://nats.example.com:4222'\n", "add credentials"),
+        (LEAST + "[bus]\nservers = 'nats://u:p@localhost:4222'\n", "holds no password"),
+        (LEAST + "[transport]\norder = ['san']\n", "transport.order.0"),
+        (LEAST + "[vcenter.a]\nhost = 'h'\nuser = 'u'\n", ":4:10: vcenter.a.password is missing"),
+        (LEAST + "x = \n", "this is not TOML"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_what_to_write(text: str, said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse(text, HERE)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(HERE))
+
+
+def test_a_secret_in_the_configuration_itself_is_refused_and_not_repeated() -> None:
+    with pytest.raises(BadInput) as caught:
+        parse(LEAST + "[vcenter.a]\nhost = 'h'\nuser = 'u'\npassword = 'hunter2'\n", HERE)
+    assert "hunter2" not in str(caught.value) and "file:/path" in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
+    with pytest.raises(BadInput) as caught:
+        parse("schema = 1\nstaet_dir = 'x'\n[repository]\npth = 'x'\n", HERE)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[0].removeprefix(str(HERE)) for line in lines] == [":2:1", ":3:2", ":4:1"]
+
+
+def test_a_missing_file_says_what_writes_one(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="backstay init"):
+        load(tmp_path / "none.toml")
+
+
+def test_a_secret_shows_its_place_and_never_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VC_PASSWORD", "hunter2")
+    kept = tmp_path / "kept"
+    kept.write_text("hunter2\n")
+    kept.chmod(0o600)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    for source in ("env:VC_PASSWORD", f"file:{kept}", "credential:kept", "command:printf hunter2"):
+        secret = parse_secret(source)
+        assert secret.read() == "hunter2"
+        assert "hunter2" not in repr(secret).replace("printf hunter2", "") and str(secret) == source
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("env:NOT_SET_AT_ALL", "not set"),
+        ("file:/nowhere/at/all", "cannot be read"),
+        ("credential:x", "systemd passed no credentials"),
+        ("command:false", "ended with code 1"),
+        ("command:/nowhere/at/all", "cannot be run"),
+        ("command:true", "is empty"),
+    ],
+)
+def test_a_secret_that_is_not_there_says_where_it_was_looked_for(
+    source: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with pytest.raises(BadInput, match=said) as caught:
+        parse_secret(source).read()
+    assert str(caught.value).startswith(source.split(" ")[0].replace("file:", ""))
+
+
+def test_a_secret_file_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("hunter2")
+    kept.chmod(0o604)
+    with pytest.raises(BadInput, match="chmod 600"):
+        parse_secret(f"file:{kept}").read()
+
+
+def test_addresses_need_a_port() -> None:
+    assert split_address("[::1]:80") == ("::1", 80)
+    for wrong in ("localhost", ":80", "h:port", "h:99999"):
+        with pytest.raises(ValueError, match="not an address"):
+            split_address(wrong)
+
+
+def test_the_configuration_can_be_shown_without_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("X", "hunter2")
+    config: Config = parse(LEAST + "[vcenter.a]\nhost = 'h'\nuser = 'u'\npassword = 'env:X'\n", HERE)
+    assert config.vcenter["a"].password.read() == "hunter2"
+    assert "hunter2" not in repr(config) + str(config.model_dump())
