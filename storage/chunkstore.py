@@ -67,6 +67,7 @@ class ChunkStore:
         self.footers = Footers(blobs, sealing)
         self.live: dict[int, PackName] = {}
         self.touched: set[int] = set()
+        self._hidden: set[int] = set()
         self._index = index
         self._writer = writer
         self._now = now
@@ -149,10 +150,10 @@ class ChunkStore:
             session.check()
             ticket = self._next_ticket = self._next_ticket + 1
             for (chunk, data), place in zip(items, candidates, strict=True):
-                if place is not None and place[0].number in self.live:
+                if place is not None and place[0].number in self.live and place[0].number not in self._hidden:
                     self.touched.add(place[0].number)
                     added.known_bytes += len(data)
-                elif (known := self._delta.get(chunk)) is not None:
+                elif (known := self._delta.get(chunk)) is not None and known >> 16 not in self._hidden:
                     if known != _PENDING:
                         self.touched.add(known >> 16)
                     added.known_bytes += len(data)
@@ -324,17 +325,24 @@ class ChunkStore:
                 self._changed.notify_all()
 
     def hide(self, name: PackName) -> bool:
-        """Look nothing up in this pack any more; False if a restore point under way refers to it already."""
+        """Let no new chunk refer to this pack; False if a restore point under way does already. Reads go on."""
         with self._lock:
             if name.number in self.touched or self.live.get(name.number) != name:
                 return False
-            del self.live[name.number]
+            self._hidden.add(name.number)
             return True
 
     def show(self, names: Iterable[PackName]) -> None:
         """Undo `hide`."""
         with self._lock:
-            self.live.update({name.number: name for name in names})
+            self._hidden.difference_update(name.number for name in names)
+
+    def forget(self, name: PackName) -> None:
+        """A hidden pack is no more."""
+        with self._lock:
+            self.live.pop(name.number, None)
+            self._hidden.discard(name.number)
+        self.footers.forget(name)
 
     def compact_index(self) -> None:
         """Merge the runs of the index and leave out packs that are gone."""

@@ -143,6 +143,8 @@ class Index:
         if len(self._runs) <= MAX_RUNS and not everything:
             return
         victims = sorted(self._runs, key=lambda run: run.count)
+        if len(victims) < 2 and not any(name.number not in live for run in victims for name in run.packs):
+            return
         if not everything:
             total = 0
             taken: list[Run] = []

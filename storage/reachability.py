@@ -64,12 +64,23 @@ class Reached:
         return np.unique(np.frombuffer(self._prefixes, np.uint64)) if self._prefixes else np.empty(0, np.uint64)
 
 
+_ENTRY = [("head", ">u8"), ("rest", "V24"), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4"), ("check", "<u4")]
+
+
 def live_slots(footer: Footer, reached: Any) -> Any:
     """A numpy array of booleans: which slots of a pack are reached."""
     import numpy as np
 
-    heads = np.frombuffer(footer.entries, np.dtype([("head", ">u8"), ("rest", "V40")]))["head"].astype(np.uint64)
+    heads = np.frombuffer(footer.entries, np.dtype(_ENTRY))["head"].astype(np.uint64)
     if not len(reached):
         return np.zeros(len(heads), bool)
     at = np.minimum(np.searchsorted(reached, heads), len(reached) - 1)
     return reached[at] == heads
+
+
+def live_bytes(footer: Footer, reached: Any) -> tuple[int, int]:
+    """The stored bytes of a pack's chunks that are reached, and of all."""
+    import numpy as np
+
+    stored = np.frombuffer(footer.entries, np.dtype(_ENTRY))["stored"].astype(np.uint64)
+    return int(stored[live_slots(footer, reached)].sum()), int(stored.sum())

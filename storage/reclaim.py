@@ -20,7 +20,7 @@ from storage.failpoints import failpoint
 from storage.format import PackKind, PackName
 from storage.nodes import StoredNodes
 from storage.pack import Footer
-from storage.reachability import Reached, live_slots
+from storage.reachability import Reached, live_bytes, live_slots
 from storage.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -115,10 +115,10 @@ def plan_reclaim(
         if _age(repo, footer, now, safety) < safety.young_pack:
             young += 1
             continue
-        live = _live_bytes(footer, reached)
+        live, body = live_bytes(footer, reached)
         if not live:
             drop.append(PackFate(name, footer.size, 0, "no restore point reaches any of it"))
-        elif live < footer.size * (1 - thresholds.dead_share):
+        elif live < body * (1 - thresholds.dead_share):
             rewrite.append(PackFate(name, footer.size, live, "mostly dead"))
         elif footer.size < thresholds.small_pack_bytes:
             small.append(PackFate(name, footer.size, live, "small"))
@@ -180,13 +180,6 @@ def _age(repo: Repository, footer: Footer, now: datetime, safety: SafetyAges) ->
     return min(now - created, now - stored) if stored <= now else now - created
 
 
-def _live_bytes(footer: Footer, reached: Any) -> int:
-    live = live_slots(footer, reached)
-    if not live.any():
-        return 0
-    return sum(footer.entry(int(slot)).stored for slot in live.nonzero()[0])
-
-
 def _copy_live(
     repo: Repository, plan: ReclaimPlan, fates: Sequence[PackFate]
 ) -> tuple[dict[PackName, set[bytes]], int]:
@@ -220,22 +213,20 @@ def _drop(
     """Remove packs that nothing needs but for what was moved; returns packs, bytes, and packs kept after all."""
     hidden = [fate for fate in fates if (fate.name in moved or not fate.live_bytes) and repo.store.hide(fate.name)]
     failpoint("reclaim.hidden")
+    gone: list[PackFate] = []
     try:
         newly, _ = _reach(repo, Reached(StoredNodes(repo.store), repo.config.fan_out), plan.points)
-    except Refused:
+        for fate in hidden:
+            footer = repo.store.footers.get(fate.name)
+            needed = {footer.entry(int(slot)).id for slot in live_slots(footer, newly).nonzero()[0]}
+            if needed - moved.get(fate.name, set()):
+                continue
+            repo.store.forget(fate.name)
+            repo.blobs.delete(fate.name.key)
+            failpoint("reclaim.pack_deleted")
+            gone.append(fate)
+    finally:
         repo.store.show(fate.name for fate in hidden)
-        raise
-    gone: list[PackFate] = []
-    for fate in hidden:
-        footer = repo.store.footers.get(fate.name)
-        needed = [footer.entry(int(slot)).id for slot in live_slots(footer, newly).nonzero()[0]]
-        if set(needed) - moved.get(fate.name, set()):
-            repo.store.show([fate.name])
-            continue
-        repo.blobs.delete(fate.name.key)
-        failpoint("reclaim.pack_deleted")
-        repo.store.footers.forget(fate.name)
-        gone.append(fate)
     if gone or moved:
         there = list(repo.store.live.values())
         repo.opened_catalog().apply(Changes(packs=there, gone_packs=[fate.name.number for fate in gone]))

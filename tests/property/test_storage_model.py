@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.facts import VmId
+from policies.facts import PointId, VmId
 from storage.blockmap import MapBuilder, Root, levels_for, lookup, walk
 from storage.repository import DiskHead, PointHead
 from storage.verify import verify
@@ -105,12 +105,12 @@ def test_every_restore_point_equals_the_disk_of_its_time(
     with tempfile.TemporaryDirectory() as folder, opened(make(Path(folder) / "r")) as repo:
         taken = []
         disk = bytearray()
-        base = None
+        base: PointId | None = None
         for sectors, writes, incremental in backups:
             size = sectors * 512
             disk = bytearray(disk[:size].ljust(size, b"\0")) if incremental and base else bytearray(size)
             with repo.new_point(PointHead(VmId("v"), "v", NOW)) as pending:
-                on = (base, DISK) if incremental and base else None
+                on = (base, DISK) if incremental and base is not None else None
                 ingest = pending.disk(DiskHead(DISK, size), base=on)
                 for what, first, count, fill in writes:
                     start, end = first * BLOCK, min((first + count) * BLOCK, size)
