@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ def application(registry: CollectorRegistry) -> Callable[[Scope, Receive, Send],
         elif scope["method"] not in ("GET", "HEAD"):
             await _send(send, 405, Exposition(b"only GET and HEAD\n", "text/plain; charset=utf-8"))
         else:
-            await _send(send, 200, render(registry, _accept(scope["headers"])))
+            await _send(send, 200, await asyncio.to_thread(render, registry, _accept(scope["headers"])))
 
     return answer
 
