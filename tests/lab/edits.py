@@ -72,6 +72,12 @@ EDITS = (
     _renamed("simulator/snapshot.go", "v *VirtualMachineSnapshot", "RevertToSnapshotTask", "revertBase"),
     _renamed("simulator/folder.go", "f *Folder", "MoveIntoFolderTask", "moveIntoFolderBase"),
     _renamed("simulator/folder.go", "f *Folder", "RegisterVMTask", "registerBase"),
+    _renamed("simulator/folder.go", "f *Folder", "CreateVMTask", "createBase"),
+    Edit(
+        "simulator/virtual_machine.go",
+        "vm.Config.ExtraConfig = append(vm.Config.ExtraConfig, c)",
+        "vm.Config.ExtraConfig = keepOption(vm.Config.ExtraConfig, c)",
+    ),
     _renamed("simulator/task.go", "t *Task", "Run", "runBase"),
     _renamed("simulator/property_filter.go", "f *PropertyFilter", "apply", "applyBase"),
     Edit("simulator/property_collector.go", "time.NewTicker(250 * time.Millisecond)", "time.NewTicker(updateTick)"),

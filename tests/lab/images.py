@@ -125,6 +125,8 @@ def guest_lock(flat: Path) -> Iterator[int]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.stat(flat).st_ino != os.fstat(fd).st_ino:  # noqa: PTH116
             raise FileNotFoundError(flat)
+        if os.fstat(fd).st_nlink > 1:
+            raise RuntimeError(f"{flat} is held by a snapshot that was frozen by a link (settings: link_frozen)")
         yield fd
     finally:
         os.close(fd)

@@ -146,3 +146,50 @@ def eventually(action: Callable[[], Any]) -> Any:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["DrsVmMigratedEvent", "VmReconfiguredEvent", "VmClonedEvent", "VmFailedMigrateEvent"])
+def test_posted_events_of_any_kind_can_be_read(fresh_lab: Callable[..., Lab], kind: str) -> None:
+    lab = fresh_lab(vms=1, content=False, disk_bytes=4 << 20)
+    lab.post_event(kind, "web-01")
+    with lab.session() as si:
+        spec = vim.event.EventFilterSpec(eventTypeId=[kind])
+        (event,) = si.content.eventManager.QueryEvents(spec)
+        assert event.vm.name == "web-01"
+
+
+def test_extra_configuration_is_set_changed_and_taken_away(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, content=False, disk_bytes=4 << 20)
+    seen = []
+    for value in ("one", "two", ""):
+        lab.reconfigure("web-01", extraConfig=[vim.option.OptionValue(key="backstay.mark", value=value)])
+        options = lab.machine("web-01").config.extraConfig
+        seen.append([o.value for o in options if o.key == "backstay.mark"])
+    assert seen == [["one"], ["two"], []]
+
+
+def test_a_name_that_is_taken_and_a_datastore_that_is_not_there_are_refused(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, content=False, disk_bytes=4 << 20)
+    lab.create_vm("twin")
+    with pytest.raises(vim.fault.DuplicateName):
+        lab.create_vm("twin")
+    with pytest.raises(vim.fault.InvalidDatastore):
+        lab.create_vm("lost", datastore="nowhere")
+
+
+def test_a_disk_frozen_by_a_link_refuses_its_guest(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, settings={"link_frozen": True, "keep_frozen": False})
+    snapshot = lab.snapshot("web-01")
+    assert lab.frozen_copy(snapshot).samefile(lab.flat("web-01"))
+    with pytest.raises(RuntimeError, match="link"):
+        lab.write_as_guest("web-01", 0, 0, b"x")
+    lab.remove_snapshot(snapshot)
+    lab.write_as_guest("web-01", 0, 0, b"x")
+
+
+def test_a_datastore_can_be_out_of_a_host_s_sight(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, content=False, disk_bytes=4 << 20)
+    lab.hide_datastore("bulk-1", "DC0_C0_H0")
+    seen = {h.name: [d.name for d in h.datastore] for h in lab.machine("web-01").runtime.host.parent.host}
+    assert seen["DC0_C0_H0"] == ["fast-1"]
+    assert "bulk-1" in seen["DC0_C0_H1"]

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pyVmomi import vim
+
 from tests.lab import images
 from tests.lab.images import GRAIN
 from tests.lab.inventory import Inventory
@@ -204,6 +206,15 @@ class Lab(Inventory):
         """Break all connections, and every new one for so long. Sessions survive."""
         self.process.order("/outage", {"seconds": seconds})
 
+    @contextmanager
+    def down(self, *, sessions: bool = True) -> Iterator[None]:
+        """vCenter does not answer for the length of the block; with `sessions` these are lost too, as in a restart."""
+        self.process.order("/outage", {"seconds": 3600, "sessions": sessions})
+        try:
+            yield
+        finally:
+            self.process.order("/outage", {"seconds": 0})
+
     def restart(self, seconds: float = 0.5) -> None:
         """What a restart of vCenter's service does: an outage, and all sessions are gone. Inventory and events stay."""
         self.process.order("/outage", {"seconds": seconds, "sessions": True})
@@ -226,6 +237,11 @@ class Lab(Inventory):
         target = self.host_for(vm.moref, host)
         self.process.order("/drs", {"VM": vm.moref, "Host": target._moId})
         return str(target.name)
+
+    def hide_datastore(self, name: str, host: str) -> None:
+        """Unmount a datastore from one host."""
+        target = self.find(vim.HostSystem, host)
+        self.process.order("/datastores/hide", {"Datastore": name, "Host": target._moId})
 
     def need_consolidation(self, which: str) -> None:
         self.process.order("/consolidation", {"VM": self.vm(which).moref})

@@ -162,7 +162,14 @@ def can_multi_conn(h):
     return True
 
 
+def aligned(offset, length):
+    if offset % 512 or length % 512:
+        nbdkit.set_error(errno.EINVAL)
+        raise RuntimeError("VDDK works in sectors of 512 bytes: use nbdkit's blocksize filter")
+
+
 def pread(h, buf, offset, flags):
+    aligned(offset, len(buf))
     trouble(h, offset, len(buf))
     view = memoryview(buf)
     done = 0
@@ -175,6 +182,7 @@ def pread(h, buf, offset, flags):
 
 
 def pwrite(h, buf, offset, flags):
+    aligned(offset, len(buf))
     # Another descriptor, so that threads exclude each other too.
     fd = os.open(h["path"], os.O_RDWR)
     try:

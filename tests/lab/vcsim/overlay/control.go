@@ -134,19 +134,42 @@ func postOrdered(o *eventOrder) (int, string) {
 		if o.AgeSeconds > 0 {
 			base.CreatedTime = time.Now().UTC().Add(-time.Duration(o.AgeSeconds) * time.Second)
 		}
-		if host := base.Host; host != nil {
-			switch e := event.(type) {
-			case *types.VmMigratedEvent:
-				e.SourceHost = *host
-			case *types.DrsVmMigratedEvent:
-				e.SourceHost = *host
-			case *types.VmRelocatedEvent:
-				e.SourceHost = *host
-			}
-		}
+		complete(reflect.ValueOf(event).Elem(), vm)
 		internalContext.postEvent(event)
 	}
 	return http.StatusOK, ""
+}
+
+// complete fills the event's required references, which a client could not read while they are empty.
+func complete(event reflect.Value, vm *VirtualMachine) {
+	host := hostOf(vm.Runtime.Host)
+	for i := 0; i < event.NumField(); i++ {
+		field := event.Field(i)
+		if field.Kind() == reflect.Struct && event.Type().Field(i).Anonymous {
+			complete(field, vm)
+			continue
+		}
+		switch at := field.Addr().Interface().(type) {
+		case *types.HostEventArgument:
+			*at = *host.eventArgument()
+		case *types.VmEventArgument:
+			*at = *vm.event().Vm
+		case *types.DatastoreEventArgument:
+			*at = *datastoreArgument(vm.home())
+		case *types.FolderEventArgument:
+			if folder, ok := asFolderMO(Map.Get(*vm.Parent)); ok {
+				*at = folderEventArgument(folder)
+			}
+		case *types.ResourcePoolEventArgument:
+			if pool, ok := asResourcePoolMO(Map.Get(*vm.ResourcePool)); ok {
+				at.Name, at.ResourcePool = pool.Name, pool.Self
+			}
+		case *types.ManagedObjectReference:
+			*at = vm.Self
+		case *types.LocalizedMethodFault:
+			at.Fault = &types.SystemError{Reason: "ordered by the lab"}
+		}
+	}
 }
 
 // Control serves the lab's own orders, on loopback and apart from vCenter's API.
@@ -256,6 +279,19 @@ func Control(drop func()) http.Handler {
 		if err := drsMove(vm, host); err != nil {
 			return http.StatusConflict, err.Error()
 		}
+		return http.StatusOK, nil
+	})
+	order("/datastores/hide", func(body *json.Decoder) (int, interface{}) {
+		var o struct{ Datastore, Host string }
+		if err := body.Decode(&o); err != nil {
+			return http.StatusBadRequest, err.Error()
+		}
+		host, ok := Map.Get(types.ManagedObjectReference{Type: "HostSystem", Value: o.Host}).(*HostSystem)
+		ds := datastoreNamed(o.Datastore)
+		if !ok || ds == nil {
+			return http.StatusNotFound, "no such datastore or host"
+		}
+		unmount(ds, host)
 		return http.StatusOK, nil
 	})
 	order("/consolidation", func(body *json.Decoder) (int, interface{}) {

@@ -107,18 +107,20 @@ func (f *faultRules) take(match func(*faultRule) bool) *faultRule {
 	return nil
 }
 
-func (f *faultRules) forTask(id string) *faultRule {
-	return f.take(func(r *faultRule) bool { return r.InTask && taskID(r.Method) == id })
+func (f *faultRules) forTask(id, object string) *faultRule {
+	return f.take(func(r *faultRule) bool {
+		return r.InTask && taskID(r.Method) == id && (r.VM == "" || r.VM == object)
+	})
 }
 
 // intercept stands before each call that comes over the network. It answers nil where the call may go on.
 func intercept(ctx *Context, method *Method, handler mo.Reference) soap.HasFault {
-	faults.Lock()
-	faults.calls[method.Name]++
-	faults.Unlock()
 	if ctx.req == nil {
 		return nil
 	}
+	faults.Lock()
+	faults.calls[method.Name]++
+	faults.Unlock()
 	if fault := forbidden(ctx, method); fault != nil {
 		return fault
 	}
@@ -135,7 +137,11 @@ func intercept(ctx *Context, method *Method, handler mo.Reference) soap.HasFault
 	if rule.Fault == "" {
 		return nil
 	}
-	return &serverFaultBody{Reason: Fault(rule.Text, rule.build())}
+	fault := rule.build()
+	if denied, ok := fault.(*types.NoPermission); ok && denied.Object.Type == "" {
+		denied.Object = method.This
+	}
+	return &serverFaultBody{Reason: Fault(rule.Text, fault)}
 }
 
 // dropAfter carries a call out and then lets the server break the connection, so that the client cannot know.

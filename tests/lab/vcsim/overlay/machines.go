@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"fmt"
 	"log"
 	"os"
 	"path"
@@ -27,11 +28,32 @@ func (vm *VirtualMachine) ReconfigVMTask(ctx *Context, req *types.ReconfigVM_Tas
 		}
 		vm.bumpVersion()
 		touch(vm, "config", "summary", "guest")
-		ctx.postEvent(&types.VmReconfiguredEvent{VmEvent: vm.event(), ConfigSpec: req.Spec})
+		ctx.postEvent(&types.VmReconfiguredEvent{VmEvent: vm.event(), ConfigSpec: req.Spec, ConfigChanges: changesOf(&req.Spec)})
 		vm.renamed(ctx, before)
 		return nil, nil
 	})
 	return &methods.ReconfigVM_TaskBody{Res: &types.ReconfigVM_TaskResponse{Returnval: task.Run()}}
+}
+
+// changesOf tells in words what a change was, as the event does.
+func changesOf(spec *types.VirtualMachineConfigSpec) *types.ChangesInfoEventArgument {
+	told := new(types.ChangesInfoEventArgument)
+	if spec.ChangeTrackingEnabled != nil {
+		told.Modified += fmt.Sprintf("config.changeTrackingEnabled: -> %t; ", *spec.ChangeTrackingEnabled)
+	}
+	for _, change := range spec.DeviceChange {
+		device := change.GetVirtualDeviceConfigSpec()
+		line := fmt.Sprintf("config.hardware.device(%d): (%T); ", device.Device.GetVirtualDevice().Key, device.Device)
+		switch device.Operation {
+		case types.VirtualDeviceConfigSpecOperationAdd:
+			told.Added += line
+		case types.VirtualDeviceConfigSpecOperationRemove:
+			told.Deleted += line
+		default:
+			told.Modified += line
+		}
+	}
+	return told
 }
 
 func (vm *VirtualMachine) setTracking(on bool) {
@@ -44,6 +66,26 @@ func (vm *VirtualMachine) setTracking(on bool) {
 			d.setTracking(on)
 		}
 	}
+}
+
+// CreateVMTask refuses a name that the folder has, and a datastore that nobody has, as vCenter does.
+func (f *Folder) CreateVMTask(ctx *Context, req *types.CreateVM_Task) soap.HasFault {
+	var fault types.BaseMethodFault
+	if twin := Map.FindByName(req.Config.Name, f.ChildEntity); twin != nil {
+		fault = &types.DuplicateName{Name: req.Config.Name, Object: twin.Reference()}
+	} else if req.Config.Files != nil {
+		p, wrong := parseDatastorePath(req.Config.Files.VmPathName)
+		if wrong != nil {
+			fault = wrong
+		} else if datastoreNamed(p.Datastore) == nil {
+			fault = &types.InvalidDatastore{Name: p.Datastore}
+		}
+	}
+	if fault == nil {
+		return f.createBase(ctx, req)
+	}
+	task := CreateTask(f, "createVm", func(*Task) (types.AnyType, types.BaseMethodFault) { return nil, fault })
+	return &methods.CreateVM_TaskBody{Res: &types.CreateVM_TaskResponse{Returnval: task.Run()}}
 }
 
 // unregistered remembers what lies in the .vmx files, by their path.

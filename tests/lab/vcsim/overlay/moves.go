@@ -27,10 +27,10 @@ func (vm *VirtualMachine) home() *Datastore {
 	if fault != nil {
 		return nil
 	}
-	return vm.lookup(p.Datastore)
+	return datastoreNamed(p.Datastore)
 }
 
-func (vm *VirtualMachine) lookup(name string) *Datastore {
+func datastoreNamed(name string) *Datastore {
 	for _, e := range Map.All("Datastore") {
 		if ds := e.(*Datastore); ds.Name == name {
 			return ds
@@ -223,7 +223,7 @@ func (vm *VirtualMachine) moveFiles(spec *types.VirtualMachineRelocateSpec, home
 				link.FileName = next + strings.TrimPrefix(link.FileName, stem)
 				var p object.DatastorePath
 				p.FromString(link.FileName)
-				ref := vm.lookup(p.Datastore).Self
+				ref := datastoreNamed(p.Datastore).Self
 				link.Datastore = &ref
 			}
 		}

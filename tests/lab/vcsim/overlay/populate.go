@@ -133,6 +133,26 @@ func addDatastore(i int, name string) error {
 	return nil
 }
 
+// unmount hides a datastore from one host.
+func unmount(ds *Datastore, host *HostSystem) {
+	system := Map.Get(*host.ConfigManager.DatastoreSystem).(*HostDatastoreSystem)
+	Map.WithLock(host, func() {
+		RemoveReference(&system.Datastore, ds.Self)
+		host.Datastore = append([]types.ManagedObjectReference(nil), system.Datastore...)
+	})
+	Map.WithLock(ds, func() {
+		kept := []types.DatastoreHostMount{}
+		for _, mount := range ds.Host {
+			if mount.Key != host.Self {
+				kept = append(kept, mount)
+			}
+		}
+		ds.Host = kept
+	})
+	touch(host, "datastore")
+	touch(ds, "host")
+}
+
 type population struct {
 	root     *Folder
 	clusters []*ClusterComputeResource
@@ -321,6 +341,20 @@ func keepField(values []types.BaseCustomFieldValue, value types.BaseCustomFieldV
 		}
 	}
 	return append(kept, value)
+}
+
+// keepOption sets an extraConfig key, and takes it away when its value is empty.
+func keepOption(options []types.BaseOptionValue, option types.BaseOptionValue) []types.BaseOptionValue {
+	kept := []types.BaseOptionValue{}
+	for _, o := range options {
+		if o.GetOptionValue().Key != option.GetOptionValue().Key {
+			kept = append(kept, o)
+		}
+	}
+	if text, ok := option.GetOptionValue().Value.(string); ok && text == "" {
+		return kept
+	}
+	return append(kept, option)
 }
 
 func touchFields(ref types.ManagedObjectReference) {

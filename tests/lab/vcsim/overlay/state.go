@@ -21,6 +21,7 @@ type Settings struct {
 	MoveDelayMS     int    `json:"move_delay_ms"`
 	LeaveDeltas     int    `json:"leave_deltas"` // so many snapshot removals leave the VM in need of consolidation
 	OldREST         bool   `json:"old_rest"`     // only /rest, as before vCenter 7
+	LinkFrozen      bool   `json:"link_frozen"`  // freeze by a hard link: at once, but the guest must not write meanwhile
 	KeepFrozen      bool   `json:"keep_frozen"`  // keep a copy of each frozen disk after the snapshot is gone
 }
 

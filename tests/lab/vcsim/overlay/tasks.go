@@ -33,7 +33,7 @@ var recentLock sync.Mutex
 // Run is the simulator's, but with vCenter's TaskEvent, an event chain, recentTask, and the faults that tests ask for.
 func (t *Task) Run() types.ManagedObjectReference {
 	id := taskID(t.Info.Name)
-	rule := faults.forTask(id)
+	rule := faults.forTask(id, t.Info.Entity.Value)
 	delay := rule.delay() + lab.delayOf(id)
 	entity := t.Info.Entity
 	vm, isVM := Map.Get(*entity).(*VirtualMachine)
