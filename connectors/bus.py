@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
-from nats.errors import ConnectionClosedError, NoRespondersError
+from nats.errors import ConnectionClosedError, NoRespondersError, NotJSMessageError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import api
 from nats.js.errors import NoStreamResponseError, NotFoundError
@@ -220,8 +220,12 @@ class NatsBus:
                     if not raw.reply.startswith("$JS.ACK."):
                         _judge_status(raw.headers or {}, self._where)
                         break
+                    try:
+                        message = NatsMessage(self, raw)
+                    except (NotJSMessageError, ValueError, OverflowError, OSError):
+                        log.warning("not a delivery of JetStream", extra={"where": self._where})
+                        continue
                     awaited -= 1
-                    message = NatsMessage(self, raw)
                     if message.deliveries > self._settings.max_deliver:
                         self._metrics.message_refused("given_up")
                         await message.refuse(f"given up after {message.deliveries - 1} deliveries that nobody finished")

@@ -292,6 +292,26 @@ async def test_a_hostile_message_is_refused_and_the_next_one_comes_through(
         assert await pending(server, bus.streams.dead) == 1
 
 
+@pytest.mark.parametrize("reply", ["$JS.ACK.a.b", "$JS.ACK.a.b.x.x.x.x.x", "$JS.ACK.a.b.1.1.1." + "9" * 40 + ".0"])
+async def test_a_forged_delivery_is_passed_over(server: NatsServer, reply: str) -> None:
+    watcher = await nats.connect(server.url)
+    pulls = await watcher.subscribe("$JS.API.CONSUMER.MSG.NEXT.>")
+    async with bus_of(server) as bus, asyncio.timeout(20), aclosing(bus.messages()) as messages:
+
+        async def forge() -> None:
+            inbox = (await pulls.next_msg(10)).reply
+            await watcher.publish(inbox, b"{}", reply=reply)
+            await watcher.flush()
+            await tell(server, EVENTS, announcement("real"))
+
+        async with asyncio.TaskGroup() as both:
+            both.create_task(forge())
+            message = await anext(messages)
+        assert b"real" in message.data
+        await message.done()
+    await watcher.close()
+
+
 async def test_a_payload_of_a_megabyte_is_refused_at_its_publisher(server: NatsServer) -> None:
     async with bus_of(server) as bus:
         with pytest.raises(nats.js.errors.APIError):
