@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Self
@@ -68,11 +68,11 @@ class VCenter:
         """One VM re-read now; raises Gone when it is not there any more."""
         return await self._inventory.one(address.moref)
 
-    def watch(self) -> AsyncIterator[InventoryUpdate]:
+    def watch(self) -> AsyncGenerator[InventoryUpdate, None]:
         """What changes in the inventory, for ever; after a lost login a complete update comes again."""
         return self._inventory.watch()
 
-    def events(self, cursor: Cursor | None) -> AsyncIterator[EventBatch]:
+    def events(self, cursor: Cursor | None) -> AsyncGenerator[EventBatch, None]:
         """Events after the cursor in order, for ever; an empty batch now and then tells that it is alive."""
         return follow(self.session, cursor, self.settings.events)
 
