@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,6 +23,7 @@ from connectors.errors import ConnectorError, Gone, Unreachable
 from connectors.hypervisor import Cursor, EventBatch
 from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.eventfacts import created, normalise
+from connectors.vsphere.faults import Unreadable
 from connectors.vsphere.session import Line, Session
 from policies.facts import Event
 
@@ -156,7 +157,7 @@ class _Idle:
 
 async def follow(
     session: Session, cursor: Cursor | None, settings: FollowSettings | None = None
-) -> AsyncIterator[EventBatch]:
+) -> AsyncGenerator[EventBatch, None]:
     """Events after the cursor, for ever; without a cursor, from now on.
 
     Each batch carries the cursor to persist when its events are handled. An empty batch every few seconds is a sign
@@ -194,7 +195,12 @@ async def _read(
     vcenter = session.vcenter
     drained = False
     while True:
-        events = await line.call(collector.ReadNextEvents, how.page)
+        try:
+            events = await line.call(collector.ReadNextEvents, how.page)
+        except Unreadable:
+            # The collector stands behind this page already: asking again would not bring it back.
+            position.miss(f"up to {how.page} events after key {position.key} were not understood")
+            continue
         if events:
             idle.progress()
             fresh = position.take(events, vcenter, how.overlap)
@@ -209,9 +215,9 @@ async def _read(
             idle.told()
             yield position.batch(vcenter)
         elif idle.due():
-            newest = (await _clock(session)).newest
-            if idle.stuck(newest != position.key):
-                _stuck(position, newest)
+            clock = await _clock(session)
+            if idle.stuck(clock.known and clock.newest != position.key):
+                _stuck(position, clock.newest)
                 return
             idle.told()
             yield position.batch(vcenter)
@@ -231,7 +237,7 @@ def _resume(position: _Position, clock: _Clock, how: FollowSettings) -> None:
     """Prepare to read on from a known position, and note what may have been missed since."""
     if clock.newest < 0:
         position.miss("vCenter's event keys have overflowed, and its collector may tell no new events")
-    elif clock.newest < position.key:
+    elif clock.known and clock.newest < position.key:
         position.set_back(clock.newest)
     elif clock.now - position.at > how.retention:
         position.miss(f"the cursor is of {position.at:%Y-%m-%d}, and vCenter does not keep events as long as that")
@@ -241,17 +247,21 @@ def _resume(position: _Position, clock: _Clock, how: FollowSettings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """vCenter's time, and the key and time of its newest event (0 and its time when it has none)."""
+    """vCenter's time, and the key and time of its newest event (0 and its time when it has none or it is not known)."""
 
     now: datetime
     newest: int
     newest_at: datetime
+    known: bool = True
 
 
 async def _clock(session: Session) -> _Clock:
     now = (await session.call(session.now)).astimezone(UTC)
     manager = session.content.eventManager
-    newest = (await session.properties(manager, ["latestEvent"])).get("latestEvent")
+    try:
+        newest = (await session.properties(manager, ["latestEvent"])).get("latestEvent")
+    except Unreadable:
+        return _Clock(now, 0, now, known=False)
     if newest is None:
         return _Clock(now, 0, now)
     return _Clock(now, newest.key, created(newest))

@@ -27,11 +27,19 @@ class Rejected(ConnectorError):
     """vCenter refused the call as it was put; putting it again the same way will not help."""
 
 
+class Unreadable(ConnectorError):
+    """vCenter's answer holds something that pyVmomi cannot make an object of."""
+
+
+_NOT_UNDERSTOOD: tuple[type[BaseException], ...] = (KeyError, TypeError, ValueError)
+"""What pyVmomi's parser raises for an unknown type, a missing field or a value out of its set."""
+
 FOREIGN: tuple[type[BaseException], ...] = (
     vmodl.MethodFault,
     OSError,
     HTTPException,
     ExpatError,
+    *_NOT_UNDERSTOOD,
 )
 """Everything that a pyVmomi call may raise and `translate` understands."""
 
@@ -59,6 +67,12 @@ def translate(error: BaseException, where: str) -> ConnectorError:
             f"the connection failed: {error or type(error).__name__}",
             where=where,
             hint="check the address, the port and the firewall",
+        )
+    if isinstance(error, _NOT_UNDERSTOOD):
+        return Unreadable(
+            f"an answer was not understood ({type(error).__name__})",
+            where=where,
+            hint="a newer pyVmomi may know this version of vCenter",
         )
     return _fault(error, where)
 

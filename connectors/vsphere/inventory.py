@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,7 +98,7 @@ class Inventory:
         found = await self._session.call(self._retrieve_view, {vim.VirtualMachine: paths})
         return {c.obj._moId: _held(c) for c in found}
 
-    async def watch(self) -> AsyncIterator[InventoryUpdate]:
+    async def watch(self) -> AsyncGenerator[InventoryUpdate, None]:
         """What changes, for ever. The first update, and the first one after each lost login, is complete.
 
         VMs that vanished while nobody watched are in `left` of the complete update.

@@ -290,6 +290,11 @@ class Session:
             poolSize=self.settings.threads,
         )
 
+    def forget(self, line: Line) -> None:
+        """The line is closed; nothing is left to do for it when the session ends."""
+        if line in self._lines:
+            self._lines.remove(line)
+
     def adopt(self, stub: Any) -> None:
         """Let a stub act under the present login."""
         stub.cookie = self._stub.cookie
@@ -383,6 +388,7 @@ class Line:
         """End the thread, waiting for the call under way. Blocking and idempotent."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._stub.DropConnections()
+        self._session.forget(self)
 
     async def aclose(self) -> None:
         """As close(), without blocking the event loop."""

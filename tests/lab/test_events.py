@@ -41,7 +41,7 @@ class Journal:
         return [int(event.detail["vcenter_key"]) for event in self.events]
 
     async def follow(self, vcenter: VCenter, holds: Callable[["Journal"], bool], *, seconds: float = 20) -> None:
-        async with aclosing(vcenter.events(self.cursor)) as batches:  # type: ignore[type-var]
+        async with aclosing(vcenter.events(self.cursor)) as batches:
             async with asyncio.timeout(seconds):
                 async for batch in batches:
                     self.keep(batch)
@@ -127,7 +127,7 @@ async def test_a_first_start_follows_from_now_on_and_says_so(lab: Lab) -> None:
 
 
 async def test_a_quiet_vcenter_still_gives_signs_of_life(lab: Lab) -> None:
-    async with connected(lab) as vcenter, aclosing(vcenter.events(None)) as batches:  # type: ignore[type-var]
+    async with connected(lab) as vcenter, aclosing(vcenter.events(None)) as batches:
         async with asyncio.timeout(5):
             told = [await anext(batches) for _ in range(4)]
     assert all(batch.events == () for batch in told)

@@ -109,7 +109,7 @@ class Watch:
 
 async def test_the_watch_tells_what_changes(fresh_lab: Start) -> None:
     lab = fresh_lab(vms=4, content=False)
-    async with connected(lab) as vcenter, aclosing(vcenter.watch()) as updates:  # type: ignore[type-var]
+    async with connected(lab) as vcenter, aclosing(vcenter.watch()) as updates:
         watch = Watch(updates)
         await watch.until(lambda w: w.completes == 1)
         assert len(watch.vms) == 4
@@ -148,7 +148,7 @@ async def assert_equals_inventory(watch: Watch, vcenter: VCenter) -> None:
 
 async def test_what_happened_while_the_session_was_lost_is_told_afterwards(fresh_lab: Start) -> None:
     lab = fresh_lab(vms=3, content=False)
-    async with connected(lab) as vcenter, aclosing(vcenter.watch()) as updates:  # type: ignore[type-var]
+    async with connected(lab) as vcenter, aclosing(vcenter.watch()) as updates:
         watch = Watch(updates)
         await watch.until(lambda w: w.completes == 1)
         doomed = lab.moref("db-03")
@@ -165,7 +165,7 @@ async def test_what_happened_while_the_session_was_lost_is_told_afterwards(fresh
 
 async def test_leaving_the_watch_ends_its_wait_at_once(lab: Lab) -> None:
     async with connected(lab) as vcenter:
-        async with aclosing(vcenter.watch()) as updates:  # type: ignore[type-var]
+        async with aclosing(vcenter.watch()) as updates:
             await anext(updates)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):

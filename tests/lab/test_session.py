@@ -161,3 +161,20 @@ async def test_a_cancelled_caller_waits_for_the_task_that_it_started(lab: Lab) -
             assert lab.vm("web-01").host != old
     finally:
         lab.settings(move_delay_ms=0)
+
+
+async def test_a_password_that_stopped_working_is_tried_once_however_many_calls_need_it(lab: Lab) -> None:
+    words = iter([lab.password])
+    settings = replace(session_settings(lab), password=lambda: next(words, "changed"))
+    async with await Session.open(settings) as session:
+        before = lab.calls()["Login"]
+        lab.kill_sessions()
+        told = await asyncio.gather(*(name_of(session, lab) for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(each, LoginRefused) for each in told)
+        assert lab.calls()["Login"] == before + 1
+
+
+async def test_an_idle_session_is_kept_alive_and_renewed_by_itself(lab: Lab) -> None:
+    async with await Session.open(replace(session_settings(lab), keep_alive_seconds=0.05)) as session:
+        lab.kill_sessions()
+        await until(lambda: session.logins == 2)

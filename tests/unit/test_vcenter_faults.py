@@ -8,7 +8,7 @@ import pytest
 from pyVmomi import vim, vmodl
 
 from connectors import errors
-from connectors.vsphere.faults import Rejected, SessionLost, translate
+from connectors.vsphere.faults import Rejected, SessionLost, Unreadable, translate
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ from connectors.vsphere.faults import Rejected, SessionLost, translate
         (RemoteDisconnected("closed"), errors.Unreachable),
         (TimeoutError(), errors.Unreachable),
         (ssl.SSLCertVerificationError(1, "self-signed"), errors.LoginRefused),
+        (KeyError("NoSuchType"), Unreadable),
     ],
 )
 def test_each_fault_becomes_the_error_that_tells_what_to_do(fault: Any, kind: type[errors.ConnectorError]) -> None:
