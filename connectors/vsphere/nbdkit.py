@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from connectors.cleanup import finish
@@ -67,34 +67,37 @@ class NbdkitProcess(asyncio.SubprocessProtocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """What to start: `command` makes the argument list when the folder of this run is known.
+class Spot:
+    """Where one nbdkit runs: a folder of its own, and an open file from which it reads the password once."""
 
-    `password` is written to the folder's file "password", readable by us alone, until nbdkit has read it.
+    folder: Path
+    password_fd: int
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return self.folder / "nbd"
+
+    @property
+    def pid_file(self) -> Path:
+        """What it writes once it listens."""
+        return self.folder / "pid"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to start: `command` makes the argument list when the spot is known.
+
+    `password` goes through a pipe: it is in no argument, no variable and no file.
     """
 
-    command: Callable[[Path], Sequence[str]]
-    password: str
+    command: Callable[[Spot], Sequence[str]]
+    password: str = field(repr=False)
     where: str
     environment: Mapping[str, str]
     scratch: Path | None
     ready_seconds: float
     stop_seconds: float
-
-
-def socket_in(folder: Path) -> Path:
-    """Where nbdkit listens."""
-    return folder / "nbd"
-
-
-def pid_file_in(folder: Path) -> Path:
-    """What nbdkit writes once it listens."""
-    return folder / "pid"
-
-
-def password_file_in(folder: Path) -> Path:
-    """Where nbdkit reads the password."""
-    return folder / "password"
 
 
 @asynccontextmanager
@@ -106,10 +109,9 @@ async def serving(launch: Launch) -> AsyncIterator[tuple[Path, NbdkitProcess]]:
     folder = Path(tempfile.mkdtemp(prefix="backstay-", dir=launch.scratch))
     process = NbdkitProcess([launch.password])
     try:
-        await _start(process, folder, launch)
-        await _ready(process, folder, launch)
-        password_file_in(folder).unlink()
-        yield socket_in(folder), process
+        spot = await _start(process, folder, launch)
+        await _ready(process, spot, launch)
+        yield spot.socket, process
     finally:
         try:
             await finish(_stop(process, launch.stop_seconds), within=launch.stop_seconds + 10)
@@ -117,30 +119,34 @@ async def serving(launch: Launch) -> AsyncIterator[tuple[Path, NbdkitProcess]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _start(process: NbdkitProcess, folder: Path, launch: Launch) -> None:
-    fd = os.open(password_file_in(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(launch.password)
-    environment = {"PATH": os.environ.get("PATH", os.defpath), **launch.environment}
+async def _start(process: NbdkitProcess, folder: Path, launch: Launch) -> Spot:
+    reading, writing = os.pipe()
     try:
+        with os.fdopen(writing, "w", encoding="utf-8") as pipe:
+            pipe.write(f"{launch.password}\n")
+        spot = Spot(folder, reading)
         await asyncio.get_running_loop().subprocess_exec(
             lambda: process,
-            *launch.command(folder),
+            *launch.command(spot),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=environment,
+            pass_fds=(reading,),
+            env={"PATH": os.environ.get("PATH", os.defpath), **launch.environment},
             start_new_session=True,
         )
     except OSError as exc:
         hint = "install nbdkit, or name the program in the configuration"
         raise TransportFailed(f"nbdkit cannot be started: {exc.strerror}", where=launch.where, hint=hint) from exc
+    finally:
+        os.close(reading)
+    return spot
 
 
-async def _ready(process: NbdkitProcess, folder: Path, launch: Launch) -> None:
+async def _ready(process: NbdkitProcess, spot: Spot, launch: Launch) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + launch.ready_seconds
-    while not pid_file_in(folder).exists():
+    while not spot.pid_file.exists():
         if process.ended.done():
             await asyncio.wait([process.silent], timeout=1)
             said = process.last_words() or f"nothing, and ended with {process.ended.result()}"

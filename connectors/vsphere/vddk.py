@@ -16,7 +16,7 @@ from pathlib import Path
 from connectors.errors import ConnectorError, TransportFailed
 from connectors.nbd import NbdDisk, open_nbd
 from connectors.nbd_protocol import UnixAddress
-from connectors.vsphere.nbdkit import Launch, password_file_in, pid_file_in, serving, socket_in
+from connectors.vsphere.nbdkit import Launch, Spot, serving
 from connectors.vsphere.session import Session
 from connectors.vsphere.transport_settings import TransportSettings
 
@@ -47,10 +47,8 @@ def refusal(settings: TransportSettings) -> str:
     return ""
 
 
-def command(
-    disk: NetworkDisk, session: Session, settings: TransportSettings, thumbprint: str, folder: Path
-) -> list[str]:
-    """The argument list for nbdkit. The password is only named by its file."""
+def command(disk: NetworkDisk, session: Session, settings: TransportSettings, thumbprint: str, spot: Spot) -> list[str]:
+    """The argument list for nbdkit. The password is only named by its descriptor."""
     # The filter that is named first is the nearest to the client: retry has to sit next to the plugin.
     filters, parameters = (
         ["blocksize", "retry"],
@@ -71,13 +69,13 @@ def command(
         *(["-r"] if disk.snapshot_moref else []),
         "--exit-with-parent",
         "-U",
-        str(socket_in(folder)),
+        str(spot.socket),
         "-P",
-        str(pid_file_in(folder)),
+        str(spot.pid_file),
         *(f"--filter={name}" for name in filters),
         *settings.plugin,
         *server,
-        f"password=+{password_file_in(folder)}",
+        f"password=-{spot.password_fd}",
         f"thumbprint={thumbprint}",
         *which,
         f"transports={settings.vddk_transports}",
@@ -96,7 +94,7 @@ async def open_network_disk(session: Session, disk: NetworkDisk, settings: Trans
     except ConnectorError as exc:
         raise TransportFailed(f"the certificate of vCenter could not be read: {exc}", where=where) from exc
     launch = Launch(
-        command=lambda folder: command(disk, session, settings, thumbprint, folder),
+        command=lambda spot: command(disk, session, settings, thumbprint, spot),
         password=session.settings.password(),
         where=where,
         environment=settings.environment,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,12 +15,12 @@ import pytest
 from connectors.errors import TransportFailed
 from connectors.nbd import open_nbd
 from connectors.nbd_protocol import UnixAddress
-from connectors.vsphere.nbdkit import Launch, NbdkitProcess, password_file_in, pid_file_in, serving, socket_in
+from connectors.vsphere.nbdkit import Launch, NbdkitProcess, Spot, serving
 
 PASSWORD = "correct horse battery staple"
 
 
-def launch(scratch: Path, command: Callable[[Path], Sequence[str]], **changes: float) -> Launch:
+def launch(scratch: Path, command: Callable[[Spot], Sequence[str]], **changes: float) -> Launch:
     """What to start below scratch."""
     return Launch(
         command,
@@ -32,10 +33,10 @@ def launch(scratch: Path, command: Callable[[Path], Sequence[str]], **changes: f
     )
 
 
-def nbdkit(*plugin: str) -> Callable[[Path], list[str]]:
+def nbdkit(*plugin: str) -> Callable[[Spot], list[str]]:
     """The command line of a real nbdkit with this plugin."""
     own = ["nbdkit", "-f", "-r", "--exit-with-parent"]
-    return lambda folder: [*own, "-U", str(socket_in(folder)), "-P", str(pid_file_in(folder)), *plugin]
+    return lambda spot: [*own, "-U", str(spot.socket), "-P", str(spot.pid_file), *plugin]
 
 
 def names_in(folder: Path) -> list[str]:
@@ -56,7 +57,6 @@ async def test_it_serves_while_the_block_lasts_and_is_gone_afterwards(tmp_path: 
     async with serving(launch(tmp_path, nbdkit("pattern", "size=1M"))) as (path, process):
         folder = path.parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert not password_file_in(folder).exists(), "the password outlives its reading"
         async with open_nbd(UnixAddress(str(path))) as disk:
             assert disk.capacity_bytes == 1 << 20
         assert alive(process.pid)
@@ -64,17 +64,19 @@ async def test_it_serves_while_the_block_lasts_and_is_gone_afterwards(tmp_path: 
     assert names_in(tmp_path) == []
 
 
-async def test_the_password_is_in_a_file_for_us_alone_until_nbdkit_has_read_it(tmp_path: Path) -> None:
-    seen: list[int] = []
+async def test_the_password_goes_through_a_pipe_and_is_in_no_argument_variable_or_file(tmp_path: Path) -> None:
+    def reading(spot: Spot) -> list[str]:
+        script = (
+            f'read -r password <&{spot.password_fd}; : > {spot.pid_file}; echo "error: ${{#password}}" >&2; sleep 60'
+        )
+        return ["bash", "-c", f"{script} & wait"]
 
-    def command(folder: Path) -> list[str]:
-        seen.append(stat.S_IMODE(password_file_in(folder).stat().st_mode))
-        assert password_file_in(folder).read_text() == PASSWORD
-        return nbdkit("memory", "1M")(folder)
-
-    async with serving(launch(tmp_path, command)) as (_, process):
+    async with serving(launch(tmp_path, reading)) as (path, process):
         assert PASSWORD.encode() not in _shown(process.pid)
-    assert seen == [0o600]
+        assert names_in(path.parent) == ["pid"]
+        while not process.last_words():
+            await asyncio.sleep(0)
+        assert process.last_words() == f"error: {len(PASSWORD)}"
 
 
 async def test_what_nbdkit_says_is_told_when_it_does_not_start(tmp_path: Path) -> None:
@@ -109,8 +111,8 @@ async def test_endless_talk_is_bounded(tmp_path: Path) -> None:
 
 
 async def test_a_process_that_ignores_the_request_to_stop_is_killed(tmp_path: Path) -> None:
-    def deaf(folder: Path) -> list[str]:
-        return ["sh", "-c", f"trap '' TERM; : > {pid_file_in(folder)}; while :; do read x < /dev/zero; done"]
+    def deaf(spot: Spot) -> list[str]:
+        return ["sh", "-c", f"trap '' TERM; : > {spot.pid_file}; while :; do read x < /dev/zero; done"]
 
     async with serving(launch(tmp_path, deaf, stop_seconds=0.2)) as (_, process):
         assert alive(process.pid)
@@ -122,9 +124,9 @@ async def test_a_cancellation_leaves_no_process_and_no_file(tmp_path: Path, mome
     started = asyncio.Event()
     pids: list[int] = []
 
-    def slow(folder: Path) -> list[str]:
+    def slow(spot: Spot) -> list[str]:
         asyncio.get_running_loop().call_later(0.05, started.set)
-        return ["sh", "-c", "sleep 60"] if moment == "starting" else nbdkit("memory", "1M")(folder)
+        return ["sh", "-c", "sleep 60"] if moment == "starting" else nbdkit("memory", "1M")(spot)
 
     async def hold() -> None:
         async with serving(launch(tmp_path, slow)) as (_, process):
@@ -173,3 +175,38 @@ async def test_the_last_words_keep_to_errors_where_there_are_some() -> None:
     process = NbdkitProcess(["s3cret"])
     process.pipe_data_received(2, b"debug: one\nnbdkit: vddk[1]: error: no s3cret access\x1b[0m\ndebug: two\n")
     assert process.last_words() == "nbdkit: vddk[1]: error: no *** access [0m"
+
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from tests.unit.test_nbdkit_process import launch, nbdkit
+from connectors.vsphere.nbdkit import serving
+
+async def hold():
+    async with serving(launch(Path(sys.argv[1]), nbdkit("memory", "1M"))) as (_, process):
+        print(process.pid, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(hold())
+"""
+
+
+async def test_it_ends_with_an_engine_that_is_killed(tmp_path: Path) -> None:
+    engine = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOLDER, str(tmp_path), stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
+    )
+    assert engine.stdout is not None
+    pid = int(await engine.stdout.readline())
+    assert alive(pid)
+    engine.kill()
+    # nbdkit holds no pipe of ours, so its end is watched where the kernel tells it.
+    watched = os.pidfd_open(pid)
+    try:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(watched, ended.set)
+        await asyncio.wait_for(ended.wait(), 20)
+    finally:
+        asyncio.get_running_loop().remove_reader(watched)
+        os.close(watched)
+    await engine.communicate()
