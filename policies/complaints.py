@@ -140,7 +140,7 @@ def _example(path: tuple[str | int, ...]) -> str:
                 return f"{names[-1]} = {_toml(field.examples[0])}"
     if names and (names[-1] in _NESTED or names[-1] == "guard"):
         return f"a table of {', '.join(_keys(names))}"
-    return "a table such as [policy.gold]" if len(names) <= 2 else "the right type"
+    return "a table such as [policy.gold]"
 
 
 def _toml(value: object) -> str:

@@ -48,22 +48,18 @@ class Places:
         return self._nearest(tuple(path), values=True)
 
     def _nearest(self, path: Path, *, values: bool) -> Place:
-        for length in range(len(path), -1, -1):
-            known = path[:length]
-            if values and known in self.values:
-                return self.values[known]
-            if known in self.keys:
-                return self._searched(known, path) if length < len(path) else self.keys[known]
-        return self.keys[()]
+        known = path
+        while known not in self.keys:
+            known = known[:-1]
+        missing = [part for part in path[len(known) :] if isinstance(part, str)]
+        if missing:
+            return self._searched(self.keys[known], missing[-1])
+        return self.values.get(known, self.keys[known]) if values else self.keys[known]
 
-    def _searched(self, known: Path, path: Path) -> Place:
-        """The missing part by plain search after the known beginning: for syntax that the grammar does not know."""
-        start = self.keys[known]
-        missing = [str(part) for part in path[len(known) :] if isinstance(part, str)]
-        if not missing:
-            return start
+    def _searched(self, start: Place, name: str) -> Place:
+        """A key by plain search after the place of its table: for syntax that the grammar does not know."""
         lines = self._text.split("\n")
-        pattern = re.compile(rf"(?<![\w-])[\"']?{re.escape(missing[-1])}[\"']?\s*(?:[=.\]])")
+        pattern = re.compile(rf"(?<![\w-])[\"']?{re.escape(name)}[\"']?\s*(?:[=.\]])")
         for number in range(start.line - 1, len(lines)):
             found = pattern.search(lines[number], start.column - 1 if number == start.line - 1 else 0)
             if found:

@@ -25,6 +25,12 @@ from policies.settings import settings_of
 
 Kind = Literal["gains", "loses", "changes"]
 
+_KINDS: tuple[tuple[Kind, str], ...] = (
+    ("gains", "Gain protection"),
+    ("changes", "Change"),
+    ("loses", "Would lose protection"),
+)
+
 _HELD = Policy(name="(restore points held until the change is confirmed)", hash="")
 
 
@@ -130,15 +136,15 @@ class ReloadPlan:
             )
             if names
         ]
-        for kind, title in (("gains", "gain protection"), ("changes", "change"), ("loses", "would lose protection")):
+        for kind, title in _KINDS:
             changes = [change for change in self.vms if change.kind == kind]
             if changes:
-                lines += ["", f"{_count(len(changes), 'VM')} {title}:"]
+                lines += ["", f"{title}: {_count(len(changes), 'VM')}"]
             for change in changes:
                 lines.append(f"  {change.sentence}")
                 lines += [f"    restore point {point}" for point in change.points]
         if self.expiring:
-            lines += ["", f"{_count(len(self.expiring), 'restore point')} would expire:"]
+            lines += ["", f"Would expire: {_count(len(self.expiring), 'restore point')}"]
             lines += [f"  {change.sentence}" for change in self.expiring]
         if self.refusals:
             lines += ["", "Refused by a guard:", *(f"  {sentence}" for sentence in self.refusals)]

@@ -189,30 +189,30 @@ def _guard(files: Iterable[_File], problems: list[Problem]) -> Guard:
 
 
 def _chain(one: _Named, templates: Mapping[str, _Named], problems: list[Problem], kind: str) -> list[_Named] | None:
-    """The table and its templates, nearest first; None when one is missing or they go in a circle."""
-    chain = [one]
+    """The table and its templates, nearest first; None when one is missing or they go in a circle.
+
+    A template's own problems are told for it alone, not again for each table that uses it.
+    """
+    chain, names = [one], [one.name] if kind == "template" else []
     while (wanted := chain[-1].keys.get("template")) is not None:
-        last = chain[-1]
-        path = (kind if last is one else "template", last.name, "template")
         if not isinstance(wanted, str):
             return None
         if wanted not in templates:
-            if last is one:
+            if len(chain) == 1:
                 close = closest(wanted, templates)
                 instead = f'write "{close}"' if close else f"define [template.{wanted[:40]}] or leave the key out"
-                problems.append(last.file.problem(path, f"there is no template {quoted(wanted)}", instead, value=True))
+                what = f"there is no template {quoted(wanted)}"
+                problems.append(one.file.problem((kind, one.name, "template"), what, instead, value=True))
             return None
-        following = templates[wanted]
-        if following in chain:
-            circle = " → ".join([link.name for link in chain[chain.index(following) :]] + [following.name])
-            if last.file is not one.file or kind == "template":
-                problems.append(
-                    last.file.problem(
-                        path, f"templates go in a circle ({circle})", "remove one of the links", value=True
-                    )
-                )
+        if wanted in names:
+            if wanted == one.name and kind == "template":
+                circle = " → ".join([*names, wanted])
+                what = f"templates go in a circle ({circle})"
+                path = (kind, one.name, "template")
+                problems.append(one.file.problem(path, what, "remove one of the links", value=True))
             return None
-        chain.append(following)
+        chain.append(templates[wanted])
+        names.append(wanted)
     return chain
 
 

@@ -78,12 +78,10 @@ def _before_closing(timing: Timing, due: Due, last_good: datetime, now: datetime
     """A start near the end of the last window before the deadline, when no window is open at the usual time."""
     lead = due.deadline - due.at
     segment = last_segment_before(timing.windows, timing.zone, due.deadline)
-    if segment is None:
+    if segment is None or segment[1] <= now:
         return None
     latest = max(segment[0], segment[1] - lead)
-    if latest <= last_good or segment[1] <= now:
-        return None
-    return max(latest, now)
+    return max(latest, now) if latest > last_good else None
 
 
 def _by_schedule(timing: Timing, cron: str, last_good: datetime | None, attempted: bool, now: datetime) -> Due:

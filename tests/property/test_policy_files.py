@@ -148,6 +148,14 @@ def test_every_key_that_tomli_sees_has_its_place(text: str) -> None:
             assert here.lstrip("\"'").startswith(path[-1][:1]), (path, here)
 
 
+@given(_DOCUMENT, st.text("[]{}=.\"'#, \nab1", max_size=12), st.integers(0, 200))
+def test_places_can_be_asked_of_any_text(text: str, broken: str, at: int) -> None:
+    places = Places(text[:at] + broken + text[at:])
+    for path in ((), ("a",), ("a", 0, "b"), (1,)):
+        assert places.key(path).line >= 1
+        assert places.value(path).column >= 1
+
+
 def test_syntax_that_the_grammar_does_not_know_still_finds_its_key() -> None:
     text = 'schema = 1\n[policy.p]\nconsistency = {\n  want = "x",\n  wnat = "y",\n}\n'
     places = Places(text)

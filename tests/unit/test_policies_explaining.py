@@ -62,6 +62,12 @@ def test_an_explanation_has_every_clause_the_winner_the_due_time_and_the_points(
     ]
 
 
+def test_a_policy_that_keeps_everything_says_so() -> None:
+    assert explain(policies('[policy.p]\nselect.all = ["*"]'), WEB, facts(WEB)).settings["retention"] == "p: everything"
+    within = explain(policies('[policy.p]\nselect.all = ["*"]\nretention.keep_within = "30d"'), WEB, facts(WEB))
+    assert within.settings["retention"] == "p: keep_within 30 d, min_good 1, grace 1 d"
+
+
 def test_an_explanation_is_json() -> None:
     found = json.loads(json.dumps(explain(policies(GOLD, OTHER), WEB, facts(WEB)).as_json()))
     assert found["winner"] == "gold"

@@ -189,5 +189,52 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert all("cannot be read" in problem.what for problem in caught.value.problems)
 
 
+def test_a_policy_may_have_the_name_of_its_template() -> None:
+    found = policies('[template.gold]\nrpo = "4h"\n[policy.gold]\ntemplate = "gold"').policy("gold")
+    assert found is not None
+    assert found.timing.rpo == parse_duration("4h")
+
+
+def test_a_circle_of_templates_is_told_for_the_templates_and_not_for_their_users() -> None:
+    text = 'schema = 1\n[template.a]\ntemplate = "a"\n[template.b]\ntemplate = "a"\n[policy.p]\ntemplate = "b"\n'
+    assert problems({"a.toml": text}) == ["a.toml:3:12: templates go in a circle (a → a), remove one of the links"]
+
+
+def test_a_template_that_is_not_a_name_is_told_once() -> None:
+    assert problems({"a.toml": "schema = 1\n[policy.p]\ntemplate = 3\n"}) == [
+        'a.toml:3:12: template must be a text in quotes, not 3, write template = "gold"'
+    ]
+
+
+def test_a_policy_whose_template_is_broken_adds_no_second_problem() -> None:
+    broken = 'schema = 1\n[template.t]\nrpo = "x"\n'
+    found = problems({"a.toml": broken, "b.toml": 'schema = 1\n[policy.p]\ntemplate = "t"\n'})
+    assert [line.split(":")[0] for line in found] == ["a.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("[policy]\ngold = 3", "gold must be a table, not 3, write a table such as [policy.gold]"),
+        (
+            "guard = [1]",
+            "guard must be a table, not a list, write a table of max_vms_losing_protection, max_expire_share",
+        ),
+        ("[policy.p]\nrpo = true", 'rpo must be a text in quotes, not true, write rpo = "4h"'),
+        ("[policy.p]\nrpo = 1979-05-27", 'rpo must be a text in quotes, not 1979-05-27, write rpo = "4h"'),
+        ("[policy.p]\ntimezone = 'europe/berlin'", '"europe/berlin" is not a time zone, write "Europe/Berlin"'),
+        ("[policy.p]\nretentoin = {}", 'unknown key "retentoin" in [policy.p], write "retention"'),
+        ("[policy.p]\n'Keep Daily' = 1", 'unknown key "Keep Daily" in [policy.p], write one of template'),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_with_an_example(text: str, remedy: str) -> None:
+    assert remedy in problems({"a.toml": f"schema = 1\n{text}\n"})[0]
+
+
+def test_a_directory_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="cannot be read"):
+        load(tmp_path / ("x" * 300))
+
+
 def test_a_problem_reads_as_file_line_column() -> None:
     assert re.fullmatch(r"\S+:\d+:\d+: .+, .+", str(Problem("a.toml", 1, 2, "what", "write it")))

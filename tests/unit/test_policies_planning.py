@@ -102,7 +102,7 @@ def test_points_that_would_newly_expire_are_named_and_kept() -> None:
     )
     assert len(expired(found.new, KNOWN)) == 3
     assert not expired(found.effective, KNOWN)
-    assert "3 restore points would expire:" in found.render()
+    assert "Would expire: 3 restore points" in found.render()
 
 
 def test_points_that_expire_anyway_are_not_blamed_on_the_change() -> None:
@@ -205,6 +205,11 @@ def test_the_plan_is_json() -> None:
     assert len(found["expiring"]) == 3
     assert {vm["kind"] for vm in found["vms"]} == {"changes"}
     assert "Policies changed: gold" in plan(GOLD, tightened).render()
+
+
+def test_a_change_that_is_not_pending_is_rendered_without_a_call_to_confirm() -> None:
+    text = plan(GOLD, GOLD.replace('"name:web-*"', '"name:web-*", "name:dev"')).render()
+    assert text == "Policies changed: gold\n\nGain protection: 1 VM\n  dev gains protection by gold\n"
 
 
 def test_the_set_can_be_made_again_from_its_texts() -> None:
