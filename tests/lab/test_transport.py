@@ -55,7 +55,7 @@ async def test_nbd_is_taken_where_hot_add_fails_and_the_reason_is_recorded(
         case "no proxy":
             settings, says = replace(settings, proxy="gone"), "0 VMs are called gone"
         case "refused by vCenter":
-            lab.inject("ReconfigVM_Task", "FileLocked", in_task=True, vm=PROXY)
+            lab.inject("ReconfigVM_Task", "FileLocked", in_task=True, vm=lab.vm(PROXY).moref)
             says = "could not be attached"
         case "no device":
             lab.settings(device_delay_ms=60_000)

@@ -66,17 +66,13 @@ async def test_it_serves_while_the_block_lasts_and_is_gone_afterwards(tmp_path: 
 
 async def test_the_password_goes_through_a_pipe_and_is_in_no_argument_variable_or_file(tmp_path: Path) -> None:
     def reading(spot: Spot) -> list[str]:
-        script = (
-            f'read -r password <&{spot.password_fd}; : > {spot.pid_file}; echo "error: ${{#password}}" >&2; sleep 60'
-        )
-        return ["bash", "-c", f"{script} & wait"]
+        script = f'read -r password <&{spot.password_fd}; echo "error: ${{#password}}" >&2; : > {spot.pid_file}'
+        return ["bash", "-c", f"{script}; exec sleep 60"]
 
     async with serving(launch(tmp_path, reading)) as (path, process):
         assert PASSWORD.encode() not in _shown(process.pid)
         assert names_in(path.parent) == ["pid"]
-        while not process.last_words():
-            await asyncio.sleep(0)
-        assert process.last_words() == f"error: {len(PASSWORD)}"
+    assert process.last_words() == f"error: {len(PASSWORD)}"
 
 
 async def test_what_nbdkit_says_is_told_when_it_does_not_start(tmp_path: Path) -> None:
