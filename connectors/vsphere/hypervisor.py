@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Self
@@ -67,6 +67,16 @@ class VCenter:
     async def vm(self, address: Address) -> Vm:
         """One VM re-read now; raises Gone when it is not there any more."""
         return await self._inventory.one(address.moref)
+
+    async def predictions(self, vms: Sequence[Vm]) -> Mapping[tuple[str, int], transport.Prediction]:
+        """By (moRef, disk key): the transport that a backup of the disk would use now. Changes nothing."""
+        settings = self.settings.transports
+        means = await transport.survey(self.session, settings)
+        return {
+            (vm.address.moref, disk.key): transport.predict(means, vm, disk, settings.order)
+            for vm in vms
+            for disk in vm.disks
+        }
 
     def watch(self) -> AsyncGenerator[InventoryUpdate, None]:
         """What changes in the inventory, for ever; after a lost login a complete update comes again."""
