@@ -19,10 +19,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RemovalSettings:
-    """How long a removal is tried. Merging a large snapshot takes hours, and what is locked comes free again."""
+    """How long a removal is tried. Merging a large snapshot takes hours, and what is locked comes free again.
+
+    With the pauses between them, the attempts outlast a restart of vCenter; what will not pass gets only a few.
+    """
 
     seconds: float = 4 * 3600.0
-    attempts: int = 8
+    attempts: int = 20
+    hopeless_attempts: int = 3
     first_pause: float = 1.0
     longest_pause: float = 60.0
     consolidations: int = 3
@@ -49,7 +53,8 @@ async def remove_snapshot(session: Session, vm: Any, name: str, settings: Remova
         except Gone:
             break
         except ConnectorError as error:
-            if attempt == settings.attempts or time.monotonic() >= deadline:
+            allowed = settings.attempts if error.retry else settings.hopeless_attempts
+            if attempt >= allowed or time.monotonic() >= deadline:
                 raise
             log.warning("snapshot not removed yet", extra={"snapshot": name, "error": str(error), "attempt": attempt})
             await backoff.sleep()

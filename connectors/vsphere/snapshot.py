@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pyVmomi.VmomiSupport import newestVersions
 from connectors.cleanup import acquired
 from connectors.errors import Busy, ConnectorError, Gone, SnapshotFailed, Unreachable
 from connectors.hypervisor import Snapshot, SnapshotDisk
+from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.faults import Rejected
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.naming import TreeNode, snapshot_description, snapshot_name
@@ -139,7 +141,7 @@ class _Making:
             await self._created(step)
         except (Unreachable, Gone, Busy) as error:
             # Whether the snapshot was made is not known. Its name is of this run alone, so the tree tells.
-            node = await self._find()
+            node = await self._find_patiently()
             if node is not None:
                 return node
             running = getattr(error.__cause__, "task", None)
@@ -168,6 +170,18 @@ class _Making:
                 raise
             quiesce = step.spec is not None
             await create(lambda: self.managed.CreateSnapshot_Task(self.name, description, False, quiesce))
+
+    async def _find_patiently(self) -> TreeNode | None:
+        """As _find, but a vCenter that is away for a moment is waited for."""
+        backoff = Backoff()
+        deadline = time.monotonic() + 2 * self.session.settings.answer_seconds
+        while True:
+            try:
+                return await self._find()
+            except Unreachable:
+                if time.monotonic() >= deadline:
+                    raise
+                await backoff.sleep()
 
     async def _find(self) -> TreeNode | None:
         nodes = await read_tree(self.session, self.managed)

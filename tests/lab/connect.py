@@ -15,7 +15,9 @@ from tests.lab.vcenter import Lab
 
 QUICK_EVENTS = FollowSettings(idle_seconds=0.05, heartbeat_seconds=0.2, stall_seconds=1.0)
 QUICK_SNAPSHOTS = SnapshotSettings(
-    quiesce_pause=0.01, create_seconds=30, removal=RemovalSettings(seconds=30, first_pause=0.05, longest_pause=0.2)
+    quiesce_pause=0.01,
+    create_seconds=30,
+    removal=RemovalSettings(seconds=30, attempts=8, first_pause=0.05, longest_pause=0.2),
 )
 
 

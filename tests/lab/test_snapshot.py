@@ -220,6 +220,34 @@ async def test_a_creation_whose_answer_was_lost_is_used_and_not_repeated(lab: La
     assert len(lab.frozen("web-01")) == made + 1
 
 
+async def test_a_vcenter_that_restarts_during_the_creation_gets_one_snapshot_and_keeps_none(lab: Lab) -> None:
+    lab.settings(snapshot_delay_ms=300)
+    try:
+        async with connected(lab) as vcenter, asyncio.TaskGroup() as group:
+            made = len(lab.frozen("web-01"))
+            before = lab.calls().get("CreateSnapshotEx_Task", 0)
+            group.create_task(take(vcenter))
+            await until(lambda: lab.calls().get("CreateSnapshotEx_Task", 0) > before)
+            lab.restart(0.5)
+        assert names(lab) == ()
+        assert len(lab.frozen("web-01")) == made + 1
+    finally:
+        lab.settings(snapshot_delay_ms=0)
+
+
+async def test_a_windows_guest_whose_writers_left_no_manifest_is_not_called_application_consistent(
+    fresh_lab: Start,
+) -> None:
+    lab = fresh_lab(vms=0, extra=[Machine(name="win", content=False, guest_id="windows2019srv_64Guest")])
+    async with connected(lab) as vcenter:
+        snapshot = await take(vcenter, "win", want=APPLICATION)
+        assert snapshot.consistency is FILESYSTEM
+        assert "no manifest" in snapshot.consistency_reason
+        with pytest.raises(SnapshotFailed, match="at least the level application"):
+            await take(vcenter, "win", want=APPLICATION, fallback=APPLICATION)
+    assert names(lab, "win") == ()
+
+
 async def test_a_session_that_is_lost_while_a_snapshot_is_held_does_not_keep_it(lab: Lab) -> None:
     async with connected(lab) as vcenter:
         vm = await vm_named(vcenter, "web-01")
