@@ -29,6 +29,7 @@ class Command:
 
 
 COMMANDS = (
+    Command("look", "look:look", "Look at a vCenter without touching it."),
     Command("run", "run:run", "Run the engine."),
     Command("status", "status:status", "Show how protection stands."),
     Command("points", "points:points", "List restore points."),

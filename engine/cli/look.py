@@ -1,0 +1,158 @@
+"""backstay look VCENTER"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from engine.cli.options import Config as ConfigFile
+from engine.cli.options import Json
+from engine.cli.output import printable, say, show, show_json, show_table
+from engine.cli.reach import utc_now
+from engine.cli.visiting import configured, parse_address, password_source, user_of
+from engine.config import Config, RepositorySection, VCenter
+from engine.looking import look as look_at
+from engine.service import connect
+from engine.trust import check_fingerprint, fetch_certificate
+from engine.units import show_size
+from policies.loading import load
+from policies.policyset import PolicySet
+from policies.units import span
+
+
+def look(
+    vcenter: str,
+    /,
+    *,
+    user: Annotated[str | None, Parameter(help="Account; reading is enough. Else BACKSTAY_VCENTER_USER.")] = None,
+    password: Annotated[
+        str | None, Parameter(help="file:, env: or command: of the password; else BACKSTAY_VCENTER_PASSWORD.")
+    ] = None,
+    ca_file: Annotated[Path | None, Parameter(help="Authority that signed the vCenter's certificate (PEM).")] = None,
+    fingerprint: Annotated[str | None, Parameter(help="SHA-256 of the vCenter's certificate, instead.")] = None,
+    policies: Annotated[Path | None, Parameter(help="Policies to try; else the configured or example ones.")] = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Look at a vCenter without touching it: what can be protected, what cannot and why.
+
+    Needs an account that may read, no repository and no snapshot. Shows change tracking, other people's snapshots
+    with their age, the transport that each disk would take, and what policies would select.
+
+    Parameters
+    ----------
+    vcenter
+        Its name in the configuration, its host, or a URL.
+    """
+    known = configured(vcenter, config)
+    chosen = policies or (known[1].policies if known is not None and known[1].policies.is_dir() else examples())
+    tried = load(chosen) if chosen is not None else None
+    if known is not None:
+        found = asyncio.run(_look(vcenter, *known, tried))
+    else:
+        with _trusted(vcenter, ca_file, fingerprint) as authority:
+            address = parse_address(vcenter)
+            settings = VCenter(
+                host=address.host,
+                port=address.port,
+                user=user_of(address, user),
+                password=password_source(password),
+                ca_file=authority,
+            )
+            nowhere = Config(schema=1, repository=RepositorySection(path=Path("/nonexistent")))
+            found = asyncio.run(_look(vcenter, settings, nowhere, tried))
+    if json:
+        show_json(found)
+    else:
+        _tell(found, chosen)
+
+
+def examples() -> Path | None:
+    """The example policies, in an installation or in a checkout."""
+    import policies as package
+
+    root = Path(package.__file__ or ".").parent
+    return next((place for place in (root / "examples", root.parent / "examples" / "policies") if place.is_dir()), None)
+
+
+async def _look(name: str, vcenter: VCenter, config: Config, tried: PolicySet | None) -> dict[str, Any]:
+    hypervisor = await connect(name, vcenter, config)
+    try:
+        return await look_at(hypervisor, tried, utc_now())
+    finally:
+        await hypervisor.aclose()
+
+
+@contextmanager
+def _trusted(vcenter: str, ca_file: Path | None, fingerprint: str | None) -> Iterator[Path | None]:
+    """The authority to trust; for a fingerprint the server's own certificate, once it is the expected one."""
+    if fingerprint is None:
+        yield ca_file
+        return
+    address = parse_address(vcenter)
+    certificate = fetch_certificate(address.host, address.port)
+    check_fingerprint(certificate, fingerprint, vcenter)
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as kept:
+        kept.write(certificate.pem)
+        kept.flush()
+        yield Path(kept.name)
+
+
+def _tell(found: Mapping[str, Any], chosen: Path | None) -> None:
+    show_table(
+        ("VM", "POWER", "DISK", "SIZE", "TRACKING", "TRANSPORT", "POLICIES", "REMARK"),
+        [row for vm in found["vms"] for row in _lines(vm)],
+        right=frozenset({"SIZE"}),
+    )
+    show("")
+    for reason, disks in _obstacles(found).most_common():
+        show(printable(f"not {reason} ({disks} disks)"))
+    for one in found["policies"]:
+        show(printable(f"{one['policy']} would select {len(one['vms'])}: {_some(one['vms']) or 'none'}"))
+    if chosen is not None:
+        show(printable(f"selected by nothing: {_some(found['selected_by_none']) or 'none'}"))
+    counted = found["summary"]
+    say(
+        f"{counted['protectable_vms']} of {counted['vms']} VMs and {counted['protectable_disks']} of"
+        f" {counted['disks']} disks ({show_size(counted['disk_bytes'])}) can be protected;"
+        f" change tracking is on for {counted['tracking_on']}, {counted['foreign_snapshots']} foreign snapshots."
+    )
+
+
+def _lines(vm: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
+    remarks = [vm["refusal"]] if vm["refusal"] else []
+    remarks += [
+        f"snapshot {one['name']!r} is {span(timedelta(seconds=one['age_seconds']))} old" for one in vm["snapshots"]
+    ]
+    remarks += ["disks need consolidation"] if vm["consolidation_needed"] else []
+    selected = ", ".join(vm["policies"])
+    if not vm["disks"]:
+        yield vm["vm"], vm["power"], "", "", vm["tracking"], "", selected, "; ".join(remarks)
+    for number, disk in enumerate(vm["disks"]):
+        own = [disk["why_not"]] if disk["why_not"] else []
+        said = "; ".join([*(remarks if number == 0 else []), *own])
+        size = show_size(disk["capacity_bytes"])
+        yield vm["vm"], vm["power"], disk["label"], size, vm["tracking"], disk["transport"] or "none", selected, said
+
+
+def _obstacles(found: Mapping[str, Any]) -> Counter[str]:
+    """Why transports would not be taken, and for how many disks: mostly one reason for all."""
+    return Counter(
+        f"{one['transport']}: {one['reason']}"
+        for vm in found["vms"]
+        for disk in vm["disks"]
+        for one in disk["fallbacks"]
+    )
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -1,0 +1,74 @@
+"""A vCenter that is named on the command line: by its name in the configuration, or by host or URL with flags."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from engine.config import Config, VCenter, find, load
+from engine.credentials import KINDS, Secret, parse_secret
+from engine.failures import BadInput
+
+PASSWORD_VARIABLE = "BACKSTAY_VCENTER_PASSWORD"
+USER_VARIABLE = "BACKSTAY_VCENTER_USER"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Host and port of a vCenter, and the user where the URL names one."""
+
+    host: str
+    port: int
+    user: str = ""
+
+
+def parse_address(text: str) -> Address:
+    """ "vc.example.com", "vc.example.com:8443" or a URL; BadInput, without repeating it, when it holds a password."""
+    parts = urlsplit(text if "://" in text else f"https://{text}")
+    if parts.password is not None:
+        raise BadInput("the address holds a password", where="vCenter", hint=f"set {PASSWORD_VARIABLE} instead")
+    try:
+        port = parts.port or 443
+    except ValueError:
+        port = 0
+    if parts.scheme != "https" or not parts.hostname or not 0 < port < 65536:
+        raise BadInput("this is not the address of a vCenter", where=text, hint="write https://vc.example.com")
+    return Address(parts.hostname, port, parts.username or "")
+
+
+def configured(name: str, config: Path | None) -> tuple[VCenter, Config] | None:
+    """The vCenter of this name, with its configuration, when there is one."""
+    place = config or find()
+    if config is None and not place.exists():
+        return None
+    loaded = load(place)
+    known = loaded.vcenter.get(name)
+    return (known, loaded) if known is not None else None
+
+
+def user_of(address: Address, user: str | None) -> str:
+    """Who logs in; BadInput when nobody is named."""
+    named = user or address.user or os.environ.get(USER_VARIABLE, "")
+    if not named:
+        raise BadInput("no user was named", where="--user", hint=f"or set {USER_VARIABLE}")
+    return named
+
+
+def password_source(source: str | None) -> Secret:
+    """Where the password is: as told, else in the environment, else asked for."""
+    if source is not None:
+        try:
+            secret = parse_secret(source)
+        except ValueError as error:
+            raise BadInput(str(error), where="--password") from None
+        return Secret("file", str(Path(secret.place).absolute())) if secret.kind == KINDS[0] else secret
+    if PASSWORD_VARIABLE in os.environ:
+        return Secret("env", PASSWORD_VARIABLE)
+    if not sys.stdin.isatty():
+        raise BadInput("no password was given", where="--password", hint=f"set {PASSWORD_VARIABLE}")
+    os.environ[PASSWORD_VARIABLE] = getpass.getpass("vCenter password: ")
+    return Secret("env", PASSWORD_VARIABLE)
