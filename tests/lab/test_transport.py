@@ -44,7 +44,9 @@ async def test_hot_add_is_taken_where_it_works(fresh_lab: FreshLab, tmp_path: Pa
                 assert await contents(opened.reader) == frozen_bytes(lab, snapshot, disk.disk.key)
 
 
-@pytest.mark.parametrize("trouble", ["no proxy", "refused by vCenter", "no device", "proxy itself"])
+@pytest.mark.parametrize(
+    "trouble", ["no proxy", "datastore not seen", "refused by vCenter", "no device", "proxy itself"]
+)
 async def test_nbd_is_taken_where_hot_add_fails_and_the_reason_is_recorded(
     fresh_lab: FreshLab, tmp_path: Path, trouble: str
 ) -> None:
@@ -54,6 +56,9 @@ async def test_nbd_is_taken_where_hot_add_fails_and_the_reason_is_recorded(
     match trouble:
         case "no proxy":
             settings, says = replace(settings, proxy="gone"), "0 VMs are called gone"
+        case "datastore not seen":
+            lab.hide_datastore("fast-1", lab.vm(PROXY).host)
+            says = f"the host of the proxy {PROXY} does not see datastore fast-1"
         case "refused by vCenter":
             lab.inject("ReconfigVM_Task", "FileLocked", in_task=True, vm=lab.vm(PROXY).moref)
             says = "could not be attached"
@@ -72,6 +77,20 @@ async def test_nbd_is_taken_where_hot_add_fails_and_the_reason_is_recorded(
             assert await contents(opened.reader) == frozen_bytes(lab, snapshot, disk.disk.key)
     assert nbdkit_children() == []
     assert [disk.file for disk in lab.vm(PROXY).disks] == [f"[{lab.vm(PROXY).datastore}] {PROXY}/{PROXY}.vmdk"]
+
+
+@pytest.mark.parametrize("way", ["hotadd", "nbd"])
+async def test_a_vm_that_moves_while_its_disk_is_read_is_read_as_it_was_frozen(
+    fresh_lab: FreshLab, tmp_path: Path, way: str
+) -> None:
+    lab = fresh_lab(vms=3, disk_bytes=8 * MIB)
+    settings = transport_settings(lab, tmp_path, proxy=PROXY)
+    async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, "db-03") as snapshot:
+        disk = snapshot.disks[0]
+        async with vcenter.open_disk(snapshot, disk, transports=(way,), run="run-1") as opened:
+            before = await contents(opened.reader)
+            await asyncio.to_thread(lab.drs_move, "db-03")
+            assert await contents(opened.reader) == before == frozen_bytes(lab, snapshot, disk.disk.key)
 
 
 async def test_where_no_transport_works_every_reason_is_told(fresh_lab: FreshLab, tmp_path: Path) -> None:
