@@ -208,11 +208,8 @@ class Session:
             info = infos.get(task._moId, {})
             names = (str(info.get("info.name", "")), str(info.get("info.descriptionId", "")).rpartition(".")[2])
             queued = info.get("info.queueTime")
-            if (
-                queued is not None
-                and queued >= began
-                and any(name.lower().startswith(operation.lower()) for name in names)
-            ):
+            since = queued is not None and queued >= began
+            if since and any(name.lower().startswith(operation.lower()) for name in names):
                 return task
         return None
 

@@ -49,9 +49,11 @@ def vcenter_settings(
 
 
 @asynccontextmanager
-async def connected(lab: Lab, *, engine_id: str = "e1") -> AsyncIterator[VCenter]:
+async def connected(
+    lab: Lab, *, engine_id: str = "e1", transports: TransportSettings | None = None
+) -> AsyncIterator[VCenter]:
     """The lab's vCenter as the engine would have it, with short waits."""
-    vcenter = await VCenter.connect(vcenter_settings(lab, engine_id=engine_id))
+    vcenter = await VCenter.connect(vcenter_settings(lab, engine_id=engine_id, transports=transports))
     try:
         yield vcenter
     finally:

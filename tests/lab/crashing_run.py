@@ -1,15 +1,18 @@
 """A process that takes a snapshot and then waits to be killed: `python -m tests.lab.crashing_run FACTS VM RUN`.
 
-FACTS is the lab's lab.json with host and port added. It prints one line when it holds the snapshot.
+FACTS is a JSON file that tells how to reach the lab. With "proxy" in it, the snapshot's first disk is hot-added to
+that VM too. It prints one line when it holds everything.
 """
 
 import asyncio
 import json
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import SessionSettings
+from connectors.vsphere.transport_settings import TransportSettings
 from policies.facts import Consistency
 
 
@@ -22,10 +25,19 @@ async def main(facts: dict[str, str], name: str, run: str) -> None:
         engine_id=facts["engine"],
         ca_file=Path(facts["ca_file"]),
     )
-    vcenter = await VCenter.connect(VCenterSettings(session))
+    transports = TransportSettings(
+        order=("hotadd",), proxy=facts.get("proxy", ""), device_folder=Path(facts.get("device_folder", "/nowhere"))
+    )
+    vcenter = await VCenter.connect(VCenterSettings(session, transports=transports))
     vm = next(vm for vm in await vcenter.inventory() if vm.name == name)
     crash = Consistency.CRASH
-    async with vcenter.snapshot(vm, run=run, want=crash, fallback=crash, track=False) as snapshot:
+    async with AsyncExitStack() as stack:
+        snapshot = await stack.enter_async_context(
+            vcenter.snapshot(vm, run=run, want=crash, fallback=crash, track=False)
+        )
+        if transports.proxy:
+            opening = vcenter.open_disk(snapshot, snapshot.disks[0], transports=("hotadd",), run=run)
+            await stack.enter_async_context(opening)
         print(snapshot.name, flush=True)
         await asyncio.Event().wait()
 

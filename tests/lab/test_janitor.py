@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from connectors.vsphere.hypervisor import VCenter
+from connectors.vsphere.transport_settings import TransportSettings
 from policies.facts import Consistency
 from tests.lab.connect import connected
 from tests.lab.vcenter import Lab
@@ -15,13 +16,18 @@ from tests.lab.vcenter import Lab
 Start = Callable[..., Lab]
 
 
-async def killed_in_the_middle(lab: Lab, tmp_path: Path, vm: str, run: str, *, engine: str = "e1") -> None:
-    """Let another process hold a snapshot of the VM, and kill it."""
+async def killed_in_the_middle(
+    lab: Lab, tmp_path: Path, vm: str, run: str, *, engine: str = "e1", proxy: str = ""
+) -> None:
+    """Let another process hold a snapshot of the VM, and its first disk on the proxy if there is one; then kill it."""
     facts = tmp_path / f"{run}.json"
     told = lab.facts()
     facts.touch(mode=0o600)
     facts.write_text(
-        json.dumps({k: told[k] for k in ("host", "port", "user", "password", "ca_file")} | {"engine": engine})
+        json.dumps(
+            {k: told[k] for k in ("host", "port", "user", "password", "ca_file")}
+            | {"engine": engine, "proxy": proxy, "device_folder": str(lab.device_folder)}
+        )
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.lab.crashing_run", str(facts), vm, run,
@@ -62,6 +68,23 @@ async def test_what_sigkill_left_is_removed_and_nothing_else(fresh_lab: Start, t
             {"before the upgrade", "backstay-e2-theirs", "backstay-e1-made-by-hand"},
         )
         assert await names(vcenter, "app-02") == ({"backstay-e1-busy"}, set())
+
+
+async def test_a_disk_that_is_still_attached_goes_before_its_snapshot(fresh_lab: Start, tmp_path: Path) -> None:
+    lab = fresh_lab(vms=3, content=False)
+    own = [disk.file for disk in lab.vm("app-02").disks]
+    await killed_in_the_middle(lab, tmp_path, "web-01", "dead-1", proxy="app-02")
+    assert len(lab.vm("app-02").disks) == len(own) + 1
+    transports = TransportSettings(order=("hotadd",), proxy="app-02", device_folder=lab.device_folder)
+    async with connected(lab, transports=transports) as vcenter:
+        found = await vcenter.leftovers(lambda run: False)
+        assert [x.kind for x in found] == ["attached disk", "snapshot"]
+        await vcenter.remove(found[1])
+        assert await vcenter.leftovers(lambda run: False) == []
+        await vcenter.remove(found[0])
+    assert [disk.file for disk in lab.vm("app-02").disks] == own
+    assert lab.vm("web-01").snapshots == ()
+    assert lab.flat("web-01").exists()
 
 
 async def test_a_leftover_of_a_vm_that_is_gone_is_no_error(fresh_lab: Start, tmp_path: Path) -> None:
