@@ -22,7 +22,7 @@ from engine.reconcile import Suspicions, missed_events
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import LOOK, World
-from policies.decision import Decision, Skip
+from policies.decision import Decision, DistrustTracking, Skip
 from policies.evaluation import evaluate
 from policies.facts import Address, Event, EventType, Vm, VmId
 from policies.policyset import PolicySet
@@ -44,7 +44,7 @@ class Noted:
 
     event: Callable[[Event, bool], None] = lambda event, reconciled: None
     gap: Callable[[str, str], None] = lambda vcenter, why: None
-    decided: Callable[[], None] = lambda: None
+    distrusted: Callable[[Event], None] = lambda event: None
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Dispatcher:
             case Seen():
                 return await self._seen(item.vcenter, item.update)
             case Told():
-                return await self._told(item.event, person=item.person)
+                return await self._told(item.event)
             case Tick():
                 return await self._tick(item.at)
 
@@ -152,7 +152,7 @@ class Dispatcher:
         named = self.world.named(event.vm_name)
         return replace(event, vm=named[0]) if len(named) == 1 else event
 
-    def _decide(self, event: Event, draft: Draft, *, reconciled: bool = False, manual: bool = False) -> None:
+    def _decide(self, event: Event, draft: Draft, *, reconciled: bool = False) -> None:
         if event.vm is not None and event.type is EventType.REMOVED and event.vm in self.world.vms:
             # A hint that was overtaken: the inventory shows the VM.
             decisions: Iterable[Decision] = (
@@ -160,7 +160,7 @@ class Dispatcher:
             )
         else:
             decisions = evaluate(self.policies(), event, self.world.facts(draft.now))
-        draft.take(event, decisions, reconciled=reconciled, manual=manual)
+        draft.take(event, decisions, reconciled=reconciled)
         if event.vm is not None:
             if event.type is EventType.REMOVED:
                 draft.row(self.world.account_gone(event.vm))
@@ -194,7 +194,6 @@ class Dispatcher:
                 draft.row(self.world.account_all(vm.id))
         self.suspicions.look(self.world, touched, now)
         await self._commit(draft)
-        self.noted.decided()
         return ()
 
     async def _first_contact(self, vcenter: str) -> bool:
@@ -206,7 +205,7 @@ class Dispatcher:
 
     # requests and the clock
 
-    async def _told(self, event: Event, *, person: bool) -> Rulings:
+    async def _told(self, event: Event) -> Rulings:
         now = self.now()
         if not await self._fresh([event]):
             return ()
@@ -214,7 +213,7 @@ class Dispatcher:
         event = self._resolved(event)
         if event.vm is not None and (known := self.world.vms.get(event.vm)) is not None:
             await self._read_again(known.address.vcenter, {known.address}, draft)
-        self._decide(event, draft, manual=person)
+        self._decide(event, draft)
         await self._commit(draft)
         return _rulings(draft)
 
@@ -240,10 +239,11 @@ class Dispatcher:
         await settled(self.threads.state, self.state.apply, draft.change(cursor), now=draft.now)
         for effect in draft.effects:
             self.noted.event(effect.event, effect.reconciled)
+            for ruling in effect.rulings:
+                if isinstance(ruling.decision, DistrustTracking):
+                    self.noted.distrusted(effect.event)
         if draft.jobs:
             self.jobs_changed()
-        if draft.effects:
-            self.noted.decided()
 
 
 def _rulings(draft: Draft) -> Rulings:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from connectors.hypervisor import Cursor
-from engine.jobs import Job, JobId, JobKind, JobState, decision_of, job_from
+from engine.jobs import Job, JobId, JobKind, JobState, asked_for, decision_of, job_from
 from engine.journal import Effect, Ruling
 from engine.records import Audited, Change, Distrust, VmRow
 from engine.world import World
@@ -60,20 +60,18 @@ class Draft:
         """Something that a person must hear of."""
         self.audit.append(Audited(self.now, "engine", "alert", vm, sentence))
 
-    def take(
-        self, event: Event, decisions: Iterable[Decision], *, reconciled: bool = False, manual: bool = False
-    ) -> tuple[Ruling, ...]:
+    def take(self, event: Event, decisions: Iterable[Decision], *, reconciled: bool = False) -> tuple[Ruling, ...]:
         """Carry the decisions about one event over into jobs and records."""
-        rulings = tuple(self._rule(decision, event, manual) for decision in decisions)
+        rulings = tuple(self._rule(decision, event) for decision in decisions)
         self.effects.append(Effect(event, rulings, reconciled))
         return rulings
 
-    def _rule(self, decision: Decision, event: Event, manual: bool) -> Ruling:
+    def _rule(self, decision: Decision, event: Event) -> Ruling:
         match decision:
             case Skip():
                 return Ruling(decision)
             case BackUp():
-                return self._back_up(decision, manual)
+                return self._back_up(decision)
             case DistrustTracking():
                 self.distrust.append(Distrust(decision.vm, decision.reason, decision.event_key, self.now))
                 return Ruling(decision)
@@ -83,7 +81,7 @@ class Draft:
             case HoldPoints():
                 return Ruling(decision, self._hold(decision, event))
 
-    def _back_up(self, decision: BackUp, manual: bool) -> Ruling:
+    def _back_up(self, decision: BackUp) -> Ruling:
         known = self.world.job_keys.get(decision.key)
         if known is not None:
             return Ruling(decision, known)
@@ -95,10 +93,7 @@ class Draft:
             ),
             None,
         )
-        if waiting is None:
-            job = job_from(decision, job=self.mint_job(), now=self.now, manual=manual)
-        else:
-            job = joined(waiting, decision, manual=manual)
+        job = job_from(decision, job=self.mint_job(), now=self.now) if waiting is None else joined(waiting, decision)
         self._set(job)
         self.world.job_keys[decision.key] = job.id
         if decision.rule.startswith("trigger"):
@@ -128,7 +123,7 @@ class Draft:
         self.world.set_job(job)
 
 
-def joined(job: Job, decision: BackUp, *, manual: bool = False) -> Job:
+def joined(job: Job, decision: BackUp) -> Job:
     """A waiting job that a second decision joins: one run that satisfies both, as `policies.admission` merges them."""
     merged = coalesce((decision_of(job),), decision).stands_for
     return replace(
@@ -138,5 +133,5 @@ def joined(job: Job, decision: BackUp, *, manual: bool = False) -> Job:
         priority=merged.priority,
         consistency=merged.consistency,
         fallback=merged.fallback,
-        manual=job.manual or manual,
+        manual=job.manual or asked_for(decision),
     )

@@ -112,7 +112,7 @@ class Book:
                 names = ", ".join(sorted(self._traits[vm].name or vm for vm in candidates))
                 return Unknown(
                     f"{seen.name or seen.address} has the {by} of {names} and may be a copy: it gets a history of its "
-                    f"own; if it is the same VM, join them with: backstay vm relink",
+                    f"own, which begins with a full read",
                     tuple(candidates),
                 )
         return Unknown()

@@ -32,10 +32,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One event of the bus or the API. `person` when somebody asked by hand: the run is then not re-evaluated."""
+    """One event of the bus or the API."""
 
     event: Event
-    person: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,12 @@ class Job:
     run: RunId | None = None
 
 
-def job_from(decision: BackUp, *, job: JobId, now: datetime, manual: bool = False) -> Job:
+def asked_for(decision: BackUp) -> bool:
+    """Whether a person or a message asked for this run."""
+    return decision.rule == "request"
+
+
+def job_from(decision: BackUp, *, job: JobId, now: datetime) -> Job:
     """The pending job that a decision to back a VM up asks for."""
     return Job(
         id=job,
@@ -92,7 +97,7 @@ def job_from(decision: BackUp, *, job: JobId, now: datetime, manual: bool = Fals
         transports=decision.transports,
         policy_hash=decision.policy_hash,
         event_key=decision.event_key,
-        manual=manual,
+        manual=asked_for(decision),
     )
 
 

@@ -86,7 +86,7 @@ def back_up_vm(parts: Parts, vm: VmId, asked: BackUpVm, who: str, request: str) 
                 parts.threads.state, parts.state.distrust, vm, "a full read was asked for", event.key, parts.now()
             )
         watch.say("waiting for its turn")
-        rulings = await parts.inbox.put(Told(event, person=True))
+        rulings = await parts.inbox.put(Told(event))
         job = next((r.job for r in rulings if isinstance(r.decision, BackUp) and r.job is not None), None)
         if job is None:
             said = "; ".join(r.decision.reason for r in rulings) or "nothing was decided"

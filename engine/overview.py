@@ -10,7 +10,7 @@ from typing import Any
 from engine.jobs import JobKind, JobState
 from engine.parts import Parts
 from engine.threads import settled
-from metrics.labels import CoverageState, RepositoryState, VmCoverage
+from metrics.labels import CoverageState, RepositoryState, SnapshotState, VmCoverage
 from policies.decision import BackUp
 from policies.facts import Vm, VmId
 from policies.policyset import PolicySet
@@ -54,10 +54,26 @@ def publish(parts: Parts) -> None:
     metrics.policy_files_checked(len(rulebook.problems))
     plan = rulebook.plan
     metrics.reload_pending(len(plan.losing) + len(plan.expiring) if plan else 0, rulebook.pending_since)
+    for vcenter in parts.hypervisors:
+        metrics.snapshots(_snapshots(parts, vcenter))
     jobs = parts.world.jobs.values()
     metrics.queue(
         waiting=sum(job.state is JobState.PENDING for job in jobs),
         running=sum(job.state is JobState.RUNNING for job in jobs),
+    )
+
+
+def _snapshots(parts: Parts, vcenter: str) -> SnapshotState:
+    vms = [vm for vm in parts.world.vms.values() if vm.address.vcenter == vcenter]
+    foreign = [snapshot.created_at for vm in vms for snapshot in vm.snapshots]
+    orphans = [name for vm in vms for name in vm.own_snapshots if not any(run in name for run in parts.crew.active)]
+    return SnapshotState(
+        vcenter=parts.names.get(vcenter, vcenter),
+        orphans=len(orphans),
+        foreign=len(foreign),
+        oldest_foreign=min(foreign, default=None),
+        unprotected_disks=sum(bool(disk.unprotected) for vm in vms for disk in vm.disks),
+        need_consolidation=sum(vm.consolidation_needed for vm in vms),
     )
 
 

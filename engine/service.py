@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from connectors.bus import open_bus
@@ -22,7 +23,7 @@ from connectors.errors import ConnectorError, LoginRefused
 from connectors.nats_login import BusSettings
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import SessionSettings
-from connectors.vsphere.transport_settings import TransportSettings
+from connectors.vsphere.transport_settings import AttachIntent, TransportSettings, ignore_intent
 from engine import config as configuration
 from engine import logs, upkeep
 from engine.api import serve
@@ -32,11 +33,13 @@ from engine.endpoints import Endpoints, open_endpoints
 from engine.failures import BadInput
 from engine.parts import Parts
 from engine.ports import Hypervisor
+from engine.records import Intent
 from engine.sources import Patience
 from engine.startup import add_hypervisor, assemble, engine_id, policies_folder, recover
 from engine.state import State
 from engine.threads import Threads
 from metrics.registry import Metrics
+from policies.facts import Address, VmId
 from storage.repository import Repository, open_repository
 
 log = logging.getLogger("engine.service")
@@ -53,7 +56,13 @@ def utc_now() -> datetime:
 Opener = Callable[[str, configuration.VCenter, Config], Awaitable[Hypervisor]]
 
 
-async def connect(name: str, vcenter: configuration.VCenter, config: Config) -> Hypervisor:
+async def connect(
+    name: str,
+    vcenter: configuration.VCenter,
+    config: Config,
+    *,
+    on_intent: Callable[[AttachIntent], None] = ignore_intent,
+) -> VCenter:
     """Log in to one vCenter; LoginRefused or Unreachable."""
     transport = config.transport
     if len(transport.nbdkit) != 1:
@@ -76,6 +85,7 @@ async def connect(name: str, vcenter: configuration.VCenter, config: Config) -> 
             device_folder=transport.device_folder,
             stats_folder=_stats_folder(),
             environment=_for_nbdkit(),
+            on_intent=on_intent,
         ),
     )
     return await VCenter.connect(settings)
@@ -104,6 +114,21 @@ def _bus_settings(bus: configuration.Bus) -> BusSettings:
         credentials_file=bus.credentials,
         tls_ca=bus.ca_file,
     )
+
+
+def recorder(state: State, threads: Threads) -> Callable[[AttachIntent], None]:
+    """Writes down what is about to be attached to a proxy VM, and that it is gone. Blocks until it is durable."""
+
+    def record(intent: AttachIntent) -> None:
+        name = f"{intent.disk_uuid} {intent.file_name}"
+        if intent.done:
+            threads.state.submit(state.resolve_intent, intent.run, "attached disk", name).result()
+            return
+        proxy = Address(intent.vcenter, intent.proxy_moref)
+        written = Intent(intent.run, "attached disk", proxy, VmId(""), name, utc_now())
+        threads.state.submit(state.intend, written).result()
+
+    return record
 
 
 class _Stopped(Exception):
@@ -263,7 +288,7 @@ async def run_service(config: Config) -> None:
         )
         parts.addresses = endpoints.addresses
         await recover(parts)
-        service = Service(parts, endpoints)
+        service = Service(parts, endpoints, partial(connect, on_intent=recorder(state, threads)))
         with _signals(service.stopping):
             log.info("engine started", extra={"pid": os.getpid(), **endpoints.addresses})
             await service.run()

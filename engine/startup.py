@@ -136,7 +136,10 @@ def _noted(metrics: Metrics, now: Callable[[], datetime]) -> Noted:
         if reconciled:
             metrics.event_found_by_reconcile(seen.type.value)
 
-    return Noted(event=event, gap=lambda vcenter, why: metrics.event_gap("vcenter"))
+    def distrusted(seen: Event) -> None:
+        metrics.tracking_distrusted(seen.type.value.removeprefix("vm."))
+
+    return Noted(event=event, gap=lambda vcenter, why: metrics.event_gap("vcenter"), distrusted=distrusted)
 
 
 def add_hypervisor(parts: Parts, name: str, hypervisor: Hypervisor) -> None:

@@ -197,11 +197,12 @@ class State:
         """The next run of this VM reads in full."""
         self.apply(Change(distrust=(Distrust(vm, reason, event_key, now),)), now=now)
 
-    def relink(self, old: VmId, new: VmId, *, who: str, now: datetime) -> None:
-        """Remember that two ids are one VM; whatever is seen as `new` belongs to the history of `old`."""
+    def forget(self, before: datetime) -> None:
+        """Drop what the journal and settled jobs say of the time before; open jobs and the audit stay."""
         with self._transaction() as connection:
-            connection.execute("INSERT INTO relinks VALUES (?, ?, ?, ?)", [old, new, stamp(now), who])
-            write_audit(connection, (Audited(now, who, "relink", old, f"joined with {new}"),))
+            connection.execute("DELETE FROM events WHERE journaled_at < ?", [stamp(before)])
+            connection.execute("DELETE FROM decisions WHERE decided_at < ?", [stamp(before)])
+            connection.execute("DELETE FROM jobs WHERE settled_at < ?", [stamp(before)])
 
     # intents, cursors, audit, policies
 
@@ -220,6 +221,11 @@ class State:
                     stamp(intent.at),
                 ],
             )
+
+    def resolve_intent(self, run: str, kind: str, name: str) -> None:
+        """This one thing is gone from vCenter."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM intents WHERE run = ? AND kind = ? AND name = ?", [run, kind, name])
 
     def resolve_intents(self, runs: Sequence[str]) -> None:
         """Nothing of these runs is left in vCenter."""

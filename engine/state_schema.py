@@ -25,8 +25,8 @@ FILE_NAME = "state.duckdb"
 TABLES = (
     "CREATE TABLE meta (name VARCHAR, value VARCHAR)",
     """CREATE TABLE events (key VARCHAR, type VARCHAR, happened_at TIMESTAMP, source VARCHAR, vm VARCHAR,
-       vm_name VARCHAR, vcenter VARCHAR, moref VARCHAR, cause VARCHAR, from_host VARCHAR, to_host VARCHAR, user_name VARCHAR,
-       detail VARCHAR, reconciled BOOLEAN, journaled_at TIMESTAMP)""",
+       vm_name VARCHAR, vcenter VARCHAR, moref VARCHAR, cause VARCHAR, from_host VARCHAR, to_host VARCHAR,
+       user_name VARCHAR, detail VARCHAR, reconciled BOOLEAN, journaled_at TIMESTAMP)""",
     """CREATE TABLE decisions (event_key VARCHAR, kind VARCHAR, vm VARCHAR, policy VARCHAR, rule VARCHAR,
        reason VARCHAR, policy_hash VARCHAR, job VARCHAR, decided_at TIMESTAMP)""",
     """CREATE TABLE jobs (id VARCHAR, key VARCHAR, kind VARCHAR, vm VARCHAR, policy VARCHAR, rule VARCHAR,
@@ -45,7 +45,6 @@ TABLES = (
     "CREATE TABLE cursors (vcenter VARCHAR, reached_at TIMESTAMP, key BIGINT, seen BIGINT[])",
     "CREATE TABLE audit (done_at TIMESTAMP, who VARCHAR, action VARCHAR, subject VARCHAR, detail VARCHAR)",
     "CREATE TABLE policy_files (name VARCHAR, text VARCHAR, accepted_at TIMESTAMP, who VARCHAR)",
-    "CREATE TABLE relinks (old VARCHAR, new VARCHAR, relinked_at TIMESTAMP, who VARCHAR)",
 )
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {}

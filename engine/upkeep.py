@@ -21,6 +21,10 @@ from storage.verify import VerifyReport
 log = logging.getLogger("engine.upkeep")
 
 
+JOURNAL_KEPT = timedelta(days=400)
+"""How long events, decisions and settled jobs can be asked for: a year and some weeks."""
+
+
 async def every(parts: Parts, name: str, interval: timedelta, work: Callable[[Parts], Awaitable[str]]) -> None:
     """Do the work each interval; its sentence, or what went wrong, is in `parts.upkeep`."""
     while True:
@@ -76,7 +80,8 @@ async def retain(parts: Parts) -> str:
 
 
 async def reclaim(parts: Parts) -> str:
-    """Free packs that nothing needs."""
+    """Free packs that nothing needs, and the oldest pages of the journal."""
+    await settled(parts.threads.state, parts.state.forget, parts.now() - JOURNAL_KEPT)
     ages = SafetyAges(young_pack=parts.config.maintenance.orphan_pack)
     plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
     outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())

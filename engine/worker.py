@@ -128,9 +128,14 @@ class Crew:
         if means is None:
             return await self._abandon(job, f"vCenter {known.address.vcenter} is not configured any more")
         try:
-            vm = self.world.sight(await means.hypervisor.vm(known.address), self.now()).vm
+            seen = await means.hypervisor.vm(known.address)
+            if seen.own_snapshots:
+                # One VM has one run at a time, so this is what a dead run left.
+                await self.sweep(known.address.vcenter)
+                seen = await means.hypervisor.vm(known.address)
         except Gone:
             return await self._abandon(job, "the VM is not in the inventory any more")
+        vm = self.world.sight(seen, self.now()).vm
         dropped = still_due(job, vm, self.policies(), self.world.facts(self.now()))
         if dropped:
             return await self._abandon(job, dropped)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import filecmp
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nats
+import pytest
+
 from engine import config as configuration
 from engine.commands import BackUpVm, RestoreToFile, RestoreToVm, Verify
 from engine.config import Config
+from engine.failures import Exit, verdict
 from policies.facts import EventType
 from storage.repository import create
+from tests.lab.nats import nats_server
 from tests.lab.vcenter import MIB, Lab
 from tests.pipeline.running import Running, engine_of, now
 
@@ -31,14 +37,17 @@ on = ["vm.migrated", "vm.relocated", "vm.powered_off"]
 GRAIN = 64 << 10
 
 
-def config_for(lab: Lab, root: Path, policy: str = POLICY) -> Config:
+def config_for(
+    lab: Lab, root: Path, policy: str = POLICY, *, order: str = "nbd", proxy: str = "", more: str = "", **told: str
+) -> Config:
+    """A configuration on disk for the lab; `told` replaces what it says of the vCenter."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "policies").mkdir(exist_ok=True)
     (root / "policies" / "all.toml").write_text(policy)
     if not (root / "repo").exists():
         create(root / "repo", now=now())
     password = root / "password"
-    password.write_text(lab.password)
+    password.write_text(told.get("password", lab.password))
     password.chmod(0o600)
     file = root / "backstay.toml"
     file.write_text(
@@ -55,9 +64,11 @@ user = "{lab.user}"
 password = "file:password"
 ca_file = "{lab.ca_file}"
 [transport]
-order = ["nbd"]
+order = ["{order}"]
 plugin = ["python", "{lab.facts()["vddk_plugin"]}"]
 libdir = "{lab.root}"
+proxy = "{proxy}"
+device_folder = "{lab.device_folder}"
 [limits]
 total = 2
 lanes = 4
@@ -65,6 +76,8 @@ threads = 2
 [timers]
 clock = "1s"
 policies = "1s"
+janitor = "2s"
+{more}
 """
     )
     return configuration.load(file)
@@ -230,3 +243,92 @@ async def test_an_engine_that_is_killed_after_a_pack_recovers_and_leaves_no_snap
         target = await restored(engine, point.id, "", tmp_path / "restored.raw")
         assert filecmp.cmp(target, lab.frozen(vm.name)[-1].disks[0].image, shallow=False)
         assert await asyncio.wrap_future(engine.parts.threads.state.submit(engine.parts.state.intents)) == []
+
+
+async def test_a_disk_is_read_by_hot_add_and_detached_again(fresh_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    lab = fresh_lab(vms=3, tracking=True, disk_bytes=16 * MIB)
+    [vm, proxy, _] = lab.vms()
+    only = f'schema = 1\n[policy.one]\nrpo = "24h"\nselect.all = ["name:{vm.name}"]\n'
+    config = config_for(lab, tmp_path / "engine", only, order='hotadd", "nbd', proxy=proxy.name)
+    async with engine_of(config) as engine:
+        await one_point_each(engine, [vm.name])
+        [point] = await engine.control.points(vm.name)
+        shown = await engine.control.point(point.id)
+        assert [disk["transport"] for disk in shown["disks"]] == ["hotadd"] * len(vm.disks)
+        target = await restored(engine, point.id, shown["disks"][0]["label"], tmp_path / "restored.raw")
+        assert filecmp.cmp(target, lab.frozen(vm.name)[-1].disks[0].image, shallow=False)
+    assert [disk.file for disk in lab.vm(proxy.name).disks] == [disk.file for disk in proxy.disks]
+    assert not lab.vm(vm.name).snapshots
+
+
+async def test_a_vcenter_that_goes_away_in_the_middle_of_a_backup_loses_nothing(
+    fresh_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=1, tracking=True, disk_bytes=32 * MIB)
+    [vm] = lab.vms()
+    async with engine_of(config_for(lab, tmp_path / "engine")) as engine:
+        await one_point_each(engine, [vm.name])
+        await asyncio.to_thread(lab.write_random_grains, vm.name, 0, share=0.5, seed=3)
+        with lab.nbd_fault(delay_ms=100):
+            task = await engine.control.submit(BackUpVm(vm.name), "test")
+            await engine.until(lambda: any(a.tally.done for a in engine.parts.crew.active.values()), seconds=60)
+            await asyncio.to_thread(lab.outage, 12.0)
+        ended = await engine.finished(task)
+        assert engine.points_of(vm.name) >= 1
+        if ended["state"] == "failed":
+            assert ended["exit"] in (6, 75), ended
+            assert "tried again at" in str(ended["sentence"])
+        again = await engine.finished(await engine.control.submit(BackUpVm(vm.name), "test"))
+        assert again["state"] == "done", again
+        await engine.until(lambda: not lab.vm(vm.name).snapshots, seconds=30)
+        target = await restored(engine, str(again["id"]), "", tmp_path / "restored.raw")
+        assert filecmp.cmp(target, lab.frozen(vm.name)[-1].disks[0].image, shallow=False)
+
+
+async def test_a_wrong_password_ends_the_start_with_its_own_error(
+    fresh_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with engine_of(config_for(lab, tmp_path / "engine", password="wrong")) as engine:
+            await engine.until(lambda: engine.parts.world.complete)
+    assert verdict(caught.value).exit_code is Exit.UNREACHABLE
+    assert "password" in verdict(caught.value).sentence or "login" in verdict(caught.value).sentence.lower()
+
+
+async def test_messages_back_up_and_hold_once_however_often_they_come(
+    fresh_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=1, tracking=True, disk_bytes=8 * MIB)
+    [vm] = lab.vms()
+    manual = 'schema = 1\n[policy.manual]\nselect.all = ["*"]\n'
+    with nats_server(tmp_path / "nats") as server:
+        more = f'[bus]\nservers = "{server.url}"\nsite = "lab"\n'
+        async with engine_of(config_for(lab, tmp_path / "engine", manual, more=more)) as engine:
+            await engine.until(lambda: engine.parts.bus is not None and engine.parts.world.complete, seconds=30)
+            client = await nats.connect(server.url)
+            try:
+                stream = client.jetstream()
+                for _ in range(2):
+                    await stream.publish("backstay.v1.lab.cmd.backup", command("backup", vm.name, "b-1"))
+                await engine.until(lambda: engine.points_of(vm.name) == 1, seconds=60)
+                await stream.publish("backstay.v1.lab.cmd.hold", command("hold", vm.name, "h-1"))
+                await stream.publish("backstay.v1.lab.cmd.hold", b"this is not JSON")
+                [vm_id] = engine.parts.world.named(vm.name)
+                await engine.until(lambda: engine.parts.world.points[vm_id][0].holds, seconds=30)
+            finally:
+                await client.close()
+            assert engine.points_of(vm.name) == 1
+            assert len([key for key in await engine.event_keys() if key.startswith("nats")]) == 2
+
+
+def command(what: str, vm: str, id: str) -> bytes:
+    return json.dumps(
+        {
+            "specversion": "1.0",
+            "id": id,
+            "source": "/tests",
+            "type": f"io.backstay.command.{what}.v1",
+            "data": {"vm": {"name": vm}, "reason": "a test asks"},
+        }
+    ).encode()
