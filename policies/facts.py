@@ -63,7 +63,7 @@ class EventType(StrEnum):
 
 
 VM_EVENT_TYPES: frozenset[EventType] = frozenset(t for t in EventType if t.value.startswith("vm."))
-"""The types that a trigger in a policy may name."""
+"""What can happen to a VM. A trigger in a policy may name all but the removal, which comes too late."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,11 +91,9 @@ class Places:
                     stack.extend((child, path) for child in reversed(node.named_children))
 
     def _header(self, node: Node) -> list[tuple[Node, Path]]:
-        key = next((child for child in node.named_children if child.type in _KEYS), None)
-        if key is None:
-            return []
+        keys = [child for child in node.named_children if child.type in _KEYS]
         path: Path = ()
-        parts = self._parts(key)
+        parts = [part for key in keys for part in self._parts(key)]
         for number, (name, place) in enumerate(parts):
             path = (*path, name)
             self._keep(self.keys, path, place)
@@ -106,19 +104,15 @@ class Places:
             if path in self._counts:
                 path = (*path, self._counts[path])
                 self._keep(self.keys, path, place)
-        return [(child, path) for child in reversed(node.named_children) if child is not key]
+        return [(child, path) for child in reversed(node.named_children) if child not in keys]
 
     def _pair(self, node: Node, path: Path) -> list[tuple[Node, Path]]:
-        children = [child for child in node.named_children if child.type != "comment"]
-        if not children or children[0].type not in _KEYS:
-            return []
-        for name, place in self._parts(children[0]):
+        key, value = node.named_children[0], node.named_children[-1]
+        for name, place in self._parts(key):
             path = (*path, name)
             self._keep(self.keys, path, place)
-        if len(children) < 2:
-            return []
-        self._keep(self.values, path, self._place(children[1]))
-        return [(children[1], path)]
+        self._keep(self.values, path, self._place(value))
+        return [(value, path)]
 
     def _parts(self, key: Node) -> list[tuple[str, Place]]:
         """The names of a key, left to right; dotted keys nest to the left."""

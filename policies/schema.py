@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from policies.closest import closest
 from policies.cron import check_cron
 from policies.errors import Unusable, quoted
-from policies.facts import VM_EVENT_TYPES
+from policies.facts import VM_EVENT_TYPES, EventType
 from policies.terms import parse_term
 from policies.units import parse_duration, parse_share
 from policies.windows import parse_window
@@ -28,7 +28,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SHORTEST_RPO = timedelta(minutes=1)
 """A shorter goal would ask for a new backup before the last one can be done."""
 
-EVENT_NAMES = tuple(sorted(kind.value for kind in VM_EVENT_TYPES))
+EVENT_NAMES = tuple(sorted(kind.value for kind in VM_EVENT_TYPES - {EventType.REMOVED}))
+"""What a trigger may name: a removal is reported when there are no disks left to back up."""
 
 
 def zone_of(text: str) -> ZoneInfo:
@@ -50,6 +51,10 @@ def _readable(parse: Callable[[str], object]) -> AfterValidator:
 
 
 def _event_name(text: str) -> str:
+    if text == EventType.REMOVED:
+        raise Unusable(
+            f"{quoted(text)} comes when the disks are gone already", 'write what comes before, such as "vm.powered_off"'
+        )
     if text not in EVENT_NAMES:
         close = closest(text, EVENT_NAMES)
         instead = f'write "{close}"' if close else f"write one of {', '.join(EVENT_NAMES)}"

@@ -156,6 +156,13 @@ def test_places_can_be_asked_of_any_text(text: str, broken: str, at: int) -> Non
         assert places.value(path).column >= 1
 
 
+def test_places_of_broken_text_are_those_of_what_can_be_read() -> None:
+    places = Places("= 1\na =\nb = 1\n[c.]\nd = 1\n")
+    assert places.key(("b",)).line == 3
+    assert places.key(("c",)).line == 4
+    assert Places('"\\uD800" = 1\n').key(("\\uD800",)).line == 1
+
+
 def test_syntax_that_the_grammar_does_not_know_still_finds_its_key() -> None:
     text = 'schema = 1\n[policy.p]\nconsistency = {\n  want = "x",\n  wnat = "y",\n}\n'
     places = Places(text)

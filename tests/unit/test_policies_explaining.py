@@ -79,6 +79,7 @@ def test_an_explanation_is_json() -> None:
         "matches": True,
         "found": ["env=prod"],
     }
+    assert explain(PolicySet(), WEB, facts(WEB)).render() == "web-3: not protected, no policy selects it\n"
     nothing = explain(PolicySet(), WEB, facts(WEB)).as_json()
     assert (nothing["protected"], nothing["winner"], nothing["due"]) == (False, None, None)
     assert nothing["status"] == "not protected, no policy selects it"

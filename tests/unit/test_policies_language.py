@@ -200,6 +200,11 @@ def test_a_circle_of_templates_is_told_for_the_templates_and_not_for_their_users
     assert problems({"a.toml": text}) == ["a.toml:3:12: templates go in a circle (a → a), remove one of the links"]
 
 
+def test_a_template_that_leads_into_a_circle_is_not_blamed_for_it() -> None:
+    text = 'schema = 1\n[template.a]\ntemplate = "b"\n[template.b]\ntemplate = "b"\n'
+    assert problems({"a.toml": text}) == ["a.toml:5:12: templates go in a circle (b → b), remove one of the links"]
+
+
 def test_a_template_that_is_not_a_name_is_told_once() -> None:
     assert problems({"a.toml": "schema = 1\n[policy.p]\ntemplate = 3\n"}) == [
         'a.toml:3:12: template must be a text in quotes, not 3, write template = "gold"'
@@ -207,9 +212,10 @@ def test_a_template_that_is_not_a_name_is_told_once() -> None:
 
 
 def test_a_policy_whose_template_is_broken_adds_no_second_problem() -> None:
-    broken = 'schema = 1\n[template.t]\nrpo = "x"\n'
-    found = problems({"a.toml": broken, "b.toml": 'schema = 1\n[policy.p]\ntemplate = "t"\n'})
-    assert [line.split(":")[0] for line in found] == ["a.toml"]
+    for broken in ('rpo = "x"', 'template = "nowhere"'):
+        text = f"schema = 1\n[template.t]\n{broken}\n"
+        found = problems({"a.toml": text, "b.toml": 'schema = 1\n[policy.p]\ntemplate = "t"\n'})
+        assert [line.split(":")[0] for line in found] == ["a.toml"]
 
 
 @pytest.mark.parametrize(
