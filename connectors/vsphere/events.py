@@ -24,7 +24,8 @@ from connectors.hypervisor import Cursor, EventBatch
 from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.eventfacts import created, normalise
 from connectors.vsphere.faults import Unreadable
-from connectors.vsphere.session import Line, Session
+from connectors.vsphere.line import Line
+from connectors.vsphere.session import Session
 from policies.facts import Event
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from connectors.cleanup import finish
 from connectors.errors import ConnectorError, Gone, Unreachable
 from connectors.hypervisor import InventoryUpdate
 from connectors.vsphere.backoff import Backoff
-from connectors.vsphere.session import Line, Session
+from connectors.vsphere.line import Line
+from connectors.vsphere.session import Session
 from connectors.vsphere.tags import TagReader
 from connectors.vsphere.vmfacts import MISSING, VM_PATHS, Places, vm_facts
 from policies.facts import Address, Vm
@@ -76,12 +77,13 @@ class Inventory:
         self._session = session
         self._tags = tags
         self._tags_every = tags_every
+        self._last_tags: dict[str, frozenset[str]] | None = None
         self._poll = max(1, int(min(poll, session.settings.answer_seconds / 2)))
 
     async def all(self) -> dict[str, Vm]:
         """Every VM by moRef, read now."""
         places, morefs = await self._survey()
-        tags = await self._tags.tags(morefs)
+        tags = await self._tags_of(morefs)
         return await self._facts(morefs, places, tags)
 
     async def one(self, moref: str) -> Vm:
@@ -90,7 +92,7 @@ class Inventory:
         if moref not in found:
             raise Gone(f"VM {moref} is not in the inventory any more", where=self._session.where)
         places = Places(await self._places_of(found[moref]), await self._attribute_names())
-        tags = await self._tags.tags([moref])
+        tags = await self._tags_of([moref])
         return self._fact(moref, found[moref], places, tags)
 
     async def read_all(self, paths: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -133,11 +135,11 @@ class Inventory:
                     continue
             if time.monotonic() >= tags_due:
                 self._tags.forget_names()
-                before, tags = tags, await self._tags.tags(sorted(seen.present))
+                before, tags = tags, await self._tags_of(sorted(seen.present))
                 seen.touched.update(m for m in seen.present if tags.get(m) != before.get(m))
                 tags_due = time.monotonic() + self._tags_every
             elif new := seen.touched - known.keys():
-                tags.update(await self._tags.tags(sorted(new)))
+                tags.update(await self._tags_of(sorted(new)))
             if seen.places:
                 places, _ = await self._survey()
             again = seen.present if seen.places else seen.touched & seen.present
@@ -213,6 +215,22 @@ class Inventory:
         return vm_facts(
             session.vcenter, moref, properties, places, tags.get(moref, frozenset()), session.settings.engine_id
         )
+
+    async def _tags_of(self, morefs: list[str]) -> dict[str, frozenset[str]]:
+        """The tags of these VMs; those known before when the REST API, which is a service of its own, is away.
+
+        Without any known before this raises: a VM that seems to have no tags would lose the policies that name them.
+        """
+        try:
+            found = await self._tags.tags(morefs)
+        except Unreachable as error:
+            if self._last_tags is None:
+                raise
+            log.warning("tags are those of the last reading", extra={"error": str(error)})
+            return {m: self._last_tags[m] for m in morefs if m in self._last_tags}
+        kept = {m: names for m, names in (self._last_tags or {}).items() if m not in morefs}
+        self._last_tags = kept | found
+        return found
 
     async def _properties(self, morefs: list[str]) -> dict[str, dict[str, Any]]:
         """As Session.read, but a property that may not be read is told in the VM's own facts."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +23,7 @@ from connectors.cleanup import finish
 from connectors.errors import Busy, ConnectorError, Gone, LoginRefused, Unreachable
 from connectors.vsphere.endpoint import negotiate_version, tls_context
 from connectors.vsphere.faults import FOREIGN, NEVER_SENT, SessionLost, translate
+from connectors.vsphere.line import Line
 from connectors.vsphere.properties import read_properties, retrieve
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class SessionSettings:
     engine_id: str
     port: int = 443
     ca_file: Path | None = None
-    answer_seconds: float = 60.0
+    answer_seconds: float = 120.0
     keep_alive_seconds: float = 300.0
     threads: int = 8
 
@@ -87,7 +88,7 @@ class Session:
         """Log in; raises LoginRefused (password or certificate) or Unreachable."""
         session = cls(settings)
         try:
-            await finish(session._in_thread(session._connect), within=4 * settings.answer_seconds)
+            await session._finished(session._in_thread(session._connect), 4 * settings.answer_seconds)
         except BaseException:
             await session.aclose()
             raise
@@ -126,7 +127,7 @@ class Session:
         again only when it certainly was not carried out, and a cancelled caller waits for its answer first.
         """
         if mutating:
-            return await finish(self._in_thread(self._once, fn, args), within=3 * self.settings.answer_seconds)
+            return await self._finished(self._in_thread(self._once, fn, args), 3 * self.settings.answer_seconds)
         return await self._in_thread(self._again, fn, args)
 
     async def read(self, objects: Iterable[Any], kind: Any, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -158,7 +159,7 @@ class Session:
         forgotten it, its outcome then unknown.
         """
         within = timeout + 3 * self.settings.answer_seconds
-        return await finish(self._run_task(start, mutating, timeout, entity, operation), within=within)
+        return await self._finished(self._run_task(start, mutating, timeout, entity, operation), within)
 
     def line(self, name: str) -> Line:
         """A thread and a connection of its own for long polls. Close it."""
@@ -212,6 +213,12 @@ class Session:
             if since and any(name.lower().startswith(operation.lower()) for name in names):
                 return task
         return None
+
+    async def _finished(self, work: Awaitable[T], within: float) -> T:
+        try:
+            return await finish(work, within=within)
+        except TimeoutError as error:
+            raise Unreachable(f"no answer within {within:g} s", where=self.where) from error
 
     async def _in_thread(self, fn: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, fn, *args)
@@ -356,45 +363,3 @@ class Session:
             self._stub.DropConnections()
             if self._keeper.is_alive():
                 self._keeper.join(timeout=self.settings.answer_seconds)
-
-
-class Line:
-    """A thread and a connection of its own, for calls that block long or whose answers must not be asked for twice.
-
-    Nothing is repeated here: after SessionLost, Gone or Unreachable the caller makes its collectors anew. A lost
-    login has then already been renewed.
-    """
-
-    def __init__(self, session: Session, name: str) -> None:
-        self._session = session
-        self._stub = session.new_stub()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"vcenter-{name}")
-
-    def managed(self, managed: Any) -> Any:
-        """The same managed object on this line's connection."""
-        return type(managed)(managed._moId, self._stub)
-
-    async def call(self, fn: Callable[..., T], *args: Any) -> T:
-        """Run one blocking call on the line; raises ConnectorErrors only."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, fn, args)
-
-    def close(self) -> None:
-        """End the thread, waiting for the call under way. Blocking and idempotent."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        self._stub.DropConnections()
-        self._session.forget(self)
-
-    async def aclose(self) -> None:
-        """As close(), without blocking the event loop."""
-        await asyncio.to_thread(self.close)
-
-    def _call(self, fn: Callable[..., T], args: tuple[Any, ...]) -> T:
-        logins = self._session.logins
-        self._session.adopt(self._stub)
-        try:
-            return fn(*args)
-        except FOREIGN as error:
-            failure = translate(error, self._session.where)
-            if isinstance(failure, SessionLost):
-                self._session.login(unless_after=logins)
-            raise failure from error

@@ -2,14 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 import pytest
 
-from connectors.errors import Gone
+from connectors.errors import Gone, Unreachable
 from connectors.hypervisor import InventoryUpdate
 from connectors.vsphere.hypervisor import VCenter
+from connectors.vsphere.inventory import Inventory
+from connectors.vsphere.tags import TagReader
 from policies.facts import Address, PowerState, Vm
 from tests.lab.connect import connected
 from tests.lab.vcenter import MIB, Lab, Machine
@@ -161,6 +163,33 @@ async def test_what_happened_while_the_session_was_lost_is_told_afterwards(fresh
         await watch.until(lambda w: w.named("late-1") is not None)
         assert watch.left == [Address(lab.instance_uuid, doomed)]
         await assert_equals_inventory(watch, vcenter)
+
+
+class Flaky(TagReader):
+    """Tags whose service goes away."""
+
+    away = False
+
+    async def tags(self, morefs: Sequence[str]) -> dict[str, frozenset[str]]:
+        if self.away:
+            raise Unreachable("the REST API does not answer")
+        return await super().tags(morefs)
+
+
+async def test_tags_outlive_their_service_but_are_never_taken_for_none(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, content=False)
+    lab.tag("web-01", "tier", "gold")
+    async with connected(lab) as vcenter:
+        flaky = Flaky(vcenter.session.settings, vcenter.session.tls)
+        inventory = Inventory(vcenter.session, flaky)
+        flaky.away = True
+        with pytest.raises(Unreachable):
+            await inventory.all()
+        flaky.away = False
+        assert [vm.tags for vm in (await inventory.all()).values()] == [{"tier=gold"}]
+        flaky.away = True
+        assert [vm.tags for vm in (await inventory.all()).values()] == [{"tier=gold"}]
+        await flaky.aclose()
 
 
 async def test_leaving_the_watch_ends_its_wait_at_once(lab: Lab) -> None:
