@@ -12,6 +12,7 @@ import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -80,17 +81,13 @@ def build_metrics(control: Control) -> FastAPI:
 async def serve(control: Control, endpoints: Endpoints, config: Api) -> None:
     """Answer on all endpoints until cancelled, then let requests under way end. The caller closes the endpoints."""
     async with asyncio.TaskGroup() as servers:
-        servers.create_task(_serve(uvicorn.Config(build(control, "unix socket")), endpoints.local))
+        servers.create_task(_serve(_settings(build(control, "unix socket")), endpoints.local))
         if endpoints.tcp is not None and config.token is not None:
             digest = hashlib.sha256(config.token.read().encode()).digest()
-            settings = uvicorn.Config(
-                build(control, "token", token_digest=digest),
-                ssl_certfile=config.certificate,
-                ssl_keyfile=config.key,
-            )
+            settings = _settings(build(control, "token", token_digest=digest), config.certificate, config.key)
             servers.create_task(_serve(settings, endpoints.tcp))
         if endpoints.metrics is not None:
-            servers.create_task(_serve(uvicorn.Config(build_metrics(control)), endpoints.metrics))
+            servers.create_task(_serve(_settings(build_metrics(control)), endpoints.metrics))
 
 
 class _Server(uvicorn.Server):
@@ -101,12 +98,21 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _settings(app: FastAPI, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Config:
+    # Given here and not set later: the constructor is what installs uvicorn's own logging.
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=CLOSING_SECONDS,
+        server_header=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+
+
 async def _serve(settings: uvicorn.Config, listener: Any) -> None:
-    settings.log_config = None
-    settings.access_log = False
-    settings.lifespan = "off"
-    settings.timeout_graceful_shutdown = CLOSING_SECONDS
-    settings.server_header = False
     server = _Server(settings)
     try:
         await server.serve(sockets=[listener])

@@ -20,7 +20,7 @@ from engine.commands import (
     TaskReport,
     Verify,
 )
-from engine.failures import BadInput
+from engine.failures import BadInput, NotYet
 from engine.parts import Parts
 from engine.records import Audited
 from engine.repository_views import repository_views
@@ -85,10 +85,17 @@ class Controls:
         kind, body = await self._body(task, who)
         return self.parts.tasks.submit(kind, body)
 
+    def _must_know_inventory(self, vm: VmId) -> None:
+        """Before every inventory was read, nobody can tell a VM that is gone from one that is not seen yet."""
+        parts = self.parts
+        if vm not in parts.world.vms and len(parts.world.complete) < len(parts.config.vcenter):
+            raise NotYet("the inventory is still being read", where=vm, hint="try again in a moment")
+
     async def _body(self, task: Task, who: str) -> tuple[str, Body]:
         match task:
             case BackUpVm():
                 vm = self._one(task.vm)
+                self._must_know_inventory(vm)
                 return "backup", operations.back_up_vm(self.parts, vm, task, who, secrets.token_hex(6))
             case BackUpDisk():
                 return "backup-disk", operations.back_up_disk(self.parts, task)

@@ -94,6 +94,12 @@ class Declined(BadInput):
     exit_code = Exit.REFUSED
 
 
+class NotYet(BadInput):
+    """The engine has only just started and cannot tell yet; asking again later helps."""
+
+    exit_code = Exit.TRY_LATER
+
+
 class NotReachable(BadInput):
     """The engine's API does not answer."""
 
@@ -134,6 +140,9 @@ _STORAGE: dict[type[storage.StorageError], tuple[Kind, Exit]] = {
     storage.NoSuchPoint: (Kind.FAIL, Exit.USAGE),
     storage.Refused: (Kind.FAIL, Exit.REFUSED),
 }
+
+FAMILIES = (BadInput, RemoteFailure, PolicyError, connector.ConnectorError, storage.StorageError)
+"""Everything that is raised on purpose."""
 
 # RLIMIT_FSIZE and quotas mean the same to an operator as a full disk.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -31,7 +31,10 @@ def protect(stage: Stage, world: World) -> None:
     for policy in sorted({point["policy"] for point in points}):
         chosen = sorted(point["vm"] for point in points if point["policy"] == policy)
         stage.say(f"policy {policy}: {', '.join(chosen)}")
-    transports = world.sql("SELECT transport, count(*) AS disks FROM disks GROUP BY transport ORDER BY transport")
+    transports = world.sql(
+        "SELECT attributes ->> 'transport' AS transport, count(*) AS disks FROM disks "
+        "GROUP BY transport ORDER BY transport"
+    )
     stage.say("transports: " + ", ".join(f"{row['transport']} for {row['disks']} disks" for row in transports))
 
 
@@ -94,14 +97,15 @@ def move_while_read(stage: Stage, world: World) -> None:
     slow = lab.root / "nbd-faults.json"
     slow.write_text(json.dumps({"delay_ms": 60}), encoding="utf-8")
     lab.power_on("moving")
-    world.backstay("backup", "moving", "--no-wait")
+    known = len(world.points("moving"))
+    world.backstay("backup", "moving", "--full", "--no-wait")
     before = len(lab.frozen("moving"))
     stage.wait("the snapshot of the VM", lambda: len(lab.frozen("moving")) > before or None)
     stage.wait("its disk to be read", lambda: _reading(lab.root, "moving") or None)
     stage.say(f"the disk is being read; a person moves the VM to {lab.migrate('moving')}")
     still = _reading(lab.root, "moving")
     slow.unlink()
-    point = stage.wait("the restore point", lambda: world.points("moving")[-1:] or None, within=60)[0]
+    point = stage.wait("the restore point", lambda: world.points("moving")[known:] or None, within=60)[-1]
     stage.claim("the move came in the middle of the read", still)
     stage.claim("the restore point is what the snapshot froze", _same(world, point))
 
@@ -113,7 +117,7 @@ def survive(stage: Stage, world: World) -> None:
     packs, points = len(world.packs()), len(world.points())
     world.lab.write_random_grains("web-10", 0, share=0.3, seed=11)
     world.start_engine(die_at="commit.packs_sealed")
-    world.backstay("backup", "web-10", "--no-wait", expect=(0, 6, 75))
+    stage.wait("the engine to know its VMs", lambda: world.accepts_backup("web-10") or None)
     status = stage.wait("the engine to be killed", world.engine_ended)
     left = world.lab.vm("web-10").snapshots
     stage.claim("the engine died by SIGKILL", status == -signal.SIGKILL)
@@ -187,7 +191,7 @@ def _wait_for_point(stage: Stage, world: World, name: str, *, more_than: int) ->
 
 
 def _pending(world: World) -> str | None:
-    shown = world.backstay("policy", "apply", "--show", expect=(0, 3, 5))
+    shown = world.backstay("policy", "apply", expect=(0, 3, 5))
     return shown.out if "app-02" in shown.out else None
 
 

@@ -84,7 +84,9 @@ class Ran:
 
 def run(argv: Sequence[str | Path], *, env: dict[str, str], expect: Sequence[int] = (0,)) -> Ran:
     """Run a command to its end; DemoFailed when its exit code is not an expected one."""
-    done = subprocess.run([str(word) for word in argv], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(word) for word in argv], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if done.returncode not in expect:
         words = " ".join(str(word) for word in argv[1:])
         raise DemoFailed(f"backstay {words} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

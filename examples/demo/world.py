@@ -48,7 +48,7 @@ listen = "127.0.0.1:0"
 
 [timers]
 clock = "1s"
-policies = "500ms"
+policies = "1s"
 janitor = "5s"
 """
 
@@ -127,6 +127,10 @@ class World:
                 self.engine.kill()
                 self.engine.wait()
         self.engine = None
+
+    def accepts_backup(self, vm: str) -> bool:
+        """Ask for a backup; False while the engine has not read its inventory yet."""
+        return self.backstay("backup", vm, "--no-wait", expect=(0, 2, 6, 75)).code == 0
 
     def points(self, vm: str | None = None) -> list[dict[str, Any]]:
         """Restore points as `backstay points --json` lists them, oldest first."""
