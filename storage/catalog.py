@@ -17,15 +17,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from struct import Struct
 from typing import Any, Protocol
 
-from policies.facts import Consistency, PointId, RestorePoint, VmId
+from policies.facts import PointId, RestorePoint, VmId
 from storage import marks
+from storage.catalog_rows import (
+    TABLES,
+    Row,
+    chunk_arrays,
+    chunk_rows,
+    disk_rows,
+    mark_of,
+    mark_row,
+    pack_row,
+    point_row,
+    restore_point,
+)
 from storage.errors import StorageError, StoreFailed, Unsupported
 from storage.failpoints import failpoint
 from storage.format import PackName
-from storage.manifest import DiskRecord, Manifest
+from storage.manifest import Manifest
 from storage.marks import Mark
 from storage.pack import Footer
 
@@ -36,37 +47,6 @@ STORAGE_VERSION = "v1.5.0"
 MEMORY_LIMIT = "160MB"
 ARRAYS_FROM = 60_000
 """From so many rows on, numpy's import time is paid back."""
-
-TABLES: dict[str, dict[str, str]] = {
-    "packs": {
-        "number": "UINTEGER", "id": "VARCHAR", "kind": "VARCHAR", "bytes": "UBIGINT", "chunks": "UINTEGER",
-        "created": "TIMESTAMP", "writer": "VARCHAR", "epoch": "UINTEGER",
-    },
-    "chunks": {
-        "h0": "UBIGINT", "h1": "UBIGINT", "h2": "UBIGINT", "h3": "UBIGINT", "pack": "UINTEGER", "slot": "USMALLINT",
-        "byte_offset": "UINTEGER", "stored_bytes": "UINTEGER", "raw_bytes": "UINTEGER", "codec": "UTINYINT",
-    },
-    "points": {
-        "id": "VARCHAR", "vm": "VARCHAR", "vm_name": "VARCHAR", "taken_at": "TIMESTAMP", "committed_at": "TIMESTAMP",
-        "consistency": "VARCHAR", "complete": "BOOLEAN", "attributes": "VARCHAR", "aliases": "VARCHAR",
-        "unprotected": "VARCHAR", "disk_bytes": "UBIGINT", "read_bytes": "UBIGINT", "new_bytes": "UBIGINT",
-        "stored_bytes": "UBIGINT", "dedup_bytes": "UBIGINT", "writer": "VARCHAR", "epoch": "UINTEGER",
-    },
-    "disks": {
-        "point": "VARCHAR", "position": "UINTEGER", "name": "VARCHAR", "capacity_bytes": "UBIGINT", "uuid": "VARCHAR",
-        "change_id": "VARCHAR", "key": "BIGINT", "attributes": "VARCHAR", "root": "VARCHAR", "levels": "UTINYINT",
-        "mapped_bytes": "UBIGINT", "read_bytes": "UBIGINT", "new_bytes": "UBIGINT", "stored_bytes": "UBIGINT",
-        "dedup_bytes": "UBIGINT",
-    },
-    "marks": {
-        "point": "VARCHAR", "sequence": "UINTEGER", "kind": "VARCHAR", "marked_at": "TIMESTAMP", "text": "VARCHAR",
-        "lock_until": "TIMESTAMP", "name": "VARCHAR",
-    },
-}  # fmt: skip
-
-_HASH = Struct(">QQQQ16x")
-_PLACE = Struct("<32xIII4x")
-Row = tuple[object, ...]
 
 
 class Source(Protocol):
@@ -171,10 +151,9 @@ class Catalog:
             parameters,
         )
         by_point: dict[str, list[Mark]] = {}
-        for point, sequence, kind, at, text, until, name in self.query("SELECT * FROM marks"):
-            mark = Mark(name, point, sequence, marks.MarkKind(kind), _aware(at), text, _aware(until) if until else None)
-            by_point.setdefault(point, []).append(mark)
-        return [_restore_point(row, marks.fold(by_point.get(row[0], ()))) for row in rows]
+        for mark in map(mark_of, self.query("SELECT * FROM marks")):
+            by_point.setdefault(mark.point, []).append(mark)
+        return [restore_point(row, marks.fold(by_point.get(row[0], ()))) for row in rows]
 
     def export_views(self) -> dict[str, Any]:
         """Arrow tables restore_points, vms, disks, packs, chunks and marks, for read-only SQL elsewhere."""
@@ -335,9 +314,9 @@ class Catalog:
             names = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()} if changes.marks else ()
             manifests = [manifest for manifest in changes.manifests if manifest.id not in points]
             self._insert_packs([name for name in changes.packs if name.number not in packs])
-            self._insert("points", [_point_row(manifest) for manifest in manifests])
-            self._insert("disks", [row for manifest in manifests for row in _disk_rows(manifest)])
-            self._insert("marks", [_mark_row(mark) for mark in changes.marks if mark.key not in names])
+            self._insert("points", [point_row(manifest) for manifest in manifests])
+            self._insert("disks", [row for manifest in manifests for row in disk_rows(manifest)])
+            self._insert("marks", [mark_row(mark) for mark in changes.marks if mark.key not in names])
             cursor.execute("COMMIT")
         except BaseException:
             cursor.execute("ROLLBACK")
@@ -352,14 +331,14 @@ class Catalog:
             total += len(footer)
             if total >= 400_000:
                 self._insert_chunks(batch, total)
-                self._insert("packs", [_pack_row(one) for one in batch])
+                self._insert("packs", [pack_row(one) for one in batch])
                 batch, total = [], 0
         self._insert_chunks(batch, total)
-        self._insert("packs", [_pack_row(one) for one in batch])
+        self._insert("packs", [pack_row(one) for one in batch])
 
     def _insert_chunks(self, footers: Sequence[Footer], total: int) -> None:
         if total >= ARRAYS_FROM or (total > 2000 and "numpy" in sys.modules):
-            arrays = _chunk_arrays(footers)
+            arrays = chunk_arrays(footers)
             cursor = self._cursor()
             cursor.register("chunk_arrays", arrays)
             cursor.execute("INSERT INTO chunks SELECT * FROM chunk_arrays")
@@ -367,10 +346,8 @@ class Catalog:
         elif total:
             with self._csv("chunks") as write:
                 for footer in footers:
-                    number = footer.name.number
-                    places = zip(_HASH.iter_unpack(footer.entries), _PLACE.iter_unpack(footer.entries), strict=True)
-                    for slot, (h, (offset, stored, raw)) in enumerate(places):
-                        write((*h, number, slot, offset, stored, raw & 0xFFFFFF, raw >> 24))
+                    for row in chunk_rows(footer):
+                        write(row)
 
     def _insert(self, table: str, rows: Sequence[Row]) -> None:
         if len(rows) > 30:
@@ -411,97 +388,3 @@ def _intact(load: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:
             yield load(key)
         except StorageError as error:
             log.warning("object left out of the catalog", extra={"object": str(key), "why": str(error)})
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC)
-
-
-def _naive(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(tzinfo=None)
-
-
-def _pack_row(footer: Footer) -> Row:
-    header = footer.header
-    created = datetime.fromtimestamp(header.created, UTC)
-    name = footer.name
-    return (
-        name.number, name.id.hex(), name.kind.name.lower(), footer.size, len(footer), _naive(created),
-        header.writer.hex(), header.epoch,
-    )  # fmt: skip
-
-
-def _point_row(manifest: Manifest) -> Row:
-    head, disks = manifest.head, manifest.disks
-    return (
-        manifest.id, head.vm, head.vm_name, _naive(head.taken_at), _naive(manifest.committed_at),
-        head.consistency.value, head.attributes.get("complete", "yes") == "yes", _json(dict(head.attributes)),
-        _json(dict(head.aliases)), _json([list(pair) for pair in manifest.unprotected]),
-        sum(disk.head.capacity_bytes for disk in disks), sum(disk.read_bytes for disk in disks),
-        sum(disk.new_bytes for disk in disks), sum(disk.stored_bytes for disk in disks),
-        sum(disk.dedup_bytes for disk in disks), manifest.writer, manifest.epoch,
-    )  # fmt: skip
-
-
-def _disk_rows(manifest: Manifest) -> Iterator[Row]:
-    for position, disk in enumerate(manifest.disks):
-        yield _disk_row(manifest.id, position, disk)
-
-
-def _disk_row(point: PointId, position: int, disk: DiskRecord) -> Row:
-    head = disk.head
-    return (
-        point, position, head.name, head.capacity_bytes, head.uuid, head.change_id, head.key,
-        _json(dict(head.attributes)), disk.root.node.hex(), disk.root.levels, disk.mapped_bytes, disk.read_bytes,
-        disk.new_bytes, disk.stored_bytes, disk.dedup_bytes,
-    )  # fmt: skip
-
-
-def _mark_row(mark: Mark) -> Row:
-    until = _naive(mark.until) if mark.until else None
-    return mark.point, mark.sequence, mark.kind.value, _naive(mark.at), mark.text, until, mark.key
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def _restore_point(row: tuple[Any, ...], state: marks.MarkState) -> RestorePoint:
-    point, vm, vm_name, taken_at, complete, consistency, attributes, read_bytes, stored_bytes, disk_bytes = row
-    said = json.loads(attributes)
-    return RestorePoint(
-        id=PointId(point),
-        vm=VmId(vm),
-        vm_name=vm_name,
-        taken_at=_aware(taken_at),
-        complete=complete,
-        consistency=Consistency(consistency),
-        damaged=bool(state.damaged),
-        holds=state.holds,
-        locked_until=state.locked_until,
-        expiring_since=state.expiring_since,
-        policy=said.get("policy", ""),
-        rule=said.get("rule", ""),
-        reason=said.get("reason", ""),
-        read_bytes=read_bytes,
-        stored_bytes=stored_bytes,
-        disk_bytes=disk_bytes,
-    )
-
-
-def _chunk_arrays(footers: Sequence[Footer]) -> dict[str, Any]:
-    import numpy as np
-
-    entry = np.dtype([("h", ">u8", (4,)), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4"), ("check", "<u4")])
-    all_entries = np.concatenate([np.frombuffer(footer.entries, entry) for footer in footers])
-    hashes = all_entries["h"].astype(np.uint64)
-    lengths = [len(footer) for footer in footers]
-    return {
-        **{f"h{i}": np.ascontiguousarray(hashes[:, i]) for i in range(4)},
-        "pack": np.repeat(np.array([footer.name.number for footer in footers], np.uint32), lengths),
-        "slot": np.concatenate([np.arange(n, dtype=np.uint16) for n in lengths]),
-        "byte_offset": np.ascontiguousarray(all_entries["offset"]),
-        "stored_bytes": np.ascontiguousarray(all_entries["stored"]),
-        "raw_bytes": np.ascontiguousarray(all_entries["raw"] & 0xFFFFFF),
-        "codec": (all_entries["raw"] >> 24).astype(np.uint8),
-    }

@@ -7,18 +7,19 @@ A failed write breaks every session that is open, as each may refer to a chunk o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from queue import SimpleQueue
 
 from storage.blobs import Blobs, Buffer
-from storage.codec import decode, encode
+from storage.chunkreads import PENDING, ChunkReads
+from storage.codec import encode
 from storage.errors import Damaged, StorageError
-from storage.format import MAX_BLOCK_BYTES, Entry, PackKind, PackName, parse_pack_key
+from storage.format import Entry, PackKind, PackName, parse_pack_key
 from storage.index import Index, Located, prefix_of
-from storage.pack import Footer, Footers, OpenPack, Writer, new_pack_name
+from storage.pack import OpenPack, Writer, new_pack_name
 from storage.sealing import Sealing
 
 PACK_BYTES = 64 << 20
@@ -27,12 +28,6 @@ DELTA_CHUNKS = 1 << 17
 
 MAX_SEALING = 3
 """Full packs that may wait for the disk while work goes on."""
-
-READ_GAP_BYTES = 32 << 10
-"""Two chunks this near to each other in a pack are read by one call."""
-
-READ_SPAN_BYTES = 4 << 20
-_PENDING = -1
 
 
 @dataclass(slots=True)
@@ -56,25 +51,17 @@ class Session:
             raise self.failure
 
 
-class ChunkStore:
+class ChunkStore(ChunkReads):
     """The packs of one repository and the index over them."""
 
     def __init__(
         self, blobs: Blobs, sealing: Sealing, index: Index, *, writer: Writer, now: Callable[[], datetime]
     ) -> None:
-        self.blobs = blobs
-        self.sealing = sealing
-        self.footers = Footers(blobs, sealing)
-        self.live: dict[int, PackName] = {}
+        super().__init__(blobs, sealing, index)
         self.touched: set[int] = set()
         self._hidden: set[int] = set()
-        self._index = index
         self._writer = writer
         self._now = now
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._delta: dict[bytes, int] = {}
-        self._open: dict[int, OpenPack] = {}
         self._filling: dict[PackKind, OpenPack] = {}
         self._tickets: set[int] = set()
         self._next_ticket = 0
@@ -154,11 +141,11 @@ class ChunkStore:
                     self.touched.add(place[0].number)
                     added.known_bytes += len(data)
                 elif (known := self._delta.get(chunk)) is not None and known >> 16 not in self._hidden:
-                    if known != _PENDING:
+                    if known != PENDING:
                         self.touched.add(known >> 16)
                     added.known_bytes += len(data)
                 else:
-                    self._delta[chunk] = _PENDING
+                    self._delta[chunk] = PENDING
                     fresh.append((chunk, data))
                     added.new_bytes += len(data)
             if not fresh:
@@ -364,147 +351,3 @@ class ChunkStore:
         with suppress(StorageError):
             self.index_sealed()
         self._index.close()
-
-    # --- reading ---
-
-    def locate(self, chunk: bytes) -> tuple[PackName, int] | None:
-        """The sealed pack and slot of a chunk; None when no pack has it."""
-        return next(self._places(chunk), None)
-
-    def _places(self, chunk: bytes) -> Iterator[tuple[PackName, int]]:
-        """Every sealed place of a chunk, the newest first."""
-        place = self._delta.get(chunk)
-        if place is not None and place != _PENDING and (name := self.live.get(place >> 16)) is not None:
-            yield name, place & 0xFFFF
-        for number, slot in reversed(self._index.find(chunk)):
-            name = self.live.get(number)
-            if name is None:
-                continue
-            try:
-                if self.footers.get(name).holds(slot, chunk):
-                    yield name, slot
-            except Damaged:
-                continue
-
-    def read(self, chunk: bytes) -> bytes:
-        """One chunk, verified."""
-        return bytes(self.read_many([chunk])[0])
-
-    def read_many(self, chunks: Sequence[bytes], *, node: bool = False) -> list[Buffer]:
-        """The chunks, each verified against its id, read in few large calls; Damaged when one is not intact.
-
-        Finds chunks that are not sealed yet, too.
-        """
-        return [data for data in self.read_each(chunks, node=node, strict=True) if not isinstance(data, Damaged)]
-
-    def read_each(self, chunks: Sequence[bytes], *, node: bool = False, strict: bool) -> list[Buffer | Damaged]:
-        """As read_many; unless strict, a chunk that is not intact leaves its error in its place."""
-        hash_of = self.sealing.node_id if node else self.sealing.chunk_id
-        result: list[Buffer | Damaged] = [b""] * len(chunks)
-        wanted: list[tuple[int, int, int, Footer, Entry]] = []
-        for at, chunk in enumerate(chunks):
-            if self._open and (unsealed := self._read_unsealed(chunk)) is not None:
-                result[at] = unsealed
-                continue
-            try:
-                footer, entry = self._entry(chunk)
-                wanted.append((footer.name.number, entry.offset, at, footer, entry))
-            except Damaged as error:
-                if strict:
-                    raise
-                result[at] = error
-        wanted.sort(key=lambda w: w[:3])
-        for group in coalesce(wanted):
-            start, end = group[0][1], max(w[1] + w[4].stored for w in group)
-            data = bytearray(end - start)
-            try:
-                self.blobs.read_into(group[0][3].name.key, start, memoryview(data))
-                lost = None
-            except Damaged as error:
-                lost = error
-            for _, offset, at, footer, entry in group:
-                try:
-                    if lost is not None:
-                        raise lost
-                    stored = memoryview(data)[offset - start : offset - start + entry.stored]
-                    result[at] = open_entry(footer, entry, stored, hash_of)
-                except Damaged as error:
-                    other = self._other_copy(chunks[at], footer.name, hash_of)
-                    if other is None and strict:
-                        raise
-                    result[at] = error if other is None else other
-        return result
-
-    def _other_copy(self, chunk: bytes, failed: PackName, hash_of: Callable[[Buffer], bytes]) -> Buffer | None:
-        """The chunk from another pack than the one that failed: a damaged one, or one that reclaim just removed."""
-        for name, slot in self._places(chunk):
-            if name == failed:
-                continue
-            with suppress(Damaged):
-                footer = self.footers.get(name)
-                entry = footer.entry(slot)
-                data = bytearray(entry.stored)
-                self.blobs.read_into(name.key, entry.offset, memoryview(data))
-                return open_entry(footer, entry, data, hash_of)
-        return None
-
-    def _read_unsealed(self, chunk: bytes) -> Buffer | None:
-        with self._lock:
-            place = self._delta.get(chunk, _PENDING)
-            pack = self._open.get(place >> 16) if place != _PENDING else None
-        found = pack.read(place & 0xFFFF) if pack is not None else None
-        if pack is None:
-            return None
-        if found is None:
-            with self._changed:
-                self._changed.wait_for(lambda: pack.name.number not in self._open)
-            return None
-        entry, stored = found
-        where = pack.name.key
-        return decode(entry.codec, pack.seal.open_chunk(entry, stored, where), entry.raw, where)
-
-    def _entry(self, chunk: bytes) -> tuple[Footer, Entry]:
-        place = self.locate(chunk)
-        if place is None:
-            self.reattach()
-            place = self.locate(chunk)
-        if place is None:
-            raise Damaged(f"chunk {chunk.hex()} is in no pack", where="packs/")
-        footer = self.footers.get(place[0])
-        entry = footer.entry(place[1])
-        if entry.raw > MAX_BLOCK_BYTES:
-            raise Damaged("a chunk claims to be too long", where=place[0].key)
-        return footer, entry
-
-
-def open_entry(footer: Footer, entry: Entry, stored: Buffer, hash_of: Callable[[Buffer], bytes]) -> Buffer:
-    """A chunk from its stored bytes, checked on every level; Damaged."""
-    where = footer.name.key
-    plain = decode(entry.codec, footer.seal.open_chunk(entry, stored, where), entry.raw, where)
-    if hash_of(plain) != entry.id:
-        raise Damaged(f"chunk {entry.id.hex()} is not what was written", where=where)
-    return plain
-
-
-Wanted = tuple[int, int, int, Footer, Entry]
-
-
-def coalesce(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
-    """Groups of sorted chunks that one read fetches: same pack, small gaps, bounded length."""
-    groups: list[list[Wanted]] = []
-    end = 0
-    for item in wanted:
-        number, offset, _, _, entry = item
-        last = groups[-1] if groups else None
-        if (
-            last is not None
-            and last[0][0] == number
-            and offset - end <= READ_GAP_BYTES
-            and offset + entry.stored - last[0][1] <= READ_SPAN_BYTES
-        ):
-            last.append(item)
-            end = max(end, offset + entry.stored)
-        else:
-            groups.append([item])
-            end = offset + entry.stored
-    return groups

@@ -118,7 +118,7 @@ def parse_pack_header(data: bytes, where: str) -> PackHeader:
     magic, version, kind, flags, hash_kind, slot, reserved, repository, pack, writer, epoch, number, created, salt = (
         _HEADER.unpack(body)
     )
-    if magic != PACK_MAGIC:
+    if magic != PACK_MAGIC or kind not in PackKind.__members__.values():
         raise Damaged("this is not a pack", where=where)
     check_version(version, flags, where)
     if hash_kind != HASH_BLAKE3 or slot or reserved:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Self
 from policies.facts import PointId, RestorePoint, VmId
 from storage import config as configs
 from storage import manifest as manifests
-from storage import marks
 from storage.blobs import Blobs, LocalBlobs, sync_folder, translated
 from storage.blockmap import Root
 from storage.catalog import Catalog, Changes
@@ -38,6 +37,7 @@ from storage.marks import Mark, MarkKind, MarkState
 from storage.owner import Ownership
 from storage.pack import Footer
 from storage.pending import PendingPoint
+from storage.pointmarks import PointMarks
 from storage.reading import PointDisk
 from storage.sealing import Sealing
 
@@ -157,7 +157,7 @@ class Repository:
         self.maintenance = threading.Lock()
         self.pending: set[PendingPoint] = set()
         blobs.clean()
-        self._marks = self._read_marks()
+        self.marks = PointMarks(blobs, sealing, now)
         self.store = ChunkStore(
             blobs, sealing, Index(root / "index", sealing.repository), writer=ownership.writer, now=now
         )
@@ -336,37 +336,27 @@ class Repository:
         into_catalog: bool = True,
     ) -> None:
         """Write one mark, then tell the catalog."""
-        with self._lock:
-            known = self._marks.setdefault(point, [])
-            mark = marks.new_mark(point, max((m.sequence for m in known), default=0) + 1, kind, at, text, until)
-            self.blobs.put(mark.key, self.sealing.close(ObjectKind.MARK, mark.key, marks.encode(mark)))
-            known.append(mark)
+        mark = self.marks.add(point, kind, at, text, until)
         failpoint("mark.written")
         if into_catalog:
             self.opened_catalog().apply(Changes(marks=[mark]))
 
     def drop_marks(self, gone: Sequence[Mark]) -> None:
         """Remove marks that a newer one has replaced."""
-        with self._lock:
-            for mark in gone:
-                self.blobs.delete(mark.key)
-                if mark in self._marks.get(mark.point, ()):
-                    self._marks[mark.point].remove(mark)
-            if gone:
-                self.opened_catalog().apply(Changes(gone_marks=[mark.key for mark in gone]))
+        self.marks.drop(gone)
+        if gone:
+            self.opened_catalog().apply(Changes(gone_marks=[mark.key for mark in gone]))
 
     def mark_state(self, point: PointId) -> MarkState:
         """What the marks of a restore point come to."""
-        with self._lock:
-            return marks.fold(self._marks.get(point, ()))
+        return self.marks.state(point)
 
     # --- for the modules of this package ---
 
     def point_ids(self) -> set[PointId]:
         """Every restore point that has a manifest, apart from those being expired."""
         ids = {PointId(key.removeprefix(manifests.PREFIX)) for key in self.blobs.list(manifests.PREFIX)}
-        with self._lock:
-            return {point for point in ids if not marks.fold(self._marks.get(point, ())).expired}
+        return ids - self.marks.expired()
 
     def manifest(self, point: PointId) -> Manifest:
         """One manifest, checked; NoSuchPoint, Damaged."""
@@ -377,11 +367,6 @@ class Repository:
         if manifest.id != point:
             raise Damaged("another restore point's manifest lies in this place", where=key)
         return manifest
-
-    def marks_of(self, point: PointId) -> list[Mark]:
-        """The marks of a restore point."""
-        with self._lock:
-            return list(self._marks.get(point, ()))
 
     def opened_catalog(self) -> Catalog:
         """The catalog, opened and caught up."""
@@ -421,47 +406,18 @@ class Repository:
         except Exception:
             log.debug("catalog not opened ahead; the commit will try again", exc_info=True)
 
-    def _read_marks(self) -> dict[PointId, list[Mark]]:
-        found: dict[PointId, list[Mark]] = {}
-        for key in self.blobs.list(marks.PREFIX):
-            try:
-                mark = self.read_mark(key)
-                found.setdefault(mark.point, []).append(mark)
-            except Damaged as error:
-                log.warning("mark not readable", extra={"why": str(error)})
-                self._guard_unreadable(key, found)
-        return found
-
-    def _guard_unreadable(self, key: str, found: Mapping[PointId, list[Mark]]) -> None:
-        """A hold whose bytes changed is still a hold."""
-        try:
-            point, sequence, kind = marks.parse_key(key)
-        except Damaged:
-            return
-        if kind is MarkKind.HOLD and isinstance(found, dict):
-            mark = Mark(key, point, sequence, kind, self.now(), "hold with an unreadable reason")
-            found.setdefault(point, []).append(mark)
-
-    def read_mark(self, key: str) -> Mark:
-        """One mark, checked; Damaged."""
-        return marks.decode(key, self.sealing.open(ObjectKind.MARK, key, self.blobs.get(key)))
-
     def _finish_expiries(self) -> None:
-        for point in [point for point, all_ in self._marks.items() if marks.fold(all_).expired]:
+        for point in sorted(self.marks.expired()):
             self._finish_expiry(point, catalog=False)
 
     def _finish_expiry(self, point: PointId, *, catalog: bool = True) -> None:
         self.blobs.delete(manifests.manifest_key(point))
         failpoint("expire.manifest_removed")
-        with self._lock:
-            gone = sorted(self._marks.get(point, ()), key=lambda mark: (mark.kind is MarkKind.EXPIRED, mark.sequence))
-            if catalog:
-                keys = [mark.key for mark in gone]
-                self.opened_catalog().apply(Changes(gone_points=[point], gone_marks=keys))
-                failpoint("expire.catalog")
-            for mark in gone:  # the tombstone last
-                self.blobs.delete(mark.key)
-            self._marks.pop(point, None)
+        gone = sorted(self.marks.of(point), key=lambda mark: (mark.kind is MarkKind.EXPIRED, mark.sequence))
+        if catalog:
+            self.opened_catalog().apply(Changes(gone_points=[point], gone_marks=[mark.key for mark in gone]))
+            failpoint("expire.catalog")
+        self.marks.drop(gone)  # the tombstone last
 
 
 class _CatalogSource:
@@ -483,7 +439,7 @@ class _CatalogSource:
         return self._repository.manifest(point)
 
     def mark_keys(self) -> set[str]:
-        return {mark.key for all_ in list(self._repository._marks.values()) for mark in all_}
+        return self._repository.marks.keys()
 
     def mark(self, key: str) -> Mark:
-        return self._repository.read_mark(key)
+        return self._repository.marks.read(key)

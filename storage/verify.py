@@ -16,7 +16,7 @@ from typing import Any
 from policies.facts import PointId
 from storage import marks
 from storage.blockmap import Root
-from storage.chunkstore import open_entry
+from storage.chunkreads import open_entry
 from storage.errors import Damaged, NoSuchPoint, StorageError, StoreFailed
 from storage.format import Node, PackKind, PackName, parse_node, parse_pack_key
 from storage.index import prefix_of
@@ -95,7 +95,7 @@ def verify(
 
 
 def _record(repo: Repository, point: PointId, damages: Sequence[str], now: datetime) -> None:
-    earlier = [m for m in repo.marks_of(point) if m.kind in (MarkKind.VERIFIED, MarkKind.DAMAGED)]
+    earlier = [m for m in repo.marks.of(point) if m.kind in (MarkKind.VERIFIED, MarkKind.DAMAGED)]
     try:
         if damages:
             repo.add_mark(point, MarkKind.DAMAGED, now, "; ".join(damages[:3]))
@@ -323,7 +323,7 @@ def _check_marks(repo: Repository) -> list[Damage]:
     damaged = []
     for key in sorted(repo.blobs.list(marks.PREFIX)):
         try:
-            repo.read_mark(key)
+            repo.marks.read(key)
         except Damaged as error:
             damaged.append(Damage(key, "", (PointId(key.split("/")[1]),), error.what))
     return damaged

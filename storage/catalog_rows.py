@@ -1,0 +1,160 @@
+"""The catalog's tables, and rows for them from what the repository holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from struct import Struct
+from typing import Any
+
+from policies.facts import Consistency, PointId, RestorePoint, VmId
+from storage.manifest import DiskRecord, Manifest
+from storage.marks import Mark, MarkKind, MarkState
+from storage.pack import Footer
+
+TABLES: dict[str, dict[str, str]] = {
+    "packs": {
+        "number": "UINTEGER", "id": "VARCHAR", "kind": "VARCHAR", "bytes": "UBIGINT", "chunks": "UINTEGER",
+        "created": "TIMESTAMP", "writer": "VARCHAR", "epoch": "UINTEGER",
+    },
+    "chunks": {
+        "h0": "UBIGINT", "h1": "UBIGINT", "h2": "UBIGINT", "h3": "UBIGINT", "pack": "UINTEGER", "slot": "USMALLINT",
+        "byte_offset": "UINTEGER", "stored_bytes": "UINTEGER", "raw_bytes": "UINTEGER", "codec": "UTINYINT",
+    },
+    "points": {
+        "id": "VARCHAR", "vm": "VARCHAR", "vm_name": "VARCHAR", "taken_at": "TIMESTAMP", "committed_at": "TIMESTAMP",
+        "consistency": "VARCHAR", "complete": "BOOLEAN", "attributes": "VARCHAR", "aliases": "VARCHAR",
+        "unprotected": "VARCHAR", "disk_bytes": "UBIGINT", "read_bytes": "UBIGINT", "new_bytes": "UBIGINT",
+        "stored_bytes": "UBIGINT", "dedup_bytes": "UBIGINT", "writer": "VARCHAR", "epoch": "UINTEGER",
+    },
+    "disks": {
+        "point": "VARCHAR", "position": "UINTEGER", "name": "VARCHAR", "capacity_bytes": "UBIGINT", "uuid": "VARCHAR",
+        "change_id": "VARCHAR", "key": "BIGINT", "attributes": "VARCHAR", "root": "VARCHAR", "levels": "UTINYINT",
+        "mapped_bytes": "UBIGINT", "read_bytes": "UBIGINT", "new_bytes": "UBIGINT", "stored_bytes": "UBIGINT",
+        "dedup_bytes": "UBIGINT",
+    },
+    "marks": {
+        "point": "VARCHAR", "sequence": "UINTEGER", "kind": "VARCHAR", "marked_at": "TIMESTAMP", "text": "VARCHAR",
+        "lock_until": "TIMESTAMP", "name": "VARCHAR",
+    },
+}  # fmt: skip
+
+_HASH = Struct(">QQQQ16x")
+_PLACE = Struct("<32xIII4x")
+Row = tuple[object, ...]
+
+
+def aware(moment: datetime) -> datetime:
+    """A moment of the catalog, which keeps UTC without saying so."""
+    return moment.replace(tzinfo=UTC)
+
+
+def _naive(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def pack_row(footer: Footer) -> Row:
+    """The row of a pack."""
+    header = footer.header
+    created = datetime.fromtimestamp(header.created, UTC)
+    name = footer.name
+    return (
+        name.number, name.id.hex(), name.kind.name.lower(), footer.size, len(footer), _naive(created),
+        header.writer.hex(), header.epoch,
+    )  # fmt: skip
+
+
+def point_row(manifest: Manifest) -> Row:
+    """The row of a restore point."""
+    head, disks = manifest.head, manifest.disks
+    return (
+        manifest.id, head.vm, head.vm_name, _naive(head.taken_at), _naive(manifest.committed_at),
+        head.consistency.value, head.attributes.get("complete", "yes") == "yes", _json(dict(head.attributes)),
+        _json(dict(head.aliases)), _json([list(pair) for pair in manifest.unprotected]),
+        sum(disk.head.capacity_bytes for disk in disks), sum(disk.read_bytes for disk in disks),
+        sum(disk.new_bytes for disk in disks), sum(disk.stored_bytes for disk in disks),
+        sum(disk.dedup_bytes for disk in disks), manifest.writer, manifest.epoch,
+    )  # fmt: skip
+
+
+def disk_rows(manifest: Manifest) -> Iterator[Row]:
+    """A row for each disk of a restore point."""
+    for position, disk in enumerate(manifest.disks):
+        yield _disk_row(manifest.id, position, disk)
+
+
+def _disk_row(point: PointId, position: int, disk: DiskRecord) -> Row:
+    head = disk.head
+    return (
+        point, position, head.name, head.capacity_bytes, head.uuid, head.change_id, head.key,
+        _json(dict(head.attributes)), disk.root.node.hex(), disk.root.levels, disk.mapped_bytes, disk.read_bytes,
+        disk.new_bytes, disk.stored_bytes, disk.dedup_bytes,
+    )  # fmt: skip
+
+
+def mark_row(mark: Mark) -> Row:
+    """The row of a mark."""
+    until = _naive(mark.until) if mark.until else None
+    return mark.point, mark.sequence, mark.kind.value, _naive(mark.at), mark.text, until, mark.key
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def restore_point(row: tuple[Any, ...], state: MarkState) -> RestorePoint:
+    """A restore point from the columns that `Catalog.points` asks for, and its marks."""
+    point, vm, vm_name, taken_at, complete, consistency, attributes, read_bytes, stored_bytes, disk_bytes = row
+    said = json.loads(attributes)
+    return RestorePoint(
+        id=PointId(point),
+        vm=VmId(vm),
+        vm_name=vm_name,
+        taken_at=aware(taken_at),
+        complete=complete,
+        consistency=Consistency(consistency),
+        damaged=bool(state.damaged),
+        holds=state.holds,
+        locked_until=state.locked_until,
+        expiring_since=state.expiring_since,
+        policy=said.get("policy", ""),
+        rule=said.get("rule", ""),
+        reason=said.get("reason", ""),
+        read_bytes=read_bytes,
+        stored_bytes=stored_bytes,
+        disk_bytes=disk_bytes,
+    )
+
+
+def chunk_rows(footer: Footer) -> Iterator[Row]:
+    """A row for each chunk of a pack."""
+    number = footer.name.number
+    places = zip(_HASH.iter_unpack(footer.entries), _PLACE.iter_unpack(footer.entries), strict=True)
+    for slot, (h, (offset, stored, raw)) in enumerate(places):
+        yield (*h, number, slot, offset, stored, raw & 0xFFFFFF, raw >> 24)
+
+
+def mark_of(row: tuple[Any, ...]) -> Mark:
+    """The mark that a row stands for."""
+    point, sequence, kind, at, text, until, name = row
+    return Mark(name, point, sequence, MarkKind(kind), aware(at), text, aware(until) if until else None)
+
+
+def chunk_arrays(footers: Sequence[Footer]) -> dict[str, Any]:
+    """The same as `chunk_rows` for several packs, as numpy arrays by column."""
+    import numpy as np
+
+    entry = np.dtype([("h", ">u8", (4,)), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4"), ("check", "<u4")])
+    all_entries = np.concatenate([np.frombuffer(footer.entries, entry) for footer in footers])
+    hashes = all_entries["h"].astype(np.uint64)
+    lengths = [len(footer) for footer in footers]
+    return {
+        **{f"h{i}": np.ascontiguousarray(hashes[:, i]) for i in range(4)},
+        "pack": np.repeat(np.array([footer.name.number for footer in footers], np.uint32), lengths),
+        "slot": np.concatenate([np.arange(n, dtype=np.uint16) for n in lengths]),
+        "byte_offset": np.ascontiguousarray(all_entries["offset"]),
+        "stored_bytes": np.ascontiguousarray(all_entries["stored"]),
+        "raw_bytes": np.ascontiguousarray(all_entries["raw"] & 0xFFFFFF),
+        "codec": (all_entries["raw"] >> 24).astype(np.uint8),
+    }

@@ -1,0 +1,90 @@
+"""All marks of a repository, read once at open and kept in step with the store. Thread-safe."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from policies.facts import PointId
+from storage import marks
+from storage.blobs import Blobs
+from storage.errors import Damaged
+from storage.format import ObjectKind
+from storage.marks import Mark, MarkKind, MarkState
+from storage.sealing import Sealing
+
+log = logging.getLogger(__name__)
+
+
+class PointMarks:
+    """The marks by restore point."""
+
+    def __init__(self, blobs: Blobs, sealing: Sealing, now: Callable[[], datetime]) -> None:
+        self._blobs = blobs
+        self._sealing = sealing
+        self._now = now
+        self._lock = threading.Lock()
+        self._marks: dict[PointId, list[Mark]] = {}
+        for key in blobs.list(marks.PREFIX):
+            mark = self._read_guarded(key)
+            if mark is not None:
+                self._marks.setdefault(mark.point, []).append(mark)
+
+    def read(self, key: str) -> Mark:
+        """One mark from the store, checked; Damaged."""
+        return marks.decode(key, self._sealing.open(ObjectKind.MARK, key, self._blobs.get(key)))
+
+    def add(self, point: PointId, kind: MarkKind, at: datetime, text: str, until: datetime | None) -> Mark:
+        """Write one mark."""
+        with self._lock:
+            known = self._marks.setdefault(point, [])
+            mark = marks.new_mark(point, max((m.sequence for m in known), default=0) + 1, kind, at, text, until)
+            self._blobs.put(mark.key, self._sealing.close(ObjectKind.MARK, mark.key, marks.encode(mark)))
+            known.append(mark)
+        return mark
+
+    def drop(self, gone: Iterable[Mark]) -> None:
+        """Remove marks."""
+        for mark in gone:
+            self._blobs.delete(mark.key)
+            with self._lock:
+                left = [other for other in self._marks.get(mark.point, ()) if other.key != mark.key]
+                if left:
+                    self._marks[mark.point] = left
+                else:
+                    self._marks.pop(mark.point, None)
+
+    def of(self, point: PointId) -> list[Mark]:
+        """The marks of a restore point."""
+        with self._lock:
+            return list(self._marks.get(point, ()))
+
+    def state(self, point: PointId) -> MarkState:
+        """What the marks of a restore point come to."""
+        return marks.fold(self.of(point))
+
+    def expired(self) -> set[PointId]:
+        """Restore points that have a tombstone."""
+        with self._lock:
+            return {p for p, of_point in self._marks.items() if any(m.kind is MarkKind.EXPIRED for m in of_point)}
+
+    def keys(self) -> set[str]:
+        """The key of every mark."""
+        with self._lock:
+            return {mark.key for of_point in self._marks.values() for mark in of_point}
+
+    def _read_guarded(self, key: str) -> Mark | None:
+        """A mark; of one that cannot be read, a hold is still taken for a hold."""
+        try:
+            return self.read(key)
+        except Damaged as error:
+            log.warning("mark not readable: %s", error)
+        try:
+            point, sequence, kind = marks.parse_key(key)
+        except Damaged:
+            return None
+        if kind is not MarkKind.HOLD:
+            return None
+        return Mark(key, point, sequence, kind, self._now(), "hold with an unreadable reason")
