@@ -81,6 +81,18 @@ EDITS = (
     _renamed("simulator/task.go", "t *Task", "Run", "runBase"),
     _renamed("simulator/property_filter.go", "f *PropertyFilter", "apply", "applyBase"),
     Edit("simulator/property_collector.go", "time.NewTicker(250 * time.Millisecond)", "time.NewTicker(updateTick)"),
+    Edit("simulator/property_collector.go", "ctx.Map.AddHandler(pc)", "watch(ctx, pc)"),
+    Edit(
+        "simulator/registry.go",
+        "\t\thandlers = append(handlers, handler)\n\t}\n\tr.m.Unlock()\n",
+        "\t\thandlers = append(handlers, handler)\n\t}\n\tr.m.Unlock()\n"
+        "\thandlers = append(handlers, watching(r)...)\n",
+    ),
+    Edit(
+        "simulator/session_manager.go",
+        "\tsession := ctx.Session\n\ts.delSession(session.Key)\n",
+        "\tsession := ctx.Session\n\ts.delSession(session.Key)\n\tunwatch(session.Key)\n",
+    ),
     Edit("simulator/property_collector.go", "if !apply() {", "if !collectOnce() {", times=2),
     Edit(
         "simulator/property_collector.go",

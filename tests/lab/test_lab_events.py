@@ -148,3 +148,29 @@ def test_each_thing_that_happens_to_a_vm_is_told(fresh_lab: Callable[..., Lab]) 
         assert expected in seen
     assert ("VmCreatedEvent", "copy") not in seen
     assert ("VmCreatedEvent", "shop") not in seen
+
+
+def test_two_sessions_that_wait_with_their_default_collectors_both_hear_of_a_change(
+    fresh_lab: Callable[..., Lab],
+) -> None:
+    lab = fresh_lab(vms=1, content=False)
+    pc = vmodl.query.PropertyCollector
+    with lab.session() as one, lab.session() as two:
+        versions = []
+        for si in (one, two):
+            vm = vim.VirtualMachine(lab.vm("web-01").moref, si._stub)
+            spec = pc.FilterSpec(
+                objectSet=[pc.ObjectSpec(obj=vm)], propSet=[pc.PropertySpec(type=vim.VirtualMachine, pathSet=["name"])]
+            )
+            si.content.propertyCollector.CreateFilter(spec, False)
+            versions.append(si.content.propertyCollector.WaitForUpdatesEx("", None).version)
+        lab.rename("web-01", "shop")
+        for si, version in zip((one, two), versions, strict=True):
+            for _ in range(5):
+                updates = si.content.propertyCollector.WaitForUpdatesEx(version, pc.WaitOptions(maxWaitSeconds=5))
+                assert updates is not None
+                names_now = {c.val for s in updates.filterSet for o in s.objectSet for c in o.changeSet}
+                if names_now == {"shop"}:
+                    break
+            else:
+                pytest.fail("the change was not told")

@@ -1,7 +1,9 @@
 package simulator
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"reflect"
@@ -86,16 +88,16 @@ func killSessions() int {
 	sm.sessions = map[string]Session{}
 	Map.m.Lock()
 	for ref, h := range Map.handlers {
-		if pc, ok := h.(*PropertyCollector); ok {
-			pc.mu.Lock()
-			if pc.cancel != nil {
-				pc.cancel()
-			}
-			pc.mu.Unlock()
+		switch of := h.(type) {
+		case *PropertyCollector:
+			of.interrupt()
+			delete(Map.handlers, ref)
+		case *ContainerView:
+			delete(Map.handlers, ref)
 		}
-		delete(Map.handlers, ref)
 	}
 	Map.m.Unlock()
+	unwatchAll()
 	sessionMutex.Unlock()
 	em := Map.EventManager()
 	Map.WithLock(em, func() { em.collectors = map[types.ManagedObjectReference]*EventHistoryCollector{} })
@@ -178,7 +180,9 @@ func Control(drop func()) http.Handler {
 	answer := func(w http.ResponseWriter, v interface{}) { _ = json.NewEncoder(w).Encode(v) }
 	order := func(path string, f func(*json.Decoder) (int, interface{})) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			status, v := f(json.NewDecoder(r.Body))
+			// Read it all: a connection that closes with unread input is reset, and the answer lost.
+			body, _ := io.ReadAll(r.Body)
+			status, v := f(json.NewDecoder(bytes.NewReader(body)))
 			w.WriteHeader(status)
 			answer(w, v)
 		})

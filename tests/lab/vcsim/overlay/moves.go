@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"sort"
 	"strings"
 
 	"github.com/vmware/govmomi/object"
@@ -30,13 +31,17 @@ func (vm *VirtualMachine) home() *Datastore {
 	return datastoreNamed(p.Datastore)
 }
 
-func datastoreNamed(name string) *Datastore {
-	for _, e := range Map.All("Datastore") {
-		if ds := e.(*Datastore); ds.Name == name {
-			return ds
-		}
+func storeNames() []string {
+	names := make([]string, 0, len(lab.stores))
+	for name := range lab.stores {
+		names = append(names, name)
 	}
-	return nil
+	sort.Strings(names)
+	return names
+}
+
+func datastoreNamed(name string) *Datastore {
+	return lab.stores[name]
 }
 
 // event adds to the simulator's the datastore and the template flag, which vCenter fills in.
@@ -322,9 +327,9 @@ func (vm *VirtualMachine) settleDatastores() {
 		}
 	})
 	vm.Datastore = nil
-	for _, e := range Map.All("Datastore") {
-		ds := e.(*Datastore)
-		if used[ds.Name] {
+	for _, name := range storeNames() {
+		ds := lab.stores[name]
+		if used[name] {
 			vm.Datastore = append(vm.Datastore, ds.Self)
 			Map.AddReference(ds, &ds.Vm, vm.Self)
 		} else {

@@ -126,6 +126,7 @@ func addDatastore(i int, name string) error {
 		})
 	}
 	if first != nil {
+		lab.stores[name] = first
 		_ = first.RefreshDatastore(&types.RefreshDatastore{This: first.Self})
 		first.Summary.Capacity, first.Summary.FreeSpace = 64<<40, 48<<40
 		first.Info.GetDatastoreInfo().FreeSpace = first.Summary.FreeSpace

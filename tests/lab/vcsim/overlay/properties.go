@@ -3,6 +3,7 @@ package simulator
 import (
 	"reflect"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vmware/govmomi/vim25/types"
@@ -79,6 +80,63 @@ func collectOnce(updates []types.ObjectUpdate, collect func() bool) func() bool 
 			ok = collect()
 		}
 		return ok
+	}
+}
+
+// watchers are the sessions' default collectors. They share one reference, so that the registry, which knows handlers
+// by their reference, would keep only one of them.
+var watchers struct {
+	sync.Mutex
+	of map[string]*PropertyCollector // by session
+}
+
+func watch(ctx *Context, pc *PropertyCollector) {
+	if pc.Self != Map.content().PropertyCollector {
+		ctx.Map.AddHandler(pc)
+		return
+	}
+	watchers.Lock()
+	defer watchers.Unlock()
+	if watchers.of == nil {
+		watchers.of = map[string]*PropertyCollector{}
+	}
+	watchers.of[ctx.Session.Key] = pc
+}
+
+func unwatch(session string) {
+	watchers.Lock()
+	defer watchers.Unlock()
+	delete(watchers.of, session)
+}
+
+func unwatchAll() {
+	watchers.Lock()
+	defer watchers.Unlock()
+	for session, pc := range watchers.of {
+		pc.interrupt()
+		delete(watchers.of, session)
+	}
+}
+
+func watching(r *Registry) []RegisterObject {
+	if r != Map {
+		return nil
+	}
+	watchers.Lock()
+	defer watchers.Unlock()
+	all := make([]RegisterObject, 0, len(watchers.of))
+	for _, pc := range watchers.of {
+		all = append(all, pc)
+	}
+	return all
+}
+
+// interrupt ends a wait for updates.
+func (pc *PropertyCollector) interrupt() {
+	pc.mu.Lock()
+	defer pc.mu.Unlock()
+	if pc.cancel != nil {
+		pc.cancel()
 	}
 }
 

@@ -52,14 +52,15 @@ type labState struct {
 	admin    string // a second account, with the same password, for what people do
 	settings settingsBox
 	ready    bool
-	roots    map[string]string // folder of each datastore, by name
+	roots    map[string]string     // folder of each datastore, by name
+	stores   map[string]*Datastore // fixed once the lab is open
 }
 
 var lab = &labState{
 	settings: settingsBox{now: Settings{
 		PageAreas: 2000, EmptyPageEvery: 3, Star: "allocated", DeviceDelayMS: 20, KeepFrozen: true,
 	}},
-	roots: map[string]string{},
+	roots: map[string]string{}, stores: map[string]*Datastore{},
 }
 
 func (l *labState) datastore(name string) string { return l.roots[name] }

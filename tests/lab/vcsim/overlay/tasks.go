@@ -30,6 +30,25 @@ func taskID(name string) string {
 
 var recentLock sync.Mutex
 
+// tasksKept is how many finished tasks can still be asked about; vCenter forgets them after some minutes.
+const tasksKept = 1000
+
+var finished []types.ManagedObjectReference
+
+// retire forgets the oldest of the finished tasks.
+func (t *Task) retire() {
+	recentLock.Lock()
+	finished = append(finished, t.Self)
+	var gone types.ManagedObjectReference
+	if len(finished) > tasksKept {
+		gone, finished = finished[0], finished[1:]
+	}
+	recentLock.Unlock()
+	if gone.Value != "" {
+		Map.Remove(gone)
+	}
+}
+
 // Run is the simulator's, but with vCenter's TaskEvent, an event chain, recentTask, and the faults that tests ask for.
 func (t *Task) Run() types.ManagedObjectReference {
 	id := taskID(t.Info.Name)
@@ -111,6 +130,7 @@ func (t *Task) perform(rule *faultRule) {
 		{Name: "info.error", Val: fault},
 		{Name: "info.state", Val: state},
 	})
+	t.retire()
 }
 
 // guarded keeps a defect in one task from ending the whole simulator.
