@@ -155,9 +155,10 @@ async def test_thousands_of_events_across_restarts_and_lost_sessions_arrive_once
         group.create_task(asyncio.to_thread(trouble))
         for share in (300, 900, 1500):  # each follower is another life of the engine
             async with patient(lab) as vcenter:
-                await journal.follow(vcenter, lambda j, share=share: len(j.events) >= share)  # type: ignore[misc]
+                await journal.follow(vcenter, lambda j, share=share: len(j.events) >= share, seconds=60)  # type: ignore[misc]
     async with connected(lab) as vcenter:
-        await journal.follow(vcenter, lambda j: len(j.events) >= len(posted(lab, start)))
+        expected = len(posted(lab, start))
+        await journal.follow(vcenter, lambda j: len(j.events) >= expected, seconds=60)
         await journal.follow(vcenter, lambda j: True)
     assert len(posted(lab, start)) == 12 * 4 * 40
     assert journal.keys() == posted(lab, start)
