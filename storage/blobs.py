@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from storage.errors import AlreadyExists, Damaged, NoSpace, StorageError, StoreFailed
+from storage.errors import AlreadyExists, Damaged, Missing, NoSpace, StorageError, StoreFailed
 
 Buffer = bytes | bytearray | memoryview
 
@@ -47,19 +47,19 @@ class Blobs(Protocol):
         ...
 
     def replace(self, key: str, data: bytes) -> None:
-        """Create or overwrite, atomically. Only the config is ever overwritten."""
+        """Create or overwrite, atomically. Only for the config and for what is derived."""
         ...
 
     def get(self, key: str) -> bytes:
-        """All bytes of a blob, or Damaged if it is not there."""
+        """All bytes of a blob, or Missing."""
         ...
 
     def read_into(self, key: str, offset: int, view: memoryview) -> None:
-        """Fill view from offset on; Damaged when the blob is missing or too short. Thread-safe."""
+        """Fill view from offset on; Missing, or Damaged when the blob is too short. Thread-safe."""
         ...
 
     def size(self, key: str) -> int:
-        """The number of bytes, or Damaged if the blob is not there."""
+        """The number of bytes, or Missing."""
         ...
 
     def age_stamp(self, key: str) -> float:
@@ -194,14 +194,14 @@ class LocalBlobs:
             try:
                 return self._path(key).read_bytes()
             except FileNotFoundError:
-                raise Damaged("this blob is missing", where=key) from None
+                raise Missing("this blob is missing", where=key) from None
 
     def read_into(self, key: str, offset: int, view: memoryview) -> None:
         with translated(key):
             try:
                 fd = os.open(self._path(key), os.O_RDONLY)
             except FileNotFoundError:
-                raise Damaged("this blob is missing", where=key) from None
+                raise Missing("this blob is missing", where=key) from None
             try:
                 if not read_full(fd, offset, view):
                     raise Damaged("this blob is shorter than what was written", where=key)
@@ -213,14 +213,14 @@ class LocalBlobs:
             try:
                 return self._path(key).stat().st_size
             except FileNotFoundError:
-                raise Damaged("this blob is missing", where=key) from None
+                raise Missing("this blob is missing", where=key) from None
 
     def age_stamp(self, key: str) -> float:
         with translated(key):
             try:
                 return self._path(key).stat().st_mtime
             except FileNotFoundError:
-                raise Damaged("this blob is missing", where=key) from None
+                raise Missing("this blob is missing", where=key) from None
 
     def list(self, prefix: str) -> Iterator[str]:
         folder = self._path(prefix)

@@ -6,6 +6,7 @@ A failed write breaks every session that is open, as each may refer to a chunk o
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from storage.pack import OpenPack, Writer, new_pack_name
 from storage.sealing import Sealing
 
 PACK_BYTES = 64 << 20
+DISTRUSTED_KEY = "distrusted"
 DELTA_CHUNKS = 1 << 17
 """Chunks of sealed packs kept in a dict before they become a run of the index: about 25 MB."""
 
@@ -72,12 +74,14 @@ class ChunkStore(ChunkReads):
         self._sealer: threading.Thread | None = None
         self._room = threading.Semaphore(MAX_SEALING)
         self._next_number = 1
+        self._doubted = False
+        self._distrusted = self._read_distrusted()
 
     def attach(self) -> list[str]:
         """Compare the index with the packs that are there and read the footers it lacks; returns what was damaged."""
         listed = {name for name in map(parse_pack_key, self.blobs.list("packs/")) if name}
         self.live = {name.number: name for name in sorted(listed)}
-        self._next_number = max(self.live, default=0) + 1
+        self._next_number = max(self._next_number, max(self.live, default=0) + 1)
         covered = self._index.packs()
         damaged = []
         located: list[Located] = []
@@ -101,10 +105,9 @@ class ChunkStore(ChunkReads):
     def reattach(self) -> None:
         """Throw unsound parts of the index away and read their packs again."""
         with self._lock:
-            if self._index.drop_unsound():
-                numbers = dict(self.live)
+            if not self._doubted and self._index.drop_unsound():
                 self.attach()
-                self.live.update({n: name for n, name in numbers.items() if n in self.live})
+            self._doubted = True  # once for each opening: it reads the whole index
 
     # --- writing ---
 
@@ -137,7 +140,7 @@ class ChunkStore(ChunkReads):
             session.check()
             ticket = self._next_ticket = self._next_ticket + 1
             for (chunk, data), place in zip(items, candidates, strict=True):
-                if place is not None and place[0].number in self.live and place[0].number not in self._hidden:
+                if place is not None and self._usable(place[0], chunk):
                     self.touched.add(place[0].number)
                     added.known_bytes += len(data)
                 elif (known := self._delta.get(chunk)) is not None and known >> 16 not in self._hidden:
@@ -146,6 +149,7 @@ class ChunkStore(ChunkReads):
                     added.known_bytes += len(data)
                 else:
                     self._delta[chunk] = PENDING
+                    self._distrusted.discard(chunk)
                     fresh.append((chunk, data))
                     added.new_bytes += len(data)
             if not fresh:
@@ -310,6 +314,24 @@ class ChunkStore(ChunkReads):
             with self._lock:
                 self._tickets.discard(ticket)
                 self._changed.notify_all()
+
+    def distrust(self, chunks: Iterable[bytes], packs: Iterable[PackName]) -> None:
+        """Store these chunks again when a disk has them: what is in their packs is damaged."""
+        for name in packs:
+            self.footers.forget(name)
+        with self._lock:
+            self._distrusted = set(chunks)
+            listed = sorted(chunk.hex() for chunk in self._distrusted)
+        self.blobs.replace(DISTRUSTED_KEY, json.dumps(listed).encode())
+
+    def _read_distrusted(self) -> set[bytes]:
+        try:
+            return {bytes.fromhex(chunk) for chunk in json.loads(self.blobs.get(DISTRUSTED_KEY))}
+        except (Damaged, ValueError, TypeError):
+            return set()  # derived: the next verification tells again
+
+    def _usable(self, name: PackName, chunk: bytes) -> bool:
+        return name.number in self.live and name.number not in self._hidden and chunk not in self._distrusted
 
     def hide(self, name: PackName) -> bool:
         """Let no new chunk refer to this pack; False if a restore point under way does already. Reads go on."""

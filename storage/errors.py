@@ -45,6 +45,10 @@ class Damaged(StorageError):
     """Bytes in the repository are not what was written."""
 
 
+class Missing(Damaged):
+    """A blob that should be there is not."""
+
+
 class Unsupported(StorageError):
     """The repository was written by a newer version or uses a feature that this one lacks."""
 

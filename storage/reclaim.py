@@ -229,5 +229,5 @@ def _drop(
         repo.store.show(fate.name for fate in hidden)
     if gone or moved:
         there = list(repo.store.live.values())
-        repo.opened_catalog().apply(Changes(packs=there, gone_packs=[fate.name.number for fate in gone]))
+        repo.tell_catalog(Changes(packs=there, gone_packs=[fate.name.number for fate in gone]))
     return len(gone), sum(fate.bytes for fate in gone), len(fates) - len(gone)

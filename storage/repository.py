@@ -15,7 +15,6 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +27,7 @@ from storage.blobs import Blobs, LocalBlobs, sync_folder, translated
 from storage.blockmap import Root
 from storage.catalog import Catalog, Changes
 from storage.chunkstore import ChunkStore
-from storage.errors import AlreadyExists, Damaged, NoRepository, NoSuchPoint, Refused, StorageError
+from storage.errors import AlreadyExists, Damaged, Missing, NoRepository, NoSuchPoint, Refused, StorageError
 from storage.failpoints import failpoint
 from storage.format import CONFIG_KEY, ObjectKind, PackName
 from storage.index import Index
@@ -38,6 +37,7 @@ from storage.owner import Ownership
 from storage.pack import Footer
 from storage.pending import PendingPoint
 from storage.pointmarks import PointMarks
+from storage.points import HINT, PointDetail, RepositorySizes, detail_of, resolve
 from storage.reading import PointDisk
 from storage.sealing import Sealing
 
@@ -58,35 +58,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class PointDetail:
-    """One restore point with all that is known of it."""
-
-    id: PointId
-    head: PointHead
-    committed_at: datetime
-    disks: tuple[DiskRecord, ...]
-    unprotected: tuple[tuple[str, str], ...]
-    holds: tuple[str, ...]
-    locked_until: datetime | None
-    expiring_since: datetime | None
-    verified_at: datetime | None
-    damaged: str
-    has_configuration: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RepositorySizes:
-    """`stored_bytes` counts packs, `logical_bytes` the capacity of all disks of all restore points."""
-
-    stored_bytes: int
-    chunks: int
-    packs: int
-    points: int
-    logical_bytes: int
-    free_bytes: int
 
 
 def create(
@@ -208,39 +179,11 @@ class Repository:
 
     def find(self, reference: str) -> PointId:
         """The restore point that an id, the unique beginning of an id, or NAME@latest means; NoSuchPoint."""
-        name, at, which = reference.rpartition("@")
-        if at and which == "latest":
-            matching = [p for p in self.points() if name in (p.vm_name, p.vm)]
-            if len({p.vm for p in matching}) > 1:
-                vms = ", ".join(sorted({p.vm for p in matching}))
-                raise NoSuchPoint(f"several VMs are called {name}: {vms}", hint="use the VM's id instead of its name")
-            if not matching:
-                raise NoSuchPoint(f"there is no restore point of {name}", hint="see: backstay points")
-            return matching[-1].id
-        found = [point for point in self.point_ids() if point.startswith(reference)] if reference else []
-        if reference in found:
-            return PointId(reference)
-        if len(found) != 1:
-            what = "several restore points begin" if found else "no restore point begins"
-            raise NoSuchPoint(f"{what} with {reference!r}", hint="see: backstay points")
-        return found[0]
+        return resolve(reference, self.point_ids(), self.points)
 
     def detail(self, point: PointId) -> PointDetail:
         """Everything about one restore point; NoSuchPoint, Damaged."""
-        manifest, state = self.manifest(point), self.mark_state(point)
-        return PointDetail(
-            id=point,
-            head=manifest.head,
-            committed_at=manifest.committed_at,
-            disks=manifest.disks,
-            unprotected=manifest.unprotected,
-            holds=state.holds,
-            locked_until=state.locked_until,
-            expiring_since=state.expiring_since,
-            verified_at=state.verified_at,
-            damaged=state.damaged,
-            has_configuration=bool(manifest.configuration),
-        )
+        return detail_of(self.manifest(point), self.mark_state(point))
 
     def latest(self, vm: VmId) -> PointDetail | None:
         """The newest complete and undamaged restore point of a VM, to be the base of an incremental."""
@@ -315,7 +258,7 @@ class Repository:
         """Forget a restore point: tombstone, manifest, catalog. Refused while it is held or locked."""
         with self._lock:
             if point not in self.point_ids():
-                raise NoSuchPoint(f"there is no restore point {point}", hint="see: backstay points")
+                raise NoSuchPoint(f"there is no restore point {point}", hint=HINT)
             state = self.mark_state(point)
             if state.holds:
                 raise Refused(f"restore point {point} is held: {', '.join(state.holds)}", hint="release it first")
@@ -339,13 +282,13 @@ class Repository:
         mark = self.marks.add(point, kind, at, text, until)
         failpoint("mark.written")
         if into_catalog:
-            self.opened_catalog().apply(Changes(marks=[mark]))
+            self.tell_catalog(Changes(marks=[mark]))
 
     def drop_marks(self, gone: Sequence[Mark]) -> None:
         """Remove marks that a newer one has replaced."""
         self.marks.drop(gone)
         if gone:
-            self.opened_catalog().apply(Changes(gone_marks=[mark.key for mark in gone]))
+            self.tell_catalog(Changes(gone_marks=[mark.key for mark in gone]))
 
     def mark_state(self, point: PointId) -> MarkState:
         """What the marks of a restore point come to."""
@@ -361,9 +304,12 @@ class Repository:
     def manifest(self, point: PointId) -> Manifest:
         """One manifest, checked; NoSuchPoint, Damaged."""
         key = manifests.manifest_key(point)
-        if point not in self.point_ids():
-            raise NoSuchPoint(f"there is no restore point {point}", hint="see: backstay points")
-        manifest = manifests.decode(self.sealing.open(ObjectKind.MANIFEST, key, self.blobs.get(key)), key)
+        try:
+            if "/" in point or self.mark_state(point).expired:
+                raise Missing("expired")
+            manifest = manifests.decode(self.sealing.open(ObjectKind.MANIFEST, key, self.blobs.get(key)), key)
+        except Missing:
+            raise NoSuchPoint(f"there is no restore point {point}", hint=HINT) from None
         if manifest.id != point:
             raise Damaged("another restore point's manifest lies in this place", where=key)
         return manifest
@@ -383,11 +329,14 @@ class Repository:
 
     def committed(self, manifest: Manifest) -> None:
         """The catalog takes a new restore point and every pack that it does not know yet."""
+        self.tell_catalog(Changes(packs=list(self.store.live.values()), manifests=[manifest]))
+
+    def tell_catalog(self, changes: Changes) -> None:
+        """Carry a change over. What has happened has happened: a catalog that fails catches up when it opens again."""
         try:
-            catalog = self.opened_catalog()
-            catalog.apply(Changes(packs=list(self.store.live.values()), manifests=[manifest]))
-        except StorageError as error:  # the restore point exists; the catalog catches up when it opens again
-            log.warning("catalog behind: %s", error, extra={"point": manifest.id})
+            self.opened_catalog().apply(changes)
+        except StorageError as error:
+            log.warning("catalog behind: %s", error)
 
     def new_point_id(self, taken_at: datetime) -> PointId:
         """A fresh id that sorts by time."""
@@ -403,7 +352,7 @@ class Repository:
     def _open_quietly(self) -> None:
         try:
             self.opened_catalog()
-        except Exception:
+        except StorageError:
             log.debug("catalog not opened ahead; the commit will try again", exc_info=True)
 
     def _finish_expiries(self) -> None:
@@ -415,7 +364,7 @@ class Repository:
         failpoint("expire.manifest_removed")
         gone = sorted(self.marks.of(point), key=lambda mark: (mark.kind is MarkKind.EXPIRED, mark.sequence))
         if catalog:
-            self.opened_catalog().apply(Changes(gone_points=[point], gone_marks=[mark.key for mark in gone]))
+            self.tell_catalog(Changes(gone_points=[point], gone_marks=[mark.key for mark in gone]))
             failpoint("expire.catalog")
         self.marks.drop(gone)  # the tombstone last
 

@@ -139,6 +139,9 @@ def _verify_all(
         if chunk not in affected:
             damaged.append(Damage(where, chunk.hex(), (), what))
     damaged += _check_catalog(repo)
+    bad_packs = {damage.object for damage in tally.broken_packs}
+    lost = {chunk for chunk in tally.bad if chunk not in tally.nodes and walker.lost([chunk])}
+    repo.store.distrust(lost, [name for name in names if name.key in bad_packs])
     return VerifyReport(tally.chunks, tally.read_bytes, len(judged), tuple(damaged)), judged
 
 
@@ -263,7 +266,7 @@ class _Walker:
 
     def lost_by(self, manifest: Manifest) -> set[bytes]:
         """The chunks and nodes of a restore point that are lost."""
-        lost = self._missing(manifest.configuration)
+        lost = self.lost(manifest.configuration)
         for disk in manifest.disks:
             lost |= self._below_root(disk.root, manifest.fan_out)
         return lost
@@ -280,7 +283,7 @@ class _Walker:
         if parsed is None:
             lost = {node}
         elif level == 0:
-            lost = self._missing(list(parsed.children.values()))
+            lost = self.lost(list(parsed.children.values()))
         else:
             lost = set()
             for child in parsed.children.values():
@@ -306,7 +309,8 @@ class _Walker:
             self._tally.bad[node] = footer.name.key, error.what
             return None
 
-    def _missing(self, chunks: Sequence[bytes]) -> set[bytes]:
+    def lost(self, chunks: Sequence[bytes]) -> set[bytes]:
+        """Those of these chunks that no intact pack has."""
         import numpy as np
 
         if not chunks:

@@ -118,3 +118,30 @@ def test_a_catalog_that_fails_to_be_read_is_made_again(tmp_path: Path, caplog: p
             k: v for k, v in rows.items() if k != "marks"
         }
     assert "catalog" in caplog.text
+
+
+def test_a_backup_after_the_damage_stores_the_lost_chunks_again_and_heals_older_points(tmp_path: Path) -> None:
+    disk = image(11, 60)
+    with opened(make(tmp_path / "r")) as repo:
+        one = back_up(repo, disk)
+        pack = next((tmp_path / "r" / "packs").rglob("*.data"))
+        _flip(pack, 900)
+        assert not verify(repo, now=NOW).sound
+    with opened(tmp_path / "r") as repo:
+        two = back_up(repo, disk, at=later(hours=1))
+        assert repo.detail(two.id).disks[0].new_bytes == 4096
+        assert read_back(repo, one.id) == read_back(repo, two.id) == disk
+        assert all(not damage.points for damage in verify(repo, now=later(hours=2)).damaged)
+        assert not any(point.damaged for point in repo.points())
+        assert back_up(repo, disk, at=later(hours=3)).stored_bytes == 0
+
+
+def test_chunks_of_a_pack_whose_footer_is_damaged_are_stored_again(tmp_path: Path) -> None:
+    disk = image(12, 60)
+    with opened(make(tmp_path / "r")) as repo:
+        one = back_up(repo, disk)
+        for pack in files(tmp_path / "r", "packs"):
+            _flip(pack, -70)
+        assert not verify(repo, now=NOW).sound
+        two = back_up(repo, disk, at=later(hours=1))
+        assert read_back(repo, one.id) == read_back(repo, two.id) == disk

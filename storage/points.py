@@ -1,0 +1,83 @@
+"""What is told of restore points: their detail, and what a reference means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from policies.facts import PointId, RestorePoint
+from storage.errors import NoSuchPoint
+from storage.manifest import DiskRecord, Manifest, PointHead
+from storage.marks import MarkState
+
+LATEST = "latest"
+HINT = "see: backstay points"
+
+
+@dataclass(frozen=True, slots=True)
+class PointDetail:
+    """One restore point with all that is known of it. `damaged` is a sentence, empty when it is sound."""
+
+    id: PointId
+    head: PointHead
+    committed_at: datetime
+    disks: tuple[DiskRecord, ...]
+    unprotected: tuple[tuple[str, str], ...]
+    holds: tuple[str, ...]
+    locked_until: datetime | None
+    expiring_since: datetime | None
+    verified_at: datetime | None
+    damaged: str
+    has_configuration: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RepositorySizes:
+    """`stored_bytes` counts packs, `logical_bytes` the capacity of all disks of all restore points."""
+
+    stored_bytes: int
+    chunks: int
+    packs: int
+    points: int
+    logical_bytes: int
+    free_bytes: int
+
+
+def detail_of(manifest: Manifest, state: MarkState) -> PointDetail:
+    """A manifest and what marks say of it."""
+    return PointDetail(
+        id=manifest.id,
+        head=manifest.head,
+        committed_at=manifest.committed_at,
+        disks=manifest.disks,
+        unprotected=manifest.unprotected,
+        holds=state.holds,
+        locked_until=state.locked_until,
+        expiring_since=state.expiring_since,
+        verified_at=state.verified_at,
+        damaged=state.damaged,
+        has_configuration=bool(manifest.configuration),
+    )
+
+
+def resolve(reference: str, ids: set[PointId], points: Callable[[], list[RestorePoint]]) -> PointId:
+    """The restore point that an id, the unique beginning of an id, or NAME@latest means; NoSuchPoint."""
+    name, at, which = reference.rpartition("@")
+    if at and which == LATEST:
+        matching = [point for point in points() if name in (point.vm_name, point.vm)]
+        vms = sorted({point.vm for point in matching})
+        if len(vms) > 1:
+            raise NoSuchPoint(
+                f"several VMs are called {name}: {', '.join(vms)}", hint="use the VM's id instead of its name"
+            )
+        if not matching:
+            raise NoSuchPoint(f"there is no restore point of {name}", hint=HINT)
+        return matching[-1].id
+    if reference in ids:
+        return PointId(reference)
+    found = [point for point in ids if point.startswith(reference)] if reference else []
+    if len(found) != 1:
+        what = "several restore points begin" if found else "no restore point begins"
+        raise NoSuchPoint(f"{what} with {reference!r}", hint=HINT)
+    return found[0]
