@@ -87,8 +87,7 @@ class Controls:
 
     def _must_know_inventory(self, vm: VmId) -> None:
         """Before every inventory was read, nobody can tell a VM that is gone from one that is not seen yet."""
-        parts = self.parts
-        if vm not in parts.world.vms and len(parts.world.complete) < len(parts.config.vcenter):
+        if vm not in self.parts.world.vms and not self.parts.world.inventory_known:
             raise NotYet("the inventory is still being read", where=vm, hint="try again in a moment")
 
     async def _body(self, task: Task, who: str) -> tuple[str, Body]:

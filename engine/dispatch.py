@@ -194,6 +194,8 @@ class Dispatcher:
                 draft.row(self.world.account_all(vm.id))
         self.suspicions.look(self.world, touched, now)
         await self._commit(draft)
+        if update.complete:
+            self.jobs_changed()
         return ()
 
     async def _first_contact(self, vcenter: str) -> bool:

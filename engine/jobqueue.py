@@ -56,13 +56,17 @@ class JobQueue:
         ready = [job for job in small if job.not_before <= now]
         if ready:
             return min(ready, key=lambda job: (job.not_before, job.id)), None
-        backups = {job.key: job for job in pending if job.kind is JobKind.BACKUP}
+        backups = {job.key: job for job in pending if job.kind is JobKind.BACKUP and self._can_be_found(job)}
         admission = admit(map(decision_of, backups.values()), self.running(), self.world.vms, self.limits, now)
         self.waiting = admission.waiting
         if admission.start:
             return backups[admission.start[0].key], None
         times = [t for t in (admission.ask_again, *(job.not_before for job in small)) if t is not None]
         return None, min(times, default=None)
+
+    def _can_be_found(self, job: Job) -> bool:
+        """A job that an earlier engine left waits until the inventory can tell whether its VM is still there."""
+        return job.vm in self.world.vms or self.world.inventory_known
 
     def running(self) -> list[VmId]:
         """The VMs whose backup runs."""

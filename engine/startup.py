@@ -59,7 +59,7 @@ def assemble(
     reconcile_grace: timedelta = timedelta(seconds=30),
 ) -> Parts:
     """Put the parts together. Nothing runs yet, and no vCenter is known."""
-    world = World(mint=lambda: VmId(f"vm-{secrets.token_hex(8)}"))
+    world = World(mint=lambda: VmId(f"vm-{secrets.token_hex(8)}"), vcenters=len(config.vcenter))
     inbox = Inbox()
     hypervisors: dict[str, Hypervisor] = {}
     names: dict[str, str] = {}

@@ -75,6 +75,13 @@ class World:
     complete: dict[str, datetime] = field(default_factory=dict)
     """When each vCenter's inventory was last seen in full."""
     alerts: dict[VmId, str] = field(default_factory=dict)
+    vcenters: int = 0
+    """How many vCenters are followed."""
+
+    @property
+    def inventory_known(self) -> bool:
+        """Whether every inventory was seen in full: only then a VM that is not here is gone."""
+        return len(self.complete) >= self.vcenters
 
     def load(self, recalled: Recalled) -> None:
         """Take over what the state holds, in place of what was known of it. VMs that are there stay."""

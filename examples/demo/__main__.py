@@ -13,7 +13,7 @@ from rich.table import Table
 
 from examples.demo import play
 from examples.demo.stage import DemoFailed, Stage
-from examples.demo.world import MOVING, PROXY, World
+from examples.demo.world import FILES, PROXY, World
 from tests.lab.vcenter import MIB, start_lab
 
 SCENES = (
@@ -35,7 +35,7 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="backstay-demo-"))
     stage = Stage()
     try:
-        with start_lab(directory / "lab", vms=11, disk_bytes=48 * MIB, extra=(PROXY, MOVING)) as lab:
+        with start_lab(directory / "lab", vms=11, disk_bytes=48 * MIB, extra=(PROXY, FILES)) as lab:
             world = World(directory, lab)
             try:
                 _play(stage, world, keep=options.keep)

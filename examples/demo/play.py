@@ -19,7 +19,7 @@ def protect(stage: Stage, world: World) -> None:
     """Every VM that a policy selects gets its first restore point."""
     stage.scene("1. Initial protection: twelve VMs, three policies, no command given")
     world.start_engine()
-    names = {vm.name for vm in world.lab.vms()} - UNPROTECTED - {"moving"}
+    names = {vm.name for vm in world.lab.vms()} - UNPROTECTED
 
     def all_protected() -> list[dict[str, Any]] | None:
         points = world.points()
@@ -96,37 +96,37 @@ def move_while_read(stage: Stage, world: World) -> None:
     lab = world.lab
     slow = lab.root / "nbd-faults.json"
     slow.write_text(json.dumps({"delay_ms": 60}), encoding="utf-8")
-    lab.power_on("moving")
-    known = len(world.points("moving"))
-    world.backstay("backup", "moving", "--full", "--no-wait")
-    before = len(lab.frozen("moving"))
-    stage.wait("the snapshot of the VM", lambda: len(lab.frozen("moving")) > before or None)
-    stage.wait("its disk to be read", lambda: _reading(lab.root, "moving") or None)
+    lab.power_on("files-12")
+    known = len(world.points("files-12"))
+    world.backstay("backup", "files-12", "--full", "--no-wait")
+    before = len(lab.frozen("files-12"))
+    stage.wait("the snapshot of the VM", lambda: len(lab.frozen("files-12")) > before or None)
+    stage.wait("its disk to be read", lambda: _reading(lab.root, "files-12") or None)
     stage.say(f"the disk is being read; a person moves the VM to {lab.migrate('moving')}")
-    still = _reading(lab.root, "moving")
+    still = _reading(lab.root, "files-12")
     slow.unlink()
-    point = stage.wait("the restore point", lambda: world.points("moving")[known:] or None, within=60)[-1]
+    point = stage.wait("the restore point", lambda: world.points("files-12")[known:] or None, within=60)[-1]
     stage.claim("the move came in the middle of the read", still)
     stage.claim("the restore point is what the snapshot froze", _same(world, point))
 
 
 def survive(stage: Stage, world: World) -> None:
-    """SIGKILL between the packs and the manifest; the next start cleans up by itself."""
+    """SIGKILL in the middle of a run, when a pack is written and no manifest; the next start cleans up by itself."""
     stage.scene("4. SIGKILL after the packs and before the manifest")
     world.stop_engine()
+    world.lab.write_random_grains("files-12", 0, share=0.5, seed=11)
     packs, points = len(world.packs()), len(world.points())
-    world.lab.write_random_grains("web-10", 0, share=0.3, seed=11)
-    world.start_engine(die_at="commit.packs_sealed")
-    stage.wait("the engine to know its VMs", lambda: world.accepts_backup("web-10") or None)
+    world.start_engine(die_at="pack.sealed")
+    stage.wait("the engine to know its VMs", lambda: world.accepts_backup("files-12") or None)
     status = stage.wait("the engine to be killed", world.engine_ended)
-    left = world.lab.vm("web-10").snapshots
+    left = world.lab.vm("files-12").snapshots
     stage.claim("the engine died by SIGKILL", status == -signal.SIGKILL)
     stage.claim(
         "at least one pack was written, no manifest", len(world.packs()) > packs and len(world.points()) == points
     )
     stage.claim("a snapshot is left behind", len(left) == 1, ", ".join(left))
     world.start_engine()
-    stage.wait("the janitor", lambda: not world.lab.vm("web-10").snapshots or None)
+    stage.wait("the janitor", lambda: not world.lab.vm("files-12").snapshots or None)
     stage.claim("after the start no snapshot is left on any VM", not any(vm.snapshots for vm in world.lab.vms()))
     stage.wait("the interrupted run to be made up for", lambda: len(world.points()) > points or None)
     stage.claim("the interrupted backup was taken again", True)

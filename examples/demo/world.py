@@ -19,7 +19,7 @@ from tests.lab.vcenter import MIB, Frozen, Lab, Machine
 
 POLICIES = Path(__file__).parent / "policies"
 PROXY = Machine(name="backstay-proxy", disks=(8 * MIB,), content=False)
-MOVING = Machine(name="moving", disks=(160 * MIB,), power="off")
+FILES = Machine(name="files-12", disks=(192 * MIB,), power="off")
 
 CONFIGURATION = """\
 schema = 1

@@ -137,6 +137,17 @@ async def test_a_job_waits_for_its_time_and_wakes_the_queue() -> None:
     assert (job.vm, job.state, job.attempts) == ("a", JobState.RUNNING, 1)
 
 
+async def test_a_job_of_an_earlier_engine_waits_for_the_inventory_before_its_vm_counts_as_gone() -> None:
+    known = world()
+    known.vcenters = 1
+    queue = JobQueue(known, Limits(), lambda: NOW)
+    draft = drafts(known)()
+    draft.take(event(), [decision("k", VmId("a"))])
+    assert await taken(queue) is None
+    known.complete["vc"] = NOW
+    assert await taken(queue) == "a"
+
+
 def test_history_counts_failures_and_knows_restore_points_alone() -> None:
     known = world()
     known.set_run(RunRow(WEB, last_attempt=NOW, last_failure="no cable", consecutive_failures=2))
