@@ -53,7 +53,8 @@ def backstay(
     ran = Ran(done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in ran.err + ran.out, ran.err
     if expect is not None:
-        assert ran.code == expect, f"exit {ran.code}, not {expect}\n{ran.out}\n{ran.err}"
+        bugs = "".join(path.read_text() for path in home.glob("backstay-bug-*.log"))
+        assert ran.code == expect, f"exit {ran.code}, not {expect}\n{ran.out}\n{ran.err}\n{bugs}"
     return ran
 
 

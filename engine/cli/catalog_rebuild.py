@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.cli.options import Config, Json, PassphraseFile, Repo
 from engine.cli.output import say, show_json
-from engine.cli.reach import locate, utc_now
+from engine.cli.reach import locate, refuse_engine, utc_now
 from storage.rebuild import rebuild
 
 
@@ -17,6 +17,7 @@ def catalog_rebuild(
     while an engine owns the repository.
     """
     directory, passphrase = locate(repo, config, passphrase_file)
+    refuse_engine(directory)
     report = rebuild(directory, now=utc_now, passphrase=passphrase, owner="backstay catalog rebuild")
     if json:
         show_json(report)

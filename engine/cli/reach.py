@@ -24,17 +24,15 @@ def reach(
 ) -> Iterator[Repository | Engine]:
     """What owns the repository: ourselves for as long as the block runs, or the engine that runs.
 
-    Locked when another process owns it and no API of it answers.
+    Locked, which names the pid, when another process owns it and no API of it answers.
     """
     directory, passphrase = locate(repo, config, passphrase_file)
-    try:
-        repository = open_repository(directory, passphrase=passphrase, now=utc_now, owner=f"backstay {command}")
-    except Locked:
-        engine = _owner(directory)
-        if engine is None:
-            raise
+    # Asked first: an engine needs no passphrase of us, and a key derivation takes its time.
+    engine = _owner(directory)
+    if engine is not None:
         yield engine
         return
+    repository = open_repository(directory, passphrase=passphrase, now=utc_now, owner=f"backstay {command}")
     with repository:
         yield repository
 
@@ -43,6 +41,14 @@ def locate(repo: Path | None, config: Path | None, passphrase_file: Path | None)
     """The repository's directory, and what gives its passphrase when it is needed."""
     directory, secret = (repo, None) if repo is not None else _configured(config)
     return directory, _passphrase(passphrase_file, secret)
+
+
+def refuse_engine(directory: Path) -> None:
+    """Locked, which names the pid, when an engine owns the repository: for what needs it alone."""
+    engine = _owner(directory)
+    if engine is not None:
+        pid = engine.get("/v1/status")["engine"]["pid"]
+        raise Locked(f"in use by pid {pid}, an engine", where=str(directory), hint="stop it first")
 
 
 def utc_now() -> datetime:
@@ -95,6 +101,12 @@ def new_passphrase(passphrase_file: Path | None) -> str:
     return first
 
 
+def given_passphrase(passphrase_file: Path | None) -> str | None:
+    """What the file or BACKSTAY_PASSPHRASE holds, None when neither was given."""
+    given = _given(passphrase_file, None)
+    return given() if given is not None else None
+
+
 def _configured(config: Path | None) -> tuple[Path, Secret | None]:
     from engine.config import find, load
 
@@ -141,11 +153,22 @@ def _nothing_given() -> str:
 
 
 def _owner(directory: Path) -> Engine | None:
-    """The engine that owns the repository, when it told in owner.json where its API is and somebody listens there."""
+    """The engine that owns the repository: alive, and listening where owner.json says."""
     try:
-        said = str(json.loads((directory / "owner.json").read_text(encoding="utf-8")).get("owner", ""))
-    except (OSError, ValueError, AttributeError):
+        said = json.loads((directory / "owner.json").read_text(encoding="utf-8"))
+        pid, owner = int(said["pid"]), str(said["owner"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    path = next((word.removeprefix("unix:") for word in said.split() if word.startswith("unix:")), "")
+    path = next((word.removeprefix("unix:") for word in owner.split() if word.startswith("unix:")), "")
     engine = Engine(Path(path))
-    return engine if path and engine.listens() else None
+    return engine if path and _alive(pid) and engine.listens() else None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

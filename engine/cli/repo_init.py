@@ -36,6 +36,11 @@ def repo_init(
     if passphrase_file is not None and not encrypt:
         raise BadInput("a passphrase is only used with --encrypt", where="--passphrase-file", hint="add --encrypt")
     passphrase = new_passphrase(passphrase_file) if encrypt else None
+    if not directory.exists():
+        try:
+            directory.mkdir(mode=0o700, parents=True)  # disks hold secrets
+        except OSError as error:
+            raise BadInput(f"cannot be made: {error.strerror}", where=str(directory)) from None
     create(directory, now=utc_now(), passphrase=passphrase, block_bytes=_block_bytes(block))
     how = "an encrypted" if encrypt else "a plain"
     say(f"Made {how} repository at {directory}.")

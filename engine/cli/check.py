@@ -1,0 +1,161 @@
+"""backstay check"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.cli.options import Config as ConfigFile
+from engine.cli.options import Json
+from engine.cli.output import say, show_json, show_table
+from engine.cli.reach import utc_now
+from engine.client import Engine
+from engine.config import Bus, Config, VCenter, find, load
+from engine.credentials import Secret
+from engine.failures import FAMILIES, BadInput, Exit, NotReachable, verdict
+from engine.units import show_size
+from policies.linting import lint
+from policies.loading import load as load_policies
+from storage.errors import Locked
+from storage.repository import open_repository
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found; exit_code 0 when all is well."""
+
+    check: str
+    exit_code: int
+    said: str
+
+
+def check(*, config: ConfigFile = None, json: Json = False) -> int:
+    """Check that everything is ready for the engine: secrets, policies, repository, vCenters, transports, bus.
+
+    Ends with the exit code of the first thing that is not.
+    """
+    place = config or find()
+    loaded = load(place)
+    found = [Finding("configuration", 0, str(place))]
+    found += [_try(name, work) for name, work in _checks(loaded)]
+    if json:
+        show_json(found)
+    else:
+        show_table(
+            ("CHECK", "", "FOUND"), [(one.check, "ok" if not one.exit_code else "FAILED", one.said) for one in found]
+        )
+    worst = next((one for one in found if one.exit_code), None)
+    if worst is not None:
+        say(f"Not ready: {worst.check}.")
+        return worst.exit_code
+    return Exit.DONE
+
+
+def _try(name: str, work: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, 0, work())
+    except FAMILIES as error:
+        judged = verdict(error)
+        return Finding(name, int(judged.exit_code), judged.sentence)
+
+
+def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
+    for place, secret in _secrets(config):
+        yield f"secret {place}", lambda secret=secret: _secret(secret)  # type: ignore[misc]
+    yield "policies", lambda: _policies(config.policies)
+    yield "repository", lambda: _repository(config)
+    yield "engine", lambda: _engine(config)
+    if "nbd" in config.transport.order:
+        yield "transport nbd", lambda: _nbd(config)
+    for name, vcenter in config.vcenter.items():
+        yield f"vcenter {name}", lambda name=name, vcenter=vcenter: asyncio.run(_vcenter(name, vcenter, config))  # type: ignore[misc]
+    if config.bus is not None:
+        yield "bus", lambda bus=config.bus: _bus(bus)  # type: ignore[misc]
+
+
+def _secrets(config: Config) -> Iterator[tuple[str, Secret]]:
+    for name, vcenter in config.vcenter.items():
+        yield f"vcenter.{name}.password", vcenter.password
+    named = {"repository.passphrase": config.repository.passphrase, "api.token": config.api.token}
+    if config.bus is not None:
+        named |= {"bus.password": config.bus.password, "bus.token": config.bus.token}
+    yield from ((name, secret) for name, secret in named.items() if secret is not None)
+
+
+def _secret(secret: Secret) -> str:
+    secret.read()
+    return str(secret)
+
+
+def _policies(folder: Path) -> str:
+    policies = load_policies(folder)
+    advice = lint(policies)
+    return "; ".join([f"{len(policies.policies)} policies in {folder}", *(str(one) for one in advice)])
+
+
+def _repository(config: Config) -> str:
+    passphrase = config.repository.passphrase
+    try:
+        with open_repository(
+            config.repository.path,
+            passphrase=passphrase.read if passphrase is not None else None,
+            now=utc_now,
+            owner="backstay check",
+        ) as repository:
+            sizes = repository.sizes()
+    except Locked:
+        if Engine(config.socket).listens():
+            return f"{config.repository.path}: the engine has it"
+        raise
+    return f"{config.repository.path}: {sizes.points} restore points, {show_size(sizes.free_bytes)} free"
+
+
+def _engine(config: Config) -> str:
+    engine = Engine(config.socket)
+    if not engine.listens():
+        return "none runs"
+    health = engine.get("/v1/status")
+    troubles = "; ".join(health["problems"])
+    return f"pid {health['engine']['pid']}" + (f": {troubles}" if troubles else "")
+
+
+def _nbd(config: Config) -> str:
+    program = config.transport.nbdkit[0]
+    found = shutil.which(program)
+    if found is None:
+        raise BadInput(f"{program} is not installed", where="transport.nbdkit", hint="install nbdkit")
+    libdir = config.transport.libdir
+    if libdir is not None and not libdir.is_dir():
+        raise BadInput("there is no such folder", where=f"transport.libdir {libdir}", hint="VDDK is VMware's download")
+    return found if libdir is not None else f"{found}, without a VDDK folder"
+
+
+async def _vcenter(name: str, vcenter: VCenter, config: Config) -> str:
+    from engine.service import connect
+
+    hypervisor = await connect(name, vcenter, config)
+    try:
+        vms = await hypervisor.inventory()
+    finally:
+        await hypervisor.aclose()
+    refused = sum(bool(vm.refusal) for vm in vms)
+    return f"{len(vms)} VMs" + (
+        f", {refused} of which cannot be protected; see: backstay look {name}" if refused else ""
+    )
+
+
+def _bus(bus: Bus) -> str:
+    """Whether a server accepts connections; the engine itself logs in."""
+    for server in bus.servers:
+        address = server.rpartition("://")[2]
+        host, _, port = address.rpartition(":") if ":" in address else (address, "", "4222")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), 10):
+                return f"{server} accepts connections"
+        except (OSError, ValueError):
+            continue
+    raise NotReachable("no server accepts connections", where=", ".join(bus.servers))
