@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from pyVmomi import vim
 
@@ -52,7 +52,7 @@ class FollowSettings:
 
 
 @dataclass(slots=True)
-class _Position:
+class Position:
     """Where the follower is.
 
     `at` and `key` are of the newest event read, of whatever type. `seen` holds our events in the overlap, each with
@@ -69,6 +69,11 @@ class _Position:
     anchor: int | None = None
     gap: str = ""
     settling: bool = False
+
+    @classmethod
+    def behind(cls, cursor: Cursor) -> Self:
+        """Where a follower was that kept this cursor."""
+        return cls(cursor.at, cursor.key, dict.fromkeys(cursor.seen, cursor.at))
 
     def batch(self, vcenter: str, events: Sequence[Event] = ()) -> EventBatch:
         """The events with the cursor behind them and the gap to tell, which is told then."""
@@ -165,19 +170,19 @@ async def follow(
     of life. `gap` is a sentence when events may have been missed.
     """
     how = settings or FollowSettings()
-    position: _Position | None = None
+    position: Position | None = None
     idle = _Idle(how, how.stall_seconds)
     backoff = Backoff()
     why = "events are followed from now on: what happened before is known from the inventory only"
     if cursor is not None and cursor.vcenter == session.vcenter:
-        position = _Position(cursor.at, cursor.key, dict.fromkeys(cursor.seen, cursor.at))
+        position = Position.behind(cursor)
     elif cursor is not None:
         why = f"the cursor belongs to another vCenter ({cursor.vcenter}): events are followed from now on"
     while True:
         try:
             clock = await _clock(session)
             if position is None:
-                position = _Position(clock.newest_at, clock.newest, floor=clock.newest, gap=why, settling=True)
+                position = Position(clock.newest_at, clock.newest, floor=clock.newest, gap=why, settling=True)
             elif not position.settling:
                 _resume(position, clock, how)
             async with _collector(session, min(position.at, clock.now) - how.overlap) as (line, collector):
@@ -190,7 +195,7 @@ async def follow(
 
 
 async def _read(
-    session: Session, line: Line, collector: Any, position: _Position, how: FollowSettings, idle: _Idle
+    session: Session, line: Line, collector: Any, position: Position, how: FollowSettings, idle: _Idle
 ) -> AsyncIterator[EventBatch]:
     """Batches until the collector proves to be stuck and a new one is due."""
     vcenter = session.vcenter
@@ -225,7 +230,7 @@ async def _read(
         await asyncio.sleep(how.idle_seconds)
 
 
-def _stuck(position: _Position, newest: int) -> None:
+def _stuck(position: Position, newest: int) -> None:
     if newest < 0:
         position.miss("vCenter's event keys have overflowed, and its collector tells no new events")
     elif newest < position.key:
@@ -234,7 +239,7 @@ def _stuck(position: _Position, newest: int) -> None:
         position.miss(f"vCenter has events up to key {newest}, but its collector tells none after {position.key}")
 
 
-def _resume(position: _Position, clock: _Clock, how: FollowSettings) -> None:
+def _resume(position: Position, clock: _Clock, how: FollowSettings) -> None:
     """Prepare to read on from a known position, and note what may have been missed since."""
     if clock.newest < 0:
         position.miss("vCenter's event keys have overflowed, and its collector may tell no new events")
