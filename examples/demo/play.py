@@ -102,7 +102,7 @@ def move_while_read(stage: Stage, world: World) -> None:
     before = len(lab.frozen("files-12"))
     stage.wait("the snapshot of the VM", lambda: len(lab.frozen("files-12")) > before or None)
     stage.wait("its disk to be read", lambda: _reading(lab.root, "files-12") or None)
-    stage.say(f"the disk is being read; a person moves the VM to {lab.migrate('moving')}")
+    stage.say(f"the disk is being read; a person moves the VM to {lab.migrate('files-12')}")
     still = _reading(lab.root, "files-12")
     slow.unlink()
     point = stage.wait("the restore point", lambda: world.points("files-12")[known:] or None, within=60)[-1]
