@@ -50,10 +50,10 @@ def open_endpoints(config: Config) -> Endpoints:
 
 
 def _local(path: Path) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _remove_stale(path)
         # The name gets the mode that the socket has before it is bound: there is no moment at which others may connect.
         os.fchmod(listener.fileno(), 0o600)
         listener.bind(str(path))
