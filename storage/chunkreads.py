@@ -22,6 +22,21 @@ PENDING = -1
 """The place of a chunk that some thread is about to store."""
 
 
+class _Scratch(threading.local):
+    """A buffer for each thread, as fresh memory costs page faults."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(READ_SPAN_BYTES)
+
+    def view(self, length: int) -> memoryview:
+        if length > len(self._buffer):
+            self._buffer = bytearray(length)
+        return memoryview(self._buffer)[:length]
+
+
+_scratch = _Scratch()
+
+
 class ChunkReads:
     """What is known of chunks: sealed packs, the index over them, and what this process has not sealed yet."""
 
@@ -89,9 +104,9 @@ class ChunkReads:
         wanted.sort(key=lambda w: w[:3])
         for group in coalesce(wanted):
             start, end = group[0][1], max(w[1] + w[4].stored for w in group)
-            data = bytearray(end - start)
+            data = _scratch.view(end - start)
             try:
-                self.blobs.read_into(group[0][3].name.key, start, memoryview(data))
+                self.blobs.read_into(group[0][3].name.key, start, data)
                 lost = None
             except Damaged as error:
                 lost = error
@@ -99,8 +114,9 @@ class ChunkReads:
                 try:
                     if lost is not None:
                         raise lost
-                    stored = memoryview(data)[offset - start : offset - start + entry.stored]
-                    result[at] = open_entry(footer, entry, stored, hash_of)
+                    stored = data[offset - start : offset - start + entry.stored]
+                    plain = open_entry(footer, entry, stored, hash_of)
+                    result[at] = bytes(plain) if plain is stored else plain  # the scratch buffer is used again
                 except Damaged as error:
                     other = self._other_copy(chunks[at], footer.name, hash_of)
                     if other is None and strict:

@@ -171,7 +171,7 @@ class ChunkStore(ChunkReads):
         encoded = [encode(data) if kind is PackKind.DATA else (0, data) for _, data in fresh]
         overhead = len(fresh) * (16 if self.sealing.encrypted else 0)
         total = sum(len(stored) for _, stored in encoded) + overhead
-        pack, offset, first_slot = self._reserve(kind, total, len(fresh))
+        pack, offset, first_slot, full = self._reserve(kind, total, len(fresh))
         entries, payloads = [], []
         at = offset
         try:
@@ -181,14 +181,18 @@ class ChunkStore(ChunkReads):
                 payloads.append(payload)
                 at += len(payload)
         finally:
-            pack.write(offset, first_slot, entries, payloads)
+            try:
+                pack.write(offset, first_slot, entries, payloads)
+            finally:
+                if full is not None:  # only now: who waits for the sealer must not owe a pack a write
+                    self._seal_later(full)
         with self._lock:
             base = pack.name.number << 16 | first_slot
             for place, (chunk, _) in enumerate(fresh, base):
                 self._delta[chunk] = place
         return total
 
-    def _reserve(self, kind: PackKind, total: int, chunks: int) -> tuple[OpenPack, int, int]:
+    def _reserve(self, kind: PackKind, total: int, chunks: int) -> tuple[OpenPack, int, int, OpenPack | None]:
         full = None
         with self._lock:
             pack = self._filling.get(kind)
@@ -197,9 +201,7 @@ class ChunkStore(ChunkReads):
             if pack is None:
                 pack = self._open_pack(kind)
             offset, slot = pack.reserve(total, chunks)
-        if full is not None:
-            self._seal_later(full)
-        return pack, offset, slot
+        return pack, offset, slot, full
 
     def _open_pack(self, kind: PackKind) -> OpenPack:
         name = new_pack_name(self._next_number, kind)
