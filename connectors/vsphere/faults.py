@@ -27,6 +27,12 @@ class Rejected(ConnectorError):
     """vCenter refused the call as it was put; putting it again the same way will not help."""
 
 
+class Failed(ConnectorError):
+    """vCenter took the call and could not carry it out; later it may."""
+
+    retry = True
+
+
 class Unreadable(ConnectorError):
     """vCenter's answer holds something that pyVmomi cannot make an object of."""
 
@@ -45,6 +51,18 @@ FOREIGN: tuple[type[BaseException], ...] = (
 
 CONNECTION: tuple[type[BaseException], ...] = (OSError, HTTPException, ExpatError)
 """The connection broke: whether the call was carried out is not known."""
+
+_HOPELESS: tuple[type[BaseException], ...] = (
+    vmodl.fault.InvalidArgument,
+    vmodl.fault.InvalidRequest,
+    vmodl.fault.InvalidType,
+    vmodl.fault.NotSupported,
+    vmodl.fault.NotImplemented,
+    vim.fault.InvalidName,
+    vim.fault.DuplicateName,
+    vim.fault.AlreadyExists,
+)
+"""The call was wrong as it was put."""
 
 NEVER_SENT: tuple[type[BaseException], ...] = (ConnectionRefusedError, ssl.SSLCertVerificationError)
 """The request did not leave: it is safe to put it again."""
@@ -111,7 +129,11 @@ def _fault(error: BaseException, where: str) -> ConnectorError:
         return SnapshotFailed(f"the datastore {error.datastore} is full", where=where, hint="free space on it")
     if isinstance(error, vim.fault.SnapshotFault):
         return SnapshotFailed(text, where=where)
-    return Rejected(f"vCenter refused: {text}", where=where)
+    if isinstance(error, _HOPELESS):
+        return Rejected(f"vCenter refused: {text}", where=where)
+    if isinstance(error, vim.fault.InvalidState):
+        return Busy(f"the object is not in a state that allows this: {text}", where=where)
+    return Failed(f"vCenter failed: {text}", where=where)
 
 
 def _text(error: BaseException) -> str:

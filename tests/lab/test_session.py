@@ -178,3 +178,21 @@ async def test_an_idle_session_is_kept_alive_and_renewed_by_itself(lab: Lab) -> 
     async with await Session.open(replace(session_settings(lab), keep_alive_seconds=0.05)) as session:
         lab.kill_sessions()
         await until(lambda: session.logins == 2)
+
+
+async def test_closing_while_vcenter_is_away_is_quick_and_no_error(lab: Lab) -> None:
+    session = await Session.open(session_settings(lab))
+    lab.outage(1.0)
+    async with asyncio.timeout(5):
+        await session.aclose()
+        await session.aclose()
+    await until(lambda: is_back(lab))
+
+
+def is_back(lab: Lab) -> bool:
+    try:
+        lab.moref("web-01")
+        lab.connect()._stub.DropConnections()
+    except OSError:
+        return False
+    return True

@@ -8,7 +8,7 @@ import pytest
 from pyVmomi import vim, vmodl
 
 from connectors import errors
-from connectors.vsphere.faults import Rejected, SessionLost, Unreadable, translate
+from connectors.vsphere.faults import Failed, Rejected, SessionLost, Unreadable, translate
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,10 @@ from connectors.vsphere.faults import Rejected, SessionLost, Unreadable, transla
         (vim.fault.ApplicationQuiesceFault(), errors.SnapshotFailed),
         (vim.fault.NoDiskSpace(file="x", datastore="fast-1"), errors.SnapshotFailed),
         (vmodl.fault.InvalidArgument(invalidProperty="spec"), Rejected),
+        (vim.fault.DuplicateName(name="web-01", object=vim.VirtualMachine("vm-1")), Rejected),
+        (vim.fault.InvalidPowerState(requestedState="poweredOn", existingState="poweredOff"), errors.Busy),
+        (vim.fault.GenericVmConfigFault(reason="msg.snapshot.error"), Failed),
+        (vmodl.fault.SystemError(reason="internal"), Failed),
         (ConnectionRefusedError(111, "refused"), errors.Unreachable),
         (RemoteDisconnected("closed"), errors.Unreachable),
         (TimeoutError(), errors.Unreachable),
