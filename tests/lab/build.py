@@ -109,3 +109,7 @@ def _build(texts: dict[str, str], directory: Path, binary: Path) -> None:
     # Another process may be about to start the one before.
     for old in sorted(directory.glob("vcsim-*"), key=lambda path: path.stat().st_mtime)[:-4]:
         old.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    print(vcsim())

@@ -75,6 +75,11 @@ EDITS = (
     _renamed("simulator/folder.go", "f *Folder", "CreateVMTask", "createBase"),
     Edit(
         "simulator/virtual_machine.go",
+        "\tMap.Update(c.VirtualMachine, []types.PropertyChange{\n",
+        "\tc.toolsFollow(c.state)\n\tMap.Update(c.VirtualMachine, []types.PropertyChange{\n",
+    ),
+    Edit(
+        "simulator/virtual_machine.go",
         "vm.Config.ExtraConfig = append(vm.Config.ExtraConfig, c)",
         "vm.Config.ExtraConfig = keepOption(vm.Config.ExtraConfig, c)",
     ),

@@ -68,9 +68,10 @@ def _gather(tree: Path, budget: int) -> None:
 
 
 def _run(command: Sequence[str], text: str | None = None) -> str:
-    if shutil.which(command[0]) is None:
+    program = shutil.which(command[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
         raise LabUnavailable(f"the lab needs {command[0]}: apt-get install e2fsprogs")
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *command[1:]], input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stdout}{done.stderr}")
     return done.stdout

@@ -245,6 +245,13 @@ class Inventory:
         change = vim.vm.device.VirtualDeviceSpec(operation="add", fileOperation="create", device=disk)
         self.reconfigure(which, deviceChange=[change])
 
+    def extend_disk(self, which: str, disk: int, size: int) -> None:
+        """Make a disk larger while the VM runs."""
+        devices = self._act(lambda _: self.machine(which).config.hardware.device)
+        device = [d for d in devices if isinstance(d, vim.vm.device.VirtualDisk)][disk]
+        device.capacityInBytes, device.capacityInKB = size, size // 1024
+        self.reconfigure(which, deviceChange=[vim.vm.device.VirtualDeviceSpec(operation="edit", device=device)])
+
     def snapshot(self, which: str, name: str = "by hand") -> str:
         """A snapshot that a person takes; its moref."""
         made = self.finish(lambda: self.machine(which).CreateSnapshotEx_Task(name=name, description="", memory=False))

@@ -8,7 +8,7 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A VM that is there when the lab opens. Disks in bytes; `independent` are indices into them."""
+    """A VM that is there when the lab opens. Disks in bytes; `independent` and `multi_writer` are indices into them."""
 
     name: str
     disks: tuple[int, ...] = (64 * MIB,)
@@ -18,6 +18,7 @@ class Machine:
     pool: str = ""
     datastore: str = "fast-1"
     independent: tuple[int, ...] = ()
+    multi_writer: tuple[int, ...] = ()
     raw_mappings: int = 0
     power: str = "on"
     tools: bool = True

@@ -192,6 +192,39 @@ def test_disks_outside_snapshots_are_not_frozen(fresh_lab: Callable[..., Lab]) -
     assert len(frozen.disks) == 1
 
 
+def test_a_disk_that_other_vms_write_too_keeps_its_vm_from_being_snapshotted(fresh_lab: Callable[..., Lab]) -> None:
+    shared = Machine(name="shared", disks=(4 << 20,), multi_writer=(0,), content=False)
+    lab = fresh_lab(vms=0, extra=[shared])
+    with pytest.raises(vim.fault.SnapshotIncompatibleDeviceInVm):
+        lab.snapshot("shared")
+
+
+def test_an_extended_disk_keeps_its_bytes_and_has_room(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, tracking=True)
+    first, old = take(lab, "web-01")
+    lab.remove_snapshot(first._moId)
+    lab.extend_disk("web-01", 0, 8 << 20)
+    lab.write_as_guest("web-01", 0, 6 << 20, b"!")
+    snapshot, new = take(lab, "web-01")
+    assert disks(snapshot)[0].capacityInBytes == 8 << 20
+    assert new.disks[0].uuid == old.disks[0].uuid
+    image = new.disks[0].image.read_bytes()
+    assert len(image) == 8 << 20
+    assert image[: 4 << 20] == old.disks[0].image.read_bytes()
+    extents, _ = changes(lab, "web-01", snapshot, disks(snapshot)[0], old.disks[0].change_id)
+    assert extents == [(6 << 20, GRAIN)]
+
+
+def test_tools_run_and_end_with_the_guest(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, content=False)
+    seen = [lab.machine("web-01").guest.toolsRunningStatus]
+    lab.power_off("web-01")
+    seen.append(lab.machine("web-01").guest.toolsRunningStatus)
+    lab.power_on("web-01")
+    seen.append(lab.machine("web-01").guest.toolsRunningStatus)
+    assert seen == ["guestToolsRunning", "guestToolsNotRunning", "guestToolsRunning"]
+
+
 def test_quiescing_without_tools_is_ignored_without_a_word(fresh_lab: Callable[..., Lab]) -> None:
     bare = Machine(name="bare", disks=(4 << 20,), tools=False, content=False)
     good = Machine(name="good", disks=(4 << 20,), content=False)

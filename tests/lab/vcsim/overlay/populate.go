@@ -24,8 +24,9 @@ type MachineSpec struct {
 	Host        int     `json:"host"`    // index within the cluster
 	Pool        string  `json:"pool"`    // below the cluster's root pool; made when missing
 	Datastore   string  `json:"datastore"`
-	Disks       []int64 `json:"disks"`       // bytes
-	Independent []int   `json:"independent"` // indices into Disks
+	Disks       []int64 `json:"disks"`        // bytes
+	Independent []int   `json:"independent"`  // indices into Disks
+	MultiWriter []int   `json:"multi_writer"` // likewise
 	RawMappings int     `json:"raw_mappings"`
 	Power       string  `json:"power"` // on, off, suspended
 	Tools       bool    `json:"tools"`
@@ -255,15 +256,25 @@ func (vm *VirtualMachine) power(state string, tools bool) {
 	}
 	vm.Summary.Runtime.PowerState = vm.Runtime.PowerState
 	if tools {
-		vm.Guest.ToolsStatus = types.VirtualMachineToolsStatusToolsOk
 		vm.Guest.ToolsVersionStatus2 = string(types.VirtualMachineToolsVersionStatusGuestToolsCurrent)
-		vm.Guest.ToolsRunningStatus = string(types.VirtualMachineToolsRunningStatusGuestToolsNotRunning)
-		if state == "on" {
-			vm.Guest.ToolsRunningStatus = string(types.VirtualMachineToolsRunningStatusGuestToolsRunning)
-		}
-		vm.Summary.Guest.ToolsStatus = vm.Guest.ToolsStatus
-		vm.Summary.Guest.ToolsRunningStatus = vm.Guest.ToolsRunningStatus
 	}
+	vm.toolsFollow(vm.Runtime.PowerState)
+}
+
+// toolsFollow starts and ends the Tools with the guest, where they are installed.
+func (vm *VirtualMachine) toolsFollow(state types.VirtualMachinePowerState) {
+	if vm.Guest == nil || vm.Guest.ToolsVersionStatus2 == "" {
+		return
+	}
+	vm.Guest.ToolsStatus = types.VirtualMachineToolsStatusToolsNotRunning
+	vm.Guest.ToolsRunningStatus = string(types.VirtualMachineToolsRunningStatusGuestToolsNotRunning)
+	if state == types.VirtualMachinePowerStatePoweredOn {
+		vm.Guest.ToolsStatus = types.VirtualMachineToolsStatusToolsOk
+		vm.Guest.ToolsRunningStatus = string(types.VirtualMachineToolsRunningStatusGuestToolsRunning)
+	}
+	vm.Summary.Guest.ToolsStatus = vm.Guest.ToolsStatus
+	vm.Summary.Guest.ToolsRunningStatus = vm.Guest.ToolsRunningStatus
+	touch(vm, "guest", "summary.guest")
 }
 
 func machineConfig(spec *MachineSpec) types.VirtualMachineConfigSpec {
@@ -291,8 +302,14 @@ func machineConfig(spec *MachineSpec) types.VirtualMachineConfigSpec {
 				mode = string(types.VirtualDiskModeIndependent_persistent)
 			}
 		}
+		sharing := string(types.VirtualDiskSharingSharingNone)
+		for _, n := range spec.MultiWriter {
+			if n == i {
+				sharing = string(types.VirtualDiskSharingSharingMultiWriter)
+			}
+		}
 		devices = append(devices, newDisk(scsi, i, size, &types.VirtualDiskFlatVer2BackingInfo{
-			DiskMode: mode, ThinProvisioned: types.NewBool(true),
+			DiskMode: mode, Sharing: sharing, ThinProvisioned: types.NewBool(true),
 			VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: diskName(spec, i)},
 		}))
 	}

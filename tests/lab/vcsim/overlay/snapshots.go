@@ -63,6 +63,9 @@ func (vm *VirtualMachine) takeSnapshot(ctx *Context, name, description string, q
 	if name == "" {
 		return nil, &types.InvalidName{Name: name}
 	}
+	if fault := vm.unfit(); fault != nil {
+		return nil, fault
+	}
 	snapshot := &VirtualMachineSnapshot{}
 	snapshot.Vm = vm.Reference()
 	snapshot.Config = *vm.Config
@@ -97,6 +100,18 @@ func (vm *VirtualMachine) takeSnapshot(ctx *Context, name, description string, q
 	snapshot.createSnapshotFiles()
 	vm.snapshotChanged()
 	return snapshot.Self, nil
+}
+
+// unfit refuses a VM whose disks other VMs write too.
+func (vm *VirtualMachine) unfit() types.BaseMethodFault {
+	for _, device := range vm.Config.Hardware.Device {
+		b := flatBacking(device)
+		if b != nil && b.Sharing == string(types.VirtualDiskSharingSharingMultiWriter) && !independent(b) {
+			cause := &types.DeviceNotSupported{Device: device.GetVirtualDevice().DeviceInfo.GetDescription().Label, Reason: "multiwriter"}
+			return &types.SnapshotIncompatibleDeviceInVm{Fault: types.LocalizedMethodFault{Fault: cause, LocalizedMessage: "shared disk"}}
+		}
+	}
+	return nil
 }
 
 func (vm *VirtualMachine) snapshotChanged() {
