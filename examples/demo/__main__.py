@@ -8,7 +8,9 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from examples.demo import play
@@ -67,22 +69,38 @@ def _play(stage: Stage, world: World, *, keep: bool) -> None:
 
 
 def _table(stage: Stage, world: World) -> None:
+    status = world.backstay("status", "--json", expect=(0, 3)).json()
+    standing = {row["vm"]: row for row in status["vms"]}
     points = world.points()
-    table = Table(title="At a glance", title_justify="left", title_style="bold")
-    for column in ("VM", "policy", "restore points", "read", "stored", "ratio", "RPO"):
-        table.add_column(column, justify="left" if column in ("VM", "policy", "RPO") else "right")
-    coverage = {each["vm"]: each for each in world.backstay("status", "--json", expect=(0, 3)).json()["vms"]}
-    for name in sorted({point["vm"] for point in points}):
+    table = Table(title="At a glance", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("VM", no_wrap=True)
+    table.add_column("protected", no_wrap=True)
+    for column in ("restore points", "read", "stored", "ratio", "RPO"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in sorted({point["vm"] for point in points} | standing.keys()):
         own = [point for point in points if point["vm"] == name]
         read, stored = sum(p["read_bytes"] for p in own), sum(p["stored_bytes"] for p in own)
         table.add_row(
-            name, own[-1]["policy"], str(len(own)), play.mib(read), play.mib(stored),
-            f"{read / max(1, stored):.1f}", str(coverage.get(name, {}).get("rpo_sentence", "")),
+            name, _protection(standing.get(name)), str(len(own)), play.mib(read), play.mib(stored),
+            f"{read / stored:.1f}" if stored else "all known", _goal(standing.get(name)),
         )  # fmt: skip
+    stage.console.print()
     stage.console.print(table)
-    status = world.backstay("status", "--json", expect=(0, 3)).json()
-    stage.say(f"metrics: {status['metrics']}")
-    stage.say(f"API: {status['api']}")
+    for name, address in sorted(status["engine"]["addresses"].items()):
+        stage.say(f"{name}: {address}")
+
+
+def _protection(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "gone, points kept"
+    return "yes" if row["protected"] else "no"
+
+
+def _goal(row: dict[str, Any] | None) -> str:
+    """The RPO and whether it is kept."""
+    if row is None or not row["rpo_seconds"]:
+        return ""
+    return f"{row['rpo_seconds'] / 3600:.0f} h {'late' if row['late'] else 'ok'}"
 
 
 def _verdict(stage: Stage, directory: Path) -> int:

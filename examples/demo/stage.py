@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,9 @@ class DemoFailed(Exception):
 class Stage:
     """Prints the play and remembers whether every claim held."""
 
-    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    console: Console = field(
+        default_factory=lambda: Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    )
     started: float = field(default_factory=time.monotonic)
     failures: list[str] = field(default_factory=list)
     claims: int = 0
