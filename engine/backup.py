@@ -25,6 +25,7 @@ from engine.ports import Hypervisor
 from engine.streaming import first_of, stream_disk
 from engine.threads import Threads, interruptible, settled
 from policies.facts import RestorePoint, Vm
+from storage.errors import Damaged
 from storage.ingest import DiskIngest
 from storage.repository import DiskHead, DiskStats, PendingPoint, PointDetail, PointHead, Repository
 
@@ -103,7 +104,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                         hint="; ".join(f"{d.label}: {d.unprotected}" for d in snapshot.unprotected),
                     )
                 stage("read")
-                latest = await settled(means.threads.repository, means.repository.latest, vm.id)
+                latest = await _latest(means, vm)
                 pending = await held.enter_async_context(_pending(means, _head(attempt, snapshot, means.engine)))
                 disks = await _copy_disks(attempt, means, snapshot, latest, pending)
                 for disk in snapshot.unprotected:
@@ -131,6 +132,15 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
         warnings=tuple(warnings),
         moved=moved,
     )
+
+
+async def _latest(means: Means, vm: Vm) -> PointDetail | None:
+    """The restore point to build on; none, rather than no backup, when it turns out to be damaged."""
+    try:
+        return await settled(means.threads.repository, means.repository.latest, vm.id)
+    except Damaged as error:
+        log.error("newest restore point is damaged, reading in full", extra={"vm": vm.name, "why": str(error)})
+        return None
 
 
 def _head(attempt: Attempt, snapshot: Snapshot, engine: str) -> PointHead:

@@ -21,6 +21,7 @@ from engine.commands import (
     Verify,
 )
 from engine.failures import BadInput, NotYet
+from engine.inbox import Tick
 from engine.parts import Parts
 from engine.records import Audited
 from engine.repository_views import repository_views
@@ -148,6 +149,7 @@ class Controls:
 
     async def apply_policies(self, digest: str, who: str) -> Mapping[str, Any]:
         plan = await self.parts.rulebook.apply(digest, who)
+        await self.parts.inbox.put(Tick(self.parts.now()))
         return {"digest": plan.id, "text": plan.render()}
 
     async def select(self, query: str, limits: QueryLimits) -> QueryAnswer:

@@ -81,6 +81,12 @@ class CopyStopped(Exception):
     """The copy was told to stop before its end."""
 
 
+def stop_if(stop: threading.Event) -> None:
+    """Raise CopyStopped when stop is set: for progress callbacks of work that has no other way to end early."""
+    if stop.is_set():
+        raise CopyStopped("stopped before its end")
+
+
 def plan_copy(changes: Changes, mapped: Iterable[Extent] | None, *, capacity_bytes: int, block_bytes: int) -> CopyPlan:
     """What a copy reads. `mapped` are the parts that may hold data, None where that was not asked.
 

@@ -194,9 +194,10 @@ class Dispatcher:
                 draft.row(self.world.account_all(vm.id))
         self.suspicions.look(self.world, touched, now)
         await self._commit(draft)
-        if update.complete:
-            self.jobs_changed()
-        return ()
+        if not update.complete:
+            return ()
+        self.jobs_changed()
+        return await self._tick(now)  # what a start finds due shall not wait for the clock
 
     async def _first_contact(self, vcenter: str) -> bool:
         """Whether this vCenter was never followed: what stands there now then needs no event to explain it."""

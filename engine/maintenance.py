@@ -7,14 +7,16 @@ out. The janitor removes only what carries this engine's mark and belongs to no 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from connectors.errors import ConnectorError
 from connectors.hypervisor import Leftover
+from engine.copying import stop_if
 from engine.ports import Hypervisor
-from engine.threads import Threads, settled
+from engine.threads import Threads, interruptible, settled
 from policies.decision import Expire, RetentionPlan
 from policies.facts import PointId, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
@@ -147,5 +149,10 @@ async def reclaim(repository: Repository, plan: ReclaimPlan, threads: Threads, *
 async def verify_points(
     repository: Repository, threads: Threads, *, now: datetime, points: Sequence[PointId] | None = None
 ) -> VerifyReport:
-    """Read back and compare; marks what is damaged."""
-    return await settled(threads.long, verify, repository, points=points, now=now)
+    """Read back and compare; marks what is damaged. A cancellation ends it between two reads."""
+    stop = threading.Event()
+
+    def work() -> VerifyReport:
+        return verify(repository, points=points, now=now, progress=lambda _: stop_if(stop))
+
+    return await interruptible(threads.long, stop, work)

@@ -13,6 +13,7 @@ from connectors.disks import Extent
 from connectors.hypervisor import RestoreTarget
 from engine import maintenance, overview, upkeep
 from engine.commands import BackUpDisk, BackUpVm, RestoreToFile, RestoreToVm
+from engine.copying import stop_if
 from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict
 from engine.file_restore import restore_to_file
 from engine.inbox import Told
@@ -24,11 +25,11 @@ from engine.rawdisk import RawDisk, back_up_file
 from engine.rawnbd import back_up_nbd
 from engine.restore import restore_vm
 from engine.tasks import Body, Watch
-from engine.threads import settled
+from engine.threads import interruptible, settled
 from policies.decision import BackUp
-from policies.facts import Event, EventType, PointId, VmId
+from policies.facts import Event, EventType, PointId, RestorePoint, VmId
 from storage.reclaim import SafetyAges
-from storage.repository import PointDetail
+from storage.repository import PointDetail, PointDisk
 
 PROGRESS_SECONDS = 0.5
 """How often the progress of a run is looked at for who follows it."""
@@ -138,7 +139,16 @@ def back_up_disk(parts: Parts, asked: BackUpDisk) -> Body:
         if is_nbd(asked.source):
             point = await back_up_nbd(parts.repository, raw, parts.now(), begin, advance)
         else:
-            point = await settled(parts.threads.long, back_up_file, parts.repository, raw, parts.now(), begin, advance)
+            stop = threading.Event()
+
+            def step(done: int) -> None:
+                stop_if(stop)
+                advance(done)
+
+            def work() -> RestorePoint:
+                return back_up_file(parts.repository, raw, parts.now(), begin, step)
+
+            point = await interruptible(parts.threads.long, stop, work)
         parts.world.set_points(point.vm, [*parts.world.points.get(point.vm, ()), point])
         return point_row(point)
 
@@ -161,12 +171,7 @@ def restore_file(parts: Parts, point: PointId, asked: RestoreToFile) -> Body:
             begin, _ = _steps(watch)
             begin(f"{point} {label}", disk.record.mapped_bytes)
 
-            def progress(done: int) -> None:
-                watch.done = done
-
-            written = await settled(
-                parts.threads.long, restore_to_file, disk, target, force=asked.force, progress=progress
-            )
+            written = await _write_file(parts, disk, target, asked.force, watch)
             results.append(
                 {
                     "point": point,
@@ -180,6 +185,19 @@ def restore_file(parts: Parts, point: PointId, asked: RestoreToFile) -> Body:
         return results[0] if len(results) == 1 else {"point": point, "disks": results}
 
     return body
+
+
+async def _write_file(parts: Parts, disk: PointDisk, target: Path, force: bool, watch: Watch) -> int:
+    stop = threading.Event()
+
+    def progress(done: int) -> None:
+        stop_if(stop)
+        watch.done = done
+
+    def work() -> int:
+        return restore_to_file(disk, target, force=force, progress=progress)
+
+    return await interruptible(parts.threads.long, stop, work)
 
 
 def _files(folder: Path, labels: list[str]) -> dict[str, Path]:

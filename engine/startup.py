@@ -30,6 +30,7 @@ from engine.world import World
 from metrics.registry import Metrics
 from policies.admission import Limits
 from policies.facts import Address, Event, Facts, RestorePoint, VmId
+from storage.errors import StorageError
 from storage.repository import PointDetail, Repository
 
 log = logging.getLogger("engine.startup")
@@ -186,7 +187,11 @@ async def _adopt(parts: Parts, unknown: Iterable[VmId], points: list[RestorePoin
     rows: list[VmRow] = []
     for vm in unknown:
         mine = [point for point in points if point.vm == vm]
-        detail = await settled(parts.threads.repository, parts.repository.detail, mine[-1].id)
+        try:
+            detail = await settled(parts.threads.repository, parts.repository.detail, mine[-1].id)
+        except StorageError as error:
+            log.error("VM id not taken over", extra={"vm": mine[-1].vm_name, "why": str(error)})
+            continue
         if detail.head.aliases.get("moref"):
             rows.append(VmRow(vm, _traits(detail), {}, mine[0].taken_at, left_at=None))
     if rows:

@@ -24,6 +24,7 @@ from policies.admission import retry_at
 from policies.facts import Facts, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
 from policies.protection import due_of, protection
+from storage.errors import Damaged
 from storage.repository import Repository
 
 log = logging.getLogger("engine.worker")
@@ -205,7 +206,12 @@ class Crew:
         now = self.now()
         if judged.exit_code == 1:
             log.error("bug in a job", extra={"job": job.id, "vm": job.vm}, exc_info=error)
-        again = judged.kind is Kind.RETRY and job.attempts < MAX_ATTEMPTS
+        retriable = judged.kind is Kind.RETRY
+        if isinstance(error, Damaged) and job.kind is JobKind.BACKUP:
+            # What the run built on is damaged; a full read builds on nothing.
+            retriable = True
+            await settled(self.threads.state, self.state.distrust, job.vm, f"the base is damaged: {error}", "", now)
+        again = retriable and job.attempts < MAX_ATTEMPTS
         retry = retry_at(now, job.attempts, job.key, self.engine) if again else None
         state = JobState.QUARANTINED if judged.kind is Kind.QUARANTINE else JobState.FAILED
         after = replace(
