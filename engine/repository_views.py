@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyarrow
+
+from storage.catalog import VIEWS
 from storage.repository import Repository
 
-VIEWS = ("restore_points", "vms", "disks", "packs", "chunks", "marks")
-
-_RENAMED = {"restore_points": {"vm": "vm_id", "vm_name": "vm"}}
+_RENAMED = {"restore_points": {"vm": "vm_id", "vm_name": "vm"}, "vms": {"id": "vm_id", "name": "vm"}}
 
 
 def repository_views(repository: Repository) -> Mapping[str, Callable[[], Any]]:
-    """For each view the function that gives its rows as Arrow; blocking, safe in any thread."""
+    """For each view the function that gives a reader of its rows as Arrow batches; blocking, safe in any thread."""
     return {name: lambda name=name: _rows(repository, name) for name in VIEWS}  # type: ignore[misc]
 
 
-def _rows(repository: Repository, name: str) -> Any:
-    table = repository.opened_catalog().export_views()[name]
+def _rows(repository: Repository, name: str) -> pyarrow.RecordBatchReader:
+    reader = repository.opened_catalog().export_view(name)
     renamed = _RENAMED.get(name, {})
-    return table.rename_columns([renamed.get(column, column) for column in table.column_names])
+    names = [renamed.get(column, column) for column in reader.schema.names]
+    schema = pyarrow.schema([field.with_name(to) for field, to in zip(reader.schema, names, strict=True)])
+    return pyarrow.RecordBatchReader.from_batches(schema, (batch.rename_columns(names) for batch in reader))

@@ -60,6 +60,22 @@ class Source(Protocol):
     def mark(self, key: str) -> Mark: ...
 
 
+VIEWS = {
+    "restore_points": "SELECT * FROM points ORDER BY taken_at",
+    "vms": "SELECT vm AS id, max_by(vm_name, taken_at) AS name, count(*) AS restore_points,"
+    " min(taken_at) AS oldest, max(taken_at) AS newest, sum(stored_bytes)::UBIGINT AS stored_bytes"
+    " FROM points GROUP BY vm ORDER BY name",
+    "disks": "SELECT * FROM disks ORDER BY point, position",
+    "packs": "SELECT * FROM packs ORDER BY number",
+    "chunks": "SELECT printf('%016x%016x%016x%016x', h0, h1, h2, h3) AS id, pack, slot, byte_offset,"
+    " stored_bytes, raw_bytes, codec FROM chunks",
+    "marks": "SELECT * FROM marks ORDER BY point, sequence",
+}
+"""What read-only SQL elsewhere may see."""
+
+VIEW_BATCH_ROWS = 50_000
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What one transaction adds and removes."""
@@ -156,21 +172,14 @@ class Catalog:
         return [restore_point(row, marks.fold(by_point.get(row[0], ()))) for row in rows]
 
     def export_views(self) -> dict[str, Any]:
-        """Arrow tables restore_points, vms, disks, packs, chunks and marks, for read-only SQL elsewhere."""
-        views = {
-            "restore_points": "SELECT * FROM points ORDER BY taken_at",
-            "vms": "SELECT vm AS id, max_by(vm_name, taken_at) AS name, count(*) AS restore_points,"
-            " min(taken_at) AS oldest, max(taken_at) AS newest, sum(stored_bytes)::UBIGINT AS stored_bytes"
-            " FROM points GROUP BY vm ORDER BY name",
-            "disks": "SELECT * FROM disks ORDER BY point, position",
-            "packs": "SELECT * FROM packs ORDER BY number",
-            "chunks": "SELECT printf('%016x%016x%016x%016x', h0, h1, h2, h3) AS id, pack, slot, byte_offset,"
-            " stored_bytes, raw_bytes, codec FROM chunks",
-            "marks": "SELECT * FROM marks ORDER BY point, sequence",
-        }
+        """Arrow tables of all VIEWS, for read-only SQL elsewhere."""
+        return {name: self.export_view(name).read_all() for name in VIEWS}
+
+    def export_view(self, name: str) -> Any:
+        """One of VIEWS as a reader of Arrow batches, in memory of a batch. Blocking; read it in one thread."""
         if self._db is None:
             self.open()
-        return {name: self._cursor().sql(sql).to_arrow_table() for name, sql in views.items()}
+        return self._db.cursor().sql(VIEWS[name]).to_arrow_reader(VIEW_BATCH_ROWS)
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row of every table, sorted: what a rebuilt catalog must equal."""
