@@ -184,6 +184,18 @@ def test_tracking_that_was_off_begins_with_a_new_identity(fresh_lab: Callable[..
     assert old.disks[0].change_id.split("/")[0] != new.disks[0].change_id.split("/")[0]
 
 
+def test_a_revert_brings_the_bytes_back_and_the_sequence_of_change_ids_too(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, tracking=True)
+    snapshot, old = take(lab, "web-01", "before")
+    lab.write_random_grains("web-01", share=0.3)
+    between, later = take(lab, "web-01", "later")
+    lab.remove_snapshot(between._moId)
+    lab.finish(snapshot.RevertToSnapshot_Task)
+    assert lab.flat("web-01").read_bytes() == old.disks[0].image.read_bytes()
+    _, after = take(lab, "web-01", "after")
+    assert after.disks[0].change_id == later.disks[0].change_id != old.disks[0].change_id
+
+
 def test_disks_outside_snapshots_are_not_frozen(fresh_lab: Callable[..., Lab]) -> None:
     odd = Machine(name="odd", disks=(4 << 20, 4 << 20), independent=(1,), raw_mappings=1, content=False)
     lab = fresh_lab(vms=0, extra=[odd])

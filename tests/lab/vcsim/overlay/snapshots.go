@@ -319,9 +319,11 @@ func (v *VirtualMachineSnapshot) RevertToSnapshotTask(ctx *Context, req *types.R
 			if err := copyFile(d.Flat+"."+v.Self.Value, d.Flat, d.Capacity); err != nil {
 				return nil, &types.FileFault{File: err.Error()}
 			}
+			d.Lock()
 			if state, ok := d.frozen[v.Self]; ok && state.track == d.track && state.track != "" {
 				d.seq, d.last = state.seq, state.last
 			}
+			d.Unlock()
 		}
 		vm.Snapshot = &types.VirtualMachineSnapshotInfo{CurrentSnapshot: &v.Self, RootSnapshotList: vm.Snapshot.RootSnapshotList}
 		vm.snapshotChanged()
