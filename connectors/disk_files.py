@@ -1,6 +1,6 @@
 """Disks that are files: raw images and block devices, read and written by positioned calls from any thread.
 
-Also the one place that tells raw files, block devices and NBD addresses apart.
+Quick to load: a command that reads a file needs no event loop.
 """
 
 from __future__ import annotations
@@ -8,16 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from connectors.disks import DiskReader, Extent, merge
+from connectors.disks import Extent, merge
 from connectors.errors import ConnectorError, Gone, NotPermitted, ReadFailed, TransportFailed, WriteFailed
-from connectors.nbd import NbdLimits, open_nbd
-from connectors.nbd_protocol import parse_uri
 
 
 class _DiskFile:
@@ -157,25 +154,6 @@ class FileWriter(_DiskFile):
 def is_nbd(source: str) -> bool:
     """Whether source is an NBD address rather than a path."""
     return source.startswith(("nbd:", "nbds:", "nbd+unix:", "nbds+unix:"))
-
-
-@asynccontextmanager
-async def open_source(source: str, *, limits: NbdLimits | None = None) -> AsyncIterator[DiskReader]:
-    """The disk behind a raw file, a block device or an NBD address, open until the block ends.
-
-    Raises TransportFailed for a broken address or a server that does not answer, Gone for a missing file,
-    NotPermitted for one that we may not read.
-    """
-    if is_nbd(source):
-        try:
-            address = parse_uri(source)
-        except ValueError as exc:
-            raise TransportFailed(str(exc), where=source) from exc
-        async with open_nbd(address, limits=limits) as disk:
-            yield disk
-    else:
-        with FileReader(Path(source)) as file:
-            yield file
 
 
 def _open(path: Path, flags: int) -> int:

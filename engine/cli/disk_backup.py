@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from connectors.disk_files import is_nbd
 from connectors.disks import Extent
 from engine.cli.options import Config, Json, PassphraseFile, Repo
 from engine.cli.output import say, show_json
@@ -62,7 +63,7 @@ def disk_backup(
 
 
 def _read(repository: Repository, raw: RawDisk, bar: Progress) -> RestorePoint:
-    if not _is_nbd(raw.source):
+    if not is_nbd(raw.source):
         return back_up_file(repository, raw, utc_now(), bar.begin, bar.advance)
     import asyncio  # a file needs no event loop, and starts a tenth of a second sooner without
 
@@ -74,10 +75,6 @@ def _read(repository: Repository, raw: RawDisk, bar: Progress) -> RestorePoint:
 def _ask(engine: Engine, source: str, name: str, extents: list[Extent] | None, bar: Progress) -> dict[str, Any]:
     from engine.cli.tasks import follow
 
-    where = source if _is_nbd(source) else str(Path(source).absolute())
+    where = source if is_nbd(source) else str(Path(source).absolute())
     pairs = None if extents is None else tuple((extent.offset, extent.length) for extent in extents)
     return dict(follow(engine, BackUpDisk(where, name, pairs), bar))
-
-
-def _is_nbd(source: str) -> bool:
-    return source.startswith(("nbd:", "nbds:", "nbd+unix:", "nbds+unix:"))

@@ -38,7 +38,7 @@ def test_help_loads_no_command() -> None:
 
 def test_the_backup_of_a_disk_loads_nothing_that_it_does_not_need() -> None:
     loaded = loaded_by("import engine.__main__, engine.cli.disk_backup, engine.cli.disk_restore")
-    assert not loaded & (HEAVY | {"http.client"})
+    assert not loaded & (HEAVY | {"asyncio", "ssl", "http.client"})
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.words)

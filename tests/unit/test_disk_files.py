@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from connectors.disk_files import FileReader, FileWriter, open_source
+from connectors.disk_files import FileReader, FileWriter
+from connectors.disk_sources import open_source
 from connectors.disks import Extent
 from connectors.errors import ConnectorError, Gone, ReadFailed, TransportFailed, WriteFailed
 from connectors.nbd import NbdDisk
