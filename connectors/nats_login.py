@@ -95,7 +95,11 @@ def read_login(settings: BusSettings) -> Login:
                 where=_shown(place),
                 hint="give a credentials file, an nkey, a token, or a user and a password",
             )
-    encrypted = any(place.scheme == "tls" for place in places) or settings.tls_ca is not None
+    encrypted = (
+        any(place.scheme == "tls" for place in places)
+        or settings.tls_ca is not None
+        or settings.tls_certificate is not None
+    )
     tls = _tls(settings) if encrypted else None
     return _with_secrets(settings, tls, must_encrypt=encrypted)
 

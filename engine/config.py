@@ -120,27 +120,47 @@ class Metrics(_Section):
 
 
 class Bus(_Section):
-    """`[bus]`: NATS. Off loopback, TLS and credentials are required."""
+    """`[bus]`: NATS. Off loopback, TLS and one way to log in are required.
+
+    `monitor_url` is the server's monitoring address, which alone tells whether it writes to disk before it
+    acknowledges. A message comes again after `ack_wait` and is given up after `max_deliver` deliveries.
+    """
 
     servers: tuple[str, ...] = Field(min_length=1)
-    site: str = Field(default="main", pattern=r"^[a-z0-9_-]+$")
-    stream: str = Field(default="BACKSTAY", pattern=r"^[A-Z0-9_]+$")
-    durable: str = Field(default="backstay", pattern=r"^[A-Za-z0-9_-]+$")
-    credentials: Path | None = None
+    site: str = Field(default="main", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     user: str = ""
     password: SecretSource | None = None
     token: SecretSource | None = None
+    nkey_file: Path | None = None
+    credentials: Path | None = None
     ca_file: Path | None = None
-    allow_unauthenticated: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
+    monitor_url: str = Field(default="", pattern=r"^(https?://[^/@]+/?)?$")
+    ack_wait: Duration = timedelta(minutes=1)
+    max_deliver: Count = 5
 
     @field_validator("servers", mode="before")
     @classmethod
     def _one_or_more(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("ack_wait")
+    @classmethod
+    def _is_long_enough(cls, value: timedelta) -> timedelta:
+        if value < timedelta(seconds=1):
+            raise ValueError('must be a second or longer; write for instance "60s"')
+        return value
+
     @model_validator(mode="after")
     def _is_guarded(self) -> Bus:
-        known = self.credentials is not None or self.token is not None or bool(self.user and self.password is not None)
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together; add the missing one")
+        if bool(self.user) != (self.password is not None):
+            raise ValueError("user and password belong together; add the missing one")
+        ways = [bool(self.user), *(way is not None for way in (self.token, self.nkey_file, self.credentials))]
+        if sum(ways) > 1:
+            raise ValueError("keep one way to log in: credentials, nkey_file, user and password, or token")
         for server in self.servers:
             scheme, _, rest = server.rpartition("://")
             if "@" in rest:
@@ -148,10 +168,13 @@ class Bus(_Section):
             host = rest.rpartition(":")[0] or rest
             if is_loopback(host.strip("[]")):
                 continue
-            if scheme not in ("tls", "wss"):
+            if scheme != "tls":
                 raise ValueError(f'"{server}" is not on this machine and needs TLS; write "tls://{rest}"')
-            if not known:
-                raise ValueError(f'"{server}" is not on this machine: add credentials, user and password, or token')
+            if not any(ways) and self.certificate is None:
+                raise ValueError(
+                    f'"{server}" is not on this machine: add credentials, nkey_file, user and password, token, '
+                    "or certificate and key"
+                )
         return self
 
 

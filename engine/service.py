@@ -101,7 +101,8 @@ def _for_nbdkit() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name == "BACKSTAY_LAB_ROOT"}
 
 
-def _bus_settings(bus: configuration.Bus) -> BusSettings:
+def bus_settings(bus: configuration.Bus) -> BusSettings:
+    """What the connector needs of `[bus]`; BadInput where a secret is not in a file."""
     for name, secret in (("password", bus.password), ("token", bus.token)):
         if secret is not None and secret.kind != "file":
             raise BadInput("must be read from a file", where=f"bus.{name}", hint=f'write {name} = "file:/path"')
@@ -111,8 +112,14 @@ def _bus_settings(bus: configuration.Bus) -> BusSettings:
         user=bus.user,
         password_file=Path(bus.password.place) if bus.password is not None else None,
         token_file=Path(bus.token.place) if bus.token is not None else None,
+        nkey_file=bus.nkey_file,
         credentials_file=bus.credentials,
         tls_ca=bus.ca_file,
+        tls_certificate=bus.certificate,
+        tls_key=bus.key,
+        monitor_url=bus.monitor_url,
+        ack_wait_seconds=bus.ack_wait.total_seconds(),
+        max_deliver=bus.max_deliver,
     )
 
 
@@ -210,7 +217,7 @@ class Service:
         parts, patience = self.parts, Patience()
         while True:
             try:
-                bus = await open_bus(_bus_settings(settings), parts.metrics)
+                bus = await open_bus(bus_settings(settings), parts.metrics)
                 break
             except LoginRefused:
                 raise

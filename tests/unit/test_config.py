@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from connectors.nats_login import BusSettings
 from engine.config import Config, load, parse, split_address
 from engine.credentials import Secret, parse_secret
 from engine.failures import BadInput
+from engine.service import bus_settings
 
 HERE = Path("/etc/backstay/backstay.toml")
 LEAST = 'schema = 1\n[repository]\npath = "repo"\n'
@@ -79,6 +81,15 @@ verify = "3d"
         (LEAST + "[bus]\nservers = 'nats://nats.example.com:4222'\n", "needs TLS"),
         (LEAST + "[bus]\nservers = 'tls://nats.example.com:4222'\n", "add credentials"),
         (LEAST + "[bus]\nservers = 'nats://u:p@localhost:4222'\n", "holds no password"),
+        (LEAST + "[bus]\nservers = 'nats://localhost:4222'\nuser = 'u'\n", "user and password belong together"),
+        (LEAST + "[bus]\nservers = 'nats://localhost:4222'\nkey = 'k'\n", "certificate and key belong together"),
+        (
+            LEAST + "[bus]\nservers = 'nats://localhost:4222'\nnkey_file = 'n'\ncredentials = 'c'\n",
+            "keep one way to log in",
+        ),
+        (LEAST + "[bus]\nservers = 'nats://localhost:4222'\nack_wait = '10ms'\n", "bus.ack_wait"),
+        (LEAST + "[bus]\nservers = 'nats://localhost:4222'\nmonitor_url = 'u:p@localhost'\n", "bus.monitor_url"),
+        (LEAST + "[bus]\nservers = 'nats://localhost:4222'\nstream = 'X'\n", "unknown key bus.stream"),
         (LEAST + "[transport]\norder = ['san']\n", "transport.order.0"),
         (LEAST + "[vcenter.a]\nhost = 'h'\nuser = 'u'\n", ":4:10: vcenter.a.password is missing"),
         (LEAST + "x = \n", "this is not TOML"),
@@ -147,6 +158,57 @@ def test_a_secret_file_that_everybody_may_read_is_refused(tmp_path: Path) -> Non
     kept.chmod(0o604)
     with pytest.raises(BadInput, match="chmod 600"):
         parse_secret(f"file:{kept}").read()
+
+
+def test_everything_that_is_said_of_the_bus_reaches_its_connector() -> None:
+    config = parse(
+        LEAST
+        + """[bus]
+servers = ["tls://nats.example.com:4222"]
+site = "north"
+nkey_file = "engine.nk"
+ca_file = "ca.pem"
+certificate = "engine.pem"
+key = "engine.key"
+monitor_url = "http://nats.example.com:8222"
+ack_wait = "90s"
+max_deliver = 3
+""",
+        HERE,
+    )
+    assert config.bus is not None
+    assert bus_settings(config.bus) == BusSettings(
+        servers=("tls://nats.example.com:4222",),
+        site="north",
+        nkey_file=HERE.parent / "engine.nk",
+        tls_ca=HERE.parent / "ca.pem",
+        tls_certificate=HERE.parent / "engine.pem",
+        tls_key=HERE.parent / "engine.key",
+        monitor_url="http://nats.example.com:8222",
+        ack_wait_seconds=90.0,
+        max_deliver=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("login", "field"),
+    [
+        ("credentials = 'x'", "credentials_file"),
+        ("token = 'file:x'", "token_file"),
+        ("user = 'u'\npassword = 'file:x'", "password_file"),
+    ],
+)
+def test_each_way_to_log_in_to_the_bus_reaches_its_connector(login: str, field: str) -> None:
+    config = parse(LEAST + f"[bus]\nservers = 'tls://nats.example.com:4222'\n{login}\n", HERE)
+    assert config.bus is not None
+    assert getattr(bus_settings(config.bus), field) == HERE.parent / "x"
+
+
+def test_a_secret_of_the_bus_that_is_not_in_a_file_is_refused() -> None:
+    config = parse(LEAST + "[bus]\nservers = 'nats://localhost:4222'\ntoken = 'env:X'\n", HERE)
+    assert config.bus is not None
+    with pytest.raises(BadInput, match=r"bus\.token"):
+        bus_settings(config.bus)
 
 
 def test_addresses_need_a_port() -> None:
