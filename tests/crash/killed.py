@@ -32,7 +32,9 @@ def main(scenario: str, location: Path) -> None:
             case "hold":
                 repo.mark_hold(points[0].id, "court", later(hours=5))
             case "reclaim":
-                repo.expire(points[0].id, "old", later(hours=5))
+                for point in points:
+                    if point.vm == "vm-0":
+                        repo.expire(point.id, "old", later(hours=5))
                 now = later(days=3650)
                 carry_out(repo, plan_reclaim(repo, now, AGELESS, EAGER), now)
 

@@ -16,7 +16,7 @@ from storage.rebuild import rebuild_catalog
 from storage.reclaim import SafetyAges, Thresholds, carry_out, plan_reclaim
 from storage.repository import Repository
 from storage.verify import verify
-from tests.storage_kit import FaultyBlobs, back_up, changed, image, later, make, opened, read_back
+from tests.storage_kit import BLOCK, FaultyBlobs, back_up, changed, image, later, make, opened, read_back
 
 AGELESS = SafetyAges(timedelta(0), timedelta(days=36500))
 EAGER = Thresholds(dead_share=0.01)
@@ -37,7 +37,7 @@ def stage(tmp_path: Path) -> Stage:
     location = make(tmp_path / "stage")
     disk = image(1, 60)
     with opened(location) as repo:
-        old = back_up(repo, image(2, 60), vm="vm-old")
+        old = back_up(repo, image(2, 60)[: 30 * BLOCK] + disk[30 * BLOCK :], vm="vm-old")  # half of it is shared
         one = back_up(repo, disk)
         second = changed(disk, 3, [4, 5])
         two = back_up(repo, second, base=one.id, blocks=[4, 5], at=later(hours=1))
@@ -117,7 +117,7 @@ def test_a_full_store_is_told_as_such_and_a_later_run_succeeds(tmp_path: Path, s
 def test_a_failure_of_one_run_breaks_those_beside_it_but_not_those_after(tmp_path: Path, stage: Stage) -> None:
     from policies.facts import VmId
     from storage.repository import DiskHead, PointHead
-    from tests.storage_kit import BLOCK, NOW
+    from tests.storage_kit import NOW
 
     blobs = FaultyBlobs(stage.location, 2, once=True)
     fresh = image(77, 20, used=1.0)

@@ -13,7 +13,7 @@ import pytest
 
 from storage.verify import verify
 from tests.crash import killed
-from tests.storage_kit import back_up, changed, image, later, make, opened, read_back
+from tests.storage_kit import BLOCK, back_up, changed, image, later, make, opened, read_back
 
 POINTS = {
     "backup": [
@@ -38,7 +38,7 @@ POINTS = {
         "pack.sealed",
         "reclaim.copied",
         "reclaim.hidden:2",
-        "reclaim.pack_deleted:3",
+        "reclaim.pack_deleted:4",
     ],
     "rebuild": ["rebuild.index_removed", "catalog.removed", "catalog.created"],
 }
@@ -51,7 +51,10 @@ def test_a_process_killed_at_any_step_harms_no_restore_point(tmp_path: Path, sce
     first = image(1, 60)
     second = changed(first, 2, [7, 8, 9])
     with opened(location) as repo:
-        old = back_up(repo, image(3, 60), vm="vm-0", name="old")
+        gone = back_up(
+            repo, image(4, 60), vm="vm-0", name="old"
+        )  # its packs will be wholly dead, those of the next partly
+        old = back_up(repo, image(3, 60)[: 30 * BLOCK] + first[30 * BLOCK :], vm="vm-0", name="old")
         one = back_up(repo, first, at=later(hours=1))
         two = back_up(repo, second, base=one.id, blocks=[7, 8, 9], at=later(hours=2))
     environment = {**os.environ, "BACKSTAY_FAILPOINT": failpoint}
@@ -64,9 +67,9 @@ def test_a_process_killed_at_any_step_harms_no_restore_point(tmp_path: Path, sce
         assert {one.id, two.id} <= points
         assert points == repo.point_ids()
         if scenario in ("backup", "hold", "rebuild"):
-            assert old.id in points
+            assert {gone.id, old.id} <= points
         committed = failpoint in ("commit.manifest_written", "commit.catalog_written")
-        assert len(points - {old.id, one.id, two.id}) == committed
+        assert len(points - {gone.id, old.id, one.id, two.id}) == committed
         assert verify(repo, now=later(hours=6)).sound
         assert read_back(repo, one.id) == first
         assert read_back(repo, two.id) == second

@@ -12,7 +12,7 @@ from storage.format import FLAG_ENCRYPTED
 from storage.verify import verify
 from tests.storage_kit import NOW, back_up, changed, files, image, make, opened, read_back, restored
 
-FLIPS_PER_OBJECT = 12
+FLIPS_PER_OBJECT = 5
 
 
 def _repository(location: Path, encrypted: bool) -> tuple[PointId, bytearray]:
@@ -34,11 +34,12 @@ def _detected_by_verify(location: Path) -> bool:
         return True
 
 
-def _restored_wrong(location: Path, point: PointId, disk: bytearray, target: Path) -> bool:
+def _restored_wrong(location: Path, point: PointId, disk: bytearray, target: Path | None) -> bool:
     """Whether a restore gives wrong bytes without an error."""
     try:
         with opened(location) as repo:
-            return read_back(repo, point) != disk or restored(repo, point, target) != disk
+            way_out = read_back(repo, point) if target is None else restored(repo, point, target)
+            return way_out != disk
     except StorageError:
         return False
 
@@ -60,7 +61,8 @@ def test_a_changed_byte_anywhere_is_found_and_never_restored(tmp_path: Path, kin
             broken[place] ^= chance.randrange(1, 256)
             path.write_bytes(broken)
             assert _detected_by_verify(location), f"{path.name} byte {place} of {len(sound)}"
-            assert not _restored_wrong(location, point, disk, tmp_path / "out"), f"{path.name} byte {place}"
+            target = tmp_path / "out" if place % 2 else None
+            assert not _restored_wrong(location, point, disk, target), f"{path.name} byte {place}"
         path.write_bytes(sound)
         for cut in (0, len(sound) // 2, len(sound) - 1):
             path.write_bytes(sound[:cut])
