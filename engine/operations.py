@@ -23,6 +23,7 @@ from engine.plain import plain, point_row
 from engine.ports import Hypervisor
 from engine.rawdisk import RawDisk, back_up_file
 from engine.rawnbd import back_up_nbd
+from engine.reports import plan_row
 from engine.restore import restore_vm
 from engine.tasks import Body, Watch
 from engine.threads import interruptible, settled
@@ -269,16 +270,13 @@ def reclaim_repository(parts: Parts, *, plan_only: bool) -> Body:
         watch.say("looking for what nothing needs")
         ages = SafetyAges(young_pack=parts.config.maintenance.orphan_pack)
         plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
-        said: dict[str, Any] = {
-            "planned": {"drop": plain(plan.drop), "rewrite": plain(plan.rewrite), "total_bytes": plan.total_bytes}
-        }
         if plan_only:
-            return {**said, "exit_code": int(Exit.PARTIAL if plan.drop or plan.rewrite else Exit.DONE)}
+            return {**plan_row(plan), "exit_code": int(Exit.PARTIAL if plan.drop or plan.rewrite else Exit.DONE)}
         watch.say("freeing packs")
         outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
         parts.metrics.reclaimed(outcome.freed_bytes)
         parts.metrics.operation_finished("reclaim", "done")
-        return {**said, **plain(outcome)}
+        return {**plan_row(plan), **plain(outcome)}
 
     return body
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from engine.state import State
@@ -26,6 +26,10 @@ log = logging.getLogger("engine.policies")
 
 UNKNOWN_BEFORE = {"(before).toml": 'schema = 1\n[policy.what-was-before]\nselect.all = ["*"]\n'}
 """Stands for policies that a lost state does not tell any more: they protect nothing and keep every restore point."""
+
+
+REPLAN_AFTER = timedelta(seconds=20)
+"""How old the comparison of a pending change may be: the inventory goes on changing under it."""
 
 
 def fingerprint(directory: Path) -> str:
@@ -57,6 +61,7 @@ class Rulebook:
     pending_since: datetime | None = None
     _files: PolicySet | None = None
     _seen: str = ""
+    _planned_at: datetime | None = None
 
     async def start(self, *, keep_everything: bool) -> None:
         """Take over what was accepted before. With keep_everything, nobody knows: no restore point newly expires."""
@@ -85,8 +90,15 @@ class Rulebook:
         self.changed()
         return True
 
+    def stale(self, now: datetime) -> bool:
+        """Whether a pending change should be compared again: soon while the inventory was not known, else at times."""
+        if self.plan is None or self._planned_at is None:
+            return False
+        return not self.plan.vms or now - self._planned_at >= REPLAN_AFTER
+
     async def replan(self) -> None:
         """Compare the files with what is in force, as the inventory is now."""
+        self._planned_at = self.now()
         if self._files is None or (self.plan is None and self._files.hash == self.accepted.hash):
             return
         plan = plan_reload(self.accepted, self._files, self.facts(self.now()))

@@ -154,7 +154,7 @@ class Sources:
             await asyncio.sleep(every.total_seconds())
             try:
                 changed = await rulebook.look()
-                if not changed and rulebook.plan is not None:
+                if not changed and rulebook.stale(self.now()):
                     await rulebook.replan()
                 if changed:
                     await self.inbox.put(Tick(self.now()))

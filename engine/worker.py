@@ -281,7 +281,9 @@ class Crew:
         return Abandoned(reason)
 
     async def _give_back(self, job: Job) -> None:
-        """The engine stops: the job waits for the next start."""
+        """The engine stops: the job waits for the next start, unless it was settled just before."""
+        if job.id not in self.world.jobs:
+            return
         waiting = replace(job, state=JobState.PENDING)
         self.world.set_job(waiting)
         await settled(self.threads.state, self.state.save_job, waiting)
