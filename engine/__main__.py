@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cyclopts import CycloptsError
-
-from engine.cli.frame import build
+from engine.cli.table import overview
 from engine.failures import Exit, verdict
 
 
@@ -24,13 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
-            code = build(given)(given, exit_on_error=False, print_error=False)
+            code = _run(given)
             sys.stdout.flush()
-        except CycloptsError as error:
-            return _complain(f"{_one_line(error)}\nSee: backstay {_command(given)}--help", Exit.USAGE)
         except BrokenPipeError:
             return _nobody_reads()
-        return int(code or Exit.DONE)
+        return code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else Exit.DONE
     except BaseException as error:
@@ -40,16 +36,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(judged.sentence, judged.exit_code)
 
 
+def _run(given: list[str]) -> int:
+    match given:
+        case [] | ["--help" | "-h" | "help"]:
+            sys.stdout.write(f"{overview()}\n")
+        case ["--version" | "version"]:
+            from importlib.metadata import version
+
+            sys.stdout.write(f"backstay {version('backstay')}\n")
+        case _:
+            return _command(given)
+    return int(Exit.DONE)
+
+
+def _command(given: list[str]) -> int:
+    # Loaded late: the overview needs none of it.
+    from cyclopts import CycloptsError
+
+    from engine.cli.frame import build
+
+    try:
+        return int(build(given)(given, exit_on_error=False, print_error=False) or Exit.DONE)
+    except CycloptsError as error:
+        said = " ".join(str(error).split())
+        return _complain(f"{said}\nSee: backstay {_words(given)}--help", Exit.USAGE)
+
+
 def _complain(message: str, code: Exit) -> int:
     sys.stderr.write(f"{message}\n")
     return int(code)
 
 
-def _one_line(error: CycloptsError) -> str:
-    return " ".join(str(error).split())
-
-
-def _command(given: Sequence[str]) -> str:
+def _words(given: Sequence[str]) -> str:
     words = [word for word in given[:2] if word.isalpha()]
     return " ".join([*words, ""])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -16,7 +17,6 @@ from engine.commands import RestoreToFile
 from engine.file_restore import restore_to_file
 from engine.units import show_size
 from policies.facts import PointId
-from storage.errors import NoSuchPoint
 from storage.repository import Repository
 
 
@@ -25,7 +25,7 @@ def disk_restore(
     /,
     *,
     to: Annotated[Path, Parameter(help="The file or block device to write.")],
-    disk: Annotated[str, Parameter(help="Which disk, where the restore point has several.")] = "",
+    disk: Annotated[str, Parameter(help="Only this disk; without it several become files in a folder.")] = "",
     force: Annotated[bool, Parameter(help="Overwrite a file or block device that is there.")] = False,
     repo: Repo = None,
     config: Config = None,
@@ -46,31 +46,46 @@ def disk_restore(
     if json:
         show_json(result)
     else:
-        say(f"Restored {result['point']}, {result['disk']}, to {to}: {show_size(result['capacity_bytes'])}, verified.")
+        say(told(result, to))
+
+
+def told(result: Mapping[str, Any], target: Path) -> str:
+    """What a person hears of a restore."""
+    disks = result.get("disks") or [result]
+    size = sum(disk["capacity_bytes"] for disk in disks)
+    names = ", ".join(str(disk["disk"]) for disk in disks)
+    return f"Restored {result['point']}, {names}, to {target}: {show_size(size)}, verified."
 
 
 def restore_here(
     repository: Repository, reference: str, wanted: str, target: Path, force: bool, bar: Progress
 ) -> dict[str, object]:
-    """Write a disk of a repository that we own; what `--json` shows of it."""
+    """Write disks of a repository that we own; what `--json` shows of it.
+
+    Several disks, of which none is chosen, become files in the target as a folder.
+    """
     point = repository.find(reference)
-    name = wanted or only_disk(repository, point)
-    opened = repository.read_disk(point, name)
-    bar.begin(f"{point} {name}", opened.record.mapped_bytes)
-    written = restore_to_file(opened, target, force=force, progress=Steps(bar))
+    labels = [wanted] if wanted else [record.head.name for record in repository.detail(point).disks]
+    if len(labels) == 1:
+        return _restore_disk(repository, point, labels[0], target, force, bar)
+    target.mkdir(parents=True, exist_ok=True)
+    files = {label: target / f"{label.replace('/', '_')}.raw" for label in labels}
     return {
         "point": point,
-        "disk": name,
-        "target": str(target.absolute()),
-        "capacity_bytes": opened.capacity_bytes,
-        "written_bytes": written,
+        "disks": [_restore_disk(repository, point, label, file, force, bar) for label, file in files.items()],
     }
 
 
-def only_disk(repository: Repository, point: PointId) -> str:
-    """The label of the only disk; NoSuchPoint lists them when there are several."""
-    names = [record.head.name for record in repository.detail(point).disks]
-    if len(names) != 1:
-        known = ", ".join(names) or "none"
-        raise NoSuchPoint(f"restore point {point} has {len(names)} disks", hint=f"choose one with --disk: {known}")
-    return names[0]
+def _restore_disk(
+    repository: Repository, point: PointId, label: str, target: Path, force: bool, bar: Progress
+) -> dict[str, object]:
+    disk = repository.read_disk(point, label)
+    bar.begin(f"{point} {label}", disk.record.mapped_bytes)
+    written = restore_to_file(disk, target, force=force, progress=Steps(bar))
+    return {
+        "point": point,
+        "disk": label,
+        "target": str(target.absolute()),
+        "capacity_bytes": disk.capacity_bytes,
+        "written_bytes": written,
+    }

@@ -7,7 +7,8 @@ import os
 import sys
 from contextlib import redirect_stdout
 
-from engine.cli.frame import COMMANDS, SUMMARY, build
+from engine.cli.frame import build
+from engine.cli.table import COMMANDS, SUMMARY
 from engine.failures import EXIT_MEANINGS
 
 WIDTH = 100

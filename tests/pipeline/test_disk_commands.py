@@ -12,10 +12,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from policies.facts import VmId
+from storage.repository import DiskHead, PointHead, open_repository
 from tests.console import BACKSTAY, backstay, environment
 
 MIB = 1 << 20
@@ -402,3 +405,27 @@ def test_an_unknown_restore_point_is_bad_input(tmp_path: Path, repo: Path) -> No
     for point in ("nothing", "web@latest", "@latest", ""):
         ran = backstay("disk", "restore", point, "--repo", repo, "--to", "x.img", home=tmp_path, expect=2)
         assert ran.err.strip()
+
+
+def test_a_restore_point_of_several_disks_becomes_a_folder_or_the_chosen_disk(tmp_path: Path, repo: Path) -> None:
+    contents = {"Hard disk 1": os.urandom(3 * GRAIN), "Hard disk 2": os.urandom(2 * GRAIN)}
+    head = PointHead(VmId("vm-1"), "web", datetime.now(UTC))
+    with (
+        open_repository(repo, now=lambda: datetime.now(UTC)) as repository,
+        repository.new_point(head) as pending,
+    ):
+        for label, content in contents.items():
+            ingest = pending.disk(DiskHead(label, len(content)), base=None)
+            ingest.write(0, memoryview(content))
+            ingest.finish()
+        pending.commit()
+    backstay("restore", "web@latest", "--repo", repo, "--to-file", tmp_path / "all", home=tmp_path)
+    for label, content in contents.items():
+        assert (tmp_path / "all" / f"{label}.raw").read_bytes() == content
+    one = tmp_path / "one.img"
+    backstay("disk", "restore", "web@latest", "--disk", "Hard disk 2", "--repo", repo, "--to", one, home=tmp_path)
+    assert one.read_bytes() == contents["Hard disk 2"]
+    ran = backstay(
+        "disk", "restore", "web@latest", "--disk", "x", "--repo", repo, "--to", tmp_path / "y", home=tmp_path, expect=2
+    )
+    assert "Hard disk 1" in ran.err

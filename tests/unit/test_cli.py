@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from engine.__main__ import main
-from engine.cli.frame import COMMANDS
 from engine.cli.output import printable
 from engine.cli.reference import reference
+from engine.cli.table import COMMANDS
 from engine.failures import EXIT_MEANINGS
 from tests.console import backstay
 
@@ -33,7 +33,7 @@ HEAVY = {"fastapi", "uvicorn", "httpx", "numpy", "pyarrow", "duckdb", "pydantic"
 
 def test_help_loads_no_command() -> None:
     loaded = loaded_by("from engine.__main__ import main; main(['--help'])")
-    assert not loaded & (HEAVY | {"asyncio", "storage.repository", "engine.cli.points"})
+    assert not loaded & (HEAVY | {"asyncio", "cyclopts", "rich", "storage.repository", "engine.cli.points"})
 
 
 def test_the_backup_of_a_disk_loads_nothing_that_it_does_not_need() -> None:
@@ -80,6 +80,15 @@ def test_wrong_usage_ends_with_two_and_a_hint(arguments: list[str], said: str, t
     assert said in ran.err and ran.out == ""
 
 
+def test_the_overview_has_every_command_and_exit_code(tmp_path: Path) -> None:
+    told = backstay(home=tmp_path).out
+    assert told == backstay("--help", home=tmp_path).out
+    for command in COMMANDS:
+        assert f"  {command.words} " in told and command.summary in told
+    for code, meaning in EXIT_MEANINGS.items():
+        assert f"{code.value:3}  {meaning}" in told
+
+
 def test_the_version_is_told(tmp_path: Path) -> None:
     assert backstay("--version", home=tmp_path).out.startswith("backstay ")
 
@@ -90,7 +99,7 @@ def test_a_bug_shows_a_short_text_and_keeps_its_details_privately(
     def broken(given: object) -> object:
         raise ValueError("password=hunter2")
 
-    monkeypatch.setattr("engine.__main__.build", broken)
+    monkeypatch.setattr("engine.cli.frame.build", broken)
     monkeypatch.setenv("BACKSTAY_BUG_DIR", str(tmp_path))
     assert main(["points"]) == 1
     said = capsys.readouterr().err

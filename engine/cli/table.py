@@ -1,0 +1,64 @@
+"""Which commands there are: their words, where their functions are, and the sentence that says what each is for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.failures import EXIT_MEANINGS
+
+SUMMARY = "Back up VMware VMs as your policies say, while they move."
+
+GROUPS = {
+    "policy": "Look at policies, check them, confirm what they change.",
+    "repo": "Make repositories.",
+    "disk": "Back up and restore single disks that are in no vCenter.",
+    "catalog": "Look after the catalog of a repository.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: its words, where its function is, and its summary in the list."""
+
+    words: str
+    function: str
+    summary: str
+
+
+COMMANDS = (
+    Command("look", "look:look", "Look at a vCenter without touching it."),
+    Command("init", "init:init", "Write a working configuration, one policy and a repository."),
+    Command("check", "check:check", "Check that everything is ready for the engine."),
+    Command("run", "run:run", "Run the engine."),
+    Command("status", "status:status", "Show how protection stands."),
+    Command("points", "points:points", "List restore points."),
+    Command("backup", "backup:backup", "Back a VM up now."),
+    Command("restore", "restore:restore", "Restore a disk to a file, or a whole VM into a new one."),
+    Command("hold", "hold:hold", "Keep a restore point whatever retention says."),
+    Command("release", "release:release", "Open the holds of a restore point."),
+    Command("expire", "expire:expire", "Forget a restore point."),
+    Command("policy lint", "policy_lint:policy_lint", "Check policy files."),
+    Command("policy explain", "policy_explain:policy_explain", "Say which policies select a VM and what they decide."),
+    Command("policy apply", "policy_apply:policy_apply", "Confirm a change that would take protection away."),
+    Command("policy schema", "policy_schema:policy_schema", "Print the JSON schema of policy files."),
+    Command("verify", "verify:verify", "Read everything back and compare every hash."),
+    Command("reclaim", "reclaim:reclaim", "Free what no restore point needs any more."),
+    Command("catalog rebuild", "catalog_rebuild:catalog_rebuild", "Make the catalog again from the repository."),
+    Command("sql", "sql:sql", "Ask the catalog and the journal, read-only."),
+    Command("repo init", "repo_init:repo_init", "Make a repository."),
+    Command("disk backup", "disk_backup:disk_backup", "Make a restore point of a file, block device or NBD export."),
+    Command("disk restore", "disk_restore:disk_restore", "Write a disk of a restore point to a file or block device."),
+)
+
+
+def exit_codes() -> str:
+    """The exit codes, for the end of every help."""
+    return "Exit codes:\n" + "\n".join(f"  {code.value:3}  {meaning}" for code, meaning in EXIT_MEANINGS.items())
+
+
+def overview() -> str:
+    """All commands at one glance, made without loading what parses them."""
+    width = max(len(command.words) for command in COMMANDS)
+    lines = [f"  {command.words.ljust(width)}  {command.summary}" for command in COMMANDS]
+    head = ["Usage: backstay COMMAND", "", SUMMARY, "", "Commands:"]
+    return "\n".join([*head, *lines, "", "See: backstay COMMAND --help", "", exit_codes()])
