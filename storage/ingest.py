@@ -62,6 +62,7 @@ class DiskIngest:
         if self._finished:
             raise ValueError(f"disk {self.head.name} is finished already")
         self._finished = True
+        self._session.check()
         root = self._map.finish()
         mapped = min(root.mapped_blocks * self._block_bytes, self.head.capacity_bytes)
         stats = DiskStats(self._read, self._new, self._stored + self._nodes.stored_bytes, self._known, mapped)

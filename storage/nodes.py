@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from storage.blobs import Buffer
 from storage.chunkstore import ChunkStore, Session
+from storage.errors import Damaged
 from storage.format import PackKind
 
 
@@ -26,4 +27,9 @@ class StoredNodes:
         return ids
 
     def get_nodes(self, ids: Sequence[bytes]) -> list[Buffer]:
-        return self._store.read_many(ids, node=True)
+        try:
+            return self._store.read_many(ids, node=True)
+        except Damaged:
+            if self._session is not None:
+                self._session.check()  # nodes of a lost pack are no damage
+            raise

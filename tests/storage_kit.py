@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import patch
@@ -98,6 +99,24 @@ def restored(repo: Repository, point: PointId, target: Path, name: str = DISK) -
     finally:
         os.close(fd)
     return target.read_bytes()
+
+
+def in_threads(work: Callable[[int], None], count: int = 4) -> list[StorageError]:
+    """Call work with 0, 1, … at once; returns the errors that it raised."""
+    errors: list[StorageError] = []
+
+    def run(number: int) -> None:
+        try:
+            work(number)
+        except StorageError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
 
 
 def files(location: Path, *parts: str) -> list[Path]:
