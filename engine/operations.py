@@ -222,7 +222,7 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
         begin, advance = _steps(watch)
         begin(f"{point} to {asked.name}", sum(record.mapped_bytes for record in detail.disks))
         run = parts.mint_run()
-        with parts.crew.alive(run):
+        with parts.crew.alive(run), parts.crew.restoring(hypervisor.vcenter, asked.name):
             made = await restore_vm(
                 parts.repository,
                 point,

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError, Gone
 from engine.backup import Attempt, Means, Tally, back_up
@@ -33,6 +33,10 @@ MAX_ATTEMPTS = 12
 """So often a job is tried before it counts as failed for good; with the waits of admission about nine hours."""
 
 
+POSTPONE = timedelta(seconds=30)
+"""How long a job waits that met its VM occupied by ourselves."""
+
+
 def still_due(job: Job, vm: Vm, policies: PolicySet, facts: Facts) -> str:
     """Why this job should not run any more; empty when it should. Asked with the VM as it is now."""
     if vm.refusal:
@@ -55,7 +59,11 @@ def still_due(job: Job, vm: Vm, policies: PolicySet, facts: Facts) -> str:
 
 @dataclass(slots=True)
 class Crew:
-    """What the workers share. `means` gives what a run needs for a vCenter; `ended` is told of every ended run."""
+    """What the workers share. `means` gives what a run needs for a vCenter.
+
+    `began` is told of every run whose snapshot is about to be made, `ended` of every job that was taken and how that
+    ended; both must be quick. `set_aside` are VMs whose last run ended with an error that trying again cannot mend.
+    """
 
     queue: JobQueue
     world: World
@@ -68,9 +76,12 @@ class Crew:
     now: Callable[[], datetime]
     mint_run: Callable[[], RunId]
     engine: str
+    began: Callable[[Attempt], None] = lambda attempt: None
     ended: Callable[[Job, Outcome], None] = lambda job, outcome: None
     active: dict[RunId, Attempt] = field(default_factory=dict)
+    set_aside: set[VmId] = field(default_factory=set)
     _others: set[RunId] = field(default_factory=set)
+    _restoring: set[tuple[str, str]] = field(default_factory=set)
     _followers: dict[JobId, asyncio.Future[Outcome]] = field(default_factory=dict)
 
     def is_active(self, run: str) -> bool:
@@ -81,18 +92,19 @@ class Crew:
         """Take jobs for ever."""
         while True:
             job = await self.queue.take()
-            run = self.mint_run()
+            run, began = self.mint_run(), self.now()
+            started = replace(job, run=run)
             try:
-                outcome = await self._carry_out(replace(job, run=run), run)
+                outcome = await self._carry_out(started, run)
             except asyncio.CancelledError:
                 await self._give_back(job)
                 raise
             except Exception as error:
-                outcome = await self._judge(replace(job, run=run), error)
+                outcome = await self._judge(started, error, began)
             finally:
                 self.active.pop(run, None)
                 self.queue.changed()
-            self._tell(job, outcome)
+            self._tell(started, outcome)
 
     def follow(self, job: JobId) -> asyncio.Future[Outcome]:
         """Resolved with how the next run of this job ends."""
@@ -106,6 +118,15 @@ class Crew:
             yield
         finally:
             self._others.discard(run)
+
+    @contextmanager
+    def restoring(self, vcenter: str, name: str) -> Iterator[None]:
+        """No VM of this name is backed up meanwhile: its disks are being written."""
+        self._restoring.add((vcenter, name))
+        try:
+            yield
+        finally:
+            self._restoring.discard((vcenter, name))
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
         follower = self._followers.pop(job.id, None)
@@ -137,6 +158,8 @@ class Crew:
         except Gone:
             return await self._abandon(job, "the VM is not in the inventory any more")
         vm = self.world.sight(seen, self.now()).vm
+        if (vm.address.vcenter, vm.name) in self._restoring:
+            return await self._postpone(job, "the VM is being restored")
         dropped = still_due(job, vm, self.policies(), self.world.facts(self.now()))
         if dropped:
             return await self._abandon(job, dropped)
@@ -148,7 +171,10 @@ class Crew:
             Intent(run, "snapshot", vm.address, vm.id, run, began),
         )
         attempt = Attempt(job, vm, run, "; ".join(dict.fromkeys(d.reason for d in reasons)), Tally())
+        waited = began - max(job.created_at, job.not_before)
+        attempt.tally.seconds["queued"] = max(0.0, waited.total_seconds())
         self.active[run] = attempt
+        self.began(attempt)
         done = await back_up(attempt, means)
         self.active.pop(run, None)
         await self._done(job, done, attempt, began)
@@ -157,6 +183,7 @@ class Crew:
     async def _done(self, job: Job, done: Done, attempt: Attempt, began: datetime) -> None:
         settled_job = replace(job, state=JobState.DONE, last_error="")
         run = RunRow(job.vm, last_success=done.taken_at, last_attempt=began)
+        self.set_aside.discard(job.vm)
         self.world.set_job(settled_job)
         self.world.set_run(run)
         await settled(
@@ -191,8 +218,7 @@ class Crew:
             deduplicated=sum(disk.dedup_bytes for disk in done.disks),
             zero=sum(disk.zero_bytes for disk in done.disks),
         )
-        for name, spent in attempt.tally.seconds.items():
-            self.metrics.stage(name, spent)
+        self._count_stages(attempt)
         for disk in done.disks:
             self.metrics.disk_read(disk.transport, whole=disk.whole)
             for fallback in disk.fallbacks:
@@ -200,7 +226,19 @@ class Crew:
         if done.consistency != job.consistency:
             self.metrics.consistency_fell_back(done.consistency.value)
 
-    async def _judge(self, job: Job, error: Exception) -> Failed:
+    def _count_stages(self, attempt: Attempt) -> None:
+        for name, spent in attempt.tally.seconds.items():
+            self.metrics.stage(name, spent)
+
+    def _count_failed(self, job: Job, began: datetime) -> None:
+        """A failed run has read what it has read."""
+        attempt = self.active.get(job.run) if job.run is not None else None
+        read = sum(attempt.tally.done.values()) if attempt is not None else 0
+        self.metrics.run_finished(job.policy, "failed", (self.now() - began).total_seconds(), read=read)
+        if attempt is not None:
+            self._count_stages(attempt)
+
+    async def _judge(self, job: Job, error: Exception, began: datetime) -> Failed:
         """Write down what went wrong, when it is tried again, and clean up behind it."""
         judged = verdict(error)
         now = self.now()
@@ -232,7 +270,9 @@ class Crew:
         self.world.set_job(after)
         self.world.set_run(run)
         await settled(self.threads.state, self.state.settle, after, now=now, run=run)
-        self.metrics.run_finished(job.policy, "failed", 0.0)
+        if job.kind is JobKind.BACKUP:
+            self._count_failed(job, began)
+            (self.set_aside.add if state is JobState.QUARANTINED else self.set_aside.discard)(job.vm)
         log.error(
             "run failed",
             extra={"vm": self._name(job.vm), "why": judged.sentence, "retry_at": retry.isoformat() if retry else None},
@@ -279,6 +319,15 @@ class Crew:
             log.info("job given up", extra={"vm": self._name(job.vm), "why": reason})
         await settled(self.threads.state, self.state.save_job, over)
         return Abandoned(reason)
+
+    async def _postpone(self, job: Job, reason: str) -> Abandoned:
+        """Not now, through no fault of the job's."""
+        later = replace(
+            job, state=JobState.PENDING, attempts=job.attempts - 1, not_before=self.now() + POSTPONE, last_error=reason
+        )
+        self.world.set_job(later)
+        await settled(self.threads.state, self.state.save_job, later)
+        return Abandoned(reason, requeue=True)
 
     async def _give_back(self, job: Job) -> None:
         """The engine stops: the job waits for the next start, unless it was settled just before."""

@@ -178,3 +178,15 @@ def test_a_job_runs_only_while_it_is_due() -> None:
     assert still_due(_job(rule="request", manual=True), vm, none, fresh) == ""
     refused = replace(vm, refusal="it is a template")
     assert still_due(_job(manual=True), refused, policies, facts) == "it is a template"
+
+
+async def test_a_vm_is_not_backed_up_while_it_is_being_restored(tmp_path: Path, hypervisor: HypervisorInMemory) -> None:
+    hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        with engine.parts.crew.restoring("vc-1", "again"):
+            hypervisor.add("again")
+            await engine.until(lambda: any(job.last_error for job in engine.parts.world.jobs.values()))
+            [job] = engine.parts.world.jobs.values()
+            assert (job.last_error, job.attempts) == ("the VM is being restored", 0)
+            assert "snapshot again" not in hypervisor.log
