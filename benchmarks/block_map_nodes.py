@@ -1,6 +1,6 @@
 """How large the nodes of a block map should be: bytes and time by fan-out, for a disk of one million blocks.
 
-    python -m benchmarks.block_map_nodes
+python -m benchmarks.block_map_nodes
 """
 
 from __future__ import annotations
