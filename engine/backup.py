@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import cast
 
 from connectors.disks import AsyncReader, BlockingReader, Changes, DiskReader, Extent, Incremental, Whole
@@ -43,6 +44,12 @@ class Tally:
     done: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def lap(self, step: str, began: float) -> float:
+        """A step that began at this time of `monotonic` is over; the time now. From the event loop."""
+        now = monotonic()
+        self.seconds[step] = self.seconds.get(step, 0.0) + now - began
+        return now
 
     def advance(self, label: str, done: int) -> None:
         """So many more bytes of the plan are done; from any thread."""
@@ -82,13 +89,13 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
     is left in vCenter unless removing it is what failed.
     """
     job, vm, run, tally = attempt.job, attempt.vm, attempt.run, attempt.tally
-    clock = asyncio.get_running_loop().time
-    began = clock()
+    began = monotonic()
 
     def stage(name: str) -> None:
         nonlocal began
-        tally.seconds[tally.stage] = tally.seconds.get(tally.stage, 0.0) + clock() - began
-        tally.stage, began = name, clock()
+        # The disks, side by side, each add their own steps of the reading.
+        began = monotonic() if tally.stage == "read" else tally.lap(tally.stage, began)
+        tally.stage = name
 
     read_through = False
     warnings: list[str] = []
@@ -238,7 +245,9 @@ class _DiskRead:
         base = self._base()
         tracked = None if base is None else TrackedBase(base.change_id, base.uuid, base.capacity_bytes)
         hypervisor, pool = self.means.hypervisor, self.means.threads.repository
+        began = monotonic()
         changes = await hypervisor.changes(self.snapshot, self.disk, tracked, distrust=self.attempt.distrust)
+        self.attempt.tally.lap("changes", began)
         told = "incremental" if isinstance(changes, Incremental) else f"whole: {changes.reason}"
         parent = (self.latest.id, base.name) if base and self.latest and isinstance(changes, Incremental) else None
         ingest = await settled(pool, self.pending.disk, self._head(told), base=parent)
@@ -271,7 +280,16 @@ class _DiskRead:
             return "first"
         if base is None:
             return "no_base"
-        return "distrusted" if self.attempt.distrust else "query_failed"
+        if self.attempt.distrust:
+            return "distrusted"
+        if not self.disk.change_id and not self.attempt.vm.tracking_supported:
+            return "tracking_unsupported"
+        if not (self.disk.change_id and base.change_id):
+            return "tracking_off"
+        if base.capacity_bytes != self.disk.disk.capacity_bytes:
+            return "disk_changed"
+        reset = base.change_id.partition("/")[0] != self.disk.change_id.partition("/")[0]
+        return "tracking_reset" if reset else "query_failed"
 
     def _base(self) -> DiskHead | None:
         """The same disk in the newest restore point, by uuid alone: labels and places change hands."""
@@ -304,12 +322,16 @@ class _DiskRead:
         broken: tuple[Fallback, ...] = ()
         while True:
             used = ""
+            began, tally = monotonic(), self.attempt.tally
             try:
                 async with self.means.hypervisor.open_disk(
                     self.snapshot, self.disk, transports=ways, run=self.attempt.run
                 ) as opened:
                     used = opened.transport
+                    began = tally.lap("open", began)
                     copied = await self._copy(opened, changes, ingest)
+                    began = tally.lap("read", began)
+                tally.lap("close", began)
                 return opened, (*broken, *opened.fallbacks), copied
             except (TransportFailed, ReadFailed) as error:
                 # The same way once more where it is the only one: after a move a new opening asks for the new host.

@@ -80,6 +80,7 @@ class Controls:
             await settled(pool, maintenance.check_last_good, repository, point)
         await settled(pool, repository.expire, point, reason, self.parts.now())
         self.parts.metrics.points_expired(1)
+        self.parts.metrics.operation_finished("expire", "done")
         await self._did(who, "expire", point, reason)
 
     async def submit(self, task: Task, who: str) -> str:

@@ -6,8 +6,10 @@ every attempt at it is a run with its own id, which also names the snapshot and 
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NewType
 
@@ -19,6 +21,22 @@ JobId = NewType("JobId", str)
 
 RunId = NewType("RunId", str)
 """The id of one attempt at a job; snapshots and hot-added disks of the attempt carry it."""
+
+
+_MINTED = "%Y%m%dT%H%M%S"
+
+
+def mint(prefix: str, now: Callable[[], datetime]) -> Callable[[], str]:
+    """Ids that sort by time and are never given twice."""
+    return lambda: f"{prefix}{now().astimezone(UTC):{_MINTED}}{secrets.token_hex(4)}"
+
+
+def minted_at(run: str) -> datetime | None:
+    """When the id of a run was made; None for what is none."""
+    try:
+        return datetime.strptime(run[:15], _MINTED).replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 class JobKind(StrEnum):
@@ -152,6 +170,11 @@ class Done:
     unprotected: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     moved: str = ""
+
+    @property
+    def partial(self) -> bool:
+        """Whether a disk is not in it, or something is left for the janitor."""
+        return bool(self.unprotected or self.warnings)
 
     @property
     def read_bytes(self) -> int:

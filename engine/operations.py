@@ -11,7 +11,7 @@ from typing import Any
 from connectors.disk_files import is_nbd
 from connectors.disks import Extent
 from connectors.hypervisor import RestoreTarget
-from engine import maintenance, overview, upkeep
+from engine import maintenance, upkeep
 from engine.commands import BackUpDisk, BackUpVm, RestoreToFile, RestoreToVm
 from engine.copying import stop_if
 from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict
@@ -87,6 +87,7 @@ def back_up_vm(parts: Parts, vm: VmId, asked: BackUpVm, who: str, request: str) 
             await settled(
                 parts.threads.state, parts.state.distrust, vm, "a full read was asked for", event.key, parts.now()
             )
+            parts.metrics.tracking_distrusted("asked")
         watch.say("waiting for its turn")
         rulings = await parts.inbox.put(Told(event))
         job = next((r.job for r in rulings if isinstance(r.decision, BackUp) and r.job is not None), None)
@@ -250,14 +251,7 @@ def verify_repository(parts: Parts, points: list[PointId]) -> Body:
 
     async def body(watch: Watch) -> Mapping[str, Any]:
         watch.say("reading everything back")
-        report = await maintenance.verify_points(
-            parts.repository, parts.threads, now=parts.now(), points=points or None
-        )
-        await parts.crew.list_all_points()
-        if not points:
-            upkeep.note_verified(parts, report)
-        await overview.publish_repository(parts)
-        parts.metrics.operation_finished("verify", "done" if report.sound else "failed")
+        report = await upkeep.read_back(parts, points)
         return {**plain(report), "sound": report.sound, "exit_code": int(Exit.DONE if report.sound else Exit.DAMAGED)}
 
     return body

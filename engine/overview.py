@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from engine.jobs import JobKind, JobState
+from engine.jobs import JobKind, JobState, minted_at
 from engine.parts import Parts
 from engine.threads import settled
 from metrics.labels import CoverageState, RepositoryState, SnapshotState, VmCoverage
 from policies.decision import BackUp
 from policies.facts import Vm, VmId
 from policies.policyset import PolicySet
-from policies.protection import due_of, protection
+from policies.protection import Protection, due_of, protection
 
 
 def coverage(parts: Parts) -> list[VmCoverage]:
@@ -27,13 +28,12 @@ def _covered(parts: Parts, policies: PolicySet, vm: Vm) -> VmCoverage:
     effective = protection(policies, vm)
     history = parts.world.history.get(vm.id)
     goals = [p.timing.rpo for p in effective.scheduling if p.timing.rpo is not None]
-    state = CoverageState.PROTECTED if effective.policies else CoverageState.UNPROTECTED
     row = parts.world.rows.get(vm.id)
     return VmCoverage(
         vcenter=parts.names.get(vm.address.vcenter, vm.address.vcenter),
         vm_id=vm.id,
         vm=vm.name,
-        state=state,
+        state=_state(policies, effective, vm),
         known_since=row.first_seen if row is not None else parts.started_at,
         last_success=history.last_success if history is not None else None,
         policy=effective.scheduling[0].name
@@ -46,6 +46,12 @@ def _covered(parts: Parts, policies: PolicySet, vm: Vm) -> VmCoverage:
     )
 
 
+def _state(policies: PolicySet, effective: Protection, vm: Vm) -> CoverageState:
+    if effective.policies:
+        return CoverageState.PROTECTED
+    return CoverageState.EXCLUDED if policies.excluding(vm) else CoverageState.UNPROTECTED
+
+
 def publish(parts: Parts) -> None:
     """Bring the metrics about VMs, policies and the queue up to date."""
     metrics, rulebook = parts.metrics, parts.rulebook
@@ -54,22 +60,33 @@ def publish(parts: Parts) -> None:
     metrics.policy_files_checked(len(rulebook.problems))
     plan = rulebook.plan
     metrics.reload_pending(len(plan.losing) + len(plan.expiring) if plan else 0, rulebook.pending_since)
+    alone = _without_run(parts)
     for vcenter in parts.hypervisors:
-        metrics.snapshots(_snapshots(parts, vcenter))
+        metrics.snapshots(_snapshots(parts, vcenter, parts.alone & alone))
+    parts.alone = alone
     jobs = parts.world.jobs.values()
     metrics.queue(
         waiting=sum(job.state is JobState.PENDING for job in jobs),
         running=sum(job.state is JobState.RUNNING for job in jobs),
+        quarantined=len(parts.crew.set_aside & parts.world.vms.keys()),
     )
 
 
-def _snapshots(parts: Parts, vcenter: str) -> SnapshotState:
+def _without_run(parts: Parts) -> frozenset[str]:
+    """The names of our snapshots that no run of now uses."""
+    names = {name for vm in parts.world.vms.values() for name in vm.own_snapshots}
+    return frozenset(name for name in names if not parts.crew.is_active(name.rpartition("-")[2]))
+
+
+def _snapshots(parts: Parts, vcenter: str, orphans: frozenset[str]) -> SnapshotState:
+    """`orphans` had no run twice in a row: the inventory shows a snapshot a moment longer than it is there."""
     vms = [vm for vm in parts.world.vms.values() if vm.address.vcenter == vcenter]
     foreign = [snapshot.created_at for vm in vms for snapshot in vm.snapshots]
-    orphans = [name for vm in vms for name in vm.own_snapshots if not any(run in name for run in parts.crew.active)]
+    made = [minted_at(name.rpartition("-")[2]) for vm in vms for name in vm.own_snapshots if name in orphans]
     return SnapshotState(
         vcenter=parts.names.get(vcenter, vcenter),
-        orphans=len(orphans),
+        orphans=len(made),
+        oldest_orphan=min((at for at in made if at is not None), default=None),
         foreign=len(foreign),
         oldest_foreign=min(foreign, default=None),
         unprotected_disks=sum(bool(disk.unprotected) for vm in vms for disk in vm.disks),
@@ -79,6 +96,7 @@ def _snapshots(parts: Parts, vcenter: str) -> SnapshotState:
 
 async def publish_repository(parts: Parts) -> None:
     """Bring the metrics about the repository up to date."""
+    _count_rebuilds(parts)
     sizes = await settled(parts.threads.repository, parts.repository.sizes)
     points = [point for listed in parts.world.points.values() for point in listed]
     parts.metrics.repository(
@@ -97,6 +115,13 @@ async def publish_repository(parts: Parts) -> None:
             verify=parts.verified.state,
         )
     )
+
+
+def _count_rebuilds(parts: Parts) -> None:
+    now = Counter(parts.repository.catalog.rebuilds)
+    for kind in (now - parts.rebuilds).elements():
+        parts.metrics.catalog_rebuilt(kind)
+    parts.rebuilds = now
 
 
 def problems(parts: Parts) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from engine.announcing import Announcer
 from engine.backup import Means
 from engine.config import Config
 from engine.dispatch import Dispatcher
@@ -27,7 +29,7 @@ from storage.repository import Repository
 
 @dataclass(slots=True)
 class Verified:
-    """What the newest verification of the repository found."""
+    """What the newest verification of the repository found; `at` is when one last found no damage."""
 
     state: VerifyState = VerifyState.NEVER
     at: datetime | None = None
@@ -63,6 +65,11 @@ class Parts:
     addresses: Mapping[str, str] = field(default_factory=dict)
     upkeep: dict[str, str] = field(default_factory=dict)
     verified: Verified = field(default_factory=Verified)
+    alone: frozenset[str] = frozenset()
+    """Our snapshots that had no run when the metrics were last made."""
+    rebuilds: Counter[str] = field(default_factory=Counter)
+    """How often the catalog was made again, by kind, as the metrics show it."""
+    announcer: Announcer | None = None
     retention_refused: str = ""
     unreachable: dict[str, str] = field(default_factory=dict)
     """Configured vCenters that were not reached yet, with why."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Protocol
 
 from connectors.disks import AsyncWriter, BlockingWriter, Changes
@@ -28,6 +29,10 @@ class Hypervisor(Protocol):
     @property
     def vcenter(self) -> str:
         """The vCenter's instance UUID."""
+        ...
+
+    async def clock(self) -> datetime:
+        """vCenter's own time now, aware."""
         ...
 
     async def inventory(self) -> Sequence[Vm]:

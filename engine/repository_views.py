@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow
 
-from storage.catalog import VIEWS
+from storage.catalog_rows import VIEWS
 from storage.repository import Repository
 
 _RENAMED = {"restore_points": {"vm": "vm_id", "vm_name": "vm"}, "vms": {"id": "vm_id", "name": "vm"}}

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,10 @@ log = logging.getLogger("engine.service")
 
 METRICS_SECONDS = 5.0
 """How often metrics that are read from tables are made anew."""
+
+
+CLOCK_COMPARED = timedelta(minutes=1)
+"""How often a vCenter's clock is compared with ours."""
 
 
 def utc_now() -> datetime:
@@ -209,6 +213,7 @@ class Service:
                 loops.create_task(parts.sources.follow_events(hypervisor))
                 loops.create_task(parts.sources.watch_inventory(hypervisor))
                 loops.create_task(parts.sources.reconcile(hypervisor, parts.config.timers.reconcile))
+                loops.create_task(parts.sources.watch_clock(hypervisor, CLOCK_COMPARED))
         finally:
             await hypervisor.aclose()
 
@@ -228,7 +233,10 @@ class Service:
         parts.sources.troubles.pop("bus", None)
         parts.bus = bus
         try:
-            await parts.sources.read_bus(bus)
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(parts.sources.read_bus(bus))
+                if parts.announcer is not None:
+                    loops.create_task(parts.announcer.run(bus))
         finally:
             await bus.aclose()
 

@@ -62,6 +62,10 @@ class Sources:
     """When each source last said something, by "vCenter name/events" and so on."""
     troubles: dict[str, str] = field(default_factory=dict)
     """What is wrong with a source now, in a sentence; empty when all work."""
+    answering: dict[str, bool] = field(default_factory=dict)
+    """Whether each vCenter answered when it was last asked something."""
+    skews: dict[str, float] = field(default_factory=dict)
+    """By how many seconds each vCenter's clock is before ours."""
 
     async def follow_events(self, hypervisor: Hypervisor) -> None:
         """Events of one vCenter, from the cursor of the state on."""
@@ -90,13 +94,35 @@ class Sources:
             try:
                 async with _closing(hypervisor.watch()) as updates:
                     async for update in updates:
+                        if update.complete and name in self.alive:
+                            self.metrics.reconnected("vcenter")
                         await self.inbox.put(Seen(hypervisor.vcenter, update))
                         self._well(name)
-                        self.metrics.connection("vcenter", up=True)
+                        self._answers(hypervisor.vcenter, True)
                         patience.restore()
             except (ConnectorError, StorageError) as error:
-                self.metrics.connection("vcenter", up=False)
+                if isinstance(error, ConnectorError):
+                    self._answers(hypervisor.vcenter, False)
                 await self._trouble(name, error, patience)
+
+    async def watch_clock(self, hypervisor: Hypervisor, every: timedelta) -> None:
+        """Compare a vCenter's clock with ours now and then: it also tells whether anybody is there."""
+        while True:
+            try:
+                before = self.now()
+                theirs = await hypervisor.clock()
+                ours = before + (self.now() - before) / 2
+            except ConnectorError:
+                self._answers(hypervisor.vcenter, False)
+            else:
+                self._answers(hypervisor.vcenter, True)
+                self.skews[hypervisor.vcenter] = (theirs - ours).total_seconds()
+                self.metrics.clock_skew("vcenter", max(self.skews.values(), key=abs))
+            await asyncio.sleep(every.total_seconds())
+
+    def _answers(self, vcenter: str, up: bool) -> None:
+        self.answering[vcenter] = up
+        self.metrics.connection("vcenter", up=all(self.answering.values()))
 
     async def reconcile(self, hypervisor: Hypervisor, every: timedelta) -> None:
         """Read the whole inventory now and then, whatever the watch says."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from connectors.messages import Subjects
+from engine.announcing import Announcer
 from engine.backup import Means
 from engine.config import Config
 from engine.dispatch import Dispatcher, Noted
@@ -16,8 +18,8 @@ from engine.failures import BadInput
 from engine.identity import Traits
 from engine.inbox import Inbox
 from engine.jobqueue import JobQueue
-from engine.jobs import JobId, RunId
-from engine.parts import Parts
+from engine.jobs import JobId, RunId, mint
+from engine.parts import Parts, Verified
 from engine.ports import Hypervisor
 from engine.records import Distrust, VmRow
 from engine.rulebook import Rulebook
@@ -27,11 +29,13 @@ from engine.tasks import TaskBoard
 from engine.threads import Threads, settled
 from engine.worker import Crew
 from engine.world import World
+from metrics.labels import OPERATIONS, VerifyState
 from metrics.registry import Metrics
 from policies.admission import Limits
 from policies.facts import Address, Event, Facts, RestorePoint, VmId
 from storage.errors import StorageError
 from storage.repository import PointDetail, Repository
+from storage.verify import verified_since
 
 log = logging.getLogger("engine.startup")
 
@@ -41,11 +45,6 @@ STATE_LOST = "the engine's state is new, so what happened before is not known"
 def engine_id(config: Config) -> str:
     """How this engine marks what it makes in vCenter: the same after every start, in letters that vSphere keeps."""
     return re.sub(r"[^A-Za-z0-9._]", "_", config.name)
-
-
-def mint(prefix: str, now: Callable[[], datetime]) -> Callable[[], str]:
-    """Ids that sort by time and are never given twice."""
-    return lambda: f"{prefix}{now():%Y%m%dT%H%M%S}{secrets.token_hex(4)}"
 
 
 def assemble(
@@ -105,6 +104,10 @@ def assemble(
         mint_run=mint_run,
         engine=engine_id(config),
     )
+    announcer = None
+    if config.bus is not None:
+        announcer = Announcer(Subjects(config.bus.site), now, lambda vm: _name(world, VmId(vm)))
+        crew.began, crew.ended = announcer.began, announcer.ended
     return Parts(
         config=config,
         version=version,
@@ -122,12 +125,18 @@ def assemble(
         queue=queue,
         crew=crew,
         sources=Sources(inbox, state, threads, metrics, now),
-        tasks=TaskBoard(secrets.token_hex(3)),
+        tasks=TaskBoard(secrets.token_hex(3), _failed(metrics)),
         metrics=metrics,
         mint_run=mint_run,
         means=means,
         unreachable=unreachable,
+        announcer=announcer,
     )
+
+
+def _name(world: World, vm: VmId) -> str:
+    row = world.rows.get(vm)
+    return row.traits.name if row is not None else vm
 
 
 def _noted(metrics: Metrics, now: Callable[[], datetime]) -> Noted:
@@ -141,6 +150,15 @@ def _noted(metrics: Metrics, now: Callable[[], datetime]) -> Noted:
         metrics.tracking_distrusted(seen.type.value.removeprefix("vm."))
 
     return Noted(event=event, gap=lambda vcenter, why: metrics.event_gap("vcenter"), distrusted=distrusted)
+
+
+def _failed(metrics: Metrics) -> Callable[[str, str], None]:
+    def failed(kind: str, result: str) -> None:
+        operation = kind.partition("-")[0]
+        if operation in OPERATIONS:
+            metrics.operation_finished(operation, result)
+
+    return failed
 
 
 def add_hypervisor(parts: Parts, name: str, hypervisor: Hypervisor) -> None:
@@ -176,9 +194,19 @@ async def recover(parts: Parts) -> None:
         await _adopt(parts, unknown, points)
     if parts.state.fresh and points:
         log.warning("state is new, restore points are not", extra={"why": parts.state.why_fresh, "points": len(points)})
+    parts.crew.set_aside = await settled(parts.threads.state, parts.state.set_aside)
+    parts.verified = await settled(parts.threads.repository, _verified, parts.repository, points)
     await parts.dispatcher.recall()
     await parts.crew.list_all_points()
     await parts.rulebook.start(keep_everything=parts.state.fresh and bool(points))
+
+
+def _verified(repository: Repository, points: list[RestorePoint]) -> Verified:
+    """What the repository remembers of earlier verifications. Which objects are damaged, only a new one tells."""
+    if any(point.damaged for point in points):
+        return Verified(VerifyState.DAMAGED, None, 1)
+    since = verified_since(repository)
+    return Verified(VerifyState.NEVER if since is None else VerifyState.OK, since)
 
 
 async def _adopt(parts: Parts, unknown: Iterable[VmId], points: list[RestorePoint]) -> None:
@@ -197,6 +225,8 @@ async def _adopt(parts: Parts, unknown: Iterable[VmId], points: list[RestorePoin
     if rows:
         distrust = [Distrust(row.id, STATE_LOST, "", now) for row in rows]
         await settled(parts.threads.state, parts.state.adopt, rows, distrust, now=now)
+        for _ in distrust:
+            parts.metrics.tracking_distrusted("state_lost")
         log.info("VM ids taken over from the repository", extra={"vms": len(rows)})
 
 

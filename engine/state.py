@@ -183,6 +183,15 @@ class State:
         rows = self._rows("SELECT vm, last_success, last_attempt, last_failure, consecutive_failures FROM runs")
         return {VmId(r[0]): RunRow(VmId(r[0]), aware(r[1]), aware(r[2]), r[3], r[4]) for r in rows}
 
+    def set_aside(self) -> set[VmId]:
+        """The VMs whose newest run ended with an error that trying again cannot mend."""
+        statement = (
+            "SELECT vm FROM jobs WHERE kind = 'backup' AND state IN ('done', 'failed', 'quarantined') "
+            "QUALIFY row_number() OVER (PARTITION BY vm ORDER BY coalesce(settled_at, created_at) DESC) = 1 "
+            "AND state = 'quarantined'"
+        )
+        return {VmId(row[0]) for row in self._rows(statement)}
+
     def fired(self) -> dict[tuple[str, str, VmId], datetime]:
         """When each trigger last led to a backup, per VM."""
         rows = self._rows("SELECT policy, rule, vm, fired_at FROM fired")

@@ -68,10 +68,14 @@ class _Task:
 
 
 class TaskBoard:
-    """Accepts tasks and runs them side by side. `run` is one of the service's loops."""
+    """Accepts tasks and runs them side by side. `run` is one of the service's loops.
 
-    def __init__(self, prefix: str) -> None:
+    `failed` is told the kind of each task that did not end well, and "failed" or "cancelled".
+    """
+
+    def __init__(self, prefix: str, failed: Callable[[str, str], None] = lambda kind, result: None) -> None:
         self._prefix = prefix
+        self._failed = failed
         self._numbers = itertools.count(1)
         self._tasks: dict[str, _Task] = {}
         self._new: asyncio.Queue[_Task] = asyncio.Queue(WAITING)
@@ -145,4 +149,5 @@ class TaskBoard:
 
     def _end(self, task: _Task, code: Exit, sentence: str) -> None:
         task.state, task.exit_code, task.sentence = TaskState.FAILED, int(code), sentence
+        self._failed(task.kind, "cancelled" if code is Exit.INTERRUPTED else "failed")
         task.watch.changed.set()

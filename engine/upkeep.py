@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError
 from engine import maintenance, overview
@@ -14,6 +15,7 @@ from engine.plain import show_time
 from engine.records import Audited
 from engine.threads import settled
 from metrics.labels import VerifyState
+from policies.facts import PointId
 from storage.errors import StorageError
 from storage.reclaim import SafetyAges
 from storage.verify import VerifyReport
@@ -92,20 +94,38 @@ async def reclaim(parts: Parts) -> str:
 
 async def verify(parts: Parts) -> str:
     """Read everything back."""
-    report = await maintenance.verify_points(parts.repository, parts.threads, now=parts.now())
-    await parts.crew.list_all_points()
-    parts.metrics.operation_finished("verify", "done" if report.sound else "failed")
-    note_verified(parts, report)
-    await overview.publish_repository(parts)
+    report = await read_back(parts)
     if not report.sound:
         log.error("damage found", extra={"objects": len(report.damaged)})
     return f"{report.checked_bytes} bytes read, {len(report.damaged)} damaged objects"
 
 
-def note_verified(parts: Parts, report: VerifyReport) -> None:
-    """Remember what a verification of everything found."""
-    state = VerifyState.OK if report.sound else VerifyState.DAMAGED
-    parts.verified = Verified(state, parts.now(), len(report.damaged))
+async def read_back(parts: Parts, points: Sequence[PointId] = ()) -> VerifyReport:
+    """Read everything back, or only these restore points; remember and show what a reading of everything found."""
+    before, found = parts.verified, parts.verified
+    if not points:
+        parts.verified = replace(before, state=VerifyState.RUNNING)
+    try:
+        report = await maintenance.verify_points(
+            parts.repository, parts.threads, now=parts.now(), points=points or None
+        )
+        if not points:
+            found = _judged(report, before, parts.now())
+    except StorageError:
+        found = before if points else replace(before, state=VerifyState.FAILED)
+        raise
+    finally:
+        parts.verified = found
+    await parts.crew.list_all_points()
+    await overview.publish_repository(parts)
+    parts.metrics.operation_finished("verify", "done" if report.sound else "failed")
+    return report
+
+
+def _judged(report: VerifyReport, before: Verified, now: datetime) -> Verified:
+    if report.sound:
+        return Verified(VerifyState.OK, now)
+    return Verified(VerifyState.DAMAGED, before.at, len(report.damaged))
 
 
 async def publish(parts: Parts) -> str:

@@ -208,10 +208,9 @@ class Crew:
         )  # fmt: skip
 
     def _count(self, job: Job, done: Done, attempt: Attempt, seconds: float) -> None:
-        partial = bool(done.unprotected or done.warnings)
         self.metrics.run_finished(
             job.policy,
-            "partial" if partial else "done",
+            "partial" if done.partial else "done",
             seconds,
             read=done.read_bytes,
             stored=done.stored_bytes,
@@ -249,6 +248,7 @@ class Crew:
             # What the run built on is damaged; a full read builds on nothing.
             retriable = True
             await settled(self.threads.state, self.state.distrust, job.vm, f"the base is damaged: {error}", "", now)
+            self.metrics.tracking_distrusted("damaged_base")
         again = retriable and job.attempts < MAX_ATTEMPTS
         retry = retry_at(now, job.attempts, job.key, self.engine) if again else None
         state = JobState.QUARANTINED if judged.kind is Kind.QUARANTINE else JobState.FAILED
@@ -272,7 +272,7 @@ class Crew:
         await settled(self.threads.state, self.state.settle, after, now=now, run=run)
         if job.kind is JobKind.BACKUP:
             self._count_failed(job, began)
-            (self.set_aside.add if state is JobState.QUARANTINED else self.set_aside.discard)(job.vm)
+            (self.set_aside.add if after.state is JobState.QUARANTINED else self.set_aside.discard)(job.vm)
         log.error(
             "run failed",
             extra={"vm": self._name(job.vm), "why": judged.sentence, "retry_at": retry.isoformat() if retry else None},

@@ -28,44 +28,36 @@ EVENT_TYPES = (
     OTHER,
 )
 EVENT_SOURCES = ("vcenter", "nats", "api", "clock", "reconcile", OTHER)
-RUN_RESULTS = ("done", "partial", "failed", "cancelled", OTHER)
-STAGES = (
-    "queued",
-    "snapshot",
-    "changes",
-    "open",
-    "read",
-    "hash",
-    "lookup",
-    "compress",
-    "write",
-    "commit",
-    "close",
-    "release",
-    OTHER,
-)
-OPERATIONS = ("restore", "expire", "reclaim", "verify", "rebuild", OTHER)
-TRANSPORTS = ("hotadd", "nbd", "export", "https", "file", OTHER)
+GAP_SOURCES = ("vcenter", OTHER)
+"""A durable consumer of NATS has no gaps."""
+
+RUN_RESULTS = ("done", "partial", "failed", OTHER)
+OPERATION_RESULTS = ("done", "failed", "cancelled", OTHER)
+STAGES = ("queued", "snapshot", "changes", "open", "read", "close", "release", "commit", OTHER)
+"""In the order of a run. "read" ends when what was read is hashed, compressed and written."""
+
+OPERATIONS = ("restore", "expire", "reclaim", "verify", OTHER)
+TRANSPORTS = ("hotadd", "nbd", OTHER)
 FULL_READ_REASONS = (
     "first",
     "no_base",
     "distrusted",
     "tracking_off",
     "tracking_unsupported",
-    "change_id_unknown",
+    "tracking_reset",
     "query_failed",
     "disk_changed",
     OTHER,
 )
-DISTRUST_REASONS = ("relocated", "reverted", "host_failed", "gap", "power_loss", "reconfigured", "identity", OTHER)
+DISTRUST_REASONS = ("relocated", "reconfigured", "registered", "damaged_base", "asked", "state_lost", OTHER)
 CONSISTENCIES = ("crash", "filesystem", "application", OTHER)
-REBUILD_REASONS = ("missing", "damaged", "behind", "old_schema", "asked", OTHER)
-PEERS = ("vcenter", "nats", "store", OTHER)
+REBUILD_REASONS = ("missing", "damaged", "behind", "old_schema", OTHER)
+PEERS = ("vcenter", "nats", OTHER)
 DENIALS = ("not_ours", "malformed", "too_large", "not_allowed", "given_up", OTHER)
 
 
 class VerifyState(StrEnum):
-    """The result of the newest verification of a repository."""
+    """The result of the newest verification of a repository, or that one runs now."""
 
     NEVER = "never"
     RUNNING = "running"

@@ -22,6 +22,8 @@ from metrics.labels import (
     EVENT_SOURCES,
     EVENT_TYPES,
     FULL_READ_REASONS,
+    GAP_SOURCES,
+    OPERATION_RESULTS,
     OPERATIONS,
     OTHER,
     PEERS,
@@ -106,7 +108,7 @@ class Metrics:
             "consistency_fallbacks_total", "Runs that reached less than the policy asks for", achieved=CONSISTENCIES
         )
         self._operations = counter(
-            "operations_total", "Restores and maintenance that ended", operation=OPERATIONS, result=RUN_RESULTS
+            "operations_total", "Restores and maintenance that ended", operation=OPERATIONS, result=OPERATION_RESULTS
         )
         # Events
         self._events = counter("events_total", "Events taken into the journal", type=EVENT_TYPES)
@@ -121,7 +123,7 @@ class Metrics:
             "Changes that no event told, seen in the inventory",
             type=EVENT_TYPES,
         )
-        self._event_gaps = counter("event_gaps_total", "Gaps found in an event stream", source=EVENT_SOURCES)
+        self._event_gaps = counter("event_gaps_total", "Gaps found in an event stream", source=GAP_SOURCES)
         self._messages_refused = counter("messages_refused_total", "Messages put aside as dead letters", reason=DENIALS)
         self._nats_durability = gauge(
             "nats_durability",
@@ -255,7 +257,7 @@ class Metrics:
 
     def operation_finished(self, operation: str, result: str) -> None:
         """A restore or a piece of maintenance ended."""
-        self._operations.labels(_one_of(operation, OPERATIONS), _one_of(result, RUN_RESULTS)).inc()
+        self._operations.labels(_one_of(operation, OPERATIONS), _one_of(result, OPERATION_RESULTS)).inc()
 
     def event_seen(self, type: str, source: str, lag_seconds: float) -> None:
         """An event of this type entered the journal, so long after its own time."""
@@ -273,7 +275,7 @@ class Metrics:
 
     def event_gap(self, source: str) -> None:
         """Events of this source are missing; a reconcile heals it."""
-        self._event_gaps.labels(_one_of(source, EVENT_SOURCES)).inc()
+        self._event_gaps.labels(_one_of(source, GAP_SOURCES)).inc()
 
     def message_refused(self, reason: str) -> None:
         """A message became a dead letter; `reason` is a kind, not a sentence."""

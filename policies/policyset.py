@@ -59,6 +59,10 @@ class PolicySet:
         kept = self.kept_protection.get(vm.id) if self.kept_protection else None
         return _distinct((*found, *kept)) if kept else found
 
+    def excluding(self, vm: Vm) -> tuple[Policy, ...]:
+        """The policies that would select the VM, were it not for a term of their `none`, highest priority first."""
+        return self._index.excluding(vm)
+
     def retaining(self, vm: Vm | None) -> tuple[Policy, ...]:
         """The policies whose retention counts for the VM's restore points; None is a VM that is gone."""
         if vm is None:

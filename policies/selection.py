@@ -119,14 +119,7 @@ class Index:
         remembered = self._by_vm.get(vm.id)
         if remembered is not None and remembered[0] is vm:
             return remembered[1]
-        bits = self._always
-        for name, terms in self._terms.items():
-            for value in values(vm, name):
-                known = self._by_value.get((name, value))
-                if known is None:
-                    known = sum(bit for bit, term in terms if term.matches(value))
-                    _remember(self._by_value, (name, value), known)
-                bits |= known
+        bits = self._bits(vm)
         found = self._by_bits.get(bits)
         if found is None:
             found = tuple(
@@ -137,6 +130,27 @@ class Index:
             _remember(self._by_bits, bits, found)
         _remember(self._by_vm, vm.id, (vm, found))
         return found
+
+    def excluding(self, vm: Vm) -> tuple[Policy, ...]:
+        """The policies that would select the VM, were it not for a term of their `none`."""
+        bits = self._bits(vm)
+        return tuple(
+            policy
+            for every, some, never, policy in self._masks
+            if bits & every == every and (not some or bits & some) and bits & never
+        )
+
+    def _bits(self, vm: Vm) -> int:
+        """The bits of the terms that match the VM."""
+        bits = self._always
+        for name, terms in self._terms.items():
+            for value in values(vm, name):
+                known = self._by_value.get((name, value))
+                if known is None:
+                    known = sum(bit for bit, term in terms if term.matches(value))
+                    _remember(self._by_value, (name, value), known)
+                bits |= known
+        return bits
 
 
 def _remember(into: dict[_Key, _Value], key: _Key, value: _Value) -> None:

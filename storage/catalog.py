@@ -12,6 +12,7 @@ import logging
 import secrets
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from policies.facts import PointId, RestorePoint, VmId
 from storage import marks
 from storage.catalog_rows import (
     TABLES,
+    VIEWS,
     Row,
     chunk_arrays,
     chunk_rows,
@@ -60,19 +62,6 @@ class Source(Protocol):
     def mark(self, key: str) -> Mark: ...
 
 
-VIEWS = {
-    "restore_points": "SELECT * FROM points ORDER BY taken_at",
-    "vms": "SELECT vm AS id, max_by(vm_name, taken_at) AS name, count(*) AS restore_points,"
-    " min(taken_at) AS oldest, max(taken_at) AS newest, sum(stored_bytes)::UBIGINT AS stored_bytes"
-    " FROM points GROUP BY vm ORDER BY name",
-    "disks": "SELECT * FROM disks ORDER BY point, position",
-    "packs": "SELECT * FROM packs ORDER BY number",
-    "chunks": "SELECT printf('%016x%016x%016x%016x', h0, h1, h2, h3) AS id, pack, slot, byte_offset,"
-    " stored_bytes, raw_bytes, codec FROM chunks",
-    "marks": "SELECT * FROM marks ORDER BY point, sequence",
-}
-"""What read-only SQL elsewhere may see."""
-
 VIEW_BATCH_ROWS = 50_000
 
 
@@ -97,6 +86,7 @@ class Catalog:
         self._source = source
         self._local = threading.local()
         self._writing = threading.Lock()
+        self.rebuilds: Counter[str] = Counter()  # by kind: missing, damaged, behind, old_schema
         self._db: Any = None  # duckdb is imported late: a quarter of a second
 
     def open(self) -> None:
@@ -104,16 +94,20 @@ class Catalog:
         import duckdb
 
         with self._writing:
+            missing = not self._path.exists()
             try:
                 self._connect()
                 self._check_schema()
                 self._catch_up()
+                self.rebuilds["missing"] += missing and bool(self._source.manifest_ids())
                 return
             except (duckdb.Error, _Doubtful) as error:
                 log.warning("catalog set aside and rebuilt: %s", error, extra={"path": str(self._path)})
+                kind = error.kind if isinstance(error, _Doubtful) else "damaged"
             try:
                 self._quarantine()
                 self._rebuild()
+                self.rebuilds[kind] += 1
             except duckdb.Error as error:
                 self._disconnect()
                 raise StoreFailed(f"the catalog could not be rebuilt: {error}", where=str(self._path)) from error
@@ -236,7 +230,7 @@ class Catalog:
         cursor = self._cursor()
         if not cursor.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchall():
             if cursor.execute("SELECT 1 FROM duckdb_tables()").fetchall():
-                raise _Doubtful("it is not a catalog")
+                raise _Doubtful("damaged", "it is not a catalog")
             self._create()
         found = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
         schema = int(found.get("schema", "0"))
@@ -248,7 +242,7 @@ class Catalog:
                 hint="use a newer Backstay, or delete the catalog: it is rebuilt",
             )
         if schema < SCHEMA:
-            raise _Doubtful(f"it has the older schema {schema}")
+            raise _Doubtful("old_schema", f"it has the older schema {schema}")
 
     def _create(self) -> None:
         cursor = self._cursor()
@@ -266,7 +260,7 @@ class Catalog:
             "SELECT (SELECT count(*) FROM chunks), (SELECT coalesce(sum(chunks), 0) FROM packs)"
         ).fetchone()
         if counted is None or counted[0] != counted[1]:
-            raise _Doubtful(f"its chunks and packs disagree: {counted}")
+            raise _Doubtful("behind", f"its chunks and packs disagree: {counted}")
         known_points = {row[0] for row in cursor.execute("SELECT id FROM points").fetchall()}
         known_marks = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()}
         there = {(name.number, name.id.hex()): name for name in source.packs().values()}
@@ -388,6 +382,10 @@ class Catalog:
 
 class _Doubtful(Exception):
     """The catalog does not explain itself."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind = kind
 
 
 def _intact(load: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:

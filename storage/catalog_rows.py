@@ -40,6 +40,19 @@ TABLES: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 
+VIEWS = {
+    "restore_points": "SELECT * FROM points ORDER BY taken_at",
+    "vms": "SELECT vm AS id, max_by(vm_name, taken_at) AS name, count(*) AS restore_points,"
+    " min(taken_at) AS oldest, max(taken_at) AS newest, sum(stored_bytes)::UBIGINT AS stored_bytes"
+    " FROM points GROUP BY vm ORDER BY name",
+    "disks": "SELECT * FROM disks ORDER BY point, position",
+    "packs": "SELECT * FROM packs ORDER BY number",
+    "chunks": "SELECT printf('%016x%016x%016x%016x', h0, h1, h2, h3) AS id, pack, slot, byte_offset,"
+    " stored_bytes, raw_bytes, codec FROM chunks",
+    "marks": "SELECT * FROM marks ORDER BY point, sequence",
+}
+"""What read-only SQL elsewhere may see."""
+
 _HASH = Struct(">QQQQ16x")
 _PLACE = Struct("<32xIII4x")
 Row = tuple[object, ...]

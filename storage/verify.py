@@ -16,6 +16,7 @@ from typing import Any
 from policies.facts import PointId
 from storage import marks
 from storage.blockmap import Root
+from storage.catalog_rows import aware
 from storage.chunkreads import open_entry
 from storage.errors import Damaged, NoSuchPoint, StorageError, StoreFailed
 from storage.format import Node, PackKind, PackName, parse_node, parse_pack_key
@@ -92,6 +93,12 @@ def verify(
         for point, damages in judged.items():
             _record(repo, point, damages, now)
     return report
+
+
+def verified_since(repo: Repository) -> datetime | None:
+    """The oldest of the restore points' newest verifications without damage; None when there is none."""
+    [(oldest,)] = repo.opened_catalog().query("SELECT min(marked_at) FROM marks WHERE kind = 'verified'")
+    return aware(oldest) if oldest is not None else None
 
 
 def _record(repo: Repository, point: PointId, damages: Sequence[str], now: datetime) -> None:
@@ -341,6 +348,7 @@ def _check_catalog(repo: Repository) -> list[Damage]:
     except StorageError as error:
         log.warning("catalog made again: %s", error)
         repo.catalog.rebuild()
+        repo.catalog.rebuilds["damaged"] += 1
         return [Damage("catalog.duckdb", "", (), f"{error.what}; it was made again")]
     return []
 

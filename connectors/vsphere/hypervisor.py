@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Self
 
 from connectors.disks import AsyncWriter, BlockingWriter, Changes
@@ -59,6 +60,10 @@ class VCenter:
     def vcenter(self) -> str:
         """The vCenter's instance UUID."""
         return self.session.vcenter
+
+    async def clock(self) -> datetime:
+        """vCenter's own time now."""
+        return await self.session.call(self.session.now)
 
     async def inventory(self) -> Sequence[Vm]:
         """Every VM now, with provisional ids."""

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from connectors.disk_files import FileReader, FileWriter
@@ -93,6 +93,7 @@ class HypervisorInMemory:
         self.fail_transports: set[str] = set()
         self.fail_removal: ConnectorError | None = None
         self.fail_vm: ConnectorError | None = None
+        self.ahead = timedelta(0)
         self.on_read: Callable[[str, int], None] = lambda transport, offset: None
         self.before_copy: Callable[[Vm], None] = lambda vm: None
         self.created: list[Path] = []
@@ -168,6 +169,11 @@ class HypervisorInMemory:
         return guest.files[sorted(guest.files)[disk]]
 
     # the port
+
+    async def clock(self) -> datetime:
+        if self.fail_vm is not None:
+            raise self.fail_vm
+        return datetime.now(UTC) + self.ahead
 
     async def inventory(self) -> Sequence[Vm]:
         return [guest.vm for guest in self.guests.values()]
