@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import termios
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,3 +73,40 @@ def environment(home: Path) -> dict[str, str]:
         "BACKSTAY_CONFIG": str(home / "none" / "backstay.toml"),
         "BACKSTAY_BUG_DIR": str(home),
     }
+
+
+def on_terminal(
+    home: Path, arguments: Sequence[str], dialogue: Sequence[tuple[str, str]], env: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a command on a terminal, giving each answer when its question has come; exit code and all that was shown."""
+    ours, theirs = pty.openpty()
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [BACKSTAY, *arguments], cwd=home, env=environment(home) | {"TERM": "xterm"} | dict(env or {}),
+        stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal,
+    )  # fmt: skip
+    os.close(theirs)
+    shown, deadline, waiting = "", time.monotonic() + 60, list(dialogue)
+    seen = 0
+    while True:
+        assert time.monotonic() < deadline, shown
+        if waiting and waiting[0][0] in shown[seen:]:
+            question, answer = waiting.pop(0)
+            seen = shown.index(question, seen) + len(question)
+            os.write(ours, f"{answer}\n".encode())
+        if not select.select([ours], [], [], 0.5)[0]:
+            continue
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        shown += part.decode()
+    os.close(ours)
+    assert not waiting, shown
+    return process.wait(60), shown

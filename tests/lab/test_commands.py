@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from engine.trust import fetch_certificate
-from tests.console import BACKSTAY, Ran, backstay, environment
+from tests.console import BACKSTAY, Ran, backstay, environment, on_terminal
 from tests.lab.vcenter import MIB, Lab, Machine
 
 Start = Callable[..., Lab]
@@ -103,6 +103,17 @@ def test_init_refuses_a_certificate_without_confirmation_and_names_its_fingerpri
     ran = init(lab, home, expect=5)
     assert fetch_certificate(lab.host, lab.port).fingerprint in ran.err
     assert not (home / "etc").exists()
+
+
+def test_init_trusts_on_first_use_what_a_person_confirms(lab: Lab, home: Path) -> None:
+    config = home / "etc" / "backstay.toml"
+    arguments = ["init", "--vcenter", lab.url, "--config", str(config)]
+    code, shown = on_terminal(home, arguments, [("Trust it?", "n")], account(lab))
+    assert code == 5 and not config.exists()
+    code, shown = on_terminal(home, arguments, [("Trust it?", "y")], account(lab))
+    assert code == 0 and fetch_certificate(lab.host, lab.port).fingerprint in shown
+    assert "BEGIN CERTIFICATE" in (home / "etc" / "vcenter-main.pem").read_text()
+    assert backstay("check", "--config", config, home=home).code == 0
 
 
 def test_init_leaves_nothing_when_the_login_is_refused(lab: Lab, home: Path) -> None:
