@@ -140,6 +140,15 @@ def test_init_writes_what_check_finds_ready_and_only_we_may_read(lab: Lab, home:
     assert backstay("points", "--config", config, "--json", home=home).data == []
 
 
+def test_without_an_engine_policies_explain_a_vm_as_vcenter_shows_it(lab: Lab, home: Path) -> None:
+    init(lab, home, "--ca-file", str(lab.ca_file))
+    config = home / "etc" / "backstay.toml"
+    ran = backstay("policy", "explain", "web-01", "--config", config, "--json", home=home)
+    assert ran.data["winner"] == "everything" and "No engine runs" in ran.err
+    assert "selects it" in backstay("policy", "explain", "web-01", "--config", config, home=home).out
+    backstay("policy", "explain", "nobody", "--config", config, home=home, expect=2)
+
+
 def test_check_names_what_is_not_ready(lab: Lab, home: Path) -> None:
     init(lab, home, "--ca-file", str(lab.ca_file))
     config = home / "etc" / "backstay.toml"
