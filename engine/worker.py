@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import ParamSpec
 
 from connectors.errors import ConnectorError, Gone
 from engine.backup import Attempt, Means, Tally, back_up
@@ -24,8 +25,10 @@ from policies.admission import retry_at
 from policies.facts import Facts, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
 from policies.protection import due_of, protection
-from storage.errors import Damaged
+from storage.errors import Damaged, StorageError
 from storage.repository import Repository
+
+P = ParamSpec("P")
 
 log = logging.getLogger("engine.worker")
 
@@ -247,7 +250,7 @@ class Crew:
         if isinstance(error, Damaged) and job.kind is JobKind.BACKUP:
             # What the run built on is damaged; a full read builds on nothing.
             retriable = True
-            await settled(self.threads.state, self.state.distrust, job.vm, f"the base is damaged: {error}", "", now)
+            await self._remember(self.state.distrust, job.vm, f"the base is damaged: {error}", "", now)
             self.metrics.tracking_distrusted("damaged_base")
         again = retriable and job.attempts < MAX_ATTEMPTS
         retry = retry_at(now, job.attempts, job.key, self.engine) if again else None
@@ -269,7 +272,7 @@ class Crew:
             run = old
         self.world.set_job(after)
         self.world.set_run(run)
-        await settled(self.threads.state, self.state.settle, after, now=now, run=run)
+        await self._remember(self.state.settle, after, now=now, run=run)
         if job.kind is JobKind.BACKUP:
             self._count_failed(job, began)
             (self.set_aside.add if after.state is JobState.QUARANTINED else self.set_aside.discard)(job.vm)
@@ -288,7 +291,7 @@ class Crew:
             return
         try:
             await self.sweep(vm.address.vcenter)
-        except ConnectorError as error:
+        except (ConnectorError, StorageError) as error:
             log.warning("clean-up waits for the next sweep", extra={"vm": vm.name, "why": str(error)})
 
     async def sweep(self, vcenter: str) -> Sweep:
@@ -320,6 +323,13 @@ class Crew:
         await settled(self.threads.state, self.state.save_job, over)
         return Abandoned(reason)
 
+    async def _remember(self, write: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Write to the state; when that fails too (a full disk), go on: at worst the job runs again after a start."""
+        try:
+            await settled(self.threads.state, write, *args, **kwargs)
+        except StorageError as error:
+            log.error("not written to the state", extra={"why": str(error)})
+
     async def _postpone(self, job: Job, reason: str) -> Abandoned:
         """Not now, through no fault of the job's."""
         later = replace(
@@ -335,7 +345,7 @@ class Crew:
             return
         waiting = replace(job, state=JobState.PENDING)
         self.world.set_job(waiting)
-        await settled(self.threads.state, self.state.save_job, waiting)
+        await self._remember(self.state.save_job, waiting)
 
     async def list_points(self, vm: VmId) -> None:
         """Read the restore points of a VM from the repository again."""

@@ -20,6 +20,7 @@ from engine.maintenance import plan_run
 from engine.worker import still_due
 from policies.facts import Address, Event, EventType, Facts, PointId, RestorePoint, Vm, VmId
 from policies.loading import load_texts
+from storage.errors import NoSpace
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
 from tests.pipeline.running import EVERYTHING, Running, configure, running
 
@@ -190,3 +191,25 @@ async def test_a_vm_is_not_backed_up_while_it_is_being_restored(tmp_path: Path, 
             [job] = engine.parts.world.jobs.values()
             assert (job.last_error, job.attempts) == ("the VM is being restored", 0)
             assert "snapshot again" not in hypervisor.log
+
+
+async def test_a_full_disk_under_state_and_repository_stops_runs_but_neither_engine_nor_memory(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hypervisor.add("web")
+    config = configure(tmp_path)
+    async with running(tmp_path, hypervisor, config) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+
+        def full(*_: object, **__: object) -> None:
+            raise NoSpace("the disk is full", where=str(tmp_path))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.parts.state, "settle", full)
+            patched.setattr(engine.parts.repository, "new_point", full)
+            failed = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+            assert (failed["state"], failed["exit"]) == ("failed", 7)
+            assert engine.points_of("web") == 1
+        await backed_up(engine, "web")
+        assert engine.points_of("web") == 2
+    assert all(not held for held in hypervisor.snapshots.values())
