@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from engine.cli.options import Config, Json, Repo
-from engine.cli.output import say, show_json
+from engine.cli.output import printable, say, show_json
 from engine.cli.progress import progress
 from engine.cli.reach import running
 from engine.cli.tasks import follow
 from engine.commands import BackUpVm
+from engine.failures import Exit
 from engine.units import show_size
 
 
@@ -25,8 +27,8 @@ def backup(
     repo: Repo = None,
     config: Config = None,
     json: Json = False,
-) -> None:
-    """Back a VM up now, by the engine that runs.
+) -> int:
+    """Back a VM up now, by the engine that runs. Ends with 3 when a disk could not be protected.
 
     Parameters
     ----------
@@ -38,13 +40,20 @@ def backup(
     if not wait:
         id = engine.submit(task)
         show_json({"task": id}) if json else say(f"The engine took it on as task {id}.")
-        return
+        return Exit.DONE
     with progress(quiet=json) as bar:
         row = dict(follow(engine, task, bar))
     if json:
         show_json(row)
-    elif "id" in row:
-        sizes = f"{show_size(row['read_bytes'])} read, {show_size(row['stored_bytes'])} stored"
-        say(f"Restore point {row['id']} of {row['vm']}: {sizes}, {row['consistency']} consistent.")
     else:
-        say(str(row.get("sentence") or "Done."))
+        _tell(row)
+    return int(row.get("exit_code", Exit.DONE))
+
+
+def _tell(row: Mapping[str, Any]) -> None:
+    sizes = f"{show_size(row['read_bytes'])} read, {show_size(row['stored_bytes'])} stored"
+    say(printable(f"Restore point {row['id']} of {row['vm']}: {sizes}, {row['consistency']} consistent."))
+    for label, why in row.get("unprotected", ()):
+        say(printable(f"Not protected: {label}: {why}"))
+    for sentence in row.get("warnings", ()):
+        say(printable(sentence))

@@ -186,7 +186,8 @@ def _ready(config: Path, home: Path) -> bool:
 
 
 def test_after_init_run_needs_nothing_else_and_commands_go_through_the_engine(fresh_lab: Start, home: Path) -> None:
-    lab = fresh_lab(vms=2, disk_bytes=16 * MIB, tracking=True)
+    partly = Machine(name="partly", independent=(1,), disks=(16 * MIB, 16 * MIB))
+    lab = fresh_lab(vms=2, disk_bytes=16 * MIB, tracking=True, extra=[partly])
     init(lab, home, "--ca-file", str(lab.ca_file))
     config = home / "etc" / "backstay.toml"
     with config.open("a") as file:
@@ -214,6 +215,7 @@ def test_after_init_run_needs_nothing_else_and_commands_go_through_the_engine(fr
         backstay("restore", "web-01@latest", "--to-file", back, "--config", config, home=home)
         assert back.stat().st_size == 16 * MIB
         assert "web-01" in backstay("status", "--config", config, home=home).out
+        assert "Not protected" in backstay("backup", "partly", "--config", config, home=home, expect=3).err
         raw = home / "raw.img"
         raw.write_bytes(os.urandom(MIB))
         backstay("disk", "backup", raw, "--name", "raw", "--repo", repo, home=home)
