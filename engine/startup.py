@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from engine.failures import BadInput
 from engine.identity import Traits
 from engine.inbox import Inbox
 from engine.jobqueue import JobQueue
-from engine.jobs import JobId, RunId, mint
+from engine.jobs import JobId, JobState, RunId, mint
 from engine.parts import Parts, Verified
 from engine.ports import Hypervisor
-from engine.records import Distrust, VmRow
+from engine.records import Distrust, RunRow, VmRow
 from engine.rulebook import Rulebook
 from engine.sources import Sources
 from engine.state import State
@@ -185,6 +186,7 @@ def add_hypervisor(parts: Parts, name: str, hypervisor: Hypervisor) -> None:
 async def recover(parts: Parts) -> None:
     """Take over what the last engine left: its jobs, its memory, and VM ids that only the repository knows."""
     points = await settled(parts.threads.repository, parts.repository.points)
+    await _close_committed(parts, points)
     again = await settled(parts.threads.state, parts.state.requeue_running)
     if again:
         log.info("jobs of the last engine wait again", extra={"jobs": len(again)})
@@ -207,6 +209,22 @@ def _verified(repository: Repository, points: list[RestorePoint]) -> Verified:
         return Verified(VerifyState.DAMAGED, None, 1)
     since = verified_since(repository)
     return Verified(VerifyState.NEVER if since is None else VerifyState.OK, since)
+
+
+async def _close_committed(parts: Parts, points: list[RestorePoint]) -> None:
+    """Settle the jobs whose run made its restore point before the engine could note it: they are not run again."""
+    for job in await settled(parts.threads.state, parts.state.open_jobs):
+        # A VM has one run at a time, so its newest restore point is the one to look at.
+        newest = next((point for point in reversed(points) if point.vm == job.vm), None)
+        if job.state is not JobState.RUNNING or job.run is None or newest is None:
+            continue
+        detail = await settled(parts.threads.repository, parts.repository.detail, newest.id)
+        if detail.head.attributes.get("run") != job.run:
+            continue
+        done = replace(job, state=JobState.DONE, last_error="")
+        run = RunRow(job.vm, last_success=newest.taken_at, last_attempt=newest.taken_at)
+        await settled(parts.threads.state, parts.state.settle, done, now=parts.now(), run=run, point=newest.id)
+        log.info("run of the last engine had committed", extra={"job": job.id, "point": newest.id})
 
 
 async def _adopt(parts: Parts, unknown: Iterable[VmId], points: list[RestorePoint]) -> None:
