@@ -16,7 +16,7 @@ from tests.lab.edits import EDITS
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "vcsim"
-GOPATH = Path("/usr/share/gocode")
+GOPATH = Path(os.environ.get("BACKSTAY_GOPATH") or "/usr/share/gocode")
 GOVMOMI = GOPATH / "src/github.com/vmware/govmomi"
 
 
