@@ -228,3 +228,24 @@ def test_after_init_run_needs_nothing_else_and_commands_go_through_the_engine(fr
     log = (home / "engine.log").read_text()
     assert not any(secret in log for secret in secrets)
     assert backstay("points", "--config", config, "--json", home=home).data
+
+
+def test_a_change_that_takes_protection_away_waits_until_it_is_confirmed(fresh_lab: Start, home: Path) -> None:
+    lab = fresh_lab(vms=2, disk_bytes=MIB, content=False)
+    init(lab, home, "--ca-file", str(lab.ca_file))
+    config, policies = home / "etc" / "backstay.toml", home / "etc" / "policies.d" / "everything.toml"
+    with engine(config, home, account(lab)):
+        policies.write_text(policies.read_text().replace('["*"]', '["name:web-*"]'))
+        shown = backstay("policy", "apply", "--config", config, home=home, expect=3)
+        assert "app-02" in shown.out and "web-01" not in shown.out and "--yes" in shown.err
+        assert "winner" in backstay("policy", "explain", "app-02", "--config", config, "--json", home=home).data
+        pending = backstay("status", "--config", config, "--json", home=home).data["policies"]["pending"]
+        backstay("policy", "apply", "another-plan", "--config", config, home=home, expect=5)
+        backstay("policy", "apply", pending, "--config", config, home=home)
+        assert "UNPROTECTED" in backstay("status", "--config", config, home=home).out
+        policies.write_text("schema = 1\n[policy.broken]\nrpoo = '4h'\n")
+        assert "No policy change" in backstay("policy", "apply", "--config", config, home=home).err
+        assert any(
+            "everything.toml:3:1" in said
+            for said in backstay("status", "--config", config, "--json", home=home).data["problems"]
+        )
