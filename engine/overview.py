@@ -245,7 +245,7 @@ def _said(parts: Parts, vm: VmId) -> str:
 
 def _job_row(parts: Parts, job: Any) -> dict[str, Any]:
     row = parts.world.rows.get(job.vm)
-    attempt = parts.crew.active.get(job.run) if job.run else None
+    attempt = next((one for one in parts.crew.active.values() if one.job.id == job.id), None)
     waits = {one.decision.key: one.reason for one in parts.queue.waiting}
     return {
         "job": job.id,
