@@ -56,7 +56,7 @@ def publish(parts: Parts) -> None:
     """Bring the metrics about VMs, policies and the queue up to date."""
     metrics, rulebook = parts.metrics, parts.rulebook
     metrics.cover(coverage(parts))
-    metrics.policies_loaded(policy.name for policy in rulebook.in_force.policies)
+    metrics.policies_loaded(rulebook.names)
     metrics.policy_files_checked(len(rulebook.problems))
     plan = rulebook.plan
     metrics.reload_pending(len(plan.losing) + len(plan.expiring) if plan else 0, rulebook.pending_since)

@@ -63,6 +63,12 @@ class Rulebook:
     _seen: str = ""
     _planned_at: datetime | None = None
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The policies that protect a VM now, those included that only a pending change keeps alive."""
+        kept = (policy for policies in self.in_force.kept_protection.values() for policy in policies)
+        return frozenset(policy.name for policy in (*self.in_force.policies, *kept))
+
     async def start(self, *, keep_everything: bool) -> None:
         """Take over what was accepted before. With keep_everything, nobody knows: no restore point newly expires."""
         texts = await settled(self.threads.state, self.state.policy_files)

@@ -73,6 +73,7 @@ def assemble(
         return Facts(at, {}) if missing and config.vcenter else world.facts(at)
 
     rulebook = Rulebook(config.policies, state, threads, facts, now)
+    rulebook.changed = lambda: metrics.policies_loaded(rulebook.names)
     queue = JobQueue(world, Limits(config.limits.total, config.limits.per_host, config.limits.per_datastore), now)
     new_job, new_run = mint("job", now), mint("", now)
 
