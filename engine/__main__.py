@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code. Never raises, never shows a traceback."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # for developers, who ask for them
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files are bytes, not always text
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
