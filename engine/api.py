@@ -1,7 +1,7 @@
 """The engine's HTTP API: everything that the command line asks for, /metrics and /healthz.
 
-Over the Unix socket whoever may open it is trusted; over TCP every request carries the bearer token. Errors are JSON
-with the exit code that a command would end with.
+Over the Unix socket whoever may open it is trusted; over TCP every request carries the bearer token, which is as good
+as the engine's own account: a restore writes where the engine may. Errors are JSON with the exit code of a command.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import stat
 import tempfile
 import threading
@@ -41,6 +42,7 @@ from engine.endpoints import Endpoints, open_endpoints
 from engine.failures import BadInput, NotReachable, RemoteFailure
 from policies.facts import PointId, RestorePoint, VmId
 from storage.errors import Locked, NoSuchPoint, Refused
+from tests.lab.certificates import make_certificates
 
 T = TypeVar("T")
 POINT = RestorePoint(PointId("p1"), VmId("vm-1"), "web", datetime(2026, 11, 22, 18, tzinfo=UTC))
@@ -237,10 +239,10 @@ async def test_a_question_in_sql_cannot_ask_for_more_than_the_engine_gives(folde
     assert limits.rows <= 1_000_000 and limits.seconds <= 600 and limits.memory_bytes == QueryLimits().memory_bytes
 
 
-def fetch(url: str, token: str | None = None) -> tuple[int, str]:
+def fetch(url: str, token: str | None = None, context: ssl.SSLContext | None = None) -> tuple[int, str]:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=20, context=context) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -258,6 +260,20 @@ async def test_over_tcp_nothing_is_told_without_the_token(folder: Path, monkeypa
                 assert code == 401 and "a-long-token" not in said
         code, said = await ask(lambda: fetch(base + "/v1/points", "a-long-token"))
         assert code == 200 and json.loads(said)[0]["id"] == "p1"
+
+
+async def test_beyond_loopback_the_token_goes_over_tls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_TOKEN", "a-long-token")
+    files = make_certificates(folder)
+    guard = f'token = "env:API_TOKEN"\ncertificate = "{files.certificate}"\nkey = "{files.key}"\n'
+    config = configuration(folder, f'[api]\ntcp = "127.0.0.1:0"\n{guard}')
+    async with served(Desk(), config) as endpoints:
+        base = endpoints.addresses["tcp"]
+        assert base.startswith("https://")
+        trusting = ssl.create_default_context(cafile=str(files.authority))
+        code, said = await ask(lambda: fetch(base + "/v1/points", "a-long-token", trusting))
+        assert code == 200 and json.loads(said)[0]["id"] == "p1"
+        assert (await ask(lambda: fetch(base + "/v1/points", None, trusting)))[0] == 401
 
 
 async def test_the_metrics_address_tells_metrics_and_health_alone(folder: Path) -> None:
