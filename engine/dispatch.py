@@ -19,6 +19,7 @@ from engine.inbox import Happened, Inbox, Item, Rulings, Seen, Tick, Told
 from engine.jobs import JobId
 from engine.ports import Hypervisor
 from engine.reconcile import Suspicions, missed_events
+from engine.records import VmRow
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import LOOK, World
@@ -69,6 +70,12 @@ class Dispatcher:
     """The latest answer of the clock for each VM, for `explain`."""
     suspicions: Suspicions = field(default_factory=Suspicions)
     _met: set[str] = field(default_factory=set)
+    _unwritten: dict[VmId, VmRow] = field(default_factory=dict)
+    """Rows of the identity table that the world holds and a failed write did not take."""
+    _draft_in_hand: Draft = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._draft_in_hand = Draft(self.world, self.now(), self.mint_job)
 
     async def run(self) -> None:
         """Handle items for ever. An error of the edges goes to who sent the item, who tries again."""
@@ -77,8 +84,8 @@ class Dispatcher:
             try:
                 rulings = await self.handle(item)
             except (ConnectorError, StorageError) as error:
-                # The world may hold what the state does not: start again from what was written.
-                await self.recall()
+                self._draft_in_hand.undo()
+                self._unwritten.update(self._draft_in_hand.rows)
                 if not handled.done():
                     handled.set_exception(error)
             else:
@@ -86,7 +93,7 @@ class Dispatcher:
                     handled.set_result(rulings)
 
     async def recall(self) -> None:
-        """Make the world again from what the state holds."""
+        """Make the world from what the state holds; before anything runs."""
         since = self.now() - KEYS_KEPT
         self.world.load(await settled(self.threads.state, self.state.recall, keys_since=since))
 
@@ -247,12 +254,14 @@ class Dispatcher:
         return decisions
 
     def _draft(self, now: datetime) -> Draft:
-        return Draft(self.world, now, self.mint_job)
+        self._draft_in_hand = Draft(self.world, now, self.mint_job, rows=dict(self._unwritten))
+        return self._draft_in_hand
 
     async def _commit(self, draft: Draft, cursor: Cursor | None = None) -> None:
         if draft.empty and cursor is None:
             return
         await settled(self.threads.state, self.state.apply, draft.change(cursor), now=draft.now)
+        self._unwritten.clear()
         for effect in draft.effects:
             self.noted.event(effect.event, effect.reconciled)
             for ruling in effect.rulings:

@@ -33,6 +33,31 @@ class Draft:
     fired: dict[tuple[str, str, VmId], datetime] = field(default_factory=dict)
     distrust: list[Distrust] = field(default_factory=list)
     audit: list[Audited] = field(default_factory=list)
+    _before: dict[JobId, Job | None] = field(default_factory=dict)
+    _keys: dict[str, JobId] = field(default_factory=dict)
+    _cooled: dict[tuple[str, str, VmId], datetime | None] = field(default_factory=dict)
+
+    def undo(self) -> None:
+        """The write failed: take back what it would have made of jobs and cooldowns.
+
+        A job that a worker took meanwhile runs on, and its key still stands for it. Rows stay as they are: they say
+        what the inventory shows, and are to be written with the next draft.
+        """
+        for id, drafted in self.jobs.items():
+            if self.world.jobs.get(id) != (drafted if drafted.state is JobState.PENDING else None):
+                continue
+            before = self._before[id]
+            for key in [key for key, job in self._keys.items() if job == id]:
+                self.world.job_keys.pop(key, None)
+            if before is None:
+                self.world.drop_job(drafted)
+            else:
+                self.world.set_job(before)
+        for fired, at in self._cooled.items():
+            if at is None:
+                self.world.fired.pop(fired, None)
+            else:
+                self.world.fired[fired] = at
 
     def change(self, cursor: Cursor | None = None) -> Change:
         """All of it, for one transaction."""
@@ -95,9 +120,10 @@ class Draft:
         )
         job = job_from(decision, job=self.mint_job(), now=self.now) if waiting is None else joined(waiting, decision)
         self._set(job)
-        self.world.job_keys[decision.key] = job.id
+        self.world.job_keys[decision.key] = self._keys[decision.key] = job.id
         if decision.rule.startswith("trigger"):
             fired = (decision.policy, decision.rule, decision.vm)
+            self._cooled.setdefault(fired, self.world.fired.get(fired))
             self.fired[fired] = self.world.fired[fired] = self.now
         return Ruling(decision, job.id)
 
@@ -115,10 +141,11 @@ class Draft:
             reason=decision.reason, created_at=self.now, not_before=self.now, event_key=event.key, manual=True,
         )  # fmt: skip
         self._set(job)
-        self.world.job_keys[key] = job.id
+        self.world.job_keys[key] = self._keys[key] = job.id
         return job.id
 
     def _set(self, job: Job) -> None:
+        self._before.setdefault(job.id, self.world.jobs.get(job.id))
         self.jobs[job.id] = job
         self.world.set_job(job)
 

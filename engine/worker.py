@@ -16,7 +16,7 @@ from engine.failures import Kind, verdict
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Done, Failed, Job, JobId, JobKind, JobState, Outcome, RunId
 from engine.maintenance import Sweep, sweep
-from engine.records import Intent, RunRow
+from engine.records import Change, Intent, RunRow
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import World
@@ -160,7 +160,10 @@ class Crew:
                 seen = await means.hypervisor.vm(known.address)
         except Gone:
             return await self._abandon(job, "the VM is not in the inventory any more")
-        vm = self.world.sight(seen, self.now()).vm
+        sighting = self.world.sight(seen, self.now())
+        if sighting.row is not None:
+            await settled(self.threads.state, self.state.apply, Change(vms=(sighting.row,)), now=self.now())
+        vm = sighting.vm
         if (vm.address.vcenter, vm.name) in self._restoring:
             return await self._postpone(job, "the VM is being restored")
         dropped = still_due(job, vm, self.policies(), self.world.facts(self.now()))

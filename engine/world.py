@@ -130,6 +130,11 @@ class World:
             self.jobs.pop(job.id, None)
         self.refresh(job.vm)
 
+    def drop_job(self, job: Job) -> None:
+        """This job was never written: forget it."""
+        self.jobs.pop(job.id, None)
+        self.refresh(job.vm)
+
     def forget_keys(self, job: JobId) -> None:
         """The job was given up: a new decision of the same key is a new job."""
         self.job_keys = {key: known for key, known in self.job_keys.items() if known != job}

@@ -153,3 +153,37 @@ def test_history_counts_failures_and_knows_restore_points_alone() -> None:
     known.set_run(RunRow(WEB, last_attempt=NOW, last_failure="no cable", consecutive_failures=2))
     assert known.history[WEB].consecutive_failures == 2
     assert known.history[WEB].last_success is None
+
+
+def test_a_draft_that_could_not_be_written_leaves_no_job_and_no_cooldown() -> None:
+    known = world()
+    new = drafts(known)
+    first = new()
+    first.take(event(), [decision("a")])
+    written = known.jobs[JobId("job-1")]
+    lost = new()
+    soon = NOW - timedelta(minutes=1)
+    lost.take(event("vc:2"), [decision("b", rule="trigger[0]", not_before=soon)])
+    lost.take(event("vc:3"), [decision("c", VmId("db"))])
+    lost.undo()
+    assert known.jobs == {JobId("job-1"): written}
+    assert known.fired == {}
+    assert known.job_keys == {"a": JobId("job-1")}
+    assert not known.history[VmId("db")].pending
+    again = new()
+    again.take(event("vc:3"), [decision("c", VmId("db"))])
+    assert [job.vm for job in again.change().jobs] == [VmId("db")]
+
+
+def test_a_job_that_was_taken_before_the_write_failed_runs_on_once() -> None:
+    known = world()
+    lost = drafts(known)()
+    lost.take(event(), [decision("a")])
+    [job] = lost.change().jobs
+    running = replace(job, state=JobState.RUNNING, attempts=1)
+    known.set_job(running)
+    lost.undo()
+    assert known.jobs == {job.id: running}
+    again = Draft(known, NOW, lambda: JobId("job-9"))
+    again.take(event(), [decision("a")])
+    assert again.change().jobs == ()

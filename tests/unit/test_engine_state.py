@@ -11,6 +11,7 @@ import duckdb
 import pytest
 
 from connectors.hypervisor import Cursor
+from engine import state_schema
 from engine.identity import Traits
 from engine.jobs import Job, JobId, JobKind, JobState
 from engine.journal import Effect, Ruling
@@ -176,3 +177,19 @@ def test_a_second_engine_is_told_who_holds_the_state(tmp_path: Path) -> None:
         with pytest.raises(Locked, match=str(holder.pid)):
             State(tmp_path, now=NOW)
         holder.kill()
+
+
+def test_an_older_state_is_migrated_after_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = State(tmp_path, now=NOW)
+    old.audit(Audited(NOW, "root", "hold", "point-1"))
+    old.close()
+    monkeypatch.setattr(state_schema, "SCHEMA", 2)
+    monkeypatch.setitem(state_schema.MIGRATIONS, 1, ("ALTER TABLE audit ADD COLUMN place VARCHAR",))
+    state = State(tmp_path, now=NOW)
+    assert not state.fresh
+    assert [entry.action for entry in state.audited()] == ["hold"]
+    assert "place" in state.table("SELECT * FROM audit").schema.names
+    state.close()
+    [copy] = tmp_path.glob("state.duckdb.schema-1-*")
+    with duckdb.connect(str(copy), read_only=True) as raw:
+        assert raw.execute("SELECT value FROM meta").fetchall() == [("1",)]
