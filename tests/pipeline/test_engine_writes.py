@@ -1,0 +1,45 @@
+"""When the state cannot be written, nothing is acknowledged, nothing is lost, and the next try does it once."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from connectors.hypervisor import Cursor, EventBatch
+from engine.inbox import Happened
+from policies.facts import Event, EventType
+from storage.errors import NoSpace
+from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
+from tests.pipeline.running import configure, running
+
+
+async def test_a_batch_that_cannot_be_written_is_tried_again_and_takes_effect_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disks").mkdir()
+    hypervisor = HypervisorInMemory(tmp_path / "disks")
+    vm = hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1 and not engine.parts.world.jobs)
+        engine.parts.queue.paused = True
+        event = Event("vc:vc-1:77", EventType.POWERED_OFF, datetime.now(UTC), "vcenter:vc-1", address=vm.address)
+        batch = Happened("vc-1", EventBatch((event,), Cursor("vc-1", datetime.now(UTC), 77)))
+
+        def full(*_: object, **__: object) -> None:
+            raise NoSpace("the disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.parts.state, "apply", full)
+            with pytest.raises(NoSpace):
+                await engine.parts.inbox.put(batch)
+        assert engine.parts.world.jobs == {}
+        assert "vc:vc-1:77" not in await engine.event_keys()
+        await asyncio.wait_for(engine.parts.inbox.put(batch), 10)
+        assert (await engine.event_keys()).count("vc:vc-1:77") == 1
+        assert len(engine.parts.world.jobs) == 1
+        engine.parts.queue.paused = False
+        engine.parts.queue.changed()
+        await engine.until(lambda: engine.points_of("web") == 2)
