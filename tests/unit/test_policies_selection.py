@@ -143,6 +143,23 @@ def test_the_explanation_names_the_clause_that_decides(select: str, why: str) ->
     assert match(policies(f"[policy.p]\nselect = {{ {select} }}").policies[0], WEB).why == why
 
 
+@pytest.mark.parametrize(
+    ("select", "excluded"),
+    [
+        ('all = ["tag:env=prod"], none = ["name:web-*"]', True),
+        ('all = ["tag:env=prod"], none = ["name:db-*"]', False),
+        ('all = ["cluster:c2"], none = ["name:web-*"]', False),
+        ('any = ["cluster:c2", "cluster:c1"], none = ["name:web-*"]', True),
+        ('any = ["cluster:c2"], none = ["name:web-*"]', False),
+        ('none = ["name:web-*"]', False),
+    ],
+)
+def test_a_vm_is_excluded_by_who_would_select_it_otherwise(select: str, excluded: bool) -> None:
+    found = policies(f"[policy.p]\nselect = {{ {select} }}")
+    assert bool(found.excluding(WEB)) == excluded
+    assert not (excluded and found.matching(WEB))
+
+
 def test_a_vm_without_the_property_is_said_to_have_none() -> None:
     found = match(policies('[policy.p]\nselect.all = ["cluster:c1"]').policies[0], a_vm())
     assert found.why == "cluster:c1 does not match (the VM has none)"

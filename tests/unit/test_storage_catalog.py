@@ -108,6 +108,31 @@ def test_a_newer_schema_is_refused_and_an_older_one_rebuilt(tmp_path: Path) -> N
                 assert repo.catalog.rows() == rows
 
 
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        ("UPDATE meta SET value = '0' WHERE key = 'schema'", "old_schema"),
+        ("DELETE FROM chunks", "behind"),
+        ("DROP TABLE points", "damaged"),
+        ("", "missing"),
+    ],
+)
+def test_a_catalog_that_is_made_again_counts_why(tmp_path: Path, statement: str, kind: str) -> None:
+    _filled(tmp_path / "r")
+    if statement:
+        with duckdb.connect(str(tmp_path / "r" / "catalog.duckdb")) as db:
+            db.execute(statement)
+    else:
+        for path in (tmp_path / "r").glob("catalog.duckdb*"):
+            path.unlink()
+    with opened(tmp_path / "r") as repo:
+        repo.points()
+        assert +repo.catalog.rebuilds == {kind: 1}
+    with opened(tmp_path / "r") as repo:
+        repo.points()
+        assert not +repo.catalog.rebuilds
+
+
 def test_an_older_catalog_put_back_is_caught_up(tmp_path: Path) -> None:
     location = make(tmp_path / "r")
     disk = image(5, 30)
