@@ -129,6 +129,8 @@ def problems(parts: Parts) -> list[str]:
     found = [f"{name}: {why}" for name, why in sorted(parts.unreachable.items())]
     found += [f"{name}: {why}" for name, why in sorted(parts.sources.troubles.items())]
     found += [f"policies: {problem}" for problem in parts.rulebook.problems]
+    if parts.announcer is not None and parts.announcer.trouble:
+        found.append(f"bus: {len(parts.announcer.waiting)} messages about runs wait: {parts.announcer.trouble}")
     if parts.retention_refused:
         found.append(f"retention: {parts.retention_refused}")
     found += [sentence for vm, sentence in parts.world.alerts.items() if vm in parts.world.vms]
@@ -168,9 +170,7 @@ async def status(parts: Parts) -> Mapping[str, Any]:
                 "name": parts.names.get(uuid, uuid),
                 "inventory_at": parts.world.complete.get(uuid),
                 "events_at": parts.sources.alive.get(f"{uuid}/events"),
-                "trouble": parts.sources.troubles.get(
-                    f"{uuid}/events", parts.sources.troubles.get(f"{uuid}/inventory", "")
-                ),
+                "trouble": _trouble(parts, uuid),
                 "vms": sum(vm.address.vcenter == uuid for vm in parts.world.vms.values()),
             }
             for uuid in parts.hypervisors
@@ -206,6 +206,11 @@ async def status(parts: Parts) -> Mapping[str, Any]:
         "waits_for_a_person": waiting_for_a_person(parts),
         "problems": problems(parts),
     }
+
+
+def _trouble(parts: Parts, vcenter: str) -> str:
+    told = (parts.sources.troubles.get(f"{vcenter}/{source}", "") for source in ("events", "inventory", "clock"))
+    return next(filter(None, told), "")
 
 
 def _vm_row(parts: Parts, vm: Vm, now: datetime) -> dict[str, Any]:

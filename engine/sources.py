@@ -112,7 +112,9 @@ class Sources:
                 before = self.now()
                 theirs = await hypervisor.clock()
                 ours = before + (self.now() - before) / 2
-            except ConnectorError:
+            except ConnectorError as error:
+                # The other loops wait out such a time without a word.
+                self.troubles[f"{hypervisor.vcenter}/clock"] = str(error)
                 self._answers(hypervisor.vcenter, False)
             else:
                 self._answers(hypervisor.vcenter, True)
@@ -122,6 +124,8 @@ class Sources:
 
     def _answers(self, vcenter: str, up: bool) -> None:
         self.answering[vcenter] = up
+        if up:
+            self._well(f"{vcenter}/clock")
         self.metrics.connection("vcenter", up=all(self.answering.values()))
 
     async def reconcile(self, hypervisor: Hypervisor, every: timedelta) -> None:

@@ -147,7 +147,7 @@ async def test_a_snapshot_in_use_is_nobodys_left_over(tmp_path: Path, hypervisor
         assert value(engine, "orphan_snapshots", vcenter="lab") == 1
 
 
-async def test_the_clocks_are_compared_and_silence_shows_as_no_connection(
+async def test_the_clocks_are_compared_and_silence_shows_as_no_connection_and_in_the_status(
     tmp_path: Path, hypervisor: HypervisorInMemory
 ) -> None:
     hypervisor.ahead = timedelta(minutes=5)
@@ -159,8 +159,11 @@ async def test_the_clocks_are_compared_and_silence_shows_as_no_connection(
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(engine.parts.sources.watch_clock(hypervisor, timedelta(seconds=0.01)))
             await engine.until(lambda: value(engine, "connected", peer="vcenter") == 0)
+            assert any("no answer" in problem for problem in (await engine.control.health())["problems"])
+            assert [one["trouble"] for one in (await engine.control.status())["vcenters"]] == ["vc-1: no answer"]
             hypervisor.fail_vm = None
             await engine.until(lambda: value(engine, "connected", peer="vcenter") == 1)
+            assert (await engine.control.health())["ok"]
             watch.cancel()
 
 
