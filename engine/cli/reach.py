@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +17,9 @@ from engine.credentials import Secret, read_secret_file
 from engine.failures import BadInput, NotReachable
 from storage.errors import Locked, NoRepository, WrongKey
 from storage.repository import Repository, open_repository
+
+START_SECONDS = 5.0
+"""How long an engine that holds the repository may take until its API listens."""
 
 
 @contextmanager
@@ -32,7 +36,14 @@ def reach(
     if engine is not None:
         yield engine
         return
-    repository = open_repository(directory, passphrase=passphrase, now=utc_now, owner=f"backstay {command}")
+    try:
+        repository = open_repository(directory, passphrase=passphrase, now=utc_now, owner=f"backstay {command}")
+    except Locked:
+        engine = _starting(directory)
+        if engine is None:
+            raise
+        yield engine
+        return
     with repository:
         yield repository
 
@@ -162,6 +173,23 @@ def _owner(directory: Path) -> Engine | None:
     path = next((word.removeprefix("unix:") for word in owner.split() if word.startswith("unix:")), "")
     engine = Engine(Path(path))
     return engine if path and _alive(pid) and engine.listens() else None
+
+
+def _starting(directory: Path) -> Engine | None:
+    """The engine that took the repository a moment ago and is about to listen."""
+    until = time.monotonic() + START_SECONDS
+    while True:
+        engine = _owner(directory)
+        if engine is not None or not _is_engine(directory) or time.monotonic() > until:
+            return engine
+        time.sleep(0.1)
+
+
+def _is_engine(directory: Path) -> bool:
+    try:
+        return '"engine unix:' in (directory / "owner.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def _alive(pid: int) -> bool:

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from engine.client import Engine
 from engine.trust import fetch_certificate
 from tests.console import BACKSTAY, Ran, backstay, environment, on_terminal
 from tests.lab.vcenter import MIB, Lab, Machine
@@ -170,8 +170,9 @@ def engine(config: Path, home: Path, env: dict[str, str]) -> Iterator[subprocess
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while backstay("status", "--config", config, "--json", home=home, expect=None).code or not _ready(config, home):
+        while not _ready(config):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
@@ -180,9 +181,10 @@ def engine(config: Path, home: Path, env: dict[str, str]) -> Iterator[subprocess
     assert "Traceback" not in log.read_text()
 
 
-def _ready(config: Path, home: Path) -> bool:
-    found: dict[str, Any] = backstay("status", "--config", config, "--json", home=home).data
-    return found["engine"] is not None and bool(found["coverage"]["vms"])
+def _ready(config: Path) -> bool:
+    """Asked of the API alone: a command could take the repository before the engine does."""
+    api = Engine(config.parent / "state" / "backstay.sock")
+    return api.listens() and bool(api.get("/v1/status")["coverage"]["vms"])
 
 
 def test_after_init_run_needs_nothing_else_and_commands_go_through_the_engine(fresh_lab: Start, home: Path) -> None:

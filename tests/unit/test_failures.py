@@ -15,7 +15,8 @@ from storage import errors as storage
 
 def family(root: type[Exception]) -> Iterator[type[Exception]]:
     for kind in root.__subclasses__():
-        yield kind
+        if kind.__module__ == root.__module__:  # others are made in their own ways
+            yield kind
         yield from family(kind)
 
 
