@@ -45,6 +45,8 @@ class Announcer:
     now: Callable[[], datetime]
     name_of: Callable[[str], str]
     waiting: deque[Message] = field(default_factory=deque)
+    trouble: str = ""
+    """Why the bus took nothing when it was last tried; empty when it did."""
     _more: asyncio.Event = field(default_factory=asyncio.Event)
 
     def began(self, attempt: Attempt) -> None:
@@ -71,8 +73,10 @@ class Announcer:
                     await bus.publish(message.subject, message.data, key=message.key)
                 except ConnectorError as error:
                     log.warning("run not told yet", extra={"subject": message.subject, "why": str(error)})
+                    self.trouble = str(error)
                     await patience.wait()
                     continue
+                self.trouble = ""
                 patience.restore()
                 if self.waiting and self.waiting[0] is message:
                     self.waiting.popleft()

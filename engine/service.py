@@ -40,6 +40,7 @@ from engine.state import State
 from engine.threads import Threads
 from metrics.registry import Metrics
 from policies.facts import Address, VmId
+from storage.errors import StorageError
 from storage.repository import Repository, open_repository
 
 log = logging.getLogger("engine.service")
@@ -128,12 +129,19 @@ def bus_settings(bus: configuration.Bus) -> BusSettings:
 
 
 def recorder(state: State, threads: Threads) -> Callable[[AttachIntent], None]:
-    """Writes down what is about to be attached to a proxy VM, and that it is gone. Blocks until it is durable."""
+    """Writes down what is about to be attached to a proxy VM, and that it is gone. Blocks until it is durable.
+
+    A disk of which nothing could be written is not attached: StorageError. That it is gone may stay unwritten: the
+    next sweep finds nothing of it and closes the intent.
+    """
 
     def record(intent: AttachIntent) -> None:
         name = f"{intent.disk_uuid} {intent.file_name}"
         if intent.done:
-            threads.state.submit(state.resolve_intent, intent.run, "attached disk", name).result()
+            try:
+                threads.state.submit(state.resolve_intent, intent.run, "attached disk", name).result()
+            except StorageError as error:
+                log.warning("intent stays open until the next sweep", extra={"disk": name, "why": str(error)})
             return
         proxy = Address(intent.vcenter, intent.proxy_moref)
         written = Intent(intent.run, "attached disk", proxy, VmId(""), name, utc_now())

@@ -147,7 +147,7 @@ async def _attach(session: Session, request: AttachRequest, settings: TransportS
         await guest_device.vanished(settings.device_folder, plain_uuid(disk.uuid), settings.device_seconds)
         mark = Mark(session.settings.engine_id, request.run, disk.uuid, disk.file_name, slot, datetime.now(UTC))
         vm = session.managed(vim.VirtualMachine, proxy.moref)
-        settings.on_intent(_intent(session, proxy.moref, mark))
+        await asyncio.to_thread(settings.on_intent, _intent(session, proxy.moref, mark))
         try:
             await session.task(
                 lambda: vm.ReconfigVM_Task(_attach_spec(mark, WRITABLE if request.writable else READ_ONLY)),
@@ -204,7 +204,7 @@ async def _detach_once(session: Session, settings: TransportSettings, mark: Mark
         )
         if attached(await read_proxy(session, settings), mark) is not None:
             raise TransportFailed("vCenter reports success, but the disk is still attached")
-    settings.on_intent(_intent(session, proxy.moref, mark, done=True))
+    await asyncio.to_thread(settings.on_intent, _intent(session, proxy.moref, mark, done=True))
 
 
 def _attach_spec(mark: Mark, mode: str) -> Any:

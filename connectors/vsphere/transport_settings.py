@@ -47,7 +47,8 @@ class TransportSettings:
     stats_folder: where nbdkit writes what was read of each disk; None for not at all.
     scratch: where sockets lie for as long as a disk is open; None for the system's temporary folder.
     environment: further variables for nbdkit, which inherits none but PATH.
-    on_intent: is told before a disk is attached and after it was detached; blocking, must be quick.
+    on_intent: is told, in a thread, before a disk is attached and after it was detached; what it raises keeps a disk
+        from being attached.
     """
 
     order: tuple[str, ...] = TRANSPORTS

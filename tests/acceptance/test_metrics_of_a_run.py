@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import nats
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from engine.commands import BackUpVm, Verify
 from engine.failures import RemoteFailure
 from metrics.grafana.build import FILE as DASHBOARD
-from tests.acceptance.engine_process import EngineProcess, engine_for
+from tests.acceptance.engine_process import ON_REQUEST, EngineProcess, engine_for
 from tests.lab.nats import NatsServer, nats_server
 from tests.lab.prometheus import Prometheus, dashboard_expressions, prometheus
 from tests.lab.vcenter import MIB, Lab, start_lab
@@ -135,9 +137,38 @@ async def stored(bus: NatsServer, stream: str) -> list[Any]:
     try:
         manager = client.jetstream()
         state = (await manager.stream_info(stream)).state
-        return [await manager.get_msg(stream, number) for number in range(state.first_seq, state.last_seq + 1)]
+        numbers = range(state.first_seq, state.last_seq + 1) if state.messages else ()
+        return [await manager.get_msg(stream, number) for number in numbers]
     finally:
         await client.close()
+
+
+def test_a_run_does_not_wait_for_a_bus_that_is_away_and_is_told_when_it_is_back(tmp_path: Path) -> None:
+    with (
+        start_lab(tmp_path / "lab", vms=1, disks_per_vm=1, disk_bytes=8 * MIB) as lab,
+        nats_server(tmp_path / "nats") as bus,
+        engine_for(lab, tmp_path / "engine", ON_REQUEST, more=bus_section(bus)) as engine,
+    ):
+        [vm] = lab.vms()
+        engine.start()
+        engine.until(lambda: connected(engine) == 1)
+        bus.kill()
+        engine.until(lambda: connected(engine) == 0)
+        point = engine.back_up(vm.name)
+        engine.until(lambda: any("messages about runs wait" in problem for problem in engine.problems()))
+        bus.start()
+        engine.until(lambda: len(asyncio.run(stored(bus, "BACKSTAY_LAB_RUNS"))) == 2, seconds=60)
+        started, done = (json.loads(m.data)["data"] for m in asyncio.run(stored(bus, "BACKSTAY_LAB_RUNS")))
+        assert (started["state"], done["state"], done["point"]) == ("started", "done", point["id"])
+        assert done["run"] == started["run"] == point["attributes"]["run"]
+        assert not any("messages about runs wait" in problem for problem in engine.problems())
+
+
+def connected(engine: EngineProcess) -> float:
+    with urlopen(engine.status()["engine"]["addresses"]["metrics"], timeout=10) as answer:
+        page = answer.read().decode()
+    found = re.search(r'^backstay_connected\{peer="nats"\} ([\d.]+)$', page, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 @pytest.mark.parametrize("panel", dashboard_expressions(DASHBOARD))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,15 +12,18 @@ import duckdb
 import pytest
 
 from connectors.hypervisor import Cursor
+from connectors.vsphere.transport_settings import AttachIntent
 from engine import state_schema
 from engine.identity import Traits
 from engine.jobs import Job, JobId, JobKind, JobState
 from engine.journal import Effect, Ruling
 from engine.records import Audited, Change, Distrust, Intent, RunRow, VmRow
+from engine.service import recorder
 from engine.state import State
+from engine.threads import Threads
 from policies.decision import BackUp, Skip
 from policies.facts import Address, Event, EventType, PointId, VmId
-from storage.errors import Locked, Unsupported
+from storage.errors import Locked, StorageError, Unsupported
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 VM = VmId("vm-1")
@@ -127,6 +131,23 @@ def test_vms_intents_audit_and_policies_are_remembered(tmp_path: Path) -> None:
     assert {entry.action for entry in state.audited()} == {"hold", "apply policies"}
     assert state.policy_files() == {"a.toml": "schema = 1"}
     state.close()
+
+
+def test_a_disk_about_to_be_attached_is_written_down_until_it_is_known_to_be_gone(tmp_path: Path) -> None:
+    state, threads = State(tmp_path, now=NOW), Threads()
+    record = recorder(state, threads)
+    attaching = AttachIntent("vc", "vm-9", "6000C29-1", "[ds] web/web.vmdk", "run-1")
+    record(attaching)
+    [written] = state.intents()
+    assert (written.run, written.kind, written.address) == ("run-1", "attached disk", Address("vc", "vm-9"))
+    assert "web.vmdk" in written.name
+    record(replace(attaching, done=True))
+    assert state.intents() == []
+    state.close()
+    with pytest.raises(StorageError):
+        record(attaching)
+    record(replace(attaching, done=True))
+    threads.close()
 
 
 def test_an_unreadable_state_is_put_aside_and_the_engine_starts_empty(tmp_path: Path) -> None:
