@@ -149,7 +149,11 @@ async def _vcenter(name: str, vcenter: VCenter, config: Config) -> str:
 
 
 def _bus(bus: Bus) -> str:
-    """Whether a server accepts connections; the engine itself logs in."""
+    """Whether the login can be read and a server accepts connections; the engine itself logs in."""
+    from connectors.nats_login import read_login
+    from engine.service import bus_settings
+
+    read_login(bus_settings(bus))
     for server in bus.servers:
         address = server.rpartition("://")[2]
         host, _, port = address.rpartition(":") if ":" in address else (address, "", "4222")
