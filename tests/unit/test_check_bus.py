@@ -33,7 +33,7 @@ def test_nobody_there_is_told(closed: str) -> None:
 
 
 def test_a_login_that_cannot_be_read_is_told_before_anybody_is_asked(closed: str, tmp_path: Path) -> None:
-    with pytest.raises(LoginRefused, match="none.creds"):
+    with pytest.raises(LoginRefused, match=r"none\.creds"):
         _bus(Bus(servers=(closed,), credentials=tmp_path / "none.creds"))
     with pytest.raises(BadInput, match=r"bus\.token"):
         _bus(Bus(servers=(closed,), token=Secret("env", "TOKEN")))
