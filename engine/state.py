@@ -133,15 +133,19 @@ class State:
         now: datetime,
         run: RunRow,
         point: PointId | None = None,
-        trusted_before: datetime | None = None,
+        trusted: Iterable[Distrust] = (),
     ) -> None:
-        """Close a job. A successful run clears the distrust that was recorded before its snapshot was taken."""
+        """Close a job. A run that read in full clears the distrust that it knew of, and no other."""
         with self._transaction() as connection:
             journal.write_jobs(connection, [job])
             connection.execute("UPDATE jobs SET settled_at = ?, point = ? WHERE id = ?", [stamp(now), point, job.id])
             write_run(connection, run)
-            if trusted_before is not None:
-                connection.execute("DELETE FROM distrust WHERE vm = ? AND since < ?", [job.vm, stamp(trusted_before)])
+            over = list(trusted)
+            connection.execute(
+                "DELETE FROM distrust WHERE vm = ? AND (reason, event_key, since) IN "
+                "(SELECT (unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), unnest(?::TIMESTAMP[])))",
+                [job.vm, [d.reason for d in over], [d.event_key for d in over], [stamp(d.at) for d in over]],
+            )
 
     def events(self, limit: int = 100) -> list[tuple[Any, ...]]:
         """The newest events: key, type, time, VM, name, cause."""

@@ -16,7 +16,7 @@ from engine.failures import Kind, verdict
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Done, Failed, Job, JobId, JobKind, JobState, Outcome, RunId
 from engine.maintenance import Sweep, sweep
-from engine.records import Change, Intent, RunRow
+from engine.records import Change, Distrust, Intent, RunRow
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import World
@@ -183,10 +183,10 @@ class Crew:
         self.began(attempt)
         done = await back_up(attempt, means)
         self.active.pop(run, None)
-        await self._done(job, done, attempt, began)
+        await self._done(job, done, attempt, began, reasons)
         return done
 
-    async def _done(self, job: Job, done: Done, attempt: Attempt, began: datetime) -> None:
+    async def _done(self, job: Job, done: Done, attempt: Attempt, began: datetime, trusted: list[Distrust]) -> None:
         settled_job = replace(job, state=JobState.DONE, last_error="")
         run = RunRow(job.vm, last_success=done.taken_at, last_attempt=began)
         self.set_aside.discard(job.vm)
@@ -199,7 +199,7 @@ class Crew:
             now=self.now(),
             run=run,
             point=done.point,
-            trusted_before=began,
+            trusted=trusted,
         )
         if not done.warnings:
             await settled(self.threads.state, self.state.resolve_intents, [attempt.run])

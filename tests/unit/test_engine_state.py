@@ -91,16 +91,16 @@ def test_five_thousand_events_are_journaled_in_one_fast_transaction(tmp_path: Pa
     state.close()
 
 
-def test_a_success_clears_only_the_distrust_from_before_its_snapshot(tmp_path: Path) -> None:
+def test_a_success_clears_only_the_distrust_that_its_run_knew_of(tmp_path: Path) -> None:
     state = State(tmp_path, now=NOW)
-    early = Distrust(VM, "relocated", "vc:1", NOW)
-    late = Distrust(VM, "reverted", "vc:2", NOW + timedelta(minutes=5))
-    state.apply(Change(distrust=(early, late), jobs=(job(),)), now=NOW)
+    state.apply(Change(distrust=(Distrust(VM, "relocated", "vc:1", NOW),), jobs=(job(),)), now=NOW)
+    known = state.distrust_of(VM)
+    # Handling this event began before the run and ended after it, so the run did not read for its sake.
+    unknown = Distrust(VM, "reconfigured", "vc:2", NOW - timedelta(minutes=1))
+    state.apply(Change(distrust=(unknown,)), now=NOW)
     done = RunRow(VM, last_success=NOW + timedelta(minutes=1))
-    state.settle(
-        job(state=JobState.DONE), now=NOW, run=done, point=PointId("p1"), trusted_before=NOW + timedelta(minutes=1)
-    )
-    assert state.distrust_of(VM) == [late]
+    state.settle(job(state=JobState.DONE), now=NOW, run=done, point=PointId("p1"), trusted=known)
+    assert state.distrust_of(VM) == [unknown]
     assert state.open_jobs() == []
     assert state.runs()[VM].last_success == NOW + timedelta(minutes=1)
     state.close()
