@@ -217,7 +217,8 @@ def test_runs_and_their_bytes_are_counted_under_their_policy(day: Day) -> None:
 
     def counted(kind: str) -> bool:
         shown = day.only(f'backstay_bytes_{kind}_total{{policy="gold"}}')
-        return shown == sum(point[f"{kind}_bytes"] for point in day.points()) > 0
+        stored = sum(int(point[f"{kind}_bytes"]) for point in day.points())
+        return shown == stored > 0
 
     # The job that failed is tried again some time: look until both sides have the same of it.
     day.engine.until(lambda: counted("read") and counted("stored"))

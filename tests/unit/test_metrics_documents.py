@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -37,6 +38,18 @@ def test_every_metric_that_is_named_exists(file: Path) -> None:
     named = set(re.findall(rf"\b{PREFIX}\w+", file.read_text(encoding="utf-8")))
     assert named
     assert named <= known()
+
+
+def test_everything_that_the_registry_can_be_told_somebody_tells_it() -> None:
+    tellers = [file for folder in ("engine", "connectors") for file in (ROOT / folder).rglob("*.py")]
+    told = {
+        node.func.attr
+        for file in tellers
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and "metrics" in ast.unparse(node.func)
+    }
+    methods = {name for name, value in vars(Metrics).items() if callable(value) and not name.startswith("_")}
+    assert methods - told == set(), "a metric that never moves is a lie: feed it or delete it"
 
 
 def test_every_panel_has_its_own_id_and_a_title() -> None:
