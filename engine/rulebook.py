@@ -6,18 +6,19 @@ expire a restore point stays pending until it is confirmed by its digest.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+
+import aiofiles
 
 from engine.state import State
 from engine.threads import Threads, settled
 from policies.errors import PolicyError, Problem
 from policies.facts import Facts
-from policies.loading import load, load_texts
+from policies.loading import LARGEST_FILE_BYTES, load_texts, policy_files, unreadable
 from policies.planning import ReloadPlan, plan_reload
 from policies.policyset import PolicySet
 from storage.errors import Refused
@@ -32,16 +33,19 @@ REPLAN_AFTER = timedelta(seconds=20)
 """How old the comparison of a pending change may be: the inventory goes on changing under it."""
 
 
-def fingerprint(directory: Path) -> str:
-    """A hash of every policy file's name and content; changes when anything that counts does."""
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        for file in sorted(directory.rglob("*.toml")):
-            digest.update(str(file).encode() + b"\0")
-            digest.update(file.read_bytes() + b"\0")
-    except OSError as error:
-        digest.update(repr(error.errno).encode())
-    return digest.hexdigest()
+async def read_policies(files: Mapping[str, Path]) -> Mapping[str, bytes]:
+    """What every policy file holds, by its name; PolicyError names each that cannot be read."""
+    texts: dict[str, bytes] = {}
+    problems: list[Problem] = []
+    for name, file in files.items():
+        try:
+            async with aiofiles.open(file, "rb") as opened:
+                texts[name] = await opened.read(LARGEST_FILE_BYTES + 1)
+        except OSError as error:
+            problems.append(unreadable(name, error))
+    if problems:
+        raise PolicyError(problems)
+    return texts
 
 
 @dataclass(slots=True)
@@ -60,7 +64,7 @@ class Rulebook:
     plan: ReloadPlan | None = None
     pending_since: datetime | None = None
     _files: PolicySet | None = None
-    _seen: str = ""
+    _texts: Mapping[str, bytes] | None = None
     _planned_at: datetime | None = None
 
     @property
@@ -80,14 +84,16 @@ class Rulebook:
         await self.look()
 
     async def look(self) -> bool:
-        """Read the files if they changed; whether they did."""
-        seen = await settled(self.threads.long, fingerprint, self.directory)
-        if seen == self._seen:
-            return False
-        self._seen = seen
+        """Read the files, and take them up if they changed; whether they did."""
         try:
-            self._files = await settled(self.threads.long, load, self.directory)
+            texts = await read_policies(await settled(self.threads.long, policy_files, self.directory))
+            if texts == self._texts and not self.problems:
+                return False
+            self._texts = texts
+            self._files = await settled(self.threads.long, load_texts, texts)
         except PolicyError as error:
+            if error.problems == self.problems:
+                return False
             self.problems = error.problems
             log.error("policies not loaded, the old ones stay", extra={"problems": str(error)})
         else:

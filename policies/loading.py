@@ -14,30 +14,32 @@ LARGEST_FILE_BYTES = 1_048_576
 
 
 def load(directory: Path | str) -> PolicySet:
-    """All `*.toml` files of the directory and below as one policy set; raises PolicyError, and nothing else.
-
-    Files are named by their path below the directory. Hidden files and folders are left out.
-    """
-    root = Path(directory)
+    """All policy files of the directory as one policy set; raises PolicyError, and nothing else."""
     problems: list[Problem] = []
     texts: dict[str, str | bytes] = {}
-    try:
-        if not root.is_dir():
-            raise PolicyError([Problem(str(root), 1, 1, "is not a directory", "name the directory of policies")])
-        files = sorted(root.rglob("*.toml"))
-    except OSError as error:
-        raise PolicyError([_unreadable(str(root), error)]) from error
-    for file in files:
-        name = file.relative_to(root).as_posix()
-        if any(part.startswith(".") for part in name.split("/")):
-            continue
+    for name, file in policy_files(directory).items():
         try:
             texts[name] = _content(file)
         except OSError as error:
-            problems.append(_unreadable(name, error))
+            problems.append(unreadable(name, error))
     if problems:
         raise PolicyError(problems)
     return load_texts(texts)
+
+
+def policy_files(directory: Path | str) -> dict[str, Path]:
+    """The `*.toml` files of the directory and below, by their path below it, without hidden files and folders.
+
+    Raises PolicyError where the directory cannot be listed.
+    """
+    root = Path(directory)
+    try:
+        if not root.is_dir():
+            raise PolicyError([Problem(str(root), 1, 1, "is not a directory", "name the directory of policies")])
+        named = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*.toml"))}
+    except OSError as error:
+        raise PolicyError([unreadable(str(root), error)]) from error
+    return {name: file for name, file in named.items() if not any(part[0] == "." for part in name.split("/"))}
 
 
 def load_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
@@ -63,5 +65,6 @@ def _content(file: Path) -> bytes:
         return opened.read(LARGEST_FILE_BYTES + 1)
 
 
-def _unreadable(name: str, error: OSError) -> Problem:
+def unreadable(name: str, error: OSError) -> Problem:
+    """What to tell of a policy file that cannot be read."""
     return Problem(name, 1, 1, f"cannot be read ({error.strerror or error})", "make it readable by this user")
