@@ -204,8 +204,10 @@ def _route_points(app: FastAPI, control: Control, who: str) -> None:
         return {}
 
     @app.post("/v1/expire")
-    async def expire(point: str = Body(), reason: str = Body(), last: bool = Body(default=False)) -> Any:
-        await control.expire(point, reason, who, last=last)
+    async def expire(
+        point: str = Body(), reason: str = Body(), last: bool = Body(default=False), lost: bool = Body(default=False)
+    ) -> Any:
+        await control.expire(point, reason, who, last=last, lost=lost)
         return {}
 
 

@@ -158,8 +158,11 @@ class Control(Protocol):
         """Open the hold with this reason, or all holds."""
         ...
 
-    async def expire(self, reference: str, reason: str, who: str, *, last: bool = False) -> None:
-        """Forget a restore point; Refused when it is held, locked, or, without `last`, the VM's last good one."""
+    async def expire(self, reference: str, reason: str, who: str, *, last: bool = False, lost: bool = False) -> None:
+        """Forget a restore point; Refused when it is held, locked, or, without `last`, the VM's last good one.
+
+        One whose manifest is gone is refused without `lost`.
+        """
         ...
 
     async def submit(self, task: Task, who: str) -> str:

@@ -73,12 +73,12 @@ class Controls:
         await settled(pool, repository.release, point, reason, self.parts.now())
         await self._did(who, "release", point, reason or "all holds")
 
-    async def expire(self, reference: str, reason: str, who: str, *, last: bool = False) -> None:
+    async def expire(self, reference: str, reason: str, who: str, *, last: bool = False, lost: bool = False) -> None:
         point = await self._find(reference)
         pool, repository = self.parts.threads.repository, self.parts.repository
-        if not last:
+        if not last and not lost:  # one that is not lost is refused then
             await settled(pool, maintenance.check_last_good, repository, point)
-        await settled(pool, repository.expire, point, reason, self.parts.now())
+        await settled(pool, repository.expire, point, reason, self.parts.now(), lost=lost)
         self.parts.metrics.points_expired(1)
         self.parts.metrics.operation_finished("expire", "done")
         await self._did(who, "expire", point, reason)

@@ -6,15 +6,11 @@ added, what is gone is removed, and whatever it cannot explain leads to a new ca
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import secrets
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +18,14 @@ from typing import Any, Protocol
 
 from policies.facts import PointId, RestorePoint, VmId
 from storage import marks
+from storage.catalog_loading import Loader
 from storage.catalog_rows import (
     TABLES,
     VIEWS,
-    Row,
-    chunk_arrays,
-    chunk_rows,
     disk_rows,
+    lost_point,
     mark_of,
     mark_row,
-    pack_row,
     point_row,
     restore_point,
 )
@@ -39,7 +33,7 @@ from storage.errors import StorageError, StoreFailed, Unsupported
 from storage.failpoints import failpoint
 from storage.format import PackName
 from storage.manifest import Manifest
-from storage.marks import Mark
+from storage.marks import Mark, MarkKind
 from storage.pack import Footer
 
 log = logging.getLogger(__name__)
@@ -47,8 +41,6 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 STORAGE_VERSION = "v1.5.0"
 MEMORY_LIMIT = "160MB"
-ARRAYS_FROM = 60_000
-"""From so many rows on, numpy's import time is paid back."""
 
 
 class Source(Protocol):
@@ -60,6 +52,8 @@ class Source(Protocol):
     def manifest(self, point: PointId) -> Manifest: ...
     def mark_keys(self) -> set[str]: ...
     def mark(self, key: str) -> Mark: ...
+    def tombstones(self) -> dict[PointId, str]: ...
+    def latest_expiry(self) -> str: ...
 
 
 VIEW_BATCH_ROWS = 50_000
@@ -67,7 +61,7 @@ VIEW_BATCH_ROWS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one transaction adds and removes."""
+    """What one transaction adds and removes. `expiry` is the key of the latest expiry's tombstone."""
 
     packs: Sequence[PackName] = ()
     manifests: Sequence[Manifest] = ()
@@ -75,6 +69,7 @@ class Changes:
     gone_packs: Sequence[int] = ()
     gone_points: Sequence[PointId] = ()
     gone_marks: Sequence[str] = ()
+    expiry: str | None = None
 
 
 class Catalog:
@@ -126,19 +121,20 @@ class Catalog:
             except duckdb.Error as error:
                 raise StoreFailed(f"the catalog could not be rebuilt: {error}", where=str(self._path)) from error
 
-    def apply(self, changes: Changes) -> None:
-        """Carry a change of the repository over. What cannot be written is caught up at the next open."""
+    def apply(self, changes: Changes) -> bool:
+        """Carry a change of the repository over; False when it could not be written: the next open catches up."""
         import duckdb
 
         if self._db is None:
-            self.open()  # catches up with this change too
-            return
+            self.open()
         with self._writing:
             try:
                 self._apply(changes)
+                return True
             except (duckdb.Error, OSError, StorageError) as error:
                 log.warning("catalog behind, caught up at next open", extra={"why": str(error)})
                 self._disconnect()
+                return False
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of one of our own statements. Opens again when an earlier write failed."""
@@ -153,7 +149,7 @@ class Catalog:
             raise StoreFailed(f"the catalog did not answer: {error}", where=str(self._path)) from error
 
     def points(self, vm: VmId | None = None) -> list[RestorePoint]:
-        """Restore points in the order of time."""
+        """Restore points in the order of time, lost ones included."""
         where, parameters = ("WHERE vm = ?", [vm]) if vm is not None else ("", [])
         rows = self.query(
             "SELECT id, vm, vm_name, taken_at, complete, consistency, attributes, read_bytes, stored_bytes, disk_bytes"
@@ -163,7 +159,11 @@ class Catalog:
         by_point: dict[str, list[Mark]] = {}
         for mark in map(mark_of, self.query("SELECT * FROM marks")):
             by_point.setdefault(mark.point, []).append(mark)
-        return [restore_point(row, marks.fold(by_point.get(row[0], ()))) for row in rows]
+        found = [restore_point(row, marks.fold(by_point.get(row[0], ()))) for row in rows]
+        there = {point.id for point in found}
+        lost = {one.point: lost_point(one) for of in by_point.values() for one in of if one.kind is MarkKind.LOST}
+        missing = [one for one in lost.values() if one.id not in there and vm in (None, one.vm)]
+        return sorted(found + missing, key=lambda point: (point.taken_at, point.id)) if missing else found
 
     def export_views(self) -> dict[str, Any]:
         """Arrow tables of all VIEWS, for read-only SQL elsewhere."""
@@ -265,14 +265,21 @@ class Catalog:
         known_marks = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()}
         there = {(name.number, name.id.hex()): name for name in source.packs().values()}
         manifests, mark_keys = source.manifest_ids(), source.mark_keys()
+        gone, expiry, tombstones = known_points - manifests, source.latest_expiry(), source.tombstones()
+        (seen,) = cursor.execute("SELECT value FROM meta WHERE key = 'expiry'").fetchone() or ("",)
+        if witness := seen == expiry or seen in tombstones.values():
+            gone &= tombstones.keys()  # the rest did not just expire: it is lost, which the repository looks into
+        elif gone:
+            log.warning("catalog is older than the repository; it forgets %s", ", ".join(sorted(gone)))
         self._apply(
             Changes(
                 packs=[name for key, name in there.items() if key not in known_packs],
                 manifests=list(_intact(source.manifest, sorted(manifests - known_points))),
                 marks=list(_intact(source.mark, sorted(mark_keys - known_marks))),
                 gone_packs=[number for number, pack in known_packs if (number, pack) not in there],
-                gone_points=sorted(known_points - manifests),
+                gone_points=sorted(gone),
                 gone_marks=sorted(known_marks - mark_keys),
+                expiry=None if witness else expiry,
             )
         )
 
@@ -294,7 +301,7 @@ class Catalog:
 
     def _apply(self, changes: Changes) -> None:
         if not any((changes.packs, changes.manifests, changes.marks)) and not any(
-            (changes.gone_packs, changes.gone_points, changes.gone_marks)
+            (changes.gone_packs, changes.gone_points, changes.gone_marks, changes.expiry is not None)
         ):
             return
         if self._db is None:
@@ -316,68 +323,18 @@ class Catalog:
             points = {row[0] for row in cursor.execute("SELECT id FROM points").fetchall()} if changes.manifests else ()
             names = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()} if changes.marks else ()
             manifests = [manifest for manifest in changes.manifests if manifest.id not in points]
-            self._insert_packs([name for name in changes.packs if name.number not in packs])
-            self._insert("points", [point_row(manifest) for manifest in manifests])
-            self._insert("disks", [row for manifest in manifests for row in disk_rows(manifest)])
-            self._insert("marks", [mark_row(mark) for mark in changes.marks if mark.key not in names])
+            load = Loader(cursor, self._spool)
+            load.packs(map(self._source.footer, [name for name in changes.packs if name.number not in packs]))
+            load.rows("points", [point_row(manifest) for manifest in manifests])
+            load.rows("disks", [row for manifest in manifests for row in disk_rows(manifest)])
+            load.rows("marks", [mark_row(mark) for mark in changes.marks if mark.key not in names])
+            if changes.expiry is not None:
+                cursor.execute("DELETE FROM meta WHERE key = 'expiry'")
+                cursor.execute("INSERT INTO meta VALUES ('expiry', ?)", [changes.expiry])
             cursor.execute("COMMIT")
         except BaseException:
             cursor.execute("ROLLBACK")
             raise
-
-    def _insert_packs(self, names: Sequence[PackName]) -> None:
-        batch: list[Footer] = []
-        total = 0
-        for name in names:
-            footer = self._source.footer(name)
-            batch.append(footer)
-            total += len(footer)
-            if total >= 400_000:
-                self._insert_chunks(batch, total)
-                self._insert("packs", [pack_row(one) for one in batch])
-                batch, total = [], 0
-        self._insert_chunks(batch, total)
-        self._insert("packs", [pack_row(one) for one in batch])
-
-    def _insert_chunks(self, footers: Sequence[Footer], total: int) -> None:
-        if total >= ARRAYS_FROM or (total > 2000 and "numpy" in sys.modules):
-            arrays = chunk_arrays(footers)
-            cursor = self._cursor()
-            cursor.register("chunk_arrays", arrays)
-            cursor.execute("INSERT INTO chunks SELECT * FROM chunk_arrays")
-            cursor.unregister("chunk_arrays")
-        elif total:
-            with self._csv("chunks") as write:
-                for footer in footers:
-                    for row in chunk_rows(footer):
-                        write(row)
-
-    def _insert(self, table: str, rows: Sequence[Row]) -> None:
-        if len(rows) > 30:
-            with self._csv(table) as write:
-                for row in rows:
-                    write(row)
-        elif rows:
-            marks_ = ", ".join("?" * len(TABLES[table]))
-            for row in rows:
-                self._cursor().execute(f"INSERT INTO {table} VALUES ({marks_})", list(row))
-
-    @contextmanager
-    def _csv(self, table: str) -> Iterator[Callable[[Row], object]]:
-        """Rows written here are loaded at the end: the fastest way in for a short process."""
-        path = self._spool / f"{secrets.token_hex(8)}.csv"
-        try:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
-                yield lambda row: writer.writerow(["\\N" if value is None else value for value in row])
-            columns = json.dumps(TABLES[table])
-            self._cursor().execute(
-                f"INSERT INTO {table} SELECT * FROM read_csv('{path.as_posix().replace(chr(39), chr(39) * 2)}',"
-                f" columns = {columns}, header = false, auto_detect = false, delim = ',', quote = '\"',"
-                " escape = '\"', nullstr = '\\N', parallel = false)"
-            )
-        finally:
-            path.unlink(missing_ok=True)
 
 
 class _Doubtful(Exception):

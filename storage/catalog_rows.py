@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from struct import Struct
 from typing import Any
 
 from policies.facts import Consistency, PointId, RestorePoint, VmId
-from storage.manifest import DiskRecord, Manifest
+from storage.manifest import DiskRecord, Manifest, stamp
 from storage.marks import Mark, MarkKind, MarkState
 from storage.pack import Footer
 
@@ -52,6 +53,8 @@ VIEWS = {
     "marks": "SELECT * FROM marks ORDER BY point, sequence",
 }
 """What read-only SQL elsewhere may see."""
+
+LOST = "lost: its manifest is gone and nobody expired it"
 
 _HASH = Struct(">QQQQ16x")
 _PLACE = Struct("<32xIII4x")
@@ -138,6 +141,28 @@ def restore_point(row: tuple[Any, ...], state: MarkState) -> RestorePoint:
         stored_bytes=stored_bytes,
         disk_bytes=disk_bytes,
     )
+
+
+def lost_point(mark: Mark) -> RestorePoint:
+    """A restore point of which only a mark is left, as far as the mark tells."""
+    said = json.loads(mark.text)
+    return replace(
+        unknown_point(mark.point, datetime.fromisoformat(said["taken_at"])),
+        vm=VmId(said["vm"]),
+        vm_name=said["vm_name"],
+        disk_bytes=said["disk_bytes"],
+    )
+
+
+def unknown_point(point: PointId, taken_at: datetime) -> RestorePoint:
+    """A lost restore point of which nothing else is known."""
+    return RestorePoint(point, VmId(""), "unknown", taken_at, complete=False, damaged=True, reason=LOST)
+
+
+def lost_text(point: RestorePoint) -> str:
+    """What the mark of a lost restore point says of it."""
+    said = {"vm": point.vm, "vm_name": point.vm_name, "taken_at": stamp(point.taken_at), "disk_bytes": point.disk_bytes}
+    return json.dumps(said, sort_keys=True)
 
 
 def chunk_rows(footer: Footer) -> Iterator[Row]:

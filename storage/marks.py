@@ -29,12 +29,13 @@ class MarkKind(StrEnum):
     UNMARK = "unmark"
     VERIFIED = "verified"
     DAMAGED = "damaged"
+    LOST = "lost"
     EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One mark. `until` is only for locks."""
+    """One mark. `until` is only for locks; `text` of a lost point is JSON: what the catalog knew of it."""
 
     key: str
     point: PointId
@@ -54,6 +55,7 @@ class MarkState:
     expiring_since: datetime | None = None
     verified_at: datetime | None = None
     damaged: str = ""
+    lost: bool = False
     expired: bool = False
 
 
@@ -96,7 +98,7 @@ def fold(marks: Iterable[Mark]) -> MarkState:
     """The state that the marks of one restore point come to."""
     holds: list[str] = []
     locked_until = expiring = verified = None
-    damaged, expired = "", False
+    damaged, lost, expired = "", False, False
     for mark in sorted(marks, key=lambda m: (m.sequence, m.key)):
         match mark.kind:
             case MarkKind.HOLD if mark.text not in holds:
@@ -113,8 +115,10 @@ def fold(marks: Iterable[Mark]) -> MarkState:
                 verified, damaged = mark.at, ""
             case MarkKind.DAMAGED:
                 verified, damaged = mark.at, mark.text or "damaged"
+            case MarkKind.LOST:
+                lost = True
             case MarkKind.EXPIRED:
                 expired = True
             case _:
                 pass
-    return MarkState(tuple(holds), locked_until, expiring, verified, damaged, expired)
+    return MarkState(tuple(holds), locked_until, expiring, verified, damaged, lost, expired)

@@ -67,8 +67,15 @@ class PointMarks:
 
     def expired(self) -> set[PointId]:
         """Restore points that have a tombstone."""
+        return self._with(MarkKind.EXPIRED)
+
+    def lost(self) -> set[PointId]:
+        """Restore points whose manifest was found gone, and that nobody has given up."""
+        return self._with(MarkKind.LOST) - self.expired()
+
+    def _with(self, kind: MarkKind) -> set[PointId]:
         with self._lock:
-            return {p for p, of_point in self._marks.items() if any(m.kind is MarkKind.EXPIRED for m in of_point)}
+            return {point for point, of_point in self._marks.items() if any(m.kind is kind for m in of_point)}
 
     def keys(self) -> set[str]:
         """The key of every mark."""
@@ -76,7 +83,7 @@ class PointMarks:
             return {mark.key for of_point in self._marks.values() for mark in of_point}
 
     def _read_guarded(self, key: str) -> Mark | None:
-        """A mark; of one that cannot be read, a hold is still taken for a hold."""
+        """A mark; what cannot be read is taken for what keeps more: a hold or a lock for a hold, lost for lost."""
         try:
             return self.read(key)
         except Damaged as error:
@@ -85,6 +92,8 @@ class PointMarks:
             point, sequence, kind = marks.parse_key(key)
         except Damaged:
             return None
-        if kind is not MarkKind.HOLD:
-            return None
-        return Mark(key, point, sequence, kind, self._now(), "hold with an unreadable reason")
+        if kind is MarkKind.LOST:
+            return Mark(key, point, sequence, kind, self._now())
+        if kind in (MarkKind.HOLD, MarkKind.LOCK):
+            return Mark(key, point, sequence, MarkKind.HOLD, self._now(), f"{kind} with an unreadable reason")
+        return None

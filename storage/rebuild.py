@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from datetime import datetime
 from pathlib import Path
 
 from storage.blobs import translated
+from storage.errors import StorageError
 from storage.failpoints import failpoint
 from storage.repository import Repository, open_repository
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,20 @@ def rebuild(
 ) -> RebuildReport:
     """Throw catalog and index of a repository that nobody holds away, and make them again."""
     with open_repository(location, now=now, passphrase=passphrase, owner=owner) as repository:
-        pass  # nobody else has it, the key is right, and interrupted work is finished
+        _hear_witness(repository)  # nobody else has it, the key is right, and interrupted work is finished
     with translated(str(location)):
         shutil.rmtree(Path(location) / "index", ignore_errors=True)
     failpoint("rebuild.index_removed")
     with open_repository(location, now=now, passphrase=passphrase, owner=owner) as repository:
         return rebuild_catalog(repository)
+
+
+def _hear_witness(repository: Repository) -> None:
+    """Let a catalog that can be read tell of lost restore points before it goes."""
+    try:
+        repository.opened_catalog()
+    except StorageError as error:
+        log.warning("the old catalog tells nothing: %s", error)
 
 
 def rebuild_catalog(repository: Repository) -> RebuildReport:

@@ -21,7 +21,7 @@ from storage.format import PackKind, PackName
 from storage.nodes import StoredNodes
 from storage.pack import Footer
 from storage.reachability import Reached, live_bytes, live_slots
-from storage.repository import Repository
+from storage.repository import GIVE_UP, Repository
 
 log = logging.getLogger(__name__)
 
@@ -149,19 +149,26 @@ def carry_out(repo: Repository, plan: ReclaimPlan, now: datetime) -> ReclaimOutc
 
 def _reach(repo: Repository, reached: Reached, known: Iterable[PointId]) -> tuple[Any, set[PointId]]:
     """What restore points reach, those under way included, apart from known ones."""
-    bases = repo.bases()  # before the manifests: a restore point that is committed meanwhile is in one of the two
-    points = repo.point_ids()
+    if lost := repo.lost_points():
+        names = ", ".join(f"{point.id} of {point.vm_name}" for point in lost[:5])
+        raise Refused(f"{len(lost)} restore points are lost, and what they reach with them: {names}", hint=GIVE_UP)
+    seen = set(known)
     try:
-        for root in bases:
-            reached.add_root(root)
-        for point in sorted(points - set(known)):
-            try:
-                manifest = repo.manifest(point)
-            except NoSuchPoint:
-                continue  # expired meanwhile
-            reached.add_chunks(manifest.configuration)
-            for disk in manifest.disks:
-                reached.add_root(disk.root)
+        while True:
+            bases, points = repo.in_use()
+            for root in bases:
+                reached.add_root(root)
+            if not (fresh := points - seen):  # every point of this moment was read, so later bases are reached, too
+                break
+            seen |= fresh
+            for point in sorted(fresh):
+                try:
+                    manifest = repo.manifest(point)
+                except NoSuchPoint:
+                    continue  # expired meanwhile
+                reached.add_chunks(manifest.configuration)
+                for disk in manifest.disks:
+                    reached.add_root(disk.root)
     except Damaged as error:
         raise Refused(
             f"what restore points reach cannot be told: {error}",

@@ -26,15 +26,16 @@ from storage import manifest as manifests
 from storage.blobs import Blobs, LocalBlobs, sync_folder, translated
 from storage.blockmap import Root
 from storage.catalog import Catalog, Changes
+from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.errors import AlreadyExists, Damaged, Missing, NoRepository, NoSuchPoint, Refused, StorageError
+from storage.expiry import find_lost, finish_expiry
 from storage.failpoints import failpoint
-from storage.format import CONFIG_KEY, ObjectKind, PackName
+from storage.format import CONFIG_KEY, ObjectKind
 from storage.index import Index
 from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHead
 from storage.marks import Mark, MarkKind, MarkState
 from storage.owner import Ownership
-from storage.pack import Footer
 from storage.pending import PendingPoint
 from storage.pointmarks import PointMarks
 from storage.points import HINT, PointDetail, RepositorySizes, detail_of, resolve
@@ -58,6 +59,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 64 << 10
+GIVE_UP = "put the file back, or give the restore point up: backstay expire POINT --lost"
 
 
 def create(
@@ -134,9 +136,10 @@ class Repository:
         )
         for damage in self.store.attach():
             log.warning("pack left out of the index", extra={"why": damage})
-        self.catalog = Catalog(root / "catalog.duckdb", root / "spool", _CatalogSource(self))
+        self.catalog = Catalog(root / "catalog.duckdb", root / "spool", CatalogSource(self))
         self._catalog_open = False
-        self._finish_expiries()
+        for point in self.marks.expired():
+            blobs.delete(manifests.manifest_key(point))  # the rest when the catalog opens
 
     @property
     def repository_id(self) -> str:
@@ -179,7 +182,7 @@ class Repository:
 
     def find(self, reference: str) -> PointId:
         """The restore point that an id, the unique beginning of an id, or NAME@latest means; NoSuchPoint."""
-        return resolve(reference, self.point_ids(), self.points)
+        return resolve(reference, self.point_ids() | self.marks.lost(), self.points)
 
     def detail(self, point: PointId) -> PointDetail:
         """Everything about one restore point; NoSuchPoint, Damaged."""
@@ -227,7 +230,6 @@ class Repository:
 
     def mark_hold(self, point: PointId, reason: str, now: datetime) -> None:
         """Keep this restore point until the hold is released. Idempotent for one reason."""
-        self.manifest(point)
         if reason not in self.mark_state(point).holds:
             self.add_mark(point, MarkKind.HOLD, now, reason)
 
@@ -240,12 +242,10 @@ class Repository:
 
     def mark_lock(self, point: PointId, until: datetime, reason: str, now: datetime) -> None:
         """Lock this restore point up to a time; a lock can be made longer, never shorter."""
-        self.manifest(point)
         self.add_mark(point, MarkKind.LOCK, now, reason, until)
 
     def mark_expiring(self, point: PointId, reason: str, now: datetime) -> None:
         """Record that retention wants this restore point gone."""
-        self.manifest(point)
         if self.mark_state(point).expiring_since is None:
             self.add_mark(point, MarkKind.EXPIRING, now, reason)
 
@@ -254,19 +254,27 @@ class Repository:
         if self.mark_state(point).expiring_since is not None:
             self.add_mark(point, MarkKind.UNMARK, now, reason)
 
-    def expire(self, point: PointId, reason: str, now: datetime) -> None:
-        """Forget a restore point: tombstone, manifest, catalog. Refused while it is held or locked."""
+    def expire(self, point: PointId, reason: str, now: datetime, *, lost: bool = False) -> None:
+        """Forget a restore point: tombstone, manifest, catalog. Refused while it is held or locked.
+
+        One whose manifest got lost is given up only with `lost`, which stands for a person's word.
+        """
         with self._lock:
-            if point not in self.point_ids():
-                raise NoSuchPoint(f"there is no restore point {point}", hint=HINT)
+            self._require(point)
             state = self.mark_state(point)
+            if lost and not state.lost:
+                raise Refused(f"restore point {point} is not lost", hint="expire it as any other")
+            if state.lost and not lost:
+                raise Refused(
+                    f"restore point {point} is lost, not old", where=manifests.manifest_key(point), hint=GIVE_UP
+                )
             if state.holds:
                 raise Refused(f"restore point {point} is held: {', '.join(state.holds)}", hint="release it first")
             if state.locked_until is not None and state.locked_until > now:
                 raise Refused(f"restore point {point} is locked until {manifests.stamp(state.locked_until)}")
             self.add_mark(point, MarkKind.EXPIRED, now, reason, into_catalog=False)
             failpoint("expire.marked")
-            self._finish_expiry(point)
+            finish_expiry(self, point)
 
     def add_mark(
         self,
@@ -278,11 +286,13 @@ class Repository:
         *,
         into_catalog: bool = True,
     ) -> None:
-        """Write one mark, then tell the catalog."""
-        mark = self.marks.add(point, kind, at, text, until)
-        failpoint("mark.written")
-        if into_catalog:
-            self.tell_catalog(Changes(marks=[mark]))
+        """Write one mark, then tell the catalog; NoSuchPoint, also when the restore point has just expired."""
+        with self._lock:
+            self._require(point)
+            mark = self.marks.add(point, kind, at, text, until)
+            failpoint("mark.written")
+            if into_catalog:
+                self.tell_catalog(Changes(marks=[mark]))
 
     def drop_marks(self, gone: Sequence[Mark]) -> None:
         """Remove marks that a newer one has replaced."""
@@ -309,6 +319,8 @@ class Repository:
                 raise Missing("expired")
             manifest = manifests.decode(self.sealing.open(ObjectKind.MANIFEST, key, self.blobs.get(key)), key)
         except Missing:
+            if self.mark_state(point).lost:
+                raise Missing("the manifest is gone and nobody expired it", where=key, hint=GIVE_UP) from None
             raise NoSuchPoint(f"there is no restore point {point}", hint=HINT) from None
         if manifest.id != point:
             raise Damaged("another restore point's manifest lies in this place", where=key)
@@ -320,23 +332,34 @@ class Repository:
             if not self._catalog_open:
                 self.catalog.open()
                 self._catalog_open = True
+                for point in sorted(self.marks.expired()):
+                    finish_expiry(self, point)
+                self.lost_points()
         return self.catalog
 
-    def bases(self) -> list[Root]:
-        """Roots that restore points under way may still share nodes with."""
+    def lost_points(self) -> list[RestorePoint]:
+        """Restore points whose manifest is gone without an expiry; looked for now, and recorded."""
         with self._lock:
-            return [root for pending in self.pending for root in pending.bases]
+            self.opened_catalog()
+            return find_lost(self)
+
+    def in_use(self) -> tuple[list[Root], set[PointId]]:
+        """Roots that restore points under way may still share nodes with, and all points, at one moment."""
+        with self._lock:  # no point expires between the two
+            bases = [root for pending in list(self.pending) for root in list(pending.bases)]
+            return bases, self.point_ids()  # in this order: what is committed meanwhile is in one of the two
 
     def committed(self, manifest: Manifest) -> None:
         """The catalog takes a new restore point and every pack that it does not know yet."""
         self.tell_catalog(Changes(packs=list(self.store.live.values()), manifests=[manifest]))
 
-    def tell_catalog(self, changes: Changes) -> None:
+    def tell_catalog(self, changes: Changes) -> bool:
         """Carry a change over. What has happened has happened: a catalog that fails catches up when it opens again."""
         try:
-            self.opened_catalog().apply(changes)
+            return self.opened_catalog().apply(changes)
         except StorageError as error:
             log.warning("catalog behind: %s", error)
+            return False
 
     def new_point_id(self, taken_at: datetime) -> PointId:
         """A fresh id that sorts by time."""
@@ -355,40 +378,12 @@ class Repository:
         except StorageError:
             log.debug("catalog not opened ahead; the commit will try again", exc_info=True)
 
-    def _finish_expiries(self) -> None:
-        for point in sorted(self.marks.expired()):
-            self._finish_expiry(point, catalog=False)
-
-    def _finish_expiry(self, point: PointId, *, catalog: bool = True) -> None:
-        self.blobs.delete(manifests.manifest_key(point))
-        failpoint("expire.manifest_removed")
-        gone = sorted(self.marks.of(point), key=lambda mark: (mark.kind is MarkKind.EXPIRED, mark.sequence))
-        if catalog:
-            self.tell_catalog(Changes(gone_points=[point], gone_marks=[mark.key for mark in gone]))
-            failpoint("expire.catalog")
-        self.marks.drop(gone)  # the tombstone last
-
-
-class _CatalogSource:
-    """What the catalog may ask of the repository."""
-
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
-
-    def packs(self) -> dict[int, PackName]:
-        return dict(self._repository.store.live)
-
-    def footer(self, name: PackName) -> Footer:
-        return self._repository.store.footers.get(name)
-
-    def manifest_ids(self) -> set[PointId]:
-        return self._repository.point_ids()
-
-    def manifest(self, point: PointId) -> Manifest:
-        return self._repository.manifest(point)
-
-    def mark_keys(self) -> set[str]:
-        return self._repository.marks.keys()
-
-    def mark(self, key: str) -> Mark:
-        return self._repository.marks.read(key)
+    def _require(self, point: PointId) -> None:
+        state = self.mark_state(point)
+        try:
+            if "/" in point or state.expired:
+                raise Missing("expired")
+            if not state.lost:
+                self.blobs.size(manifests.manifest_key(point))
+        except Missing:
+            raise NoSuchPoint(f"there is no restore point {point}", hint=HINT) from None

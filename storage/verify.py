@@ -123,6 +123,7 @@ def _verify_all(
     damaged, names = _list_packs(repo)
     tally = _read_packs(repo, names, progress, threads)
     damaged += tally.broken_packs + _check_marks(repo)
+    damaged += [Damage(manifest_key(lost.id), "", (lost.id,), lost.reason) for lost in repo.lost_points()]
     judged: dict[PointId, list[str]] = {}
     affected: dict[bytes, list[PointId]] = {}
     walker = _Walker(repo, tally)

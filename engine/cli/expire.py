@@ -21,6 +21,7 @@ def expire(
     *,
     reason: Annotated[str, Parameter(help="Why, for the record.")] = "asked for on the command line",
     last: Annotated[bool, Parameter(help="Also when it is the VM's last good restore point.")] = False,
+    lost: Annotated[bool, Parameter(help="Give up one whose manifest is gone, so that reclaim may go on.")] = False,
     repo: Repo = None,
     config: Config = None,
     passphrase_file: PassphraseFile = None,
@@ -32,13 +33,13 @@ def expire(
     """
     with reach(repo, config, passphrase_file, command="expire") as place:
         if isinstance(place, Engine):
-            place.post("/v1/expire", {"point": point, "reason": reason, "last": last})
+            place.post("/v1/expire", {"point": point, "reason": reason, "last": last, "lost": lost})
             found = point
         else:
             found = place.find(point)
             if not last:
                 _guard_last(place, PointId(found))
-            place.expire(PointId(found), reason, utc_now())
+            place.expire(PointId(found), reason, utc_now(), lost=lost)
     say(f"{found} is forgotten.")
 
 

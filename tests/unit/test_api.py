@@ -75,7 +75,7 @@ class Desk:
     async def release(self, reference: str, reason: str | None, who: str) -> None:
         self.asked.append(("release", (reference, reason, who)))
 
-    async def expire(self, reference: str, reason: str, who: str, *, last: bool = False) -> None:
+    async def expire(self, reference: str, reason: str, who: str, *, last: bool = False, lost: bool = False) -> None:
         raise Refused(f"{reference} is held", hint="release it first")
 
     async def submit(self, task: Task, who: str) -> str:

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from policies.facts import VmId
-from storage import catalog
+from storage import catalog, catalog_loading
 from storage.errors import Unsupported
 from storage.rebuild import rebuild
 from storage.repository import PointHead
@@ -46,7 +46,7 @@ def test_a_rebuilt_catalog_equals_the_old_one_row_for_row(tmp_path: Path, encryp
 
 def test_many_rows_take_the_way_of_arrays_and_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _filled(tmp_path / "r")
-    monkeypatch.setattr(catalog, "ARRAYS_FROM", 1)
+    monkeypatch.setattr(catalog_loading, "ARRAYS_FROM", 1)
     rebuild(tmp_path / "r", now=NOW)
     with opened(tmp_path / "r") as repo:
         repo.opened_catalog()

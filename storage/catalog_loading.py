@@ -1,0 +1,81 @@
+"""Rows into the catalog's tables, each amount by the way that is fastest for it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from storage.catalog_rows import TABLES, Row, chunk_arrays, chunk_rows, pack_row
+from storage.pack import Footer
+
+ARRAYS_FROM = 60_000
+"""From so many rows on, numpy's import time is paid back."""
+
+BATCH_CHUNKS = 400_000
+FEW_ROWS = 30
+
+
+class Loader:
+    """Adds rows within the transaction that a cursor has begun; larger amounts by way of a file in `spool`."""
+
+    def __init__(self, cursor: Any, spool: Path) -> None:
+        self._cursor = cursor
+        self._spool = spool
+
+    def packs(self, footers: Iterable[Footer]) -> None:
+        """Packs and their chunks."""
+        batch: list[Footer] = []
+        total = 0
+        for footer in footers:
+            batch.append(footer)
+            total += len(footer)
+            if total >= BATCH_CHUNKS:
+                self._packs(batch, total)
+                batch, total = [], 0
+        self._packs(batch, total)
+
+    def rows(self, table: str, rows: Sequence[Row]) -> None:
+        """Rows of any table."""
+        if len(rows) > FEW_ROWS:
+            with self._csv(table) as write:
+                for row in rows:
+                    write(row)
+        elif rows:
+            marks = ", ".join("?" * len(TABLES[table]))
+            for row in rows:
+                self._cursor.execute(f"INSERT INTO {table} VALUES ({marks})", list(row))
+
+    def _packs(self, footers: Sequence[Footer], total: int) -> None:
+        if total >= ARRAYS_FROM or (total > 2000 and "numpy" in sys.modules):
+            self._cursor.register("chunk_arrays", chunk_arrays(footers))
+            self._cursor.execute("INSERT INTO chunks SELECT * FROM chunk_arrays")
+            self._cursor.unregister("chunk_arrays")
+        elif total:
+            with self._csv("chunks") as write:
+                for footer in footers:
+                    for row in chunk_rows(footer):
+                        write(row)
+        self.rows("packs", [pack_row(footer) for footer in footers])
+
+    @contextmanager
+    def _csv(self, table: str) -> Iterator[Callable[[Row], object]]:
+        """Rows written here are loaded at the end: the fastest way in for a short process."""
+        path = self._spool / f"{secrets.token_hex(8)}.csv"
+        try:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
+                yield lambda row: writer.writerow(["\\N" if value is None else value for value in row])
+            columns = json.dumps(TABLES[table])
+            self._cursor.execute(
+                f"INSERT INTO {table} SELECT * FROM read_csv('{path.as_posix().replace(chr(39), chr(39) * 2)}',"
+                f" columns = {columns}, header = false, auto_detect = false, delim = ',', quote = '\"',"
+                " escape = '\"', nullstr = '\\N', parallel = false)"
+            )
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,89 @@
+"""Restore points that go: expired ones, which a tombstone explains, and lost ones, which nothing does.
+
+The catalog is never the truth, but it is a witness: a restore point that it knows and whose manifest nobody expired is
+recorded as lost, by a mark, so that the loss outlives the catalog. Only a person gives it up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol
+
+from policies.facts import PointId, RestorePoint
+from storage import manifest as manifests
+from storage.blobs import Blobs
+from storage.catalog import Catalog, Changes
+from storage.catalog_rows import lost_text, unknown_point
+from storage.errors import Damaged, StorageError
+from storage.failpoints import failpoint
+from storage.manifest import Manifest
+from storage.marks import MarkKind
+from storage.pointmarks import PointMarks
+
+EXPIRIES_KEY = "expiries"
+"""Holds the key of the latest finished expiry's tombstone. A catalog that says otherwise is no witness."""
+
+log = logging.getLogger(__name__)
+
+
+class Home(Protocol):
+    """The repository, as far as going restore points need it."""
+
+    blobs: Blobs
+    marks: PointMarks
+    catalog: Catalog
+    now: Callable[[], datetime]
+
+    def point_ids(self) -> set[PointId]: ...
+    def manifest(self, point: PointId) -> Manifest: ...
+    def tell_catalog(self, changes: Changes) -> bool: ...
+
+
+def latest_expiry(blobs: Blobs) -> str:
+    """The key of the latest finished expiry's tombstone; empty when there was none or nobody knows."""
+    try:
+        return blobs.get(EXPIRIES_KEY).decode("ascii", "replace")
+    except Damaged:
+        return ""
+
+
+def finish_expiry(home: Home, point: PointId) -> None:
+    """Remove all of a restore point that has a tombstone; the tombstone last, when the catalog needs it no more."""
+    home.blobs.delete(manifests.manifest_key(point))
+    failpoint("expire.manifest_removed")
+    gone = sorted(home.marks.of(point), key=lambda mark: (mark.kind is MarkKind.EXPIRED, mark.sequence))
+    changes = Changes(gone_points=[point], gone_marks=[mark.key for mark in gone], expiry=gone[-1].key)
+    if not home.tell_catalog(changes):
+        return  # the tombstone stays and explains the missing manifest when the catalog opens again
+    failpoint("expire.catalog")
+    try:
+        home.blobs.replace(EXPIRIES_KEY, gone[-1].key.encode())
+        home.marks.drop(gone)
+    except StorageError as error:
+        log.warning("expiry of %s is finished at the next open: %s", point, error)
+
+
+def find_lost(home: Home) -> list[RestorePoint]:
+    """Restore points whose manifest is gone without a tombstone, as far as anybody knows of them.
+
+    New ones are recorded, those whose manifest came back taken back. The caller keeps expiries out meanwhile.
+    """
+    known = {point.id: point for point in home.catalog.points()}
+    there, gone = home.point_ids(), home.marks.expired()
+    for point in sorted(there & home.marks.lost()):
+        outdated = [mark for mark in home.marks.of(point) if mark.kind is MarkKind.LOST]
+        home.marks.drop(outdated)
+        home.tell_catalog(Changes(manifests=[home.manifest(point)], gone_marks=[mark.key for mark in outdated]))
+        log.warning("the manifest of restore point %s is back", point)
+    new = known.keys() - there - gone - home.marks.lost()
+    for point in sorted(new):
+        log.error("restore point %s of %s is lost: its manifest is gone", point, known[point].vm_name)
+        try:
+            mark = home.marks.add(point, MarkKind.LOST, home.now(), lost_text(known[point]), None)
+        except StorageError as error:
+            log.error("this loss could not be recorded: %s", error)
+        else:
+            home.tell_catalog(Changes(marks=[mark], gone_points=[point]))
+    return [known.get(point) or unknown_point(point, home.now()) for point in sorted(home.marks.lost() | new)]
