@@ -69,7 +69,8 @@ class Dispatcher:
     standing: dict[VmId, Decision] = field(default_factory=dict)
     """The latest answer of the clock for each VM, for `explain`."""
     suspicions: Suspicions = field(default_factory=Suspicions)
-    _met: set[str] = field(default_factory=set)
+    _new: dict[str, bool] = field(default_factory=dict)
+    """Of each vCenter whether its inventory was never seen; see `_first_contact`."""
     _unwritten: dict[VmId, VmRow] = field(default_factory=dict)
     """Rows of the identity table that the world holds and a failed write did not take."""
     _draft_in_hand: Draft = field(init=False)
@@ -113,6 +114,7 @@ class Dispatcher:
 
     async def _happened(self, vcenter: str, batch: EventBatch) -> Rulings:
         now = self.now()
+        await self._first_contact(vcenter)
         fresh = await self._fresh(batch.events)
         draft = self._draft(now)
         if batch.gap:
@@ -206,15 +208,20 @@ class Dispatcher:
         await self._commit(draft)
         if not update.complete:
             return ()
+        self._new[vcenter] = False
         self.jobs_changed()
         return await self._tick(now)  # what a start finds due shall not wait for the clock
 
     async def _first_contact(self, vcenter: str) -> bool:
-        """Whether this vCenter was never followed: what stands there now then needs no event to explain it."""
-        if vcenter in self._met:
-            return False
-        self._met.add(vcenter)
-        return await settled(self.threads.state, self.state.cursor, vcenter) is None
+        """Whether this vCenter was never followed: what stands there now then needs no event to explain it.
+
+        Asked before the first cursor is written, which may be before the inventory is known.
+        """
+        if vcenter not in self._new:
+            addresses = (row.traits.address for row in self.world.rows.values())
+            known = any(address is not None and address.vcenter == vcenter for address in addresses)
+            self._new[vcenter] = not known or await settled(self.threads.state, self.state.cursor, vcenter) is None
+        return self._new[vcenter]
 
     # requests and the clock
 
