@@ -263,6 +263,7 @@ def engine_for(
             lab, password="password", repository=engine.repository, order=order, proxy=proxy, more=more, timers=timers
         )
     )
+    (home / "engine.log").touch()
     engine.backstay("repo", "init", engine.repository)
     try:
         yield engine
