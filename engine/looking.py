@@ -5,6 +5,7 @@ Reads only: no repository, no snapshot, no change.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -54,6 +55,18 @@ async def look(visited: Visited, policies: PolicySet | None, now: datetime) -> d
         "policies": _selections(policies, rows),
         "selected_by_none": [row["vm"] for row in rows if policies is not None and not row["policies"]],
     }
+
+
+def unreadable(vms: Sequence[Vm], ways: Mapping[tuple[str, int], Foreseen]) -> list[str]:
+    """In a sentence per reason, how many disks that could be protected no transport reaches from here."""
+    reasons = Counter(
+        "; ".join(f"{one.transport}: {one.reason}" for one in way.fallbacks)
+        for vm in vms
+        for disk in vm.disks
+        if not disk.unprotected and (way := ways.get((vm.address.moref, disk.key))) is not None and not way.transport
+    )
+    total = sum(not disk.unprotected for vm in vms for disk in vm.disks)
+    return [f"{disks} of {total} disks cannot be read from here: {why}" for why, disks in reasons.most_common()]
 
 
 def _vm_row(

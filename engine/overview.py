@@ -221,6 +221,8 @@ def _vm_row(parts: Parts, vm: Vm, now: datetime) -> dict[str, Any]:
     points = parts.world.points.get(vm.id, ())
     goals = [p.timing.rpo for p in effective.scheduling if p.timing.rpo is not None]
     last = history.last_success if history else None
+    row = parts.world.rows.get(vm.id)
+    known_since = row.first_seen if row is not None else parts.started_at
     return {
         "vm": vm.name,
         "vm_id": vm.id,
@@ -233,7 +235,7 @@ def _vm_row(parts: Parts, vm: Vm, now: datetime) -> dict[str, Any]:
         "last_success": last,
         "due_at": found[1].at if found else None,
         "rpo_seconds": min(goals).total_seconds() if goals else None,
-        "late": bool(goals and (last is None or now - last > min(goals)) and effective.policies),
+        "late": bool(goals and now - (last or known_since) > min(goals) and effective.policies),
         "last_failure": history.last_failure if history and history.consecutive_failures else "",
         "running": bool(history and history.running),
         "pending": bool(history and history.pending),

@@ -27,9 +27,12 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
         pem = ca_file.read_bytes()
         certificates = x509.load_pem_x509_certificates(pem)
         context = ssl.create_default_context(cadata=pem.decode("ascii"))
-    except (OSError, ValueError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else ""
         raise LoginRefused(
-            f"the CA file cannot be used: {error}", where=str(ca_file), hint="it must hold certificates in PEM form"
+            f"the CA file cannot be read: {why}" if why else "the CA file holds no certificate that can be used",
+            where=str(ca_file),
+            hint="it must hold certificates in PEM form",
         ) from error
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.check_hostname = any(_is_ca(certificate) for certificate in certificates)

@@ -17,6 +17,7 @@ from engine.client import Engine
 from engine.config import Bus, Config, VCenter, find, load
 from engine.credentials import Secret
 from engine.failures import FAMILIES, BadInput, Exit, NotReachable, verdict
+from engine.looking import unreadable
 from engine.units import show_size
 from policies.linting import lint
 from policies.loading import load as load_policies
@@ -131,7 +132,7 @@ def _nbd(config: Config) -> str:
     libdir = config.transport.libdir
     if libdir is not None and not libdir.is_dir():
         raise BadInput("there is no such folder", where=f"transport.libdir {libdir}", hint="VDDK is VMware's download")
-    return found if libdir is not None else f"{found}, without a VDDK folder"
+    return f"{found}, VDDK in {libdir}" if libdir is not None else f"{found}, no VDDK configured (transport.libdir)"
 
 
 async def _vcenter(name: str, vcenter: VCenter, config: Config) -> str:
@@ -140,8 +141,11 @@ async def _vcenter(name: str, vcenter: VCenter, config: Config) -> str:
     hypervisor = await connect(name, vcenter, config)
     try:
         vms = await hypervisor.inventory()
+        without = unreadable(vms, await hypervisor.predictions(vms))
     finally:
         await hypervisor.aclose()
+    if without:
+        raise NotReachable(without[0], where=f"{len(vms)} VMs", hint=f"all of it: backstay look {name}")
     refused = sum(bool(vm.refusal) for vm in vms)
     return f"{len(vms)} VMs" + (
         f", {refused} of which cannot be protected; see: backstay look {name}" if refused else ""

@@ -18,13 +18,13 @@ from cyclopts import Parameter
 
 from engine.cli.options import Config as ConfigFile
 from engine.cli.options import PassphraseFile
-from engine.cli.output import say
+from engine.cli.output import printable, say
 from engine.cli.reach import given_passphrase, utc_now
-from engine.cli.visiting import PASSWORD_VARIABLE, Address, parse_address, password_source, user_of
-from engine.config import SYSTEM_FILE, Config, RepositorySection, VCenter, default_state_dir, user_file
+from engine.cli.visiting import PASSWORD_VARIABLE, Address, parse_address, password_source, read_authority, user_of
+from engine.config import SYSTEM_FILE, Config, RepositorySection, Transport, VCenter, default_state_dir, user_file
 from engine.config import parse as parse_config
 from engine.credentials import Secret
-from engine.failures import Declined
+from engine.failures import BadInput, Declined
 from engine.trust import CONNECT_SECONDS, check_fingerprint, fetch_certificate
 from storage.repository import create
 
@@ -58,6 +58,11 @@ class Plan:
         """Where the configuration and its secrets lie."""
         return self.config.parent
 
+    @property
+    def passphrase(self) -> Path:
+        """Where a generated passphrase lies."""
+        return self.folder / "repository.passphrase"
+
 
 def init(
     *,
@@ -83,12 +88,15 @@ def init(
     no known authority signed is trusted when its fingerprint is confirmed on a terminal or given.
     """
     plan = _plan(config, repo)
-    if plan.config.exists():
-        raise Declined("there is a configuration already", where=str(plan.config), hint="edit it, or move it away")
+    if plain and passphrase_file is not None:
+        raise BadInput("a plain repository has no passphrase", where="--plain", hint="leave out one of the two")
+    if vddk is not None and not vddk.is_dir():
+        raise BadInput("there is no such folder", where=f"--vddk {vddk}", hint="VDDK is VMware's download")
+    _refuse_to_overwrite(plan)
     section = ""
     files: dict[str, str] = {}
     if vcenter is not None:
-        section, files = _vcenter(plan, name, parse_address(vcenter), user, password, ca_file, fingerprint)
+        section, files = _vcenter(plan, name, parse_address(vcenter), user, password, ca_file, fingerprint, vddk)
     passphrase, source = (None, "") if plain else _passphrase(plan, passphrase_file, files)
     text = _text(plan, section, source, vddk)
     parse_config(text, plan.config)
@@ -96,7 +104,31 @@ def init(
     say(f"Wrote {plan.config}, {plan.folder / 'policies.d' / 'everything.toml'} and the repository {plan.repository}.")
     if passphrase is not None:
         say(f"Keep a copy of the passphrase ({source}) elsewhere: without it nothing can be restored.")
-    say(f"Start the engine: backstay run{'' if config is None else f' --config {plan.config}'}")
+    option = "" if config is None else f" --config {plan.config}"
+    if vcenter is None:
+        say(f"Add your vCenter to the configuration, then: backstay check{option}")
+    else:
+        say(f"Start the engine: backstay run{option}")
+
+
+def _refuse_to_overwrite(plan: Plan) -> None:
+    """Declined where something lies that cannot be made again: most of all the only copy of a passphrase."""
+    if plan.config.exists():
+        raise Declined("there is a configuration already", where=str(plan.config), hint="edit it, or move it away")
+    if (plan.repository / "config").exists():
+        raise Declined(
+            "there is a repository already", where=str(plan.repository), hint="name another place with --repo"
+        )
+    if plan.passphrase.exists():
+        raise Declined(
+            "a passphrase lies here already, and a repository may need it",
+            where=str(plan.passphrase),
+            hint="move it away, or use it with --passphrase-file",
+        )
+    for folder in (plan.folder, plan.state_dir, plan.repository):
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        if not nearest.is_dir():
+            raise BadInput("a directory is wanted here, and this is none", where=str(nearest))
 
 
 def _plan(config: Path | None, repo: Path | None) -> Plan:
@@ -119,12 +151,13 @@ def _vcenter(
     password: str | None,
     ca_file: Path | None,
     fingerprint: str | None,
+    vddk: Path | None,
 ) -> tuple[str, dict[str, str]]:
     """The section of the configuration and the files it needs, once the login worked."""
     account = user_of(address, user)
     secret = password_source(password)
     pem = _pem(address, ca_file, fingerprint)
-    asyncio.run(_log_in(name, address, account, secret, pem))
+    asyncio.run(_log_in(name, address, account, secret, pem, vddk))
     files: dict[str, str] = {}
     lines = [f"[vcenter.{_quoted(name)}]", f"host = {_quoted(address.host)}"]
     lines += [f"port = {address.port}"] if address.port != 443 else []
@@ -142,7 +175,7 @@ def _vcenter(
 def _pem(address: Address, ca_file: Path | None, fingerprint: str | None) -> str | None:
     """What to trust, None for the system's authorities; Declined when nobody vouches for the certificate."""
     if ca_file is not None:
-        return ca_file.read_text(encoding="ascii")
+        return read_authority(ca_file)
     where = f"{address.host}:{address.port}"
     certificate = fetch_certificate(address.host, address.port)
     if fingerprint is not None:
@@ -175,7 +208,8 @@ def _is_trusted(address: Address) -> bool:
         return False
 
 
-async def _log_in(name: str, address: Address, user: str, secret: Secret, pem: str | None) -> None:
+async def _log_in(name: str, address: Address, user: str, secret: Secret, pem: str | None, vddk: Path | None) -> None:
+    from engine.looking import unreadable
     from engine.service import connect
 
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as kept:
@@ -184,10 +218,15 @@ async def _log_in(name: str, address: Address, user: str, secret: Secret, pem: s
         settings = VCenter(
             host=address.host, port=address.port, user=user, password=secret, ca_file=Path(kept.name) if pem else None
         )
-        nowhere = Config(schema=1, repository=RepositorySection(path=Path("/nonexistent")))
+        nowhere = Config(
+            schema=1, repository=RepositorySection(path=Path("/nonexistent")), transport=Transport(libdir=vddk)
+        )
         hypervisor = await connect(name, settings, nowhere)
         try:
-            say(f"Logged in to {address.host}: {len(await hypervisor.inventory())} VMs.")
+            vms = await hypervisor.inventory()
+            say(f"Logged in to {address.host}: {len(vms)} VMs.")
+            for sentence in unreadable(vms, await hypervisor.predictions(vms)):
+                say(printable(f"Not ready yet: {sentence}"))
         finally:
             await hypervisor.aclose()
 
@@ -197,8 +236,8 @@ def _passphrase(plan: Plan, passphrase_file: Path | None, files: dict[str, str])
     given = given_passphrase(passphrase_file)
     if given is not None and passphrase_file is not None:
         return given, f"file:{passphrase_file.absolute()}"
-    files["repository.passphrase"] = given or secrets.token_urlsafe(32)
-    return files["repository.passphrase"], f"file:{plan.folder / 'repository.passphrase'}"
+    files[plan.passphrase.name] = given or secrets.token_urlsafe(32)
+    return files[plan.passphrase.name], f"file:{plan.passphrase}"
 
 
 def _text(plan: Plan, vcenter: str, passphrase: str, vddk: Path | None) -> str:

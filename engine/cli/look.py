@@ -17,7 +17,7 @@ from engine.cli.options import Config as ConfigFile
 from engine.cli.options import Json
 from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import utc_now
-from engine.cli.visiting import configured, parse_address, password_source, user_of
+from engine.cli.visiting import configured, parse_address, password_source, read_authority, user_of
 from engine.config import Config, RepositorySection, VCenter
 from engine.looking import look as look_at
 from engine.service import connect
@@ -95,6 +95,8 @@ async def _look(name: str, vcenter: VCenter, config: Config, tried: PolicySet | 
 def _trusted(vcenter: str, ca_file: Path | None, fingerprint: str | None) -> Iterator[Path | None]:
     """The authority to trust; for a fingerprint the server's own certificate, once it is the expected one."""
     if fingerprint is None:
+        if ca_file is not None:
+            read_authority(ca_file)
         yield ca_file
         return
     address = parse_address(vcenter)
@@ -114,7 +116,7 @@ def _tell(found: Mapping[str, Any], chosen: Path | None) -> None:
     )
     show("")
     for reason, disks in _obstacles(found).most_common():
-        show(printable(f"not {reason} ({disks} disks)"))
+        show(printable(f"{disks} of {found['summary']['disks']} disks not by {reason}"))
     for one in found["policies"]:
         show(printable(f"{one['policy']} would select {len(one['vms'])}: {_some(one['vms']) or 'none'}"))
     if chosen is not None:
@@ -125,6 +127,8 @@ def _tell(found: Mapping[str, Any], chosen: Path | None) -> None:
         f" {counted['disks']} disks ({show_size(counted['disk_bytes'])}) can be protected;"
         f" change tracking is on for {counted['tracking_on']}, {counted['foreign_snapshots']} foreign snapshots."
     )
+    if counted["without_transport"]:
+        say(f"No transport reaches {counted['without_transport']} disks from this machine yet: see the reasons above.")
 
 
 def _lines(vm: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:

@@ -62,7 +62,10 @@ def _show_engine(found: Mapping[str, Any]) -> None:
     for vcenter in found["vcenters"]:
         trouble = f": {vcenter['trouble']}" if vcenter["trouble"] else ""
         show(printable(f"vcenter {vcenter['name']}: {vcenter['vms']} VMs{trouble}"))
-    show(f"coverage: {covered['protected']} of {covered['vms']} VMs protected, {len(covered['late'])} late")
+    show(
+        f"coverage: {covered['protected']} of {covered['vms']} VMs protected,"
+        f" {len(covered['never_backed_up'])} never backed up, {len(covered['late'])} late"
+    )
     _show_repository(found["repository"])
     show("")
     show_table(
@@ -80,8 +83,10 @@ def _show_engine(found: Mapping[str, Any]) -> None:
 
 def _vm(row: Mapping[str, Any]) -> tuple[object, ...]:
     standing = row["refusal"] or row["last_failure"] or row["standing"]
-    if row["running"] or row["pending"]:
-        standing = "is being backed up" if row["running"] else "waits for its run"
+    if row["running"]:
+        standing = "is being backed up"
+    elif row["pending"]:
+        standing = f"tries again after: {row['last_failure']}" if row["last_failure"] else "waits for its run"
     rpo = row["rpo_seconds"]
     return (
         row["vm"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,18 @@ def configured(name: str, config: Path | None) -> tuple[VCenter, Config] | None:
     loaded = load(place)
     known = loaded.vcenter.get(name)
     return (known, loaded) if known is not None else None
+
+
+def read_authority(path: Path) -> str:
+    """Certificates in PEM form; BadInput when the file cannot be read or holds none."""
+    try:
+        pem = path.read_text(encoding="ascii")
+        ssl.create_default_context(cadata=pem)
+    except (UnicodeDecodeError, ssl.SSLError):
+        pem = ""
+    if "BEGIN CERTIFICATE" not in pem:
+        raise BadInput("this file holds no certificate in PEM form", where=f"--ca-file {path}")
+    return pem
 
 
 def user_of(address: Address, user: str | None) -> str:

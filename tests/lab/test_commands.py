@@ -107,13 +107,24 @@ def test_init_refuses_a_certificate_without_confirmation_and_names_its_fingerpri
 
 def test_init_trusts_on_first_use_what_a_person_confirms(lab: Lab, home: Path) -> None:
     config = home / "etc" / "backstay.toml"
-    arguments = ["init", "--vcenter", lab.url, "--config", str(config)]
+    arguments = ["init", "--vcenter", lab.url, "--config", str(config), "--vddk", str(lab.root)]
     code, shown = on_terminal(home, arguments, [("Trust it?", "n")], account(lab))
     assert code == 5 and not config.exists()
     code, shown = on_terminal(home, arguments, [("Trust it?", "y")], account(lab))
     assert code == 0 and fetch_certificate(lab.host, lab.port).fingerprint in shown
     assert "BEGIN CERTIFICATE" in (home / "etc" / "vcenter-main.pem").read_text()
     assert backstay("check", "--config", config, home=home).code == 0
+
+
+@pytest.mark.parametrize("content", [b"nothing of the kind\n", b"\xff\xfe\x00"])
+def test_an_authority_that_is_none_is_told_before_anything_is_asked(lab: Lab, home: Path, content: bytes) -> None:
+    authority = home / "ca.pem"
+    authority.write_bytes(content)
+    assert "no certificate" in init(lab, home, "--ca-file", str(authority), expect=2).err
+    assert "no certificate" in backstay(
+        "look", lab.url, "--ca-file", authority, home=home, env=account(lab), expect=2
+    ).err  # fmt: skip
+    assert "No such file" in init(lab, home, "--ca-file", str(home / "none.pem"), expect=2).err
 
 
 def test_init_leaves_nothing_when_the_login_is_refused(lab: Lab, home: Path) -> None:
@@ -127,7 +138,7 @@ def test_init_leaves_nothing_when_the_login_is_refused(lab: Lab, home: Path) -> 
 
 def test_init_writes_what_check_finds_ready_and_only_we_may_read(lab: Lab, home: Path) -> None:
     fingerprint = fetch_certificate(lab.host, lab.port).fingerprint
-    ran = init(lab, home, "--fingerprint", fingerprint)
+    ran = init(lab, home, "--fingerprint", fingerprint, "--vddk", str(lab.root))
     config = home / "etc" / "backstay.toml"
     assert lab.password not in ran.err + ran.out + config.read_text()
     for path in [home / "etc", *(home / "etc").iterdir()]:
@@ -138,6 +149,15 @@ def test_init_writes_what_check_finds_ready_and_only_we_may_read(lab: Lab, home:
     assert any(one["check"] == "vcenter main" for one in found)
     assert "already" in init(lab, home, "--fingerprint", fingerprint, expect=5).err
     assert backstay("points", "--config", config, "--json", home=home).data == []
+
+
+def test_init_and_check_say_so_when_no_transport_reaches_a_disk(lab: Lab, home: Path) -> None:
+    ran = init(lab, home, "--ca-file", str(lab.ca_file))
+    assert "Not ready yet" in ran.err and "VDDK" in ran.err
+    checked = backstay("check", "--config", home / "etc" / "backstay.toml", home=home, expect=6)
+    assert "disks cannot be read from here" in checked.out and "Not ready: vcenter main" in checked.err
+    looked = backstay("look", lab.url, "--ca-file", lab.ca_file, home=home, env=account(lab))
+    assert "No transport reaches" in looked.err
 
 
 def test_without_an_engine_policies_explain_a_vm_as_vcenter_shows_it(lab: Lab, home: Path) -> None:

@@ -51,7 +51,7 @@ async def test_the_servers_own_certificate_is_a_pin_that_needs_no_ca(lab: Lab) -
 
 async def test_a_file_that_is_no_certificate_says_so(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
-    with pytest.raises(LoginRefused, match=r"ca\.pem: the CA file cannot be used"):
+    with pytest.raises(LoginRefused, match=r"ca\.pem: the CA file holds no certificate"):
         await Session.open(session_settings(lab, ca_file=tmp_path / "ca.pem"))
 
 
