@@ -82,10 +82,8 @@ def react(stage: Stage, world: World) -> None:
         f"read {mib(clone['read_bytes'])}, stored {mib(clone['stored_bytes'])}",
     )
     stage.claim("a move that no trigger names leads to no run", len(world.points("app-02")) == before["app-02"])
-    for row in world.sql(
-        "SELECT reason FROM decisions JOIN vms ON decisions.vm = vms.id WHERE vms.name = 'app-02' AND kind = 'skip' "
-        "ORDER BY decided_at DESC LIMIT 1"
-    ):
+    said = "SELECT reason FROM decisions WHERE vm = 'app-02' AND kind = 'skip' ORDER BY decided_at DESC LIMIT 1"
+    for row in world.sql(said):
         stage.say(f"app-02: {row['reason']}")
     stage.claim("the removed VM keeps its restore points", len(world.points("app-11")) == 1)
 
