@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from connectors.errors import ConnectorError, Gone
+from connectors.errors import ConnectorError, Gone, Unreachable
 from connectors.hypervisor import Cursor, EventBatch, InventoryUpdate
 from engine.drafting import Draft
 from engine.inbox import Happened, Inbox, Item, Rulings, Seen, Tick, Told
@@ -32,6 +32,9 @@ from storage.errors import StorageError
 log = logging.getLogger("engine.dispatch")
 
 READS_AT_ONCE = 8
+READ_SECONDS = 30.0
+"""How long the read of one VM may take: everything that happens waits behind it, in every vCenter."""
+
 SWEEP_AT_ONCE = 500
 """VMs that the clock evaluates in one go: some 20 ms."""
 
@@ -146,8 +149,7 @@ class Dispatcher:
     async def _sight(self, seen: Vm, draft: Draft) -> Vm:
         for suspect in self.world.suspects(seen):
             address = self.world.vms[suspect].address
-            hypervisor = self.hypervisors.get(address.vcenter)
-            if hypervisor is not None and (await _read(hypervisor, {address}))[address] is None:
+            if await self._is_gone(address):
                 draft.row(self.world.leave(address, draft.now))
         sighting = self.world.sight(seen, draft.now)
         draft.row(sighting.row)
@@ -155,6 +157,15 @@ class Dispatcher:
             draft.alert(sighting.vm.id, sighting.alert)
             log.warning("identity in doubt", extra={"vm": seen.name, "why": sighting.alert})
         return sighting.vm
+
+    async def _is_gone(self, address: Address) -> bool:
+        """Whether nothing stands there any more; not so where nobody can tell: one vCenter never waits for another."""
+        hypervisor = self.hypervisors.get(address.vcenter)
+        try:
+            return hypervisor is not None and (await _read(hypervisor, {address}))[address] is None
+        except ConnectorError as error:
+            log.warning("not told whether a VM is still there", extra={"vm": address.moref, "why": str(error)})
+            return False
 
     def _resolved(self, event: Event) -> Event:
         if event.vm is not None:
@@ -183,8 +194,10 @@ class Dispatcher:
 
     async def _seen(self, vcenter: str, update: InventoryUpdate) -> Rulings:
         now = self.now()
-        draft = self._draft(now)
         first = update.complete and await self._first_contact(vcenter)
+        if update.complete and vcenter in self.world.complete:
+            update = await self._confirmed(vcenter, update)
+        draft = self._draft(now)
         touched: set[VmId] = set()
         for address in update.left:
             row = self.world.leave(address, now)
@@ -211,6 +224,18 @@ class Dispatcher:
         self._new[vcenter] = False
         self.jobs_changed()
         return await self._tick(now)  # what a start finds due shall not wait for the clock
+
+    async def _confirmed(self, vcenter: str, update: InventoryUpdate) -> InventoryUpdate:
+        """A whole inventory, with what differs from the world read again: events may have overtaken it on its way."""
+        present = {vm.address: vm for vm in update.present}
+        doubtful = {vm.address for vm in update.present if self.world.differs(vm)}
+        doubtful |= set(self.world.standing_in(vcenter)) - present.keys()
+        hypervisor = self.hypervisors.get(vcenter)
+        if hypervisor is None or not doubtful:
+            return update
+        again = await _read(hypervisor, doubtful)
+        found = {address: vm for address, vm in (present | again).items() if vm is not None}
+        return replace(update, present=tuple(found.values()))
 
     async def _first_contact(self, vcenter: str) -> bool:
         """Whether this vCenter was never followed: what stands there now then needs no event to explain it.
@@ -293,9 +318,12 @@ async def _read(hypervisor: Hypervisor, addresses: set[Address]) -> dict[Address
     async def one(address: Address) -> None:
         async with slots:
             try:
-                found[address] = await hypervisor.vm(address)
+                async with asyncio.timeout(READ_SECONDS):
+                    found[address] = await hypervisor.vm(address)
             except Gone:
                 found[address] = None
+            except TimeoutError:
+                raise Unreachable(f"a VM was not read within {READ_SECONDS:g} s", where=address.vcenter) from None
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -37,9 +37,11 @@ class Sweep:
     stuck: tuple[tuple[Leftover, str], ...] = ()
 
 
-async def sweep(hypervisor: Hypervisor, is_active: Callable[[str], bool]) -> Sweep:
+async def sweep(
+    hypervisor: Hypervisor, is_active: Callable[[str], bool], wanted: Callable[[Leftover], bool] = lambda one: True
+) -> Sweep:
     """Remove snapshots and hot-added disks of dead runs. Disks first: a snapshot under an attached disk stays."""
-    found = await hypervisor.leftovers(is_active)
+    found = [one for one in await hypervisor.leftovers(is_active) if wanted(one)]
     removed: list[Leftover] = []
     stuck: list[tuple[Leftover, str]] = []
     for leftover in sorted(found, key=lambda one: one.kind == "snapshot"):

@@ -178,7 +178,6 @@ class Service:
                 loops.create_task(parts.tasks.run())
                 loops.create_task(parts.sources.tick(timers.clock))
                 loops.create_task(parts.sources.watch_policies(parts.rulebook, timers.policies))
-                loops.create_task(upkeep.every(parts, "janitor", timers.janitor, upkeep.sweep))
                 loops.create_task(upkeep.every(parts, "retention", timers.retention, upkeep.retain))
                 loops.create_task(upkeep.every(parts, "reclaim", timers.reclaim, upkeep.reclaim))
                 loops.create_task(upkeep.every(parts, "verify", timers.verify, upkeep.verify))
@@ -196,7 +195,7 @@ class Service:
         raise _Stopped
 
     async def _follow(self, name: str, vcenter: configuration.VCenter) -> None:
-        """Connect to a vCenter, however long that takes, clean up behind dead runs, then follow it."""
+        """Connect to a vCenter, however long that takes, then follow it and clean up behind dead runs."""
         parts, patience = self.parts, Patience()
         while True:
             try:
@@ -216,8 +215,8 @@ class Service:
         try:
             add_hypervisor(parts, name, hypervisor)
             log.info("vCenter followed", extra={"vcenter": name, "uuid": hypervisor.vcenter})
-            await upkeep.once(parts, "janitor", upkeep.sweep)
             async with asyncio.TaskGroup() as loops:
+                loops.create_task(upkeep.janitor(parts, hypervisor.vcenter, parts.config.timers.janitor))
                 loops.create_task(parts.sources.follow_events(hypervisor))
                 loops.create_task(parts.sources.watch_inventory(hypervisor))
                 loops.create_task(parts.sources.reconcile(hypervisor, parts.config.timers.reconcile))

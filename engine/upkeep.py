@@ -46,14 +46,17 @@ async def once(parts: Parts, name: str, work: Callable[[Parts], Awaitable[str]])
     parts.upkeep[name] = f"{show_time(parts.now())} {said}"
 
 
-async def sweep(parts: Parts) -> str:
-    """The janitor's pass over every vCenter."""
-    removed = stuck = 0
-    for vcenter in parts.hypervisors:
+async def janitor(parts: Parts, vcenter: str, interval: timedelta) -> None:
+    """The janitor of one vCenter, at once and then each interval. A pass may take hours: merging a snapshot does."""
+
+    async def sweep(parts: Parts) -> str:
         swept = await parts.crew.sweep(vcenter)
-        removed += len(swept.removed)
-        stuck += len(swept.stuck)
-    return f"{removed} left-overs removed, {stuck} stay"
+        return f"{len(swept.removed)} left-overs removed, {len(swept.stuck)} stay"
+
+    name = f"janitor of {parts.names.get(vcenter, vcenter)}"
+    while True:
+        await once(parts, name, sweep)
+        await asyncio.sleep(interval.total_seconds())
 
 
 async def retain(parts: Parts) -> str:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import ParamSpec
 
 from connectors.errors import ConnectorError, Gone
+from connectors.hypervisor import Leftover
 from engine.backup import Attempt, Means, Tally, back_up
 from engine.failures import Kind, verdict
 from engine.jobqueue import JobQueue
@@ -156,7 +157,8 @@ class Crew:
             seen = await means.hypervisor.vm(known.address)
             if seen.own_snapshots:
                 # One VM has one run at a time, so this is what a dead run left.
-                await self.sweep(known.address.vcenter)
+                address = known.address
+                await self.sweep(address.vcenter, lambda left: left.vm == address)
                 seen = await means.hypervisor.vm(known.address)
         except Gone:
             return await self._abandon(job, "the VM is not in the inventory any more")
@@ -293,17 +295,26 @@ class Crew:
         if vm is None or vm.address.vcenter not in self.means:
             return
         try:
-            await self.sweep(vm.address.vcenter)
+            await self.sweep(vm.address.vcenter, lambda left: left.run == job.run)
         except (ConnectorError, StorageError) as error:
             log.warning("clean-up waits for the next sweep", extra={"vm": vm.name, "why": str(error)})
 
-    async def sweep(self, vcenter: str) -> Sweep:
-        """One janitor's pass over a vCenter; intents of which nothing is left are closed."""
-        swept = await sweep(self.means[vcenter].hypervisor, self.is_active)
+    async def sweep(self, vcenter: str, wanted: Callable[[Leftover], bool] | None = None) -> Sweep:
+        """One janitor's pass over a vCenter; intents of which nothing is left are closed.
+
+        A run that waits for room passes by what it wants alone: removing what others left may take hours.
+        """
+        swept = await sweep(self.means[vcenter].hypervisor, self.is_active, wanted or (lambda left: True))
         left = {leftover.run for leftover, _ in swept.stuck}
+        gone = {leftover.run for leftover in swept.removed}
         intents = await settled(self.threads.state, self.state.intents)
         over = [
-            i.run for i in intents if i.address.vcenter == vcenter and i.run not in left and not self.is_active(i.run)
+            i.run
+            for i in intents
+            if i.address.vcenter == vcenter
+            and i.run not in left
+            and not self.is_active(i.run)
+            and (wanted is None or i.run in gone)
         ]
         if over:
             await settled(self.threads.state, self.state.resolve_intents, over)

@@ -177,6 +177,11 @@ class World:
         self.history.setdefault(vm_id, VmHistory())
         return Sighting(vm, row, new, alert)
 
+    def differs(self, seen: Vm) -> bool:
+        """Whether a VM of the inventory (provisional id) is another, or looks otherwise, than the one known there."""
+        known = self.book.at(seen.address)
+        return known is None or self.vms.get(known) != replace(seen, id=known)
+
     def leave(self, address: Address, now: datetime) -> VmRow | None:
         """The VM at this address is gone; its row with the tombstone, None when none was known there."""
         vm_id = self.book.at(address)
