@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from connectors.errors import ConnectorError, Gone, Unreachable
+from connectors.errors import Busy, ConnectorError, Gone, Unreachable
 from connectors.hypervisor import Cursor, EventBatch, InventoryUpdate
 from engine.drafting import Draft
 from engine.inbox import Happened, Inbox, Item, Rulings, Seen, Tick, Told
@@ -256,7 +256,12 @@ class Dispatcher:
             return ()
         draft = self._draft(now)
         event = self._resolved(event)
-        if event.vm is not None and (known := self.world.vms.get(event.vm)) is not None:
+        known = None if event.vm is None else self.world.vms.get(event.vm)
+        if event.type is EventType.HOLD_REQUESTED and event.vm is not None:
+            known = None  # a hold is about restore points: it waits for no vCenter
+        elif known is None and not self.world.inventory_known:
+            raise Busy("the inventory is not known yet", where=event.vm_name or str(event.vm), hint="try again later")
+        if known is not None:
             await self._read_again(known.address.vcenter, {known.address}, draft)
         self._decide(event, draft)
         await self._commit(draft)

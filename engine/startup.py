@@ -69,8 +69,7 @@ def assemble(
 
     def facts(at: datetime) -> Facts:
         """For plans of policy changes: empty until every inventory is known, as nobody could tell who loses what."""
-        missing = unreachable or [one for one in hypervisors if one not in world.complete]
-        return Facts(at, {}) if missing and config.vcenter else world.facts(at)
+        return world.facts(at) if world.inventory_known else Facts(at, {})
 
     rulebook = Rulebook(config.policies, state, threads, facts, now)
     rulebook.changed = lambda: metrics.policies_loaded(rulebook.names)

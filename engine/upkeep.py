@@ -61,8 +61,7 @@ async def janitor(parts: Parts, vcenter: str, interval: timedelta) -> None:
 
 async def retain(parts: Parts) -> str:
     """One run of retention over all VMs; not before every inventory was seen, as policies select by it."""
-    missing = [name for name in parts.hypervisors if name not in parts.world.complete]
-    if missing or parts.unreachable:
+    if not parts.world.inventory_known:
         return "waits until every vCenter's inventory is known"
     now = parts.now()
     run = maintenance.plan_run(

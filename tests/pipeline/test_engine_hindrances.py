@@ -97,6 +97,39 @@ async def test_a_vcenter_that_is_away_does_not_keep_the_vms_of_another_from_bein
         assert any("may be a copy" in sentence for sentence in health["problems"])
 
 
+async def test_nobody_loses_protection_unasked_while_a_vcenter_is_still_being_reached(
+    tmp_path: Path, hypervisor: Hindered
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    other, reached = HypervisorInMemory(tmp_path / "elsewhere", "vc-2"), asyncio.Event()
+    reached.set()
+    hypervisor.add("web")
+    db = other.add("db")
+    other.set(db, instance_uuid="instance-db", bios_uuid="bios-db")
+
+    async def opened(name: str, vcenter: configuration.VCenter, config: configuration.Config) -> Hypervisor:
+        if name == "lab":
+            return hypervisor
+        await reached.wait()
+        return other
+
+    more = '[vcenter.other]\nhost = "else.invalid"\nuser = "backup"\npassword = "file:password"\n'
+    config = configure(tmp_path, more=more)
+    async with engine_of(config, opened) as engine:
+        await engine.until(lambda: engine.points_of("web") == engine.points_of("db") == 1)
+    reached.clear()
+    policies = tmp_path / "policies" / "all.toml"
+    policies.write_text(policies.read_text().replace('["*"]', '["name:web"]'))
+    async with engine_of(config, opened) as engine:
+        await engine.until(lambda: engine.parts.world.complete)
+        looked = engine.parts.sources.alive.get("policies")
+        await engine.until(lambda: engine.parts.sources.alive.get("policies") != looked)
+        assert engine.parts.rulebook.plan is not None
+        reached.set()
+        await engine.until(lambda: engine.parts.rulebook.plan and engine.parts.rulebook.plan.losing)
+        assert [change.name for change in engine.parts.rulebook.plan.losing] == ["db"]
+
+
 async def test_a_vcenter_that_hangs_holds_up_what_happens_elsewhere_for_a_moment_only(
     tmp_path: Path, hypervisor: Hindered, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from connectors.errors import Unreachable
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
 from tests.pipeline.running import Running, configure, running
+from tests.pipeline.test_engine_first_contact import SlowToShow
 
 
 @dataclass
@@ -56,9 +57,9 @@ class Deliveries:
         return
 
 
-def hold(vm: str, id: str = "1") -> bytes:
+def hold(vm: str, id: str = "1", command: str = "hold") -> bytes:
     said = {"vm": {"name": vm}, "reason": "a test asks"}
-    kind = "io.backstay.command.hold.v1"
+    kind = f"io.backstay.command.{command}.v1"
     return json.dumps({"specversion": "1.0", "id": id, "source": "/tests", "type": kind, "data": said}).encode()
 
 
@@ -86,6 +87,41 @@ async def test_a_message_is_acknowledged_after_the_journal_write(
         message = Message(engine, hold("web"), "nats-id:1")
         await read(engine, message)
         assert message.journaled == [True]
+
+
+async def test_a_request_that_comes_before_the_inventory_is_known_is_not_taken_for_one_about_a_vm_that_left(
+    tmp_path: Path,
+) -> None:
+    hypervisor = SlowToShow(tmp_path)
+    hypervisor.released.set()
+    hypervisor.add("web")
+    config = configure(tmp_path)
+    async with running(tmp_path, hypervisor, config) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+    hypervisor.released.clear()
+    async with running(tmp_path, hypervisor, config) as engine:
+        data, subject = hold("web", command="backup"), "backstay.v1.lab.cmd.backup"
+        early = Message(engine, data, "nats-id:1", subject)
+        await read(engine, early)
+        assert (early.journaled, early.refused) == ([], [])
+        hypervisor.released.set()
+        await engine.until(lambda: engine.parts.world.complete)
+        again = Message(engine, data, "nats-id:1", subject)
+        await read(engine, again)
+        assert again.journaled == [True]
+        await engine.until(lambda: engine.points_of("web") == 2)
+
+
+async def test_a_hold_needs_no_vcenter(tmp_path: Path, hypervisor: HypervisorInMemory) -> None:
+    hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        hypervisor.fail_vm = Unreachable("vCenter is away")
+        message = Message(engine, hold("web"), "nats-id:1")
+        await read(engine, message)
+        assert message.journaled == [True]
+        [vm] = engine.parts.world.named("web")
+        await engine.until(lambda: engine.parts.world.points[vm][0].holds)
 
 
 async def test_an_acknowledgement_that_is_lost_leads_to_one_effect(
