@@ -16,6 +16,9 @@ from typing import Protocol
 
 from storage.errors import AlreadyExists, Damaged, Missing, NoSpace, StorageError, StoreFailed
 
+RESERVE = "reserve"
+RESERVE_BYTES = 256 << 10
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -136,7 +139,10 @@ def read_full(fd: int, offset: int, view: memoryview) -> bool:
 
 
 class LocalBlobs:
-    """A directory. Blobs are written to `spool/`, synced, then linked to their name, and the folder is synced."""
+    """A directory. Blobs are written to `spool/`, synced, then linked to their name, and the folder is synced.
+
+    The file `reserve` keeps a little room: when the disk is full, marks get it, so that restore points can expire.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -177,6 +183,14 @@ class LocalBlobs:
         return temporary
 
     def put(self, key: str, data: bytes) -> None:
+        try:
+            self._put(key, data)
+        except NoSpace:
+            if not key.startswith("marks/") or not self._release_reserve():
+                raise
+            self._put(key, data)
+
+    def _put(self, key: str, data: bytes) -> None:
         with translated(key):
             temporary = self._spooled(data)
             try:
@@ -184,9 +198,29 @@ class LocalBlobs:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def _release_reserve(self) -> bool:
+        """Give the room away that is kept for marks: an expiry is what frees a full disk."""
+        try:
+            (self.root / RESERVE).unlink()
+        except OSError:
+            return False
+        return True
+
+    def _keep_reserve(self) -> None:
+        with suppress(OSError):
+            fd = os.open(self.root / RESERVE, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, RESERVE_BYTES)
+            finally:
+                os.close(fd)
+
     def replace(self, key: str, data: bytes) -> None:
         with translated(key):
-            self._spooled(data).replace(self._path(key))
+            temporary = self._spooled(data)
+            try:
+                temporary.replace(self._path(key))
+            finally:
+                temporary.unlink(missing_ok=True)
             sync_folder(self._path(key).parent)
 
     def get(self, key: str) -> bytes:
@@ -264,6 +298,7 @@ class LocalBlobs:
             for path in self.spool.iterdir():
                 path.unlink()
                 removed += 1
+        self._keep_reserve()
         return removed
 
 

@@ -29,7 +29,7 @@ from storage.catalog_rows import (
     point_row,
     restore_point,
 )
-from storage.errors import StorageError, StoreFailed, Unsupported
+from storage.errors import NoSpace, StorageError, StoreFailed, Unsupported
 from storage.failpoints import failpoint
 from storage.format import PackName
 from storage.manifest import Manifest
@@ -82,6 +82,8 @@ class Catalog:
         self._local = threading.local()
         self._writing = threading.Lock()
         self.rebuilds: Counter[str] = Counter()  # by kind: missing, damaged, behind, old_schema
+        self.witness = True  # a restore point that it alone knows did not just expire
+        self._behind = False
         self._db: Any = None  # duckdb is imported late: a quarter of a second
 
     def open(self) -> None:
@@ -96,16 +98,18 @@ class Catalog:
                 self._catch_up()
                 self.rebuilds["missing"] += missing and bool(self._source.manifest_ids())
                 return
-            except (duckdb.Error, _Doubtful) as error:
+            except (duckdb.Error, _Doubtful, OSError) as error:
+                if _is_full(error):
+                    self._stay_behind(missing, error)
+                    return
                 log.warning("catalog set aside and rebuilt: %s", error, extra={"path": str(self._path)})
                 kind = error.kind if isinstance(error, _Doubtful) else "damaged"
             try:
                 self._quarantine()
                 self._rebuild()
                 self.rebuilds[kind] += 1
-            except duckdb.Error as error:
-                self._disconnect()
-                raise StoreFailed(f"the catalog could not be rebuilt: {error}", where=str(self._path)) from error
+            except (duckdb.Error, OSError) as error:
+                raise self._give_up(error) from error
 
     def rebuild(self) -> None:
         """Make the catalog again from the repository."""
@@ -118,8 +122,8 @@ class Catalog:
                     path.unlink(missing_ok=True)
                 failpoint("catalog.removed")
                 self._rebuild()
-            except duckdb.Error as error:
-                raise StoreFailed(f"the catalog could not be rebuilt: {error}", where=str(self._path)) from error
+            except (duckdb.Error, OSError) as error:
+                raise self._give_up(error) from error
 
     def apply(self, changes: Changes) -> bool:
         """Carry a change of the repository over; False when it could not be written: the next open catches up."""
@@ -129,6 +133,8 @@ class Catalog:
             self.open()
         with self._writing:
             try:
+                if self._behind:
+                    self._catch_up()
                 self._apply(changes)
                 return True
             except (duckdb.Error, OSError, StorageError) as error:
@@ -267,7 +273,8 @@ class Catalog:
         manifests, mark_keys = source.manifest_ids(), source.mark_keys()
         gone, expiry, tombstones = known_points - manifests, source.latest_expiry(), source.tombstones()
         (seen,) = cursor.execute("SELECT value FROM meta WHERE key = 'expiry'").fetchone() or ("",)
-        if witness := seen == expiry or seen in tombstones.values():
+        self.witness = seen == expiry or seen in tombstones.values()
+        if self.witness:
             gone &= tombstones.keys()  # the rest did not just expire: it is lost, which the repository looks into
         elif gone:
             log.warning("catalog is older than the repository; it forgets %s", ", ".join(sorted(gone)))
@@ -279,9 +286,28 @@ class Catalog:
                 gone_packs=[number for number, pack in known_packs if (number, pack) not in there],
                 gone_points=sorted(gone),
                 gone_marks=sorted(known_marks - mark_keys),
-                expiry=None if witness else expiry,
+                expiry=None if self.witness else expiry,
             )
         )
+        self._behind, self.witness = False, True
+
+    def _stay_behind(self, missing: bool, error: Exception) -> None:
+        """The store is full: what the catalog knows is better than nothing, and it is no worse for it."""
+        self._disconnect()
+        if missing:
+            raise self._give_up(error) from error
+        log.error("catalog behind, the store is full: %s", error)
+        self._connect()
+        self._check_schema()
+        self._behind = True
+
+    def _give_up(self, error: Exception) -> StorageError:
+        """Remove what was begun; the error to raise."""
+        self._disconnect()
+        for path in (self._path, self._wal()):
+            path.unlink(missing_ok=True)
+        kind = NoSpace if _is_full(error) else StoreFailed
+        return kind(f"the catalog could not be made again: {error}", where=str(self._path))
 
     def _quarantine(self) -> None:
         self._disconnect()
@@ -300,6 +326,8 @@ class Catalog:
     # --- writing ---
 
     def _apply(self, changes: Changes) -> None:
+        import duckdb
+
         if not any((changes.packs, changes.manifests, changes.marks)) and not any(
             (changes.gone_packs, changes.gone_points, changes.gone_marks, changes.expiry is not None)
         ):
@@ -324,7 +352,7 @@ class Catalog:
             names = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()} if changes.marks else ()
             manifests = [manifest for manifest in changes.manifests if manifest.id not in points]
             load = Loader(cursor, self._spool)
-            load.packs(map(self._source.footer, [name for name in changes.packs if name.number not in packs]))
+            load.packs(_intact(self._source.footer, [name for name in changes.packs if name.number not in packs]))
             load.rows("points", [point_row(manifest) for manifest in manifests])
             load.rows("disks", [row for manifest in manifests for row in disk_rows(manifest)])
             load.rows("marks", [mark_row(mark) for mark in changes.marks if mark.key not in names])
@@ -333,8 +361,14 @@ class Catalog:
                 cursor.execute("INSERT INTO meta VALUES ('expiry', ?)", [changes.expiry])
             cursor.execute("COMMIT")
         except BaseException:
-            cursor.execute("ROLLBACK")
+            with suppress(duckdb.Error):  # a failed COMMIT has ended the transaction
+                cursor.execute("ROLLBACK")
             raise
+
+
+def _is_full(error: Exception) -> bool:
+    """DuckDB tells a full disk only in words."""
+    return "No space left" in str(error) or "Disk quota exceeded" in str(error)
 
 
 class _Doubtful(Exception):

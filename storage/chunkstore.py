@@ -6,7 +6,7 @@ A failed write breaks every session that is open, as each may refer to a chunk o
 
 from __future__ import annotations
 
-import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -17,14 +17,16 @@ from queue import SimpleQueue
 from storage.blobs import Blobs, Buffer
 from storage.chunkreads import PENDING, ChunkReads
 from storage.codec import encode
+from storage.distrust import Distrust
 from storage.errors import Damaged, StorageError
 from storage.format import Entry, PackKind, PackName, parse_pack_key
 from storage.index import Index, Located, prefix_of
 from storage.pack import OpenPack, Writer, new_pack_name
 from storage.sealing import Sealing
 
+log = logging.getLogger(__name__)
+
 PACK_BYTES = 64 << 20
-DISTRUSTED_KEY = "distrusted"
 DELTA_CHUNKS = 1 << 17
 """Chunks of sealed packs kept in a dict before they become a run of the index: about 25 MB."""
 
@@ -75,7 +77,7 @@ class ChunkStore(ChunkReads):
         self._room = threading.Semaphore(MAX_SEALING)
         self._next_number = 1
         self._doubted = False
-        self._distrusted = self._read_distrusted()
+        self.distrusted = Distrust(blobs)
 
     def attach(self) -> list[str]:
         """Compare the index with the packs that are there and read the footers it lacks; returns what was damaged."""
@@ -92,15 +94,27 @@ class ChunkStore(ChunkReads):
             except Damaged as error:
                 damaged.append(str(error))
                 del self.live[name.number]
+                self.distrusted.packs.add(name)
                 continue
             fresh.append(name)
             located += [(prefix_of(footer.entry(s).id), name.number, s) for s in range(len(footer))]
             if len(located) > 8 * DELTA_CHUNKS:
-                self._index.add(fresh, located)
+                self._learn(fresh, located)
                 fresh, located = [], []
         if fresh:
-            self._index.add(fresh, located)
+            self._learn(fresh, located)
         return damaged
+
+    def _learn(self, names: Sequence[PackName], located: Sequence[Located]) -> None:
+        """Index packs; in memory only while the disk is full."""
+        try:
+            self._index.add(names, located)
+        except StorageError as error:
+            log.warning("index kept in memory: %s", error)
+            with self._lock:
+                for name in names:
+                    footer = self.footers.get(name)
+                    self._delta.update((footer.entry(s).id, name.number << 16 | s) for s in range(len(footer)))
 
     def reattach(self) -> None:
         """Throw unsound parts of the index away and read their packs again."""
@@ -149,7 +163,7 @@ class ChunkStore(ChunkReads):
                     added.known_bytes += len(data)
                 else:
                     self._delta[chunk] = PENDING
-                    self._distrusted.discard(chunk)
+                    self.distrusted.chunks.discard(chunk)
                     fresh.append((chunk, data))
                     added.new_bytes += len(data)
             if not fresh:
@@ -282,7 +296,7 @@ class ChunkStore(ChunkReads):
         self.index_sealed()
 
     def index_sealed(self) -> None:
-        """Make a run of what was sealed since the last one, and let the dict of this process shrink."""
+        """Make a run of what was sealed since the last one; if that fails, this process goes on with its dict."""
         with self._lock:
             names, self._unindexed = self._unindexed, []
             self._unindexed_chunks = 0
@@ -292,14 +306,16 @@ class ChunkStore(ChunkReads):
             chunks: list[bytes] = []
             for name in names:
                 footer = self.footers.get(name)
-                for slot in range(len(footer)):
-                    chunk = footer.entry(slot).id
-                    chunks.append(chunk)
-                    located.append((prefix_of(chunk), name.number, slot))
-            self._index.add(names, located)
-            for chunk in chunks:
-                self._delta.pop(chunk, None)
-            self._index.compact(set(self.live))
+                ids = [footer.entry(slot).id for slot in range(len(footer))]
+                chunks += ids
+                located += [(prefix_of(chunk), name.number, slot) for slot, chunk in enumerate(ids)]
+            try:
+                self._index.add(names, located)
+                for chunk in chunks:
+                    self._delta.pop(chunk, None)
+                self._index.compact(set(self.live))
+            except StorageError as error:
+                log.warning("index behind: %s", error)
 
     def copy(self, session: Session, kind: PackKind, items: Sequence[tuple[bytes, Buffer]]) -> int:
         """Store chunks although they are known, for packs that are written again; returns the stored bytes."""
@@ -318,27 +334,20 @@ class ChunkStore(ChunkReads):
                 self._changed.notify_all()
 
     def distrust(self, chunks: Iterable[bytes], packs: Iterable[PackName]) -> None:
-        """Store these chunks again when a disk has them: what is in their packs is damaged."""
-        for name in packs:
-            self.footers.forget(name)
+        """Store these chunks again when a disk has them, and let reclaim replace these packs: they are damaged."""
         with self._lock:
-            self._distrusted = set(chunks)
-            listed = sorted(chunk.hex() for chunk in self._distrusted)
-        self.blobs.replace(DISTRUSTED_KEY, json.dumps(listed).encode())
-
-    def _read_distrusted(self) -> set[bytes]:
-        try:
-            return {bytes.fromhex(chunk) for chunk in json.loads(self.blobs.get(DISTRUSTED_KEY))}
-        except (Damaged, ValueError, TypeError):
-            return set()  # derived: the next verification tells again
+            self.distrusted.replace(chunks, packs)
+            for name in self.distrusted.packs:
+                self.footers.forget(name)
 
     def _usable(self, name: PackName, chunk: bytes) -> bool:
-        return name.number in self.live and name.number not in self._hidden and chunk not in self._distrusted
+        return name.number in self.live and name.number not in self._hidden and chunk not in self.distrusted.chunks
 
     def hide(self, name: PackName) -> bool:
         """Let no new chunk refer to this pack; False if a restore point under way does already. Reads go on."""
         with self._lock:
-            if name.number in self.touched or self.live.get(name.number) != name:
+            there = self.live.get(name.number) == name or name in self.distrusted.packs
+            if name.number in self.touched or not there:
                 return False
             self._hidden.add(name.number)
             return True
@@ -353,12 +362,16 @@ class ChunkStore(ChunkReads):
         with self._lock:
             self.live.pop(name.number, None)
             self._hidden.discard(name.number)
+            self.distrusted.packs.discard(name)
         self.footers.forget(name)
 
     def compact_index(self) -> None:
         """Merge the runs of the index and leave out packs that are gone."""
-        with self._lock:
-            self._index.compact(set(self.live), everything=True)
+        try:
+            with self._lock:
+                self._index.compact(set(self.live), everything=True)
+        except StorageError as error:
+            log.warning("index not merged: %s", error)
 
     def close(self) -> None:
         """Stop the side thread and abandon what is not sealed."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from unicodedata import normalize
 
 from blake3 import blake3
 
@@ -138,7 +139,7 @@ def _slot_key(slot: dict[str, Any], passphrase: str) -> bytes:
         lanes=slot["lanes"],
         memory_cost=slot["memory_kib"],
     )
-    return kdf.derive(passphrase.encode())
+    return kdf.derive(normalize("NFC", passphrase).encode(errors="surrogateescape"))
 
 
 def _unlock(config: Config, passphrase: str) -> bytes:

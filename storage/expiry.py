@@ -70,7 +70,7 @@ def find_lost(home: Home) -> list[RestorePoint]:
 
     New ones are recorded, those whose manifest came back taken back. The caller keeps expiries out meanwhile.
     """
-    known = {point.id: point for point in home.catalog.points()}
+    known = {point.id: point for point in home.catalog.points()} if home.catalog.witness else {}
     there, gone = home.point_ids(), home.marks.expired()
     for point in sorted(there & home.marks.lost()):
         outdated = [mark for mark in home.marks.of(point) if mark.kind is MarkKind.LOST]

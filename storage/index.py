@@ -184,12 +184,16 @@ class Index:
         temporary = self._folder / f"{secrets.token_hex(8)}.part"
         target = temporary.with_suffix(".run")
         with translated(str(self._folder)):
-            with temporary.open("wb") as file:
-                for part in (head, names, *columns):
-                    file.write(part)
-                file.flush()
-                os.fdatasync(file.fileno())
-            temporary.rename(target)
+            try:
+                with temporary.open("wb") as file:
+                    for part in (head, names, *columns):
+                        file.write(part)
+                    file.flush()
+                    os.fdatasync(file.fileno())
+                temporary.rename(target)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
             sync_folder(self._folder)
         return Run(target, self._repository)
 

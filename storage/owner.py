@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
@@ -11,10 +12,12 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from storage.blobs import translated
+from storage.blobs import as_storage_error, translated
 from storage.errors import Locked
 from storage.manifest import stamp
 from storage.pack import Writer
+
+log = logging.getLogger(__name__)
 
 
 class Ownership:
@@ -26,7 +29,7 @@ class Ownership:
             self._fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(self._fd)
             who = self._read()
             raise Locked(
@@ -34,16 +37,31 @@ class Ownership:
                 where=str(root),
                 hint="ask that process, or wait until it ends",
             ) from None
-        epoch = int(str(self._read().get("epoch", 0))) + 1
+        except OSError as error:
+            os.close(self._fd)
+            raise as_storage_error(error, str(root / "lock")) from error
+        before = self._read().get("epoch")
+        epoch = before + 1 if isinstance(before, int) else 1
         self.writer = Writer(secrets.token_bytes(16), epoch)
         document = {
             "pid": os.getpid(), "host": socket.gethostname(), "owner": owner, "since": stamp(now),
             "writer": self.writer.id.hex(), "epoch": epoch,
         }  # fmt: skip
+        try:
+            self._tell(json.dumps(document))
+        except OSError as error:  # a full disk must not keep anybody from restoring
+            log.warning("owner not recorded: %s", as_storage_error(error, str(self._path)))
+
+    def _tell(self, document: str) -> None:
         temporary = self._path.with_suffix(".part")
-        with translated(str(self._path)):
-            temporary.write_text(json.dumps(document))
+        try:
+            temporary.write_text(document)
             temporary.replace(self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            with self._path.open("r+") as file:  # its room is there already
+                file.write(document)
+                file.truncate()
 
     def _read(self) -> dict[str, object]:
         with suppress(OSError, ValueError):

@@ -78,6 +78,14 @@ def live_slots(footer: Footer, reached: Any) -> Any:
     return reached[at] == heads
 
 
+def all_held(reached: Any, footers: Iterable[Footer]) -> bool:
+    """Whether these packs hold a chunk for every prefix that is reached."""
+    import numpy as np
+
+    heads = [np.frombuffer(footer.entries, np.dtype(_ENTRY))["head"].astype(np.uint64) for footer in footers]
+    return bool(np.isin(reached, np.concatenate(heads)).all()) if heads else not len(reached)
+
+
 def live_bytes(footer: Footer, reached: Any) -> tuple[int, int]:
     """The stored bytes of a pack's chunks that are reached, and of all."""
     import numpy as np

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,13 +18,16 @@ from storage.catalog import Changes
 from storage.chunkstore import PACK_BYTES
 from storage.errors import Damaged, NoSuchPoint, Refused
 from storage.failpoints import failpoint
-from storage.format import PackKind, PackName
+from storage.format import PackKind, PackName, parse_pack_key
 from storage.nodes import StoredNodes
 from storage.pack import Footer
-from storage.reachability import Reached, live_bytes, live_slots
+from storage.reachability import Reached, all_held, live_bytes, live_slots
 from storage.repository import GIVE_UP, Repository
 
 log = logging.getLogger(__name__)
+
+
+UNREADABLE = "its footer is damaged, and other packs hold all that restore points reach"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +103,22 @@ def plan_reclaim(
 ) -> ReclaimPlan:
     """Decide which packs may go. Refused when a restore point cannot be read, or a clock is wrong."""
     safety, thresholds = safety or SafetyAges(), thresholds or Thresholds()
-    packs = sorted(repo.store.live.values())
+    packs = sorted({*repo.store.live.values(), *repo.store.distrusted.packs} & _listed(repo))
     reached, points = _reach(repo, Reached(StoredNodes(repo.store), repo.config.fan_out), ())
     drop: list[PackFate] = []
     rewrite: list[PackFate] = []
     small: list[PackFate] = []
     young = total = 0
+    judged: list[Footer] = []
+    unreadable: list[PackName] = []
     for name in packs:
         try:
             footer = repo.store.footers.get(name)
         except Damaged as error:
-            log.warning("pack not judged: %s", error)
+            log.warning("pack not judged by its footer: %s", error)
+            unreadable.append(name)
             continue
+        judged.append(footer)
         total += footer.size
         if _age(repo, footer, now, safety) < safety.young_pack:
             young += 1
@@ -118,10 +126,15 @@ def plan_reclaim(
         live, body = live_bytes(footer, reached)
         if not live:
             drop.append(PackFate(name, footer.size, 0, "no restore point reaches any of it"))
+        elif name in repo.store.distrusted.packs:
+            rewrite.append(PackFate(name, footer.size, live, "damaged"))
         elif live < body * (1 - thresholds.dead_share):
             rewrite.append(PackFate(name, footer.size, live, "mostly dead"))
         elif footer.size < thresholds.small_pack_bytes:
             small.append(PackFate(name, footer.size, live, "small"))
+    if unreadable and all_held(reached, judged):
+        old = [name for name in unreadable if now - _stored(repo, name) >= safety.young_pack]
+        drop += [PackFate(name, repo.blobs.size(name.key), 0, UNREADABLE) for name in old]
     for kind in PackKind:
         of_kind = [fate for fate in small if fate.name.kind is kind]
         if len(of_kind) >= thresholds.small_packs:
@@ -183,8 +196,29 @@ def _age(repo: Repository, footer: Footer, now: datetime, safety: SafetyAges) ->
         raise Refused(
             f"{footer.name.key} is from the future ({created:%Y-%m-%d %H:%M} UTC)", hint="set the clock right first"
         )
-    stored = datetime.fromtimestamp(repo.blobs.age_stamp(footer.name.key), UTC)
+    stored = _stored(repo, footer.name)
     return min(now - created, now - stored) if stored <= now else now - created
+
+
+def _listed(repo: Repository) -> set[PackName]:
+    return {name for name in map(parse_pack_key, repo.blobs.list("packs/")) if name}
+
+
+def _needed(repo: Repository, fate: PackFate, newly: Any) -> set[bytes]:
+    """The chunks of a pack that restore points reach; the pack's id for those of one that cannot be read."""
+    try:
+        footer = repo.store.footers.get(fate.name)
+    except Damaged:
+        others = []
+        for name in list(repo.store.live.values()):
+            with suppress(Damaged):
+                others.append(repo.store.footers.get(name))
+        return set() if all_held(newly, others) else {fate.name.id}
+    return {footer.entry(int(slot)).id for slot in live_slots(footer, newly).nonzero()[0]}
+
+
+def _stored(repo: Repository, name: PackName) -> datetime:
+    return datetime.fromtimestamp(repo.blobs.age_stamp(name.key), UTC)
 
 
 def _copy_live(
@@ -224,9 +258,7 @@ def _drop(
     try:
         newly, _ = _reach(repo, Reached(StoredNodes(repo.store), repo.config.fan_out), plan.points)
         for fate in hidden:
-            footer = repo.store.footers.get(fate.name)
-            needed = {footer.entry(int(slot)).id for slot in live_slots(footer, newly).nonzero()[0]}
-            if needed - moved.get(fate.name, set()):
+            if _needed(repo, fate, newly) - moved.get(fate.name, set()):
                 continue
             repo.store.forget(fate.name)
             repo.blobs.delete(fate.name.key)

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from weakref import WeakSet
 
 from policies.facts import PointId, RestorePoint, VmId
 from storage import config as configs
@@ -98,6 +99,9 @@ def open_repository(
     if not root.is_dir():
         raise NoRepository("there is no repository here", where=str(root), hint="make one with: backstay repo init")
     config, sealing = configs.load(blobs, passphrase)
+    for name in ("packs", "manifests", "marks"):
+        if not (root / name).is_dir():
+            raise Damaged("this folder is gone", where=str(root / name), hint="put it back; if it was empty, make it")
     ownership = Ownership(root, owner, clock())
     try:
         return Repository(root, blobs, config, sealing, ownership, clock)
@@ -129,6 +133,7 @@ class Repository:
         self._warming: threading.Thread | None = None
         self.maintenance = threading.Lock()
         self.pending: set[PendingPoint] = set()
+        self._reading: WeakSet[PointDisk] = WeakSet()
         blobs.clean()
         self.marks = PointMarks(blobs, sealing, now)
         self.store = ChunkStore(
@@ -210,7 +215,11 @@ class Repository:
         manifest = self.manifest(point)
         for record in manifest.disks:
             if record.head.name == disk_name:
-                return PointDisk(self.store, manifest, record)
+                disk = PointDisk(self.store, manifest, record)
+                with self._lock:
+                    self._reading.add(disk)
+                self.manifest(point)  # still there now that reclaim sees the reader: its chunks stay until it ends
+                return disk
         names = ", ".join(record.head.name for record in manifest.disks)
         raise NoSuchPoint(f"restore point {point} has no disk {disk_name!r}; it has: {names}")
 
@@ -344,9 +353,10 @@ class Repository:
             return find_lost(self)
 
     def in_use(self) -> tuple[list[Root], set[PointId]]:
-        """Roots that restore points under way may still share nodes with, and all points, at one moment."""
+        """Roots that points under way may share nodes with or that are being read, and all points, at one moment."""
         with self._lock:  # no point expires between the two
             bases = [root for pending in list(self.pending) for root in list(pending.bases)]
+            bases += [disk.record.root for disk in self._reading]
             return bases, self.point_ids()  # in this order: what is committed meanwhile is in one of the two
 
     def committed(self, manifest: Manifest) -> None:

@@ -18,7 +18,7 @@ from storage import marks
 from storage.blockmap import Root
 from storage.catalog_rows import aware
 from storage.chunkreads import open_entry
-from storage.errors import Damaged, NoSuchPoint, StorageError, StoreFailed
+from storage.errors import Damaged, NoSpace, NoSuchPoint, StorageError, StoreFailed
 from storage.format import Node, PackKind, PackName, parse_node, parse_pack_key
 from storage.index import prefix_of
 from storage.manifest import Manifest, manifest_key
@@ -111,6 +111,8 @@ def _record(repo: Repository, point: PointId, damages: Sequence[str], now: datet
         repo.drop_marks(earlier)  # a newer verification replaces an older one
     except NoSuchPoint:
         log.info("restore point expired while it was verified: %s", point)
+    except NoSpace as error:
+        log.error("result of the verification not recorded: %s", error)
 
 
 # --- everything ---
@@ -147,7 +149,7 @@ def _verify_all(
         if chunk not in affected:
             damaged.append(Damage(where, chunk.hex(), (), what))
     damaged += _check_catalog(repo)
-    bad_packs = {damage.object for damage in tally.broken_packs}
+    bad_packs = {damage.object for damage in tally.broken_packs} | {where for where, _ in tally.bad.values()}
     lost = {chunk for chunk in tally.bad if chunk not in tally.nodes and walker.lost([chunk])}
     repo.store.distrust(lost, [name for name in names if name.key in bad_packs])
     return VerifyReport(tally.chunks, tally.read_bytes, len(judged), tuple(damaged)), judged

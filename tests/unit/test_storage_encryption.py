@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -8,7 +9,7 @@ from storage import config as configs
 from storage.blobs import LocalBlobs
 from storage.errors import Damaged, WrongKey
 from storage.format import ENTRY, PackKind
-from storage.repository import open_repository
+from storage.repository import create, open_repository
 from tests.storage_kit import NOW, PASSPHRASE, back_up, files, image, make, opened, read_back
 
 
@@ -20,6 +21,14 @@ def test_the_wrong_passphrase_and_none_are_refused(tmp_path: Path) -> None:
         open_repository(tmp_path / "r", now=NOW)
     with opened(tmp_path / "r") as repo:
         assert repo.encrypted
+
+
+def test_a_passphrase_in_any_script_opens_however_its_letters_are_composed(tmp_path: Path) -> None:
+    for number, (made, typed) in enumerate((("Grün", "Gru\u0308n"), ("密码", "密码"), ("\udce4", "\udce4"))):
+        with patch.object(configs, "KDF_MEMORY_KIB", 256):
+            create(tmp_path / str(number), now=NOW, passphrase=made)
+        with open_repository(tmp_path / str(number), passphrase=lambda word=typed: word, now=NOW) as repo:  # type: ignore[misc]
+            assert repo.encrypted
 
 
 def test_a_second_passphrase_opens_the_same_repository(tmp_path: Path) -> None:

@@ -189,3 +189,69 @@ def test_backups_expiry_and_reclaim_run_beside_each_other(tmp_path: Path) -> Non
         for point, then in disks.items():
             assert read_back(repo, point) == then
         assert verify(repo, now=NOW).sound
+
+
+def test_a_disk_that_is_being_read_keeps_its_chunks_though_its_point_expires(tmp_path: Path) -> None:
+    disk = image(15, 100)
+    with opened(make(tmp_path / "r")) as repo:
+        point = back_up(repo, disk)
+        back_up(repo, image(16, 20), vm="other")
+        plan = plan_reclaim(repo, MUCH_LATER, AGELESS, EAGER)
+        reader = repo.read_disk(point.id, DISK)
+        repo.expire(point.id, "old", NOW)
+        assert not plan.drop
+        _reclaim(repo)
+        data = bytearray(len(disk))
+        reader.read_into(0, memoryview(data))
+        assert data == disk
+        del reader
+        assert _reclaim(repo) > 0
+
+
+def _hurt(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("place", [900, -70], ids=["chunk", "footer"])
+def test_damage_that_a_later_backup_healed_leaves_with_the_next_reclaim(
+    tmp_path: Path, place: int, again: bool
+) -> None:
+    location = make(tmp_path / "r")
+    disk = image(17, 60)
+    with opened(location) as repo:
+        one = back_up(repo, disk)
+    hurt = sorted(location.rglob("*.data" if place > 0 else "*.tree")) + sorted(location.rglob("*.data"))
+    with opened(location) as repo:
+        for pack in set(hurt):
+            _hurt(pack, place)
+        assert not verify(repo, now=NOW).sound
+        if place > 0:
+            assert not plan_reclaim(repo, MUCH_LATER, AGELESS).drop
+        two = back_up(repo, disk, at=later(hours=1))
+        assert [damage.points for damage in verify(repo, now=NOW).damaged] == [()] * len(set(hurt))
+        if not again:
+            assert carry_out(repo, plan_reclaim(repo, MUCH_LATER, AGELESS), MUCH_LATER).kept == 0
+            assert verify(repo, now=NOW).sound
+    with opened(location) as repo:
+        if again:
+            assert carry_out(repo, plan_reclaim(repo, MUCH_LATER, AGELESS), MUCH_LATER).kept == 0
+        assert verify(repo, now=NOW).sound
+        assert read_back(repo, one.id) == read_back(repo, two.id) == disk
+        assert not {*hurt} & {*location.rglob("*.*")}
+
+
+def test_a_pack_that_cannot_be_read_stays_while_restore_points_may_need_it(tmp_path: Path) -> None:
+    location = make(tmp_path / "r")
+    with opened(location) as repo:
+        back_up(repo, image(18, 60))
+        (pack,) = location.rglob("*.data")
+        _hurt(pack, -70)
+    with opened(location) as repo:
+        plan = plan_reclaim(repo, MUCH_LATER, AGELESS)
+        assert (plan.drop, plan.rewrite) == ((), ())
+        _hurt(pack, -70)
+    with opened(location) as repo:
+        assert verify(repo, now=NOW).sound
