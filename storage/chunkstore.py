@@ -18,7 +18,7 @@ from storage.blobs import Blobs, Buffer
 from storage.chunkreads import PENDING, ChunkReads
 from storage.codec import encode
 from storage.distrust import Distrust
-from storage.errors import Damaged, StorageError
+from storage.errors import Damaged, StorageError, StoreFailed
 from storage.format import Entry, PackKind, PackName, parse_pack_key
 from storage.index import Index, Located, prefix_of
 from storage.pack import OpenPack, Writer, new_pack_name
@@ -173,6 +173,7 @@ class ChunkStore(ChunkReads):
             added.stored_bytes = self._store(kind, fresh)
         except BaseException as error:
             self._fail(error, [chunk for chunk, _ in fresh])
+            session.check()  # what failed first tells the story
             raise
         finally:
             with self._lock:
@@ -201,6 +202,8 @@ class ChunkStore(ChunkReads):
                 if full is not None:  # only now: who waits for the sealer must not owe a pack a write
                     self._seal_later(full)
         with self._lock:
+            if pack.name.number not in self._open and pack.name.number not in self.live:
+                raise StoreFailed("a failed write beside this one took its pack along", where=pack.name.key)
             base = pack.name.number << 16 | first_slot
             for place, (chunk, _) in enumerate(fresh, base):
                 self._delta[chunk] = place
