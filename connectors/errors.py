@@ -41,6 +41,10 @@ class Gone(ConnectorError):
     """The object is not there any more."""
 
 
+class Rejected(ConnectorError):
+    """The other side refused the call as it was put; putting it again the same way will not help."""
+
+
 class Busy(ConnectorError):
     """Another task holds the object; later it will not."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engine.cli.table import overview
+from engine.cli.table import COMMANDS, overview
 from engine.failures import Exit, verdict
 
 
@@ -72,8 +72,10 @@ def _complain(message: str, code: Exit) -> int:
 
 
 def _words(given: Sequence[str]) -> str:
-    words = [word for word in given[:2] if word.isalpha()]
-    return " ".join([*words, ""])
+    """As much of what was written as names a command, with a space after it."""
+    known = {" ".join(command.words.split()[:n]) for command in COMMANDS for n in (1, 2)}
+    words = next((words for n in (2, 1) if (words := " ".join(given[:n])) in known), "")
+    return f"{words} " if words else ""
 
 
 def _nobody_reads() -> int:

@@ -81,7 +81,7 @@ def build_metrics(control: Control) -> FastAPI:
 async def serve(control: Control, endpoints: Endpoints, config: Api) -> None:
     """Answer on all endpoints until cancelled, then let requests under way end. The caller closes the endpoints."""
     async with asyncio.TaskGroup() as servers:
-        servers.create_task(_serve(_settings(build(control, "unix socket")), endpoints.local))
+        servers.create_task(_serve(_settings(build(control, "a local user")), endpoints.local))
         if endpoints.tcp is not None and config.token is not None:
             digest = hashlib.sha256(config.token.read().encode()).digest()
             settings = _settings(build(control, "token", token_digest=digest), config.certificate, config.key)

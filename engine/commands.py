@@ -19,7 +19,7 @@ class BackUpVm:
     """Back a VM up now, named by its name or id. With full, change tracking is not used."""
 
     vm: str
-    reason: str = "asked for on the command line"
+    reason: str = "from the command line"
     full: bool = False
 
 

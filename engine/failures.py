@@ -118,6 +118,7 @@ _CONNECTOR: dict[type[connector.ConnectorError], tuple[Kind, Exit]] = {
     connector.Unreachable: (Kind.RETRY, Exit.UNREACHABLE),
     connector.LoginRefused: (Kind.FAIL, Exit.UNREACHABLE),
     connector.NotPermitted: (Kind.FAIL, Exit.UNREACHABLE),
+    connector.Rejected: (Kind.FAIL, Exit.USAGE),
     connector.Gone: (Kind.FAIL, Exit.USAGE),
     connector.Busy: (Kind.RETRY, Exit.TRY_LATER),
     connector.SnapshotFailed: (Kind.RETRY, Exit.TRY_LATER),

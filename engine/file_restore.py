@@ -29,6 +29,10 @@ def restore_to_file(
     existing = _kind_of(target)
     if existing == "directory":
         raise BadInput("is a directory", where=str(target), hint="name a file in it")
+    if not target.absolute().parent.is_dir():
+        raise BadInput("its folder does not exist", where=str(target), hint="make it first")
+    if existing == "special":
+        raise BadInput("is neither a file nor a block device", where=str(target), hint="name one")
     if existing and not force:
         raise Declined("is there already", where=str(target), hint="choose another name, or overwrite with --force")
     if existing == "device":
@@ -58,7 +62,9 @@ def _kind_of(target: Path) -> str:
         raise BadInput(f"cannot be written: {error.strerror}", where=str(target)) from error
     if stat.S_ISDIR(mode):
         return "directory"
-    return "device" if stat.S_ISBLK(mode) else "file"
+    if stat.S_ISBLK(mode):
+        return "device"
+    return "file" if stat.S_ISREG(mode) else "special"
 
 
 def _fill_device(disk: PointDisk, target: Path, threads: int, progress: Callable[[int], None] | None) -> int:

@@ -98,7 +98,7 @@ def back_up_vm(parts: Parts, vm: VmId, asked: BackUpVm, who: str, request: str) 
             case Done() as done:
                 return await _made(parts, vm, done)
             case Failed() as failed:
-                again = f"; tried again at {failed.retry_at:%H:%M:%S} UTC" if failed.retry_at else ""
+                again = f"; it is tried again at {failed.retry_at:%H:%M:%S} UTC" if failed.retry_at else ""
                 raise RemoteFailure(Verdict(Kind(failed.kind), Exit(failed.exit_code), failed.error + again))
             case Abandoned() as given_up:
                 raise BadInput(f"not backed up: {given_up.reason}")

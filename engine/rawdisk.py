@@ -53,7 +53,10 @@ def plan_changes(raw: RawDisk, base: PointDetail | None, capacity_bytes: int) ->
 def back_up_file(repository: Repository, raw: RawDisk, now: datetime, begin: Begin, advance: Advance) -> RestorePoint:
     """Read a file or block device into a new restore point. Blocking."""
     vm = vm_of(raw.name)
-    with FileReader(Path(raw.source)) as reader:
+    source = Path(raw.source)
+    if source.exists() and not (source.is_file() or source.is_block_device()):
+        raise BadInput("is neither a file nor a block device", where=raw.source)
+    with FileReader(source) as reader:
         base = repository.latest(vm) if raw.changed is not None else None
         changes = plan_changes(raw, base, reader.capacity_bytes)
         mapped = reader.extents() if isinstance(changes, Whole) else None

@@ -14,6 +14,7 @@ from connectors.errors import (
     Gone,
     LoginRefused,
     NotPermitted,
+    Rejected,
     SnapshotFailed,
     Unreachable,
 )
@@ -21,10 +22,6 @@ from connectors.errors import (
 
 class SessionLost(Unreachable):
     """The login is not valid any more, and with it every collector, view and filter that it had made."""
-
-
-class Rejected(ConnectorError):
-    """vCenter refused the call as it was put; putting it again the same way will not help."""
 
 
 class Failed(ConnectorError):

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 from pyVmomi import vim
 
+from connectors.errors import Rejected
 from connectors.hypervisor import RestoreTarget
-from connectors.vsphere.faults import Rejected
 from connectors.vsphere.session import Session
 
 _PATHS: Mapping[Any, tuple[str, ...]] = {

@@ -9,9 +9,8 @@ from typing import Any
 from pyVmomi import vim
 
 from connectors.cleanup import finish
-from connectors.errors import ConnectorError
+from connectors.errors import ConnectorError, Rejected
 from connectors.hypervisor import CreatedVm, RestoreTarget
-from connectors.vsphere.faults import Rejected
 from connectors.vsphere.placement import Place, find_place
 from connectors.vsphere.session import Session
 from connectors.vsphere.vmfacts import disk_facts

@@ -15,10 +15,9 @@ from pyVmomi import SoapAdapter, vim, vmodl
 from pyVmomi.VmomiSupport import newestVersions
 
 from connectors.cleanup import acquired
-from connectors.errors import Busy, ConnectorError, Gone, SnapshotFailed, Unreachable
+from connectors.errors import Busy, ConnectorError, Gone, Rejected, SnapshotFailed, Unreachable
 from connectors.hypervisor import Snapshot, SnapshotDisk
 from connectors.vsphere.backoff import Backoff
-from connectors.vsphere.faults import Rejected
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.naming import TreeNode, snapshot_description, snapshot_name
 from connectors.vsphere.quiesce import Step, achieved, at_least, ladder

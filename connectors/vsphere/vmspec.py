@@ -14,7 +14,7 @@ from xml.parsers.expat import ExpatError
 
 from pyVmomi import SoapAdapter, vim
 
-from connectors.vsphere.faults import Rejected
+from connectors.errors import Rejected
 from connectors.vsphere.vmfacts import disk_facts
 
 _SAME = (

@@ -22,7 +22,7 @@ def backup(
     /,
     *,
     full: Annotated[bool, Parameter(help="Read everything; trust no change tracking.")] = False,
-    reason: Annotated[str, Parameter(help="Why, for the record.")] = "asked for on the command line",
+    reason: Annotated[str, Parameter(help="Why, for the record.")] = "from the command line",
     wait: Annotated[bool, Parameter(negative="--no-wait", help="Wait for the restore point.")] = True,
     repo: Repo = None,
     config: Config = None,

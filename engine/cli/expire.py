@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from engine.cli.options import Config, PassphraseFile, Point, Repo
 from engine.cli.output import say
-from engine.cli.reach import reach, utc_now
+from engine.cli.reach import detail_of, reach, utc_now
 from engine.client import Engine
 from policies.facts import PointId, RestorePoint
 from storage.errors import Refused
@@ -19,7 +19,7 @@ def expire(
     point: Point,
     /,
     *,
-    reason: Annotated[str, Parameter(help="Why, for the record.")] = "asked for on the command line",
+    reason: Annotated[str, Parameter(help="Why, for the record.")] = "from the command line",
     last: Annotated[bool, Parameter(help="Also when it is the VM's last good restore point.")] = False,
     lost: Annotated[bool, Parameter(help="Give up one whose manifest is gone, so that reclaim may go on.")] = False,
     repo: Repo = None,
@@ -33,10 +33,10 @@ def expire(
     """
     with reach(repo, config, passphrase_file, command="expire") as place:
         if isinstance(place, Engine):
-            place.post("/v1/expire", {"point": point, "reason": reason, "last": last, "lost": lost})
-            found = point
+            found = point if lost else detail_of(place, point)[0]
+            place.post("/v1/expire", {"point": found, "reason": reason, "last": last, "lost": lost})
         else:
-            found = place.find(point)
+            found = str(place.find(point))
             if not last:
                 _guard_last(place, PointId(found))
             place.expire(PointId(found), reason, utc_now(), lost=lost)

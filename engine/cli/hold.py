@@ -8,8 +8,9 @@ from cyclopts import Parameter
 
 from engine.cli.options import Config, PassphraseFile, Point, Repo
 from engine.cli.output import say
-from engine.cli.reach import reach, utc_now
+from engine.cli.reach import detail_of, reach, utc_now
 from engine.client import Engine
+from policies.facts import PointId
 
 
 def hold(
@@ -23,8 +24,9 @@ def hold(
 ) -> None:
     """Keep a restore point, whatever retention says, until it is released."""
     with reach(repo, config, passphrase_file, command="hold") as place:
+        found, _ = detail_of(place, point)
         if isinstance(place, Engine):
-            place.post("/v1/hold", {"point": point, "reason": reason})
+            place.post("/v1/hold", {"point": found, "reason": reason})
         else:
-            place.mark_hold(place.find(point), reason, utc_now())
-    say(f"{point} is held: {reason}")
+            place.mark_hold(PointId(found), reason, utc_now())
+    say(f"{found} is held: {reason}")

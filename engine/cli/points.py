@@ -35,7 +35,7 @@ def points(
         show_json(rows)
         return
     show_table(
-        ("POINT", "VM", "TAKEN", "CONSISTENCY", "DISKS", "READ", "STORED", "STATE"),
+        ("POINT", "VM", "TAKEN (UTC)", "CONSISTENCY", "DISKS", "READ", "STORED", "STATE"),
         [
             (
                 row["id"],

@@ -54,6 +54,15 @@ def locate(repo: Path | None, config: Path | None, passphrase_file: Path | None)
     return directory, _passphrase(passphrase_file, secret)
 
 
+def detail_of(place: Repository | Engine, reference: str) -> tuple[str, tuple[str, ...]]:
+    """The id of the restore point that a reference means now, and its holds."""
+    if isinstance(place, Engine):
+        row = place.get("/v1/point", {"reference": reference})
+        return row["id"], tuple(row["holds"])
+    detail = place.detail(place.find(reference))
+    return detail.id, tuple(detail.holds)
+
+
 def refuse_engine(directory: Path) -> None:
     """Locked, which names the pid, when an engine owns the repository: for what needs it alone."""
     engine = _owner(directory)

@@ -8,8 +8,9 @@ from cyclopts import Parameter
 
 from engine.cli.options import Config, PassphraseFile, Point, Repo
 from engine.cli.output import say
-from engine.cli.reach import reach, utc_now
+from engine.cli.reach import detail_of, reach, utc_now
 from engine.client import Engine
+from policies.facts import PointId
 
 
 def release(
@@ -23,8 +24,10 @@ def release(
 ) -> None:
     """Open the holds of a restore point, so that retention may forget it."""
     with reach(repo, config, passphrase_file, command="release") as place:
+        found, _ = detail_of(place, point)
         if isinstance(place, Engine):
-            place.post("/v1/release", {"point": point, "reason": reason})
+            place.post("/v1/release", {"point": found, "reason": reason})
         else:
-            place.release(place.find(point), reason, utc_now())
-    say(f"{point} is released.")
+            place.release(PointId(found), reason, utc_now())
+        _, left = detail_of(place, found)
+    say(f"{found} is still held: {', '.join(left)}" if left else f"{found} is released.")

@@ -36,6 +36,8 @@ def repo_init(
     if passphrase_file is not None and not encrypt:
         raise BadInput("a passphrase is only used with --encrypt", where="--passphrase-file", hint="add --encrypt")
     passphrase = new_passphrase(passphrase_file) if encrypt else None
+    if directory.exists() and not directory.is_dir():
+        raise BadInput("a directory is wanted here, and this is none", where=str(directory))
     if not directory.exists():
         try:
             directory.mkdir(mode=0o700, parents=True)  # disks hold secrets

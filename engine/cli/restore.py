@@ -39,7 +39,19 @@ def restore(
 ) -> None:
     """Restore a disk to a file, or a whole VM into a new one, every byte verified."""
     if (to_file is None) == (to_vm is None):
-        raise BadInput("say where to", where="restore", hint="--to-file FILE or --to-vm NAME")
+        raise BadInput("say where to", where="restore", hint="either --to-file FILE or --to-vm NAME")
+    of_vm = {
+        "--vcenter": vcenter,
+        "--folder": folder,
+        "--resource-pool": resource_pool,
+        "--datastore": datastore,
+        "--host": host,
+        "--network": network,
+    }
+    of_file = {"--disk": disk, "--force": force}
+    for option, value in (of_file if to_vm is not None else of_vm).items():
+        if value:
+            raise BadInput("means nothing here", where=option, hint="it belongs to the other way to restore")
     if to_vm is not None:
         task = RestoreToVm(
             point, to_vm, vcenter, folder, resource_pool, datastore, host, dict(_mapped(pair) for pair in network)

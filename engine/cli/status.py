@@ -56,7 +56,7 @@ def _show_engine(found: Mapping[str, Any]) -> None:
     engine, covered = found["engine"], found["coverage"]
     show(
         printable(
-            f"engine {engine['name']} {engine['version']}, pid {engine['pid']}, since {_time(engine['started_at'])}"
+            f"engine {engine['name']} {engine['version']}, pid {engine['pid']}, since {_time(engine['started_at'])} UTC"
         )
     )
     for vcenter in found["vcenters"]:
@@ -69,7 +69,7 @@ def _show_engine(found: Mapping[str, Any]) -> None:
     _show_repository(found["repository"])
     show("")
     show_table(
-        ("VM", "POLICIES", "POINTS", "LAST", "RPO", "DUE", "STANDING"),
+        ("VM", "POLICIES", "POINTS", "LAST", "RPO", "DUE (UTC)", "STANDING"),
         [_vm(row) for row in found["vms"]],
         right=frozenset({"POINTS"}),
     )

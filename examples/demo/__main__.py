@@ -82,12 +82,25 @@ def _table(stage: Stage, world: World) -> None:
         read, stored = sum(p["read_bytes"] for p in own), sum(p["stored_bytes"] for p in own)
         table.add_row(
             name, _protection(standing.get(name)), str(len(own)), play.mib(read), play.mib(stored),
-            f"{read / stored:.1f}" if stored else "all known", _goal(standing.get(name)),
+            _ratio(read, stored), _goal(standing.get(name)),
         )  # fmt: skip
+    read, stored = sum(p["read_bytes"] for p in points), sum(p["stored_bytes"] for p in points)
+    late = sum(row["late"] for row in standing.values())
+    table.add_section()
+    table.add_row(
+        "in all", f"{sum(row['protected'] for row in standing.values())} VMs", str(len(points)), play.mib(read),
+        play.mib(stored), _ratio(read, stored), f"{late} late", style="bold",
+    )  # fmt: skip
     stage.console.print()
     stage.console.print(table)
     for name, address in sorted(status["engine"]["addresses"].items()):
         stage.say(f"{name}: {address}")
+
+
+def _ratio(read: int, stored: int) -> str:
+    if not read:
+        return ""
+    return f"{read / stored:.1f}" if stored else "all known"
 
 
 def _protection(row: dict[str, Any] | None) -> str:

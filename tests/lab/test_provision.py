@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
-from connectors.errors import ConnectorError
+from connectors.errors import ConnectorError, Rejected
 from connectors.hypervisor import RestoreTarget
-from connectors.vsphere.faults import Rejected
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.vmspec import kept_options, read_configuration
 from tests.lab.reaching import MIB, connected, snapshotted, transport_settings

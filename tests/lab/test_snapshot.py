@@ -6,9 +6,8 @@ from collections.abc import Callable
 import pytest
 from pyVmomi import SoapAdapter, vim
 
-from connectors.errors import ConnectorError, Gone, SnapshotFailed, Unreachable
+from connectors.errors import ConnectorError, Gone, Rejected, SnapshotFailed, Unreachable
 from connectors.hypervisor import Snapshot
-from connectors.vsphere.faults import Rejected
 from connectors.vsphere.hypervisor import VCenter
 from policies.facts import Consistency, Vm
 from tests.lab.connect import connected, until

@@ -8,7 +8,8 @@ import pytest
 from pyVmomi import vim, vmodl
 
 from connectors import errors
-from connectors.vsphere.faults import Failed, Rejected, SessionLost, Unreadable, translate
+from connectors.errors import Rejected
+from connectors.vsphere.faults import Failed, SessionLost, Unreadable, translate
 
 
 @pytest.mark.parametrize(

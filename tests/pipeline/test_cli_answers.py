@@ -1,0 +1,88 @@
+"""What commands answer to what people get wrong, through the real console script."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.console import backstay
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A repository with one restore point of `web`."""
+    repo = tmp_path / "repo"
+    (tmp_path / "web.img").write_bytes(os.urandom(MIB))
+    backstay("repo", "init", repo, home=tmp_path)
+    backstay("disk", "backup", tmp_path / "web.img", "--repo", repo, "--name", "web", home=tmp_path)
+    return repo
+
+
+def test_a_release_tells_which_holds_are_left(tmp_path: Path, repo: Path) -> None:
+    for reason in ("audit", "case 17"):
+        backstay("hold", "web@latest", "--reason", reason, "--repo", repo, home=tmp_path)
+    ran = backstay("release", "web@latest", "--reason", "audit", "--repo", repo, home=tmp_path)
+    assert "is still held: case 17" in ran.err
+    assert "is released" in backstay("release", "web@latest", "--repo", repo, home=tmp_path).err
+
+
+def test_what_is_held_or_forgotten_is_named_by_its_id(tmp_path: Path, repo: Path) -> None:
+    (point,) = backstay("points", "--repo", repo, "--json", home=tmp_path).data
+    assert point["id"] in backstay("hold", "web@latest", "--repo", repo, home=tmp_path).err
+    backstay("release", "web@latest", "--repo", repo, home=tmp_path)
+    assert point["id"] in backstay("expire", "web@latest", "--last", "--repo", repo, home=tmp_path).err
+
+
+def test_a_restore_never_takes_the_place_of_a_character_device(tmp_path: Path, repo: Path) -> None:
+    null = tmp_path / "null"
+    try:
+        os.mknod(null, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:  # not root: a pipe is as special
+        os.mkfifo(null)
+    mode = null.stat().st_mode
+    ran = backstay("disk", "restore", "web@latest", "--repo", repo, "--to", null, "--force", home=tmp_path, expect=2)
+    assert "neither a file nor a block device" in ran.err
+    assert null.stat().st_mode == mode
+
+
+@pytest.mark.parametrize("source", ["/dev/zero", "/tmp"])
+def test_a_source_that_is_no_disk_is_bad_input(tmp_path: Path, repo: Path, source: str) -> None:
+    ran = backstay("disk", "backup", source, "--repo", repo, "--name", "x", home=tmp_path, expect=2)
+    assert "neither a file nor a block device" in ran.err
+
+
+def test_a_repository_cannot_be_made_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "a directory is wanted" in backstay("repo", "init", tmp_path / "file", home=tmp_path, expect=2).err
+
+
+def test_options_of_the_other_way_to_restore_are_refused(tmp_path: Path, repo: Path) -> None:
+    to_file = ("restore", "web@latest", "--repo", repo, "--to-file", tmp_path / "back.img")
+    assert "--datastore" in backstay(*to_file, "--datastore", "fast", home=tmp_path, expect=2).err
+    to_vm = ("restore", "web@latest", "--repo", repo, "--to-vm", "web-2")
+    assert "--force" in backstay(*to_vm, "--force", home=tmp_path, expect=2).err
+    assert "either" in backstay(*to_vm, "--to-file", tmp_path / "back.img", home=tmp_path, expect=2).err
+
+
+def test_the_folder_that_is_missing_is_told_with_the_name_that_was_given(tmp_path: Path, repo: Path) -> None:
+    target = tmp_path / "none" / "back.img"
+    ran = backstay("disk", "restore", "web@latest", "--repo", repo, "--to", target, home=tmp_path, expect=2)
+    assert f"{target}: its folder does not exist" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "help"),
+    [
+        ("nosuch", "backstay --help"),
+        ("disk nosuch", "backstay disk --help"),
+        ("repo init", "backstay repo init --help"),
+    ],
+)
+def test_wrong_usage_points_to_a_help_that_there_is(tmp_path: Path, words: str, help: str) -> None:
+    assert f"See: {help}" in backstay(*words.split(), home=tmp_path, expect=2).err
+    assert "Usage" in backstay(*help.split()[1:], home=tmp_path).out
