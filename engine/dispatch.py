@@ -90,6 +90,7 @@ class Dispatcher:
             except (ConnectorError, StorageError) as error:
                 self._draft_in_hand.undo()
                 self._unwritten.update(self._draft_in_hand.rows)
+                self.suspicions.look(self.world, self._draft_in_hand.explained, self.now())
                 if not handled.done():
                     handled.set_exception(error)
             else:
@@ -185,6 +186,7 @@ class Dispatcher:
             decisions = evaluate(self.policies(), event, self.world.facts(draft.now))
         draft.take(event, decisions, reconciled=reconciled)
         if event.vm is not None:
+            draft.explains(event.vm)
             if event.type is EventType.REMOVED:
                 draft.row(self.world.account_gone(event.vm))
             elif event.type in LOOK:

@@ -6,7 +6,7 @@ what the state has to write in one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -33,16 +33,21 @@ class Draft:
     fired: dict[tuple[str, str, VmId], datetime] = field(default_factory=dict)
     distrust: list[Distrust] = field(default_factory=list)
     audit: list[Audited] = field(default_factory=list)
+    explained: dict[VmId, Mapping[str, str]] = field(default_factory=dict)
+    """What was accounted for before this draft, of each VM whose look its events explain."""
     _before: dict[JobId, Job | None] = field(default_factory=dict)
     _keys: dict[str, JobId] = field(default_factory=dict)
     _cooled: dict[tuple[str, str, VmId], datetime | None] = field(default_factory=dict)
 
     def undo(self) -> None:
-        """The write failed: take back what it would have made of jobs and cooldowns.
+        """The write failed: take back what it would have made of jobs and cooldowns, and what its events explained.
 
-        A job that a worker took meanwhile runs on, and its key still stands for it. Rows stay as they are: they say
-        what the inventory shows, and are to be written with the next draft.
+        A job that a worker took meanwhile runs on, and its key still stands for it. What rows say of the inventory
+        stays, and is to be written with the next draft.
         """
+        for vm, accounted in self.explained.items():
+            row = replace(self.world.rows[vm], accounted=accounted)
+            self.rows[vm] = self.world.rows[vm] = row
         for id, drafted in self.jobs.items():
             if self.world.jobs.get(id) != (drafted if drafted.state is JobState.PENDING else None):
                 continue
@@ -80,6 +85,11 @@ class Draft:
         """A row of the identity table that changed."""
         if row is not None:
             self.rows[row.id] = row
+
+    def explains(self, vm: VmId) -> None:
+        """An event of this draft is about to account for how the VM looks."""
+        if vm in self.world.rows:
+            self.explained.setdefault(vm, self.world.rows[vm].accounted)
 
     def alert(self, vm: VmId, sentence: str) -> None:
         """Something that a person must hear of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from connectors.hypervisor import Cursor, EventBatch
 from engine.inbox import Happened
+from engine.records import Change
+from engine.threads import settled
 from policies.facts import Event, EventType
 from storage.errors import NoSpace
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
@@ -43,3 +46,30 @@ async def test_a_batch_that_cannot_be_written_is_tried_again_and_takes_effect_on
         engine.parts.queue.paused = False
         engine.parts.queue.changed()
         await engine.until(lambda: engine.points_of("web") == 2)
+
+
+async def test_what_only_comparing_found_is_not_forgotten_when_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disks").mkdir()
+    hypervisor = HypervisorInMemory(tmp_path / "disks")
+    vm = hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path), grace=0.1) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1 and not engine.parts.world.jobs)
+        loop = asyncio.get_running_loop()
+        write, failed = engine.parts.state.apply, asyncio.Event()
+
+        def full_once(change: Change, *, now: datetime) -> frozenset[str]:
+            if change.effects and not failed.is_set():
+                loop.call_soon_threadsafe(failed.set)
+                raise NoSpace("the disk is full")
+            return write(change, now=now)
+
+        monkeypatch.setattr(engine.parts.state, "apply", full_once)
+        hypervisor.set(vm, disks=tuple(replace(disk, key=disk.key + 1) for disk in vm.disks))
+        await asyncio.wait_for(failed.wait(), 10)
+        [web] = engine.parts.world.named("web")
+        async with asyncio.timeout(10):
+            while not (known := await settled(engine.parts.threads.state, engine.parts.state.distrust_of, web)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert [one.event_key.rpartition(":")[2] for one in known] == ["vm.reconfigured"]
