@@ -154,6 +154,9 @@ class Dispatcher:
                 draft.row(self.world.leave(address, draft.now))
         sighting = self.world.sight(seen, draft.now)
         draft.row(sighting.row)
+        if sighting.displaced is not None:
+            draft.row(sighting.displaced)
+            self.suspicions.look(self.world, [sighting.displaced.id], draft.now)
         if sighting.alert:
             draft.alert(sighting.vm.id, sighting.alert)
             log.warning("identity in doubt", extra={"vm": seen.name, "why": sighting.alert})

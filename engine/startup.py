@@ -216,7 +216,7 @@ async def _close_committed(parts: Parts, points: list[RestorePoint]) -> None:
     for job in await settled(parts.threads.state, parts.state.open_jobs):
         # A VM has one run at a time, so its newest restore point is the one to look at.
         newest = next((point for point in reversed(points) if point.vm == job.vm), None)
-        if job.state is not JobState.RUNNING or job.run is None or newest is None:
+        if job.run is None or newest is None:
             continue
         detail = await settled(parts.threads.repository, parts.repository.detail, newest.id)
         if detail.head.attributes.get("run") != job.run:

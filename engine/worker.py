@@ -101,7 +101,7 @@ class Crew:
             try:
                 outcome = await self._carry_out(started, run)
             except asyncio.CancelledError:
-                await self._give_back(job)
+                await self._give_back(started)
                 raise
             except Exception as error:
                 outcome = await self._judge(started, error, began)
@@ -163,9 +163,12 @@ class Crew:
         except Gone:
             return await self._abandon(job, "the VM is not in the inventory any more")
         sighting = self.world.sight(seen, self.now())
-        if sighting.row is not None:
-            await settled(self.threads.state, self.state.apply, Change(vms=(sighting.row,)), now=self.now())
+        rows = tuple(row for row in (sighting.row, sighting.displaced) if row is not None)
+        if rows:
+            await settled(self.threads.state, self.state.apply, Change(vms=rows), now=self.now())
         vm = sighting.vm
+        if vm.id != job.vm:
+            return await self._abandon(job, "another VM stands in its place now")
         if (vm.address.vcenter, vm.name) in self._restoring:
             return await self._postpone(job, "the VM is being restored")
         dropped = still_due(job, vm, self.policies(), self.world.facts(self.now()))
@@ -194,18 +197,14 @@ class Crew:
         self.set_aside.discard(job.vm)
         self.world.set_job(settled_job)
         self.world.set_run(run)
-        await settled(
-            self.threads.state,
-            self.state.settle,
-            settled_job,
-            now=self.now(),
-            run=run,
-            point=done.point,
-            trusted=trusted,
-        )
+        # The restore point is committed: whatever cannot be noted now, the run is not to be done again.
+        await self._remember(self.state.settle, settled_job, now=self.now(), run=run, point=done.point, trusted=trusted)
         if not done.warnings:
-            await settled(self.threads.state, self.state.resolve_intents, [attempt.run])
-        await self.list_points(job.vm)
+            await self._remember(self.state.resolve_intents, [attempt.run])
+        try:
+            await self.list_points(job.vm)
+        except StorageError as error:
+            log.error("restore points not listed", extra={"vm": attempt.vm.name, "why": str(error)})
         self._count(job, done, attempt, (self.now() - began).total_seconds())
         log.info(
             "restore point committed",

@@ -55,6 +55,8 @@ class Sighting:
     row: VmRow | None = None
     new: bool = False
     alert: str = ""
+    displaced: VmRow | None = None
+    """The VM that stood at this address before, which therefore left."""
 
 
 @dataclass(slots=True)
@@ -164,6 +166,8 @@ class World:
         vm = replace(seen, id=vm_id)
         if vm == self.vms.get(vm_id):
             vm = self.vms[vm_id]  # the policies' index remembers its answers by the value's identity
+        here = self.book.at(seen.address)
+        displaced = None if here in (None, vm_id) else self.leave(seen.address, now)
         self.book.note(vm_id, traits)
         old = self.rows.get(vm_id)
         accounted = {} if old is None else old.accounted
@@ -172,10 +176,10 @@ class World:
         if alert:
             self.alerts[vm_id] = alert
         if row == old:
-            return Sighting(vm)
+            return Sighting(vm, displaced=displaced)
         self.rows[vm_id] = row
         self.history.setdefault(vm_id, VmHistory())
-        return Sighting(vm, row, new, alert)
+        return Sighting(vm, row, new, alert, displaced)
 
     def differs(self, seen: Vm) -> bool:
         """Whether a VM of the inventory (provisional id) is another, or looks otherwise, than the one known there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from connectors.hypervisor import Cursor, EventBatch
+from engine.commands import BackUpVm
 from engine.inbox import Happened
 from engine.records import Change
 from engine.threads import settled
-from policies.facts import Event, EventType
+from policies.facts import Event, EventType, RestorePoint
 from storage.errors import NoSpace
+from storage.pending import PendingPoint
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
 from tests.pipeline.running import configure, running
 
@@ -46,6 +49,59 @@ async def test_a_batch_that_cannot_be_written_is_tried_again_and_takes_effect_on
         engine.parts.queue.paused = False
         engine.parts.queue.changed()
         await engine.until(lambda: engine.points_of("web") == 2)
+
+
+async def test_a_committed_run_whose_end_cannot_be_noted_is_done_and_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disks").mkdir()
+    hypervisor = HypervisorInMemory(tmp_path / "disks")
+    hypervisor.add("web")
+    config = configure(tmp_path)
+    async with running(tmp_path, hypervisor, config) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1 and not engine.parts.world.jobs)
+
+        def full(*_: object, **__: object) -> None:
+            raise NoSpace("the disk is full")
+
+        monkeypatch.setattr(engine.parts.state, "settle", full)
+        made = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        assert made["state"] == "done", made
+        assert engine.points_of("web") == 2
+        assert not engine.parts.world.jobs
+    async with running(tmp_path, hypervisor, config) as engine:
+        await engine.until(lambda: engine.parts.world.complete)
+        assert not engine.parts.world.jobs
+        assert engine.points_of("web") == 2
+
+
+async def test_a_stop_while_the_restore_point_is_committed_does_not_double_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disks").mkdir()
+    hypervisor = HypervisorInMemory(tmp_path / "disks")
+    hypervisor.add("web")
+    config = configure(tmp_path)
+    commit, stopped = PendingPoint.commit, threading.Event()
+    async with running(tmp_path, hypervisor, config) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1 and not engine.parts.world.jobs)
+        loop, committing = asyncio.get_running_loop(), asyncio.Event()
+
+        def slow(pending: PendingPoint) -> RestorePoint:
+            loop.call_soon_threadsafe(committing.set)
+            stopped.wait(10)
+            return commit(pending)
+
+        monkeypatch.setattr(PendingPoint, "commit", slow)
+        await engine.control.submit(BackUpVm("web"), "test")
+        await asyncio.wait_for(committing.wait(), 10)
+        engine.service.stopping.set()
+        loop.call_later(0.3, stopped.set)
+    monkeypatch.undo()
+    async with running(tmp_path, hypervisor, config) as engine:
+        await engine.until(lambda: engine.parts.world.complete)
+        assert not engine.parts.world.jobs
+        assert engine.points_of("web") == 2
 
 
 async def test_what_only_comparing_found_is_not_forgotten_when_it_cannot_be_written(

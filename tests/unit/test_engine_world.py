@@ -1,0 +1,52 @@
+"""What the engine believes about VMs that come, go and take each other's places."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from engine.world import World
+from policies.facts import Address, Vm, VmId
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+HERE = Address("vc", "vm-1")
+WEB = Vm(VmId("provisional"), HERE, "web", instance_uuid="i-1", bios_uuid="b-1")
+DB = Vm(VmId("provisional"), HERE, "db", instance_uuid="i-2", bios_uuid="b-2")
+
+
+def world() -> World:
+    numbers = itertools.count(1)
+    return World(mint=lambda: VmId(f"id-{next(numbers)}"))
+
+
+def test_a_vm_whose_address_was_given_to_another_has_left() -> None:
+    known = world()
+    web = known.sight(WEB, NOW).vm.id
+    sighting = known.sight(DB, NOW)
+    assert sighting.vm.id != web
+    assert set(known.vms) == {sighting.vm.id}
+    assert sighting.displaced is not None
+    assert (sighting.displaced.id, sighting.displaced.left_at) == (web, NOW)
+    assert known.unexplained(web) == ["gone"]
+
+
+def test_a_vm_that_was_displaced_is_known_again_where_it_appears() -> None:
+    known = world()
+    web = known.sight(WEB, NOW).vm.id
+    db = known.sight(DB, NOW).vm.id
+    again = known.sight(replace(WEB, address=Address("vc", "vm-9")), NOW)
+    assert again.vm.id == web
+    assert again.row is not None
+    assert again.row.left_at is None
+    assert set(known.vms) == {web, db}
+    assert known.book.at(HERE) == db
+
+
+def test_a_vm_that_moves_displaces_nobody() -> None:
+    known = world()
+    known.sight(WEB, NOW)
+    moved = known.sight(replace(WEB, address=Address("other", "vm-7")), NOW)
+    # As long as it still stands at the old address it is taken for a copy.
+    assert moved.new
+    assert moved.displaced is None
