@@ -16,7 +16,7 @@ from connectors.errors import Busy, ConnectorError, Gone, Unreachable
 from connectors.hypervisor import Cursor, EventBatch, InventoryUpdate
 from engine.drafting import Draft
 from engine.inbox import Happened, Inbox, Item, Rulings, Seen, Tick, Told
-from engine.jobs import JobId
+from engine.jobs import Job, JobId, JobState
 from engine.ports import Hypervisor
 from engine.reconcile import Suspicions, missed_events
 from engine.records import VmRow
@@ -67,6 +67,8 @@ class Dispatcher:
     now: Callable[[], datetime]
     mint_job: Callable[[], JobId]
     jobs_changed: Callable[[], None] = lambda: None
+    given_up: Callable[[Job], None] = lambda job: None
+    """Told of each job that an event gave up before it ran."""
     noted: Noted = field(default_factory=Noted)
     reconcile_grace: timedelta = timedelta(seconds=30)
     standing: dict[VmId, Decision] = field(default_factory=dict)
@@ -309,6 +311,9 @@ class Dispatcher:
             for ruling in effect.rulings:
                 if isinstance(ruling.decision, DistrustTracking):
                     self.noted.distrusted(effect.event)
+        for job in draft.jobs.values():
+            if job.state is JobState.ABANDONED:
+                self.given_up(job)
         if draft.jobs:
             self.jobs_changed()
 

@@ -37,6 +37,7 @@ class Draft:
     """What was accounted for before this draft, of each VM whose look its events explain."""
     _before: dict[JobId, Job | None] = field(default_factory=dict)
     _keys: dict[str, JobId] = field(default_factory=dict)
+    _forgotten: dict[str, JobId] = field(default_factory=dict)
     _cooled: dict[tuple[str, str, VmId], datetime | None] = field(default_factory=dict)
 
     def undo(self) -> None:
@@ -48,6 +49,7 @@ class Draft:
         for vm, accounted in self.explained.items():
             row = replace(self.world.rows[vm], accounted=accounted)
             self.rows[vm] = self.world.rows[vm] = row
+        self.world.job_keys.update(self._forgotten)
         for id, drafted in self.jobs.items():
             if self.world.jobs.get(id) != (drafted if drafted.state is JobState.PENDING else None):
                 continue
@@ -141,6 +143,7 @@ class Draft:
         for job in [j for j in self.world.jobs.values() if j.vm == decision.vm and j.state is JobState.PENDING]:
             if job.kind is JobKind.BACKUP:
                 self._set(replace(job, state=JobState.ABANDONED, last_error=decision.reason))
+                self._forgotten.update(self.world.forget_keys(job.id))
 
     def _hold(self, decision: HoldPoints, event: Event) -> JobId:
         key = f"hold:{decision.vm}:{event.key}"

@@ -105,6 +105,7 @@ def assemble(
         mint_run=mint_run,
         engine=engine_id(config),
     )
+    dispatcher.given_up = crew.given_up
     announcer = None
     if config.bus is not None:
         announcer = Announcer(Subjects(config.bus.site), now, lambda vm: _name(world, VmId(vm)))

@@ -132,6 +132,10 @@ class Crew:
         finally:
             self._restoring.discard((vcenter, name))
 
+    def given_up(self, job: Job) -> None:
+        """An event gave the job up before it ran: tell who waits for it."""
+        self._tell(job, Abandoned(job.last_error))
+
     def _tell(self, job: Job, outcome: Outcome) -> None:
         follower = self._followers.pop(job.id, None)
         if follower is not None and not follower.done():

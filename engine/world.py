@@ -137,9 +137,12 @@ class World:
         self.jobs.pop(job.id, None)
         self.refresh(job.vm)
 
-    def forget_keys(self, job: JobId) -> None:
-        """The job was given up: a new decision of the same key is a new job."""
-        self.job_keys = {key: known for key, known in self.job_keys.items() if known != job}
+    def forget_keys(self, job: JobId) -> dict[str, JobId]:
+        """The job was given up: a new decision of the same key is a new job. Returns what is forgotten."""
+        forgotten = {key: known for key, known in self.job_keys.items() if known == job}
+        for key in forgotten:
+            del self.job_keys[key]
+        return forgotten
 
     def set_run(self, run: RunRow) -> None:
         """What a VM's runs came to."""

@@ -12,6 +12,7 @@ from connectors.errors import ReadFailed, Unreachable
 from connectors.hypervisor import InventoryUpdate, Leftover
 from engine import config as configuration
 from engine import dispatch
+from engine.commands import BackUpVm
 from engine.inbox import Seen
 from engine.ports import Hypervisor
 from policies.facts import Address, EventType, Vm
@@ -163,3 +164,20 @@ async def test_a_left_over_that_takes_hours_to_remove_stops_nothing_else(tmp_pat
         assert engine.points_of("stuck") == engine.points_of("bad") == 0
         other = hypervisor.add("later")
         await engine.until(lambda: engine.points_of(other.name) == 1)
+
+
+async def test_who_waits_for_a_backup_is_told_when_the_vm_leaves_before_it(
+    tmp_path: Path, hypervisor: Hindered
+) -> None:
+    vm = hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1 and not engine.parts.world.jobs)
+        engine.parts.queue.paused = True
+        task = await engine.control.submit(BackUpVm("web"), "test")
+        await engine.until(lambda: engine.parts.world.jobs)
+        hypervisor.remove_vm(vm)
+        hypervisor.post(vm, EventType.REMOVED)
+        async with asyncio.timeout(10):
+            told = await engine.finished(task)
+        assert told["state"] == "failed"
+        assert "not backed up" in str(told["sentence"])

@@ -88,6 +88,21 @@ def test_retiring_a_vm_gives_up_what_waits_and_distrust_is_written() -> None:
     assert known.jobs == {}
 
 
+def test_a_vm_that_comes_back_is_due_again_though_its_leaving_gave_up_the_same_run() -> None:
+    known = world()
+    new = drafts(known)
+    new().take(event(), [decision("slot")])
+    leaving = new()
+    leaving.take(event("vc:2"), [Retire(WEB, "it left", "vc:2")])
+    back = new()
+    back.take(event("vc:3"), [decision("slot")])
+    assert [job.state for job in back.change().jobs] == [JobState.PENDING]
+    back.undo()
+    leaving.undo()
+    assert known.job_keys == {"slot": JobId("job-1")}
+    assert known.jobs[JobId("job-1")].state is JobState.PENDING
+
+
 def test_a_hold_is_a_job_once_per_message() -> None:
     draft = drafts(world())()
     for _ in range(2):
