@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from engine.cli.output import say
 from engine.cli.table import COMMANDS, overview
 from engine.failures import Exit, verdict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code. Never raises, never shows a traceback."""
+    _open_closed_streams()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # for developers, who ask for them
     for stream in (sys.stdout, sys.stderr):
@@ -67,8 +69,18 @@ def _command(given: list[str]) -> int:
 
 
 def _complain(message: str, code: Exit) -> int:
-    sys.stderr.write(f"{message}\n")
+    say(message)
     return int(code)
+
+
+def _open_closed_streams() -> None:
+    """A caller may have closed what we write to. Otherwise the next file that is opened would take its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            setattr(sys, name, os.fdopen(opened, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 def _words(given: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -46,6 +47,7 @@ def _address(source: str) -> NbdAddress:
     try:
         return parse_uri(source)
     except ValueError as error:
+        named = re.sub("//[^/]*@", "//…@", source)  # a password may stand there
         raise BadInput(
-            str(error), where=source, hint="nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH"
+            str(error), where=named, hint="nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH"
         ) from None

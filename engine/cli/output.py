@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from engine.plain import plain
 
 
 def say(message: str) -> None:
-    """One message for a person."""
-    sys.stderr.write(message.rstrip("\n") + "\n")
-    sys.stderr.flush()
+    """One message for a person. What was done stays done where nobody can be told."""
+    with suppress(OSError):
+        sys.stderr.write(message.rstrip("\n") + "\n")
+        sys.stderr.flush()
 
 
 def show(text: str) -> None:

@@ -86,3 +86,29 @@ def test_the_folder_that_is_missing_is_told_with_the_name_that_was_given(tmp_pat
 def test_wrong_usage_points_to_a_help_that_there_is(tmp_path: Path, words: str, help: str) -> None:
     assert f"See: {help}" in backstay(*words.split(), home=tmp_path, expect=2).err
     assert "Usage" in backstay(*help.split()[1:], home=tmp_path).out
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "0 1 2"])
+def test_closed_streams_change_neither_what_is_done_nor_the_exit_code(tmp_path: Path, repo: Path, closed: str) -> None:
+    def close() -> None:
+        for number in closed.split():
+            os.close(int(number))
+
+    backstay("disk", "backup", tmp_path / "web.img", "--repo", repo, "--name", "b", home=tmp_path, prepare=close)
+    backstay("points", "--repo", repo, home=tmp_path, prepare=close)
+    backstay("points", "--repo", tmp_path, home=tmp_path, prepare=close, expect=10)
+    assert backstay("verify", "--repo", repo, "--json", home=tmp_path).data["sound"]
+
+
+def test_messages_that_cannot_be_written_change_no_exit_code(tmp_path: Path, repo: Path) -> None:
+    def fill() -> None:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+
+    backstay("disk", "backup", tmp_path / "web.img", "--repo", repo, "--name", "b", home=tmp_path, prepare=fill)
+    backstay("points", "--repo", tmp_path, home=tmp_path, prepare=fill, expect=10)
+
+
+def test_a_password_in_an_address_is_not_repeated(tmp_path: Path, repo: Path) -> None:
+    address = "nbd://user:hunter2@localhost:1/export"
+    ran = backstay("disk", "backup", address, "--repo", repo, "--name", "b", home=tmp_path, expect=2)
+    assert "user names" in ran.err and "hunter2" not in ran.err
