@@ -20,6 +20,7 @@ from policies.facts import PointId, RestorePoint, VmId
 from storage import marks
 from storage.catalog_loading import Loader
 from storage.catalog_rows import (
+    JOIN,
     TABLES,
     VIEWS,
     disk_rows,
@@ -167,7 +168,12 @@ class Catalog:
             by_point.setdefault(mark.point, []).append(mark)
         found = [restore_point(row, marks.fold(by_point.get(row[0], ()))) for row in rows]
         there = {point.id for point in found}
-        lost = {one.point: lost_point(one) for of in by_point.values() for one in of if one.kind is MarkKind.LOST}
+        lost = {
+            one.point: lost_point(one, marks.fold(of).vm)
+            for of in by_point.values()
+            for one in of
+            if one.kind is MarkKind.LOST
+        }
         missing = [one for one in lost.values() if one.id not in there and vm in (None, one.vm)]
         return sorted(found + missing, key=lambda point: (point.taken_at, point.id)) if missing else found
 
@@ -356,6 +362,8 @@ class Catalog:
             load.rows("points", [point_row(manifest) for manifest in manifests])
             load.rows("disks", [row for manifest in manifests for row in disk_rows(manifest)])
             load.rows("marks", [mark_row(mark) for mark in changes.marks if mark.key not in names])
+            if changes.manifests or any(mark.kind is MarkKind.JOINED for mark in changes.marks):
+                cursor.execute(JOIN)
             if changes.expiry is not None:
                 cursor.execute("DELETE FROM meta WHERE key = 'expiry'")
                 cursor.execute("INSERT INTO meta VALUES ('expiry', ?)", [changes.expiry])

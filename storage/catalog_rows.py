@@ -54,6 +54,11 @@ VIEWS = {
 }
 """What read-only SQL elsewhere may see."""
 
+JOIN = """UPDATE points SET vm = joined.vm FROM (
+    SELECT point, arg_max(text, (sequence, name)) AS vm FROM marks WHERE kind = 'joined' GROUP BY point
+) joined WHERE points.id = joined.point AND points.vm <> joined.vm"""
+"""Gives restore points the VM whose history they were joined to."""
+
 LOST = "lost: its manifest is gone and nobody expired it"
 
 _HASH = Struct(">QQQQ16x")
@@ -143,12 +148,12 @@ def restore_point(row: tuple[Any, ...], state: MarkState) -> RestorePoint:
     )
 
 
-def lost_point(mark: Mark) -> RestorePoint:
-    """A restore point of which only a mark is left, as far as the mark tells."""
+def lost_point(mark: Mark, vm: str = "") -> RestorePoint:
+    """A restore point of which only a mark is left, as far as the mark tells; `vm` if its history was joined."""
     said = json.loads(mark.text)
     return replace(
         unknown_point(mark.point, datetime.fromisoformat(said["taken_at"])),
-        vm=VmId(said["vm"]),
+        vm=VmId(vm or said["vm"]),
         vm_name=said["vm_name"],
         disk_bytes=said["disk_bytes"],
     )

@@ -30,12 +30,16 @@ class MarkKind(StrEnum):
     VERIFIED = "verified"
     DAMAGED = "damaged"
     LOST = "lost"
+    JOINED = "joined"
     EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One mark. `until` is only for locks; `text` of a lost point is JSON: what the catalog knew of it."""
+    """One mark. `until` is only for locks; `text` of a lost point is JSON: what the catalog knew of it.
+
+    `text` of a joined one is the VM whose history it belongs to, in place of the one that its manifest names.
+    """
 
     key: str
     point: PointId
@@ -57,6 +61,7 @@ class MarkState:
     damaged: str = ""
     lost: bool = False
     expired: bool = False
+    vm: str = ""
 
 
 def new_mark(
@@ -98,7 +103,7 @@ def fold(marks: Iterable[Mark]) -> MarkState:
     """The state that the marks of one restore point come to."""
     holds: list[str] = []
     locked_until = expiring = verified = None
-    damaged, lost, expired = "", False, False
+    damaged, lost, expired, vm = "", False, False, ""
     for mark in sorted(marks, key=lambda m: (m.sequence, m.key)):
         match mark.kind:
             case MarkKind.HOLD if mark.text not in holds:
@@ -117,8 +122,10 @@ def fold(marks: Iterable[Mark]) -> MarkState:
                 verified, damaged = mark.at, mark.text or "damaged"
             case MarkKind.LOST:
                 lost = True
+            case MarkKind.JOINED:
+                vm = mark.text
             case MarkKind.EXPIRED:
                 expired = True
             case _:
                 pass
-    return MarkState(tuple(holds), locked_until, expiring, verified, damaged, lost, expired)
+    return MarkState(tuple(holds), locked_until, expiring, verified, damaged, lost, expired, vm)

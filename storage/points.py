@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from policies.facts import PointId, RestorePoint
+from policies.facts import PointId, RestorePoint, VmId
 from storage.errors import NoSuchPoint
 from storage.manifest import DiskRecord, Manifest, PointHead
 from storage.marks import MarkState
@@ -46,9 +46,10 @@ class RepositorySizes:
 
 def detail_of(manifest: Manifest, state: MarkState) -> PointDetail:
     """A manifest and what marks say of it."""
+    head = manifest.head
     return PointDetail(
         id=manifest.id,
-        head=manifest.head,
+        head=replace(head, vm=VmId(state.vm)) if state.vm else head,
         committed_at=manifest.committed_at,
         disks=manifest.disks,
         unprotected=manifest.unprotected,
