@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import ParamSpec
 
-from connectors.errors import ConnectorError, Gone
+from connectors.errors import ConnectorError, Gone, LoginRefused
 from connectors.hypervisor import Leftover
 from engine.backup import Attempt, Means, Tally, back_up
 from engine.failures import Kind, verdict
@@ -34,11 +34,16 @@ P = ParamSpec("P")
 log = logging.getLogger("engine.worker")
 
 MAX_ATTEMPTS = 12
-"""So often a job is tried before it counts as failed for good; with the waits of admission about nine hours."""
+"""So often a run that an event or a person asked for is tried before it counts as failed for good: about six hours."""
 
 
 POSTPONE = timedelta(seconds=30)
 """How long a job waits that met its VM occupied by ourselves."""
+
+
+def _stands(job: Job) -> bool:
+    """Whether the job is tried for as long as it is due: its key keeps another of its slot, or message, from coming."""
+    return job.kind is JobKind.HOLD or job.rule in ("rpo", "schedule")
 
 
 def still_due(job: Job, vm: Vm, policies: PolicySet, facts: Facts) -> str:
@@ -254,13 +259,14 @@ class Crew:
         now = self.now()
         if judged.exit_code == 1:
             log.error("bug in a job", extra={"job": job.id, "vm": job.vm}, exc_info=error)
-        retriable = judged.kind is Kind.RETRY
+        # A login that is refused is mended for all VMs at once, and none of them is to wait for its next slot then.
+        retriable = judged.kind is Kind.RETRY or isinstance(error, LoginRefused)
         if isinstance(error, Damaged) and job.kind is JobKind.BACKUP:
             # What the run built on is damaged; a full read builds on nothing.
             retriable = True
             await self._remember(self.state.distrust, job.vm, f"the base is damaged: {error}", "", now)
             self.metrics.tracking_distrusted("damaged_base")
-        again = retriable and job.attempts < MAX_ATTEMPTS
+        again = retriable and (job.attempts < MAX_ATTEMPTS or _stands(job))
         retry = retry_at(now, job.attempts, job.key, self.engine) if again else None
         state = JobState.QUARANTINED if judged.kind is Kind.QUARANTINE else JobState.FAILED
         after = replace(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from connectors.errors import ReadFailed, Unreachable
+from connectors.errors import ConnectorError, LoginRefused, ReadFailed, Unreachable
 from connectors.hypervisor import InventoryUpdate, Leftover
 from engine import config as configuration
 from engine import dispatch
 from engine.commands import BackUpVm
 from engine.inbox import Seen
+from engine.jobs import JobState
 from engine.ports import Hypervisor
+from engine.worker import MAX_ATTEMPTS
 from policies.facts import Address, EventType, Vm
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
 from tests.pipeline.running import Running, configure, engine_of, running
@@ -181,3 +184,25 @@ async def test_who_waits_for_a_backup_is_told_when_the_vm_leaves_before_it(
             told = await engine.finished(task)
         assert told["state"] == "failed"
         assert "not backed up" in str(told["sentence"])
+
+
+@pytest.mark.parametrize("error", [Unreachable("the vCenter is being upgraded"), LoginRefused("wrong password")])
+async def test_a_long_outage_does_not_cost_a_vm_its_slot(
+    tmp_path: Path, hypervisor: Hindered, error: ConnectorError
+) -> None:
+    hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        engine.parts.queue.paused = True
+        await engine.until(lambda: engine.parts.world.jobs)
+        [job] = engine.parts.world.jobs.values()
+        engine.parts.world.set_job(replace(job, attempts=MAX_ATTEMPTS - 1))
+        hypervisor.fail_vm = error
+        engine.parts.queue.paused = False
+        engine.parts.queue.changed()
+        await engine.until(lambda: engine.parts.world.runs)
+        [waiting] = engine.parts.world.jobs.values()
+        assert (waiting.state, waiting.attempts) == (JobState.PENDING, MAX_ATTEMPTS)
+        hypervisor.fail_vm = None
+        engine.parts.world.set_job(replace(waiting, not_before=waiting.created_at))
+        engine.parts.queue.changed()
+        await engine.until(lambda: engine.points_of("web") == 1)
