@@ -296,6 +296,8 @@ class LocalBlobs:
         with translated("spool"):
             self.spool.mkdir(exist_ok=True)
             for path in self.spool.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    continue  # not ours
                 path.unlink()
                 removed += 1
         self._keep_reserve()

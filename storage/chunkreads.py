@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 
 from storage.blobs import Blobs, Buffer
@@ -118,16 +118,18 @@ class ChunkReads:
                     plain = open_entry(footer, entry, stored, hash_of)
                     result[at] = bytes(plain) if plain is stored else plain  # the scratch buffer is used again
                 except Damaged as error:
-                    other = self._other_copy(chunks[at], footer.name, hash_of)
+                    other = self.other_copy(chunks[at], {footer.name}, hash_of)
                     if other is None and strict:
                         raise
                     result[at] = error if other is None else other
         return result
 
-    def _other_copy(self, chunk: bytes, failed: PackName, hash_of: Callable[[Buffer], bytes]) -> Buffer | None:
-        """The chunk from another pack than the one that failed: a damaged one, or one that reclaim just removed."""
+    def other_copy(
+        self, chunk: bytes, apart_from: Collection[PackName], hash_of: Callable[[Buffer], bytes]
+    ) -> Buffer | None:
+        """The chunk, verified, from another pack than these: damaged ones, or ones that reclaim removes."""
         for name, slot in self._places(chunk):
-            if name == failed:
+            if name in apart_from:
                 continue
             with suppress(Damaged):
                 footer = self.footers.get(name)

@@ -224,18 +224,21 @@ def _stored(repo: Repository, name: PackName) -> datetime:
 def _copy_live(
     repo: Repository, plan: ReclaimPlan, fates: Sequence[PackFate]
 ) -> tuple[dict[PackName, set[bytes]], int]:
-    """Write the live chunks of these packs again; returns them by pack, and the bytes written."""
+    """Write the live chunks of these packs again that no other has; returns them by pack, and the bytes written."""
     moved: dict[PackName, set[bytes]] = {}
     copied = 0
+    victims = {fate.name for fate in fates}
     session = repo.store.session()
     try:
         for fate in fates:
             footer = repo.store.footers.get(fate.name)
             chunks = [footer.entry(int(slot)).id for slot in live_slots(footer, plan.reached).nonzero()[0]]
             node = fate.name.kind is PackKind.TREE
+            hash_of = repo.store.sealing.node_id if node else repo.store.sealing.chunk_id
+            missing = [chunk for chunk in chunks if repo.store.other_copy(chunk, victims, hash_of) is None]
             try:
-                for start in range(0, len(chunks), 32):
-                    part = chunks[start : start + 32]
+                for start in range(0, len(missing), 32):
+                    part = missing[start : start + 32]
                     data = repo.store.read_many(part, node=node)
                     copied += repo.store.copy(session, fate.name.kind, list(zip(part, data, strict=True)))
             except Damaged as error:

@@ -24,15 +24,16 @@ from weakref import WeakSet
 from policies.facts import PointId, RestorePoint, VmId
 from storage import config as configs
 from storage import manifest as manifests
-from storage.blobs import Blobs, LocalBlobs, sync_folder, translated
+from storage.blobs import Blobs, LocalBlobs
 from storage.blockmap import Root
 from storage.catalog import Catalog, Changes
 from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
-from storage.errors import AlreadyExists, Damaged, Missing, NoRepository, NoSuchPoint, Refused, StorageError
+from storage.creation import BLOCK_BYTES, FOLDERS, create
+from storage.errors import Damaged, Missing, NoRepository, NoSuchPoint, Refused, StorageError
 from storage.expiry import find_lost, finish_expiry
 from storage.failpoints import failpoint
-from storage.format import CONFIG_KEY, ObjectKind
+from storage.format import ObjectKind
 from storage.index import Index
 from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHead
 from storage.marks import Mark, MarkKind, MarkState
@@ -44,6 +45,7 @@ from storage.reading import PointDisk
 from storage.sealing import Sealing
 
 __all__ = [
+    "BLOCK_BYTES",
     "DiskHead",
     "DiskRecord",
     "DiskStats",
@@ -59,25 +61,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 64 << 10
 GIVE_UP = "put the file back, or give the restore point up: backstay expire POINT --lost"
-
-
-def create(
-    location: Path | str, *, now: datetime, passphrase: str | None = None, block_bytes: int = BLOCK_BYTES
-) -> None:
-    """Make an empty repository; encrypted if there is a passphrase. AlreadyExists if there is one."""
-    root = Path(location)
-    blobs = LocalBlobs(root)
-    if (root / CONFIG_KEY).exists():
-        raise AlreadyExists("there is a repository already", where=str(root))
-    with translated(str(root)):
-        root.mkdir(parents=True, exist_ok=True)
-        for name in ("spool", "packs", "manifests", "marks", "index"):
-            (root / name).mkdir(exist_ok=True)
-        sync_folder(root)
-        sync_folder(root.parent)
-    blobs.put(CONFIG_KEY, configs.new_config(now, block_bytes, passphrase)[1])
 
 
 def open_repository(
@@ -99,7 +83,7 @@ def open_repository(
     if not root.is_dir():
         raise NoRepository("there is no repository here", where=str(root), hint="make one with: backstay repo init")
     config, sealing = configs.load(blobs, passphrase)
-    for name in ("packs", "manifests", "marks"):
+    for name in FOLDERS[1:4]:
         if not (root / name).is_dir():
             raise Damaged("this folder is gone", where=str(root / name), hint="put it back; if it was empty, make it")
     ownership = Ownership(root, owner, clock())

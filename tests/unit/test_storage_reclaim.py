@@ -255,3 +255,27 @@ def test_a_pack_that_cannot_be_read_stays_while_restore_points_may_need_it(tmp_p
         _hurt(pack, -70)
     with opened(location) as repo:
         assert verify(repo, now=NOW).sound
+
+
+def test_what_a_reclaim_that_died_has_copied_is_not_copied_again(tmp_path: Path) -> None:
+    location = make(tmp_path / "r")
+    first = image(19, 200)
+    second = changed(first, 20, range(150))
+    with opened(location) as repo:
+        one = back_up(repo, first)
+        two = back_up(repo, second, base=one.id, blocks=range(150))
+        repo.expire(one.id, "old", NOW)
+        plan = plan_reclaim(repo, MUCH_LATER, AGELESS)
+        victims = {fate.name.key: (location / fate.name.key).read_bytes() for fate in plan.rewrite}
+        assert victims
+        carry_out(repo, plan, MUCH_LATER)
+        stored = repo.sizes().stored_bytes
+    for key, data in victims.items():
+        (location / key).write_bytes(data)
+    with opened(location) as repo:
+        assert repo.sizes().stored_bytes > stored
+        outcome = carry_out(repo, plan_reclaim(repo, MUCH_LATER, AGELESS), MUCH_LATER)
+        assert (outcome.rewritten, outcome.copied_bytes) == (len(victims), 0)
+        assert repo.sizes().stored_bytes == stored
+        assert read_back(repo, two.id) == second
+        assert verify(repo, now=NOW).sound

@@ -344,3 +344,21 @@ def test_a_chunk_damaged_in_one_pack_is_read_from_another_that_has_it(tmp_path: 
 def test_errors_of_storage_say_where_and_what_next() -> None:
     error = StorageError("broken", where="packs/01", hint="run verify")
     assert str(error) == "packs/01: broken (run verify)"
+
+
+def test_a_repository_is_made_in_a_new_or_empty_folder_only(tmp_path: Path) -> None:
+    for name in ("notes.txt", "spool/mail"):
+        home = tmp_path / name.replace("/", "-")
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text("mine")
+        with pytest.raises(Refused, match="not empty"):
+            create(home, now=NOW)
+        assert [path for path in home.rglob("*") if path.is_file()] == [home / name]
+    begun = tmp_path / "deep" / "er" / "begun"
+    (begun / "packs").mkdir(parents=True)
+    (begun / "lost+found").mkdir()
+    create(begun, now=NOW)
+    with opened(begun):
+        (begun / "spool" / "folder").mkdir()
+    with opened(begun):
+        pass
