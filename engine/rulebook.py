@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiofiles
 
+from connectors.cleanup import finish
 from engine.state import State
 from engine.threads import Threads, settled
 from policies.errors import PolicyError, Problem
@@ -31,6 +32,10 @@ UNKNOWN_BEFORE = {"(before).toml": 'schema = 1\n[policy.what-was-before]\nselect
 
 REPLAN_AFTER = timedelta(seconds=20)
 """How old the comparison of a pending change may be: the inventory goes on changing under it."""
+
+
+READ_SECONDS = 10.0
+"""How long a stop of the engine may wait for policy files that are being read."""
 
 
 async def read_policies(files: Mapping[str, Path]) -> Mapping[str, bytes]:
@@ -86,7 +91,9 @@ class Rulebook:
     async def look(self) -> bool:
         """Read the files, and take them up if they changed; whether they did."""
         try:
-            texts = await read_policies(await settled(self.threads.long, policy_files, self.directory))
+            files = await settled(self.threads.long, policy_files, self.directory)
+            # To its end even when the engine stops: a cancelled open would leave its file behind.
+            texts = await finish(read_policies(files), within=READ_SECONDS)
             if texts == self._texts and not self.problems:
                 return False
             self._texts = texts
