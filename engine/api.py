@@ -63,6 +63,7 @@ def build(control: Control, who: str, *, token_digest: bytes | None = None) -> F
     _route_service(app, control)
     _route_points(app, control, who)
     _route_tasks(app, control, who)
+    _route_vms(app, control, who)
     _route_policies(app, control, who)
     _route_sql(app, control)
     if token_digest is not None:
@@ -247,6 +248,16 @@ def _route_tasks(app: FastAPI, control: Control, who: str) -> None:
     async def cancel(id: str) -> Any:
         await control.cancel(id, who)
         return {}
+
+
+def _route_vms(app: FastAPI, control: Control, who: str) -> None:
+    @app.get("/v1/vms/relink")
+    async def plan_relink(old: str, new: str) -> Any:
+        return JSONResponse(plain(await control.plan_relink(old, new)))
+
+    @app.post("/v1/vms/relink")
+    async def relink(old: str = Body(), new: str = Body()) -> Any:
+        return JSONResponse(plain(await control.relink(old, new, who)))
 
 
 def _route_policies(app: FastAPI, control: Control, who: str) -> None:

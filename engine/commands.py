@@ -181,6 +181,17 @@ class Control(Protocol):
         """Which policies select a VM, what each decides now and why, and what retention keeps; by name or id."""
         ...
 
+    async def plan_relink(self, old: str, new: str) -> Mapping[str, Any]:
+        """What joining the histories of two VMs, by id or name, would do: {"old", "new", "retention", "text"}.
+
+        BadInput for a VM that is unknown or ambiguous, Declined when the two must not be joined.
+        """
+        ...
+
+    async def relink(self, old: str, new: str, who: str) -> Mapping[str, Any]:
+        """Join them: the VM that stands in the inventory as `new` goes on as `old`. Returns when that is durable."""
+        ...
+
     async def pending_policies(self) -> Mapping[str, Any]:
         """The policy change that waits for confirmation: {"digest", "sentences": […]}, empty when none waits."""
         ...

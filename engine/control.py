@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine import maintenance, operations, overview
+from engine import maintenance, operations, overview, relink
 from engine.commands import (
     BackUpDisk,
     BackUpVm,
@@ -132,6 +132,12 @@ class Controls:
             "text": said.render(),
             "decisions": [dict(zip(names, row, strict=True)) for row in decisions],
         }
+
+    async def plan_relink(self, old: str, new: str) -> Mapping[str, Any]:
+        return await relink.plan(self.parts, old, new)
+
+    async def relink(self, old: str, new: str, who: str) -> Mapping[str, Any]:
+        return await relink.carry_out(self.parts, old, new, who)
 
     async def pending_policies(self) -> Mapping[str, Any]:
         rulebook = self.parts.rulebook

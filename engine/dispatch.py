@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from connectors.errors import Busy, ConnectorError, Gone, Unreachable
 from connectors.hypervisor import Cursor, EventBatch, InventoryUpdate
 from engine.drafting import Draft
-from engine.inbox import Happened, Inbox, Item, Rulings, Seen, Tick, Told
+from engine.inbox import Alone, Happened, Inbox, Item, Rulings, Seen, Tick, Told
 from engine.jobs import Job, JobId, JobState
 from engine.ports import Hypervisor
 from engine.reconcile import Suspicions, missed_events
@@ -115,6 +115,16 @@ class Dispatcher:
                 return await self._told(item.event)
             case Tick():
                 return await self._tick(item.at)
+            case Alone():
+                await item.work()
+                return ()
+
+    def joined(self, old: VmId, new: VmId) -> None:
+        """The VM that was known as `new` is known as `old` from now on; from within `Alone` only."""
+        self._unwritten.pop(new, None)
+        self.standing.pop(new, None)
+        self.suspicions.noticed.pop(new, None)
+        self.suspicions.look(self.world, [old], self.now())
 
     # events of a vCenter
 

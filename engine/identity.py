@@ -112,7 +112,7 @@ class Book:
                 names = ", ".join(sorted(self._traits[vm].name or vm for vm in candidates))
                 return Unknown(
                     f"{seen.name or seen.address} has the {by} of {names} and may be a copy: it gets a history of its "
-                    f"own, which begins with a full read",
+                    f"own, which begins with a full read; if it is no copy: backstay vm relink OLD NEW",
                     tuple(candidates),
                 )
         return Unknown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -44,7 +45,14 @@ class Tick:
     at: datetime
 
 
-Item = Happened | Seen | Told | Tick
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """Work that must meet no other item half-way. It keeps its errors to itself."""
+
+    work: Callable[[], Awaitable[None]]
+
+
+Item = Happened | Seen | Told | Tick | Alone
 Rulings = tuple[Ruling, ...]
 
 

@@ -158,6 +158,16 @@ def write_run(connection: duckdb.DuckDBPyConnection, run: RunRow) -> None:
     )
 
 
+def move_vm(connection: duckdb.DuckDBPyConnection, new: VmId, old: VmId) -> None:
+    """What is remembered of one VM id is remembered of another. Its row and its runs are dropped, not moved."""
+    for table in ("vms", "runs"):
+        column = "id" if table == "vms" else "vm"
+        connection.execute(f"DELETE FROM {table} WHERE {column} = ?", [new])
+    connection.execute("DELETE FROM fired WHERE vm IN (?, ?)", [new, old])
+    for table in ("events", "decisions", "jobs", "distrust", "intents"):
+        connection.execute(f"UPDATE {table} SET vm = ? WHERE vm = ?", [old, new])
+
+
 def write_cursor(connection: duckdb.DuckDBPyConnection, cursor: Cursor) -> None:
     """Move a vCenter's cursor."""
     connection.execute("DELETE FROM cursors WHERE vcenter = ?", [cursor.vcenter])

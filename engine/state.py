@@ -27,6 +27,7 @@ from engine.records import (
     Recalled,
     RunRow,
     VmRow,
+    move_vm,
     vm_row,
     write_audit,
     write_cursor,
@@ -294,6 +295,18 @@ class State:
     def adopt(self, rows: Iterable[VmRow], distrust: Iterable[Distrust], *, now: datetime) -> None:
         """Take VM ids over that the repository's restore points remember."""
         self.apply(Change(vms=tuple(rows), distrust=tuple(distrust)), now=now)
+
+    def join(
+        self, new: VmId, row: VmRow, run: RunRow, fired: Mapping[tuple[str, str, VmId], datetime], audit: Audited
+    ) -> None:
+        """What was remembered of `new` belongs to the VM of the row from now on."""
+        with self._transaction() as connection:
+            move_vm(connection, new, row.id)
+            write_vms(connection, [row])
+            write_run(connection, run)
+            if fired:
+                write_fired(connection, fired)
+            write_audit(connection, [audit])
 
     def requeue_running(self) -> list[Job]:
         """Jobs that a dead engine left running are pending again; returns them as they are now."""

@@ -49,7 +49,7 @@ FULL_READ_REASONS = (
     "disk_changed",
     OTHER,
 )
-DISTRUST_REASONS = ("relocated", "reconfigured", "registered", "damaged_base", "asked", "state_lost", OTHER)
+DISTRUST_REASONS = ("relocated", "reconfigured", "registered", "damaged_base", "asked", "state_lost", "relinked", OTHER)
 CONSISTENCIES = ("crash", "filesystem", "application", OTHER)
 REBUILD_REASONS = ("missing", "damaged", "behind", "old_schema", OTHER)
 PEERS = ("vcenter", "nats", OTHER)

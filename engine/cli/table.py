@@ -9,6 +9,7 @@ from engine.failures import EXIT_MEANINGS
 SUMMARY = "Back up VMware VMs as your policies say, while they move."
 
 GROUPS = {
+    "vm": "Look after how VMs are known.",
     "policy": "Look at policies, check them, confirm what they change.",
     "repo": "Make repositories.",
     "disk": "Back up and restore single disks that are in no vCenter.",
@@ -37,6 +38,7 @@ COMMANDS = (
     Command("hold", "hold:hold", "Keep a restore point whatever retention says."),
     Command("release", "release:release", "Open the holds of a restore point."),
     Command("expire", "expire:expire", "Forget a restore point."),
+    Command("vm relink", "vm_relink:vm_relink", "Join the histories of a VM that got a new id."),
     Command("policy lint", "policy_lint:policy_lint", "Check policy files."),
     Command("policy explain", "policy_explain:policy_explain", "Say which policies select a VM and what they decide."),
     Command("policy apply", "policy_apply:policy_apply", "Confirm a change that would take protection away."),

@@ -39,7 +39,7 @@ from engine.commands import (
 )
 from engine.config import Config, parse
 from engine.endpoints import Endpoints, open_endpoints
-from engine.failures import BadInput, NotReachable, RemoteFailure
+from engine.failures import BadInput, Declined, NotReachable, RemoteFailure
 from policies.facts import PointId, RestorePoint, VmId
 from storage.errors import Locked, NoSuchPoint, Refused
 from tests.lab.certificates import make_certificates
@@ -92,6 +92,13 @@ class Desk:
 
     async def explain(self, vm: str) -> Mapping[str, Any]:
         raise Unreachable("vCenter does not answer", where="vc")
+
+    async def plan_relink(self, old: str, new: str) -> Mapping[str, Any]:
+        raise Declined("both stand in the inventory")
+
+    async def relink(self, old: str, new: str, who: str) -> Mapping[str, Any]:
+        self.asked.append(("relink", (old, new, who)))
+        return {"moved": []}
 
     async def pending_policies(self) -> Mapping[str, Any]:
         return {}
@@ -163,6 +170,7 @@ async def test_answers_are_plain_json(folder: Path) -> None:
         (lambda e: e.get("/v1/point", {"reference": "x y&z"}), 2, "no restore point begins with 'x y&z'"),
         (lambda e: e.post("/v1/expire", {"point": "p1", "reason": "r"}), 5, "p1 is held (release it first)"),
         (lambda e: e.get("/v1/policies/explain", {"vm": "web"}), 6, "vc: vCenter does not answer"),
+        (lambda e: e.get("/v1/vms/relink", {"old": "a", "new": "b"}), 5, "both stand in the inventory"),
         (lambda e: e.get("/v1/tasks/t9"), 2, "there is no task t9"),
         (lambda e: e.get("/v1/nothing"), 2, "GET /v1/nothing"),
         (lambda e: e.post("/v1/hold", {"point": "p1"}), 2, "reason"),

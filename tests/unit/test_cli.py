@@ -170,6 +170,7 @@ def test_what_only_an_engine_does_says_that_none_runs(tmp_path: Path) -> None:
         ["policy", "explain", "web"],
         ["policy", "apply"],
         ["restore", "x", "--to-vm", "y"],
+        ["vm", "relink", "x", "y", "--yes"],
     ):
         for where in (["--repo", "r"], ["--config", "backstay.toml"]):
             assert "backstay run" in backstay(*command, *where, home=tmp_path, expect=6).err
