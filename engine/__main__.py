@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+# Only what the interpreter has loaded already: an interruption while more is loaded is met by what stands below.
 import io
 import os
 import sys
-import tempfile
-import traceback
-import warnings
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 
-from engine.cli.output import say
-from engine.cli.table import COMMANDS, overview
-from engine.failures import Exit, verdict
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.failures import Exit
+
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code. Never raises, never shows a traceback."""
+    """Run one command and give its exit code. Never raises, never shows a traceback.
+
+    Without arguments it is the process's own: those of the command line, and signals that end it.
+    """
+    try:
+        if arguments is None:
+            _clean_up_when_ended()
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _main(given: list[str]) -> int:
     _open_closed_streams()
+    import warnings
+
+    from engine.failures import Exit, verdict
+
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # for developers, who ask for them
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files are bytes, not always text
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
             code = _run(given)
@@ -43,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
+    from engine.cli.table import overview
+    from engine.failures import Exit
+
     match given:
         case [] | ["--help" | "-h" | "help"]:
             sys.stdout.write(f"{overview()}\n")
@@ -60,6 +77,7 @@ def _command(given: list[str]) -> int:
     from cyclopts import CycloptsError
 
     from engine.cli.frame import build
+    from engine.failures import Exit
 
     try:
         return int(build(given)(given, exit_on_error=False, print_error=False) or Exit.DONE)
@@ -69,8 +87,19 @@ def _command(given: list[str]) -> int:
 
 
 def _complain(message: str, code: Exit) -> int:
+    from engine.cli.output import say
+
     say(message)
     return int(code)
+
+
+def _clean_up_when_ended() -> None:
+    """An end that is asked for, or a terminal that goes away, leaves no more behind than Ctrl-C does."""
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _open_closed_streams() -> None:
@@ -85,6 +114,8 @@ def _open_closed_streams() -> None:
 
 def _words(given: Sequence[str]) -> str:
     """As much of what was written as names a command, with a space after it."""
+    from engine.cli.table import COMMANDS
+
     known = {" ".join(command.words.split()[:n]) for command in COMMANDS for n in (1, 2)}
     words = next((words for n in (2, 1) if (words := " ".join(given[:n])) in known), "")
     return f"{words} " if words else ""
@@ -93,11 +124,16 @@ def _words(given: Sequence[str]) -> str:
 def _nobody_reads() -> int:
     # The interpreter flushes once more at its end, and would complain there.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return int(Exit.DONE)
+    return 0
 
 
 def _keep(error: BaseException) -> str:
     """Write the traceback where its reporter finds it, and tell where."""
+    import tempfile
+    import traceback
+    from datetime import UTC, datetime
+    from pathlib import Path
+
     text = "".join(traceback.format_exception(error))
     name = f"backstay-bug-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
     folder = os.environ.get("BACKSTAY_BUG_DIR") or tempfile.gettempdir()

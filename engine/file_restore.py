@@ -38,7 +38,7 @@ def restore_to_file(
     if existing == "device":
         return _fill_device(disk, target, threads, progress)
     partial = target.with_name(f".{target.name}.partial")
-    descriptor = _open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    descriptor = _open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, named=target)
     try:
         try:
             done = restore_disk(disk, descriptor, threads=threads, progress=progress)
@@ -81,15 +81,17 @@ def _fill_device(disk: PointDisk, target: Path, threads: int, progress: Callable
         os.close(descriptor)
 
 
-def _open(path: Path, flags: int) -> int:
+def _open(path: Path, flags: int, *, named: Path | None = None) -> int:
+    """`named` is what messages call the file."""
+    named = named or path
     try:
         return os.open(path, flags | os.O_CLOEXEC, 0o600)
     except PermissionError as error:
-        raise NotPermitted(f"may not be written: {error.strerror}", where=str(path)) from error
+        raise NotPermitted(f"may not be written: {error.strerror}", where=str(named)) from error
     except FileNotFoundError as error:
-        raise BadInput("its folder does not exist", where=str(path), hint="make it first") from error
+        raise BadInput("its folder does not exist", where=str(named), hint="make it first") from error
     except OSError as error:
-        raise ConnectorError(f"cannot be written: {error.strerror}", where=str(path)) from error
+        raise ConnectorError(f"cannot be written: {error.strerror}", where=str(named)) from error
 
 
 def _sync_folder(folder: Path) -> None:

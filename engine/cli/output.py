@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from engine.plain import plain
@@ -13,9 +13,12 @@ from engine.plain import plain
 
 def say(message: str) -> None:
     """One message for a person. What was done stays done where nobody can be told."""
-    with suppress(OSError):
+    try:
         sys.stderr.write(message.rstrip("\n") + "\n")
         sys.stderr.flush()
+    except OSError:
+        # The interpreter flushes once more at its end, and would change the exit code there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def show(text: str) -> None:

@@ -15,6 +15,7 @@ from engine.cli.tasks import follow
 from engine.client import Engine
 from engine.commands import Reclaim
 from engine.failures import BadInput, Exit
+from engine.plain import plain
 from engine.reports import plan_row
 from engine.units import show_size
 from policies.units import parse_duration
@@ -69,7 +70,7 @@ def _reclaim(repository: Repository, safety: SafetyAges, dry_run: bool) -> dict[
     if dry_run:
         return plan_row(plan)
     outcome = carry_out(repository, plan, utc_now())
-    return {**plan_row(plan), "freed_bytes": outcome.freed_bytes, "kept": outcome.kept}
+    return {**plan_row(plan), **plain(outcome)}
 
 
 def _tell(done: Mapping[str, Any], dry_run: bool) -> None:

@@ -42,13 +42,16 @@ def verify(
 
 
 def _ask(engine: Engine, references: tuple[str, ...], bar: Progress) -> dict[str, Any]:
-    return dict(follow(engine, Verify(references), bar))
+    report = dict(follow(engine, Verify(references), bar))
+    report.pop("exit_code", None)  # told as such
+    return report
 
 
 def _verify(repository: Repository, references: tuple[str, ...], bar: Progress) -> dict[str, Any]:
     points = [repository.find(reference) for reference in references] or None
     bar.begin("verify", repository.sizes().stored_bytes)
-    return dict(plain(storage_verify.verify(repository, now=utc_now(), points=points, progress=Steps(bar))))
+    report = storage_verify.verify(repository, now=utc_now(), points=points, progress=Steps(bar))
+    return {**plain(report), "sound": report.sound}
 
 
 def _tell(report: Mapping[str, Any]) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.console import backstay
+from tests.console import BACKSTAY, backstay, environment
 
 MIB = 1 << 20
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_closed_streams_change_neither_what_is_done_nor_the_exit_code(tmp_path: 
     backstay("disk", "backup", tmp_path / "web.img", "--repo", repo, "--name", "b", home=tmp_path, prepare=close)
     backstay("points", "--repo", repo, home=tmp_path, prepare=close)
     backstay("points", "--repo", tmp_path, home=tmp_path, prepare=close, expect=10)
-    assert backstay("verify", "--repo", repo, "--json", home=tmp_path).data["sound"]
+    assert backstay("verify", "--repo", repo, "--json", home=tmp_path).data["damaged"] == []
 
 
 def test_messages_that_cannot_be_written_change_no_exit_code(tmp_path: Path, repo: Path) -> None:
@@ -112,3 +116,28 @@ def test_a_password_in_an_address_is_not_repeated(tmp_path: Path, repo: Path) ->
     address = "nbd://user:hunter2@localhost:1/export"
     ran = backstay("disk", "backup", address, "--repo", repo, "--name", "b", home=tmp_path, expect=2)
     assert "user names" in ran.err and "hunter2" not in ran.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_restore_that_is_ended_leaves_nothing_half_written(tmp_path: Path, number: signal.Signals) -> None:
+    repo, image, target = tmp_path / "repo", tmp_path / "big.img", tmp_path / "out"
+    target.mkdir()
+    image.write_bytes(os.urandom(256 * MIB))
+    backstay("repo", "init", repo, home=tmp_path)
+    backstay("disk", "backup", image, "--repo", repo, "--name", "big", home=tmp_path)
+    process = subprocess.Popen(
+        [BACKSTAY, "disk", "restore", "big@latest", "--repo", repo, "--to", target / "big.img"],
+        cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(target.iterdir()):
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "interrupted\n")
+    assert list(target.iterdir()) == []
+
+
+def test_nothing_is_loaded_before_an_interruption_can_be_met() -> None:
+    code = "import sys; before = set(sys.modules); import engine.__main__; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["__future__", "engine", "engine.__main__"]
