@@ -298,7 +298,12 @@ class LocalBlobs:
             for path in self.spool.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     continue  # not ours
-                path.unlink()
+                try:
+                    path.unlink()
+                except OSError as error:
+                    if error.errno != errno.EROFS:
+                        raise
+                    break
                 removed += 1
         self._keep_reserve()
         return removed

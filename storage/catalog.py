@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from policies.facts import PointId, RestorePoint, VmId
 from storage import marks
+from storage.catalog_doubt import Doubtful, is_full, is_trouble
 from storage.catalog_loading import Loader
 from storage.catalog_rows import (
     JOIN,
@@ -99,12 +100,12 @@ class Catalog:
                 self._catch_up()
                 self.rebuilds["missing"] += missing and bool(self._source.manifest_ids())
                 return
-            except (duckdb.Error, _Doubtful, OSError) as error:
-                if _is_full(error):
+            except (duckdb.Error, Doubtful, OSError) as error:
+                if is_trouble(error):
                     self._stay_behind(missing, error)
                     return
                 log.warning("catalog set aside and rebuilt: %s", error, extra={"path": str(self._path)})
-                kind = error.kind if isinstance(error, _Doubtful) else "damaged"
+                kind = error.kind if isinstance(error, Doubtful) else "damaged"
             try:
                 self._quarantine()
                 self._rebuild()
@@ -205,11 +206,12 @@ class Catalog:
     def _wal(self) -> Path:
         return self._path.with_name(self._path.name + ".wal")
 
-    def _connect(self) -> None:
+    def _connect(self, *, read_only: bool = False) -> None:
         import duckdb
 
         self._db = duckdb.connect(
             str(self._path),
+            read_only=read_only,
             config={
                 "storage_compatibility_version": STORAGE_VERSION,
                 "threads": 2,
@@ -242,7 +244,7 @@ class Catalog:
         cursor = self._cursor()
         if not cursor.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchall():
             if cursor.execute("SELECT 1 FROM duckdb_tables()").fetchall():
-                raise _Doubtful("damaged", "it is not a catalog")
+                raise Doubtful("damaged", "it is not a catalog")
             self._create()
         found = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
         schema = int(found.get("schema", "0"))
@@ -254,7 +256,7 @@ class Catalog:
                 hint="use a newer Backstay, or delete the catalog: it is rebuilt",
             )
         if schema < SCHEMA:
-            raise _Doubtful("old_schema", f"it has the older schema {schema}")
+            raise Doubtful("old_schema", f"it has the older schema {schema}")
 
     def _create(self) -> None:
         cursor = self._cursor()
@@ -272,7 +274,7 @@ class Catalog:
             "SELECT (SELECT count(*) FROM chunks), (SELECT coalesce(sum(chunks), 0) FROM packs)"
         ).fetchone()
         if counted is None or counted[0] != counted[1]:
-            raise _Doubtful("behind", f"its chunks and packs disagree: {counted}")
+            raise Doubtful("behind", f"its chunks and packs disagree: {counted}")
         known_points = {row[0] for row in cursor.execute("SELECT id FROM points").fetchall()}
         known_marks = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()}
         there = {(name.number, name.id.hex()): name for name in source.packs().values()}
@@ -298,21 +300,29 @@ class Catalog:
         self._behind, self.witness = False, True
 
     def _stay_behind(self, missing: bool, error: Exception) -> None:
-        """The store is full: what the catalog knows is better than nothing, and it is no worse for it."""
+        """The store cannot be written: what the catalog knows is better than nothing, and it is no worse for it."""
+        import duckdb
+
         self._disconnect()
         if missing:
             raise self._give_up(error) from error
-        log.error("catalog behind, the store is full: %s", error)
-        self._connect()
-        self._check_schema()
+        log.error("catalog behind: %s", error)
+        try:
+            self._connect(read_only="Read-only file system" in str(error))
+            self._check_schema()
+        except duckdb.Error as again:
+            self._disconnect()
+            kind = NoSpace if is_full(again) else StoreFailed
+            raise kind(f"the catalog cannot be opened: {again}", where=str(self._path)) from again
         self._behind = True
 
     def _give_up(self, error: Exception) -> StorageError:
         """Remove what was begun; the error to raise."""
         self._disconnect()
-        for path in (self._path, self._wal()):
-            path.unlink(missing_ok=True)
-        kind = NoSpace if _is_full(error) else StoreFailed
+        with suppress(OSError):
+            for path in (self._path, self._wal()):
+                path.unlink(missing_ok=True)
+        kind = NoSpace if is_full(error) else StoreFailed
         return kind(f"the catalog could not be made again: {error}", where=str(self._path))
 
     def _quarantine(self) -> None:
@@ -372,19 +382,6 @@ class Catalog:
             with suppress(duckdb.Error):  # a failed COMMIT has ended the transaction
                 cursor.execute("ROLLBACK")
             raise
-
-
-def _is_full(error: Exception) -> bool:
-    """DuckDB tells a full disk only in words."""
-    return "No space left" in str(error) or "Disk quota exceeded" in str(error)
-
-
-class _Doubtful(Exception):
-    """The catalog does not explain itself."""
-
-    def __init__(self, kind: str, why: str) -> None:
-        super().__init__(why)
-        self.kind = kind
 
 
 def _intact(load: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from storage.blobs import Blobs
-from storage.errors import Damaged, NoSpace
+from storage.errors import Damaged, StorageError
 from storage.format import PackName, parse_pack_key
 
 KEY = "distrusted"
@@ -37,5 +37,5 @@ class Distrust:
         }
         try:
             self._blobs.replace(KEY, json.dumps(said).encode())
-        except NoSpace as error:
+        except StorageError as error:
             log.warning("what is damaged is known to this process only: %s", error)

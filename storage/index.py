@@ -114,7 +114,8 @@ class Index:
                     raise ValueError("left over")
                 self._runs += (Run(path, repository),)
             except (ValueError, OSError):
-                path.unlink(missing_ok=True)  # derived: the packs that it covered are read again
+                with suppress(OSError):
+                    path.unlink()  # derived: the packs that it covered are read again
 
     def packs(self) -> set[PackName]:
         """Every pack that some run covers."""

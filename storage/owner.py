@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -26,7 +27,7 @@ class Ownership:
     def __init__(self, root: Path, owner: str, now: datetime) -> None:
         self._path = root / "owner.json"
         with translated(str(root)):
-            self._fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._fd = _open_lock(root / "lock")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -58,7 +59,8 @@ class Ownership:
             temporary.write_text(document)
             temporary.replace(self._path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             with self._path.open("r+") as file:  # its room is there already
                 file.write(document)
                 file.truncate()
@@ -75,3 +77,13 @@ class Ownership:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    """A lock can be held on a file that can only be read, too: that of a copy on a read-only file system."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        return os.open(path if path.exists() else path.parent, os.O_RDONLY)

@@ -36,8 +36,8 @@ def rebuild(
     """Throw catalog and index of a repository that nobody holds away, and make them again."""
     with open_repository(location, now=now, passphrase=passphrase, owner=owner) as repository:
         _hear_witness(repository)  # nobody else has it, the key is right, and interrupted work is finished
-    with translated(str(location)):
-        shutil.rmtree(Path(location) / "index", ignore_errors=True)
+        with translated(str(location)):
+            shutil.rmtree(Path(location) / "index", ignore_errors=True)
     failpoint("rebuild.index_removed")
     with open_repository(location, now=now, passphrase=passphrase, owner=owner) as repository:
         return rebuild_catalog(repository)

@@ -15,6 +15,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ from storage.catalog import Catalog, Changes
 from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.creation import BLOCK_BYTES, FOLDERS, create
-from storage.errors import Damaged, Missing, NoRepository, NoSuchPoint, Refused, StorageError
+from storage.errors import Damaged, Missing, NoRepository, NoSuchPoint, Refused, StorageError, StoreFailed
 from storage.expiry import find_lost, finish_expiry
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
@@ -127,8 +128,9 @@ class Repository:
             log.warning("pack left out of the index", extra={"why": damage})
         self.catalog = Catalog(root / "catalog.duckdb", root / "spool", CatalogSource(self))
         self._catalog_open = False
-        for point in self.marks.expired():
-            blobs.delete(manifests.manifest_key(point))  # the rest when the catalog opens
+        with suppress(StoreFailed):  # on a read-only file system it stays; nobody is shown it
+            for point in self.marks.expired():
+                blobs.delete(manifests.manifest_key(point))  # the rest when the catalog opens
 
     @property
     def repository_id(self) -> str:
@@ -325,8 +327,9 @@ class Repository:
             if not self._catalog_open:
                 self.catalog.open()
                 self._catalog_open = True
-                for point in sorted(self.marks.expired()):
-                    finish_expiry(self, point)
+                with suppress(StoreFailed):
+                    for point in sorted(self.marks.expired()):
+                        finish_expiry(self, point)
                 self.lost_points()
         return self.catalog
 

@@ -111,7 +111,7 @@ def _record(repo: Repository, point: PointId, damages: Sequence[str], now: datet
         repo.drop_marks(earlier)  # a newer verification replaces an older one
     except NoSuchPoint:
         log.info("restore point expired while it was verified: %s", point)
-    except NoSpace as error:
+    except (NoSpace, StoreFailed) as error:
         log.error("result of the verification not recorded: %s", error)
 
 
