@@ -32,6 +32,10 @@ LONGEST_PAUSE = 60.0
 """Seconds between two tries of a source that fails; doubled each time."""
 
 
+WRONG_CLOCK = timedelta(minutes=10)
+"""From this difference between our clock and a vCenter's on, one of them is wrong, and nothing is removed by age."""
+
+
 @dataclass(slots=True)
 class Patience:
     """How long to wait after a failure."""
@@ -66,6 +70,14 @@ class Sources:
     """Whether each vCenter answered when it was last asked something."""
     skews: dict[str, float] = field(default_factory=dict)
     """By how many seconds each vCenter's clock is before ours."""
+
+    @property
+    def clock_doubt(self) -> str:
+        """Why nothing may be removed by age now, in a sentence; empty when the clocks agree."""
+        vcenter, skew = max(self.skews.items(), key=lambda one: abs(one[1]), default=("", 0.0))
+        if abs(skew) <= WRONG_CLOCK.total_seconds():
+            return ""
+        return f"the clocks of this machine and of vCenter {vcenter} differ by {abs(skew) / 60:.0f} minutes"
 
     async def follow_events(self, hypervisor: Hypervisor) -> None:
         """Events of one vCenter, from the cursor of the state on."""

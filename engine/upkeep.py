@@ -63,6 +63,9 @@ async def retain(parts: Parts) -> str:
     """One run of retention over all VMs; not before every inventory was seen, as policies select by it."""
     if not parts.world.inventory_known:
         return "waits until every vCenter's inventory is known"
+    if parts.sources.clock_doubt:
+        parts.retention_refused = f"waits: {parts.sources.clock_doubt}"
+        return parts.retention_refused
     now = parts.now()
     run = maintenance.plan_run(
         parts.world.points,
@@ -85,6 +88,8 @@ async def retain(parts: Parts) -> str:
 
 async def reclaim(parts: Parts) -> str:
     """Free packs that nothing needs, and the oldest pages of the journal."""
+    if parts.sources.clock_doubt:
+        return f"waits: {parts.sources.clock_doubt}"
     await settled(parts.threads.state, parts.state.forget, parts.now() - JOURNAL_KEPT)
     ages = SafetyAges(young_pack=parts.config.maintenance.orphan_pack)
     plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())

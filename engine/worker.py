@@ -190,7 +190,8 @@ class Crew:
             self.state.intend,
             Intent(run, "snapshot", vm.address, vm.id, run, began),
         )
-        attempt = Attempt(job, vm, run, "; ".join(dict.fromkeys(d.reason for d in reasons)), Tally())
+        doubts = [*(d.reason for d in reasons), *self._newest_is_gone(vm.id)]
+        attempt = Attempt(job, vm, run, "; ".join(dict.fromkeys(doubts)), Tally())
         waited = began - max(job.created_at, job.not_before)
         attempt.tally.seconds["queued"] = max(0.0, waited.total_seconds())
         self.active[run] = attempt
@@ -199,6 +200,13 @@ class Crew:
         self.active.pop(run, None)
         await self._done(job, done, attempt, began, reasons)
         return done
+
+    def _newest_is_gone(self, vm: VmId) -> list[str]:
+        """Why an older restore point is not built on: it may lie behind a doubt that the newest one had settled."""
+        last = self.world.runs.get(vm, RunRow(vm)).last_success
+        good = [point.taken_at for point in self.world.points.get(vm, ()) if point.complete and not point.damaged]
+        gone = last is not None and max(good, default=last) < last
+        return ["the newest restore point is gone or damaged"] if gone else []
 
     async def _done(self, job: Job, done: Done, attempt: Attempt, began: datetime, trusted: list[Distrust]) -> None:
         settled_job = replace(job, state=JobState.DONE, last_error="")

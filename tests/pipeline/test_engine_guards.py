@@ -213,3 +213,37 @@ async def test_a_full_disk_under_state_and_repository_stops_runs_but_neither_eng
         await backed_up(engine, "web")
         assert engine.points_of("web") == 2
     assert all(not held for held in hypervisor.snapshots.values())
+
+
+async def test_a_run_does_not_build_on_what_was_before_a_newest_restore_point_that_is_gone(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        hypervisor.write(vm, MIB, os.urandom(1000))
+        detail = engine.parts.repository.detail
+        newest = await backed_up(engine, "web")
+        assert detail(PointId(newest)).disks[0].head.attributes["changes"] == "incremental"
+        await engine.control.expire(newest, "a test", "test")
+        made = await backed_up(engine, "web")
+        assert "the newest restore point is gone" in detail(PointId(made)).disks[0].head.attributes["changes"]
+        again = await backed_up(engine, "web")
+        assert detail(PointId(again)).disks[0].head.attributes["changes"] == "incremental"
+
+
+async def test_a_clock_that_differs_from_vcenters_deletes_nothing(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    hypervisor.add("web")
+    hypervisor.ahead = timedelta(hours=-1)
+    async with running(tmp_path, hypervisor, configure(tmp_path, KEEP_ONE)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1 and engine.parts.sources.skews)
+        await backed_up(engine, "web")
+        assert "clock" in await upkeep.retain(engine.parts)
+        assert "clock" in await upkeep.reclaim(engine.parts)
+        assert engine.points_of("web") == 2
+        assert any("clock" in problem for problem in (await engine.control.health())["problems"])
+        engine.parts.sources.skews["vc-1"] = 1.0
+        await upkeep.retain(engine.parts)
+        assert engine.points_of("web") == 1
