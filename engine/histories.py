@@ -94,6 +94,8 @@ def join(world: World, old: VmId, new: VmId, now: datetime) -> Joining:
     before = [{vm: table[vm] for vm in (old, new) if vm in table} for table in tables]
     fired_before = {key: at for key, at in world.fired.items() if key[2] in (old, new)}
     jobs_before = {id: job for id, job in world.jobs.items() if job.vm == new}
+    # Work that was given up when the VM left must not keep the same slot's from being asked for again.
+    over = {key: job for key, job in world.job_keys.items() if f":{old}:" in key and job not in world.jobs}
 
     points = together(world, old, new)
     row = _row(world.rows.get(old), world.rows[new], old, points, now)
@@ -111,6 +113,7 @@ def join(world: World, old: VmId, new: VmId, now: datetime) -> Joining:
     world.fired = {**{key: at for key, at in world.fired.items() if key not in fired_before}, **fired}
     jobs = tuple(replace(job, vm=old) for job in jobs_before.values())
     world.jobs.update({job.id: job for job in jobs})
+    world.job_keys = {key: job for key, job in world.job_keys.items() if key not in over}
     _number_again(world)
     world.refresh(old)
 
@@ -122,6 +125,7 @@ def join(world: World, old: VmId, new: VmId, now: datetime) -> Joining:
         for id, job in jobs_before.items():
             if id in world.jobs:
                 world.jobs[id] = replace(world.jobs[id], vm=job.vm)
+        world.job_keys = {**over, **world.job_keys}
         _number_again(world)
 
     return Joining(row, run, fired, jobs, undo)

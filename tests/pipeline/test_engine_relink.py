@@ -159,6 +159,31 @@ async def test_a_join_that_the_store_refuses_changes_nothing_and_can_be_asked_fo
         assert engine.parts.world.named("web") == [old] and engine.points_of("web") == 2
 
 
+async def test_a_vm_that_was_not_backed_up_under_its_new_id_yet_is_backed_up_under_the_old_one(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        first = hypervisor.add("web")
+        await engine.until(lambda: engine.points_of("web") == 1)
+        await idle(engine)
+        [old] = engine.parts.world.named("web")
+        engine.parts.queue.paused = True
+        hypervisor.remove_vm(first)
+        hypervisor.add("web")
+        await engine.until(lambda: engine.parts.world.jobs)
+        [new] = engine.parts.world.named("web")
+        assert "join again" in (await engine.control.plan_relink(old, new))["text"]
+        assert (await engine.control.relink(old, new, "a person"))["moved"] == []
+        assert [job.vm for job in engine.parts.world.jobs.values()] == [old]
+        engine.parts.queue.paused = False
+        engine.parts.queue.changed()
+        # The job stands no longer for a VM that was never backed up: asked again, it is not due.
+        await idle(engine)
+        assert engine.points_of("web") == 1
+        assert (await changes_of_the_next(engine)).startswith("whole")
+        assert engine.points_of("web") == 2 and engine.parts.world.named("web") == [old]
+
+
 async def test_two_vms_that_both_stand_there_stay_two(tmp_path: Path, hypervisor: HypervisorInMemory) -> None:
     async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
         hypervisor.add("web"), hypervisor.add("app")

@@ -89,12 +89,21 @@ def test_numbers_of_events_found_by_comparing_are_never_given_twice() -> None:
     assert join(world, OLD, NEW, NOW).row.accounted[MISSED] == "7"
 
 
+def test_what_was_given_up_when_the_vm_left_is_asked_for_again() -> None:
+    world = world_of_two()
+    world.set_job(replace(job(), key="gold:rpo:vm-new:20260301T000000Z"))
+    world.job_keys = {f"gold:rpo:{vm}:20260301T000000Z": JobId(id) for vm, id in ((OLD, "j0"), (NEW, "j1"))}
+    join(world, OLD, NEW, NOW)
+    assert list(world.job_keys.values()) == [JobId("j1")]
+
+
 def test_a_join_that_was_not_written_is_taken_back_whole() -> None:
     world = world_of_two()
     world.set_job(job())
+    world.job_keys["gold:rpo:vm-old:20260301T000000Z"] = JobId("j0")
 
     def tables() -> dict[str, Any]:
-        names = ("vms", "rows", "runs", "history", "points", "fired", "jobs", "alerts")
+        names = ("vms", "rows", "runs", "history", "points", "fired", "jobs", "job_keys", "alerts")
         return {name: deepcopy(getattr(world, name)) for name in names}
 
     before = tables()
