@@ -38,9 +38,6 @@ READ_SECONDS = 30.0
 SWEEP_AT_ONCE = 500
 """VMs that the clock evaluates in one go: some 20 ms."""
 
-KEYS_KEPT = timedelta(days=400)
-"""How long the idempotency key of a job is remembered: longer than any schedule's slot lasts."""
-
 BULK_READ = 32
 """From so many VMs on, one read of the whole inventory is cheaper than one per VM."""
 
@@ -101,8 +98,7 @@ class Dispatcher:
 
     async def recall(self) -> None:
         """Make the world from what the state holds; before anything runs."""
-        since = self.now() - KEYS_KEPT
-        self.world.load(await settled(self.threads.state, self.state.recall, keys_since=since))
+        self.world.load(await settled(self.threads.state, self.state.recall, self.now()))
 
     async def handle(self, item: Item) -> Rulings:
         """Let one item take effect."""

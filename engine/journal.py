@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import duckdb
@@ -55,6 +55,13 @@ def insert(connection: Connection, table: str, types: Sequence[str], rows: Itera
     columns = [list(column) for column in zip(*held, strict=True)]
     unnested = ", ".join(f"unnest(?::{kind}[])" for kind in types)
     connection.execute(f"INSERT INTO {table} SELECT {unnested}", columns)
+
+
+KEYS_KEPT = timedelta(days=400)
+"""How long the idempotency key of a job is remembered: longer than any schedule's slot lasts."""
+
+DONE_KEYS_KEPT = timedelta(days=7)
+"""The same for a job that is done: its restore point begins a new slot, so that its key does not come again."""
 
 
 def known_keys(connection: Connection, keys: Sequence[str]) -> frozenset[str]:
@@ -166,9 +173,11 @@ def jobs_in(connection: Connection, states: Iterable[JobState]) -> list[Job]:
     return [_job(row) for row in rows]
 
 
-def job_keys(connection: Connection, since: datetime) -> dict[str, JobId]:
-    """Which job stands for which idempotency key, of the jobs made since then and not given up."""
+def job_keys(connection: Connection, now: datetime) -> dict[str, JobId]:
+    """Which job stands for which idempotency key, of the jobs that are recent and not given up."""
     rows = connection.execute(
-        "SELECT key, max(id) FROM jobs WHERE created_at >= ? AND state <> 'abandoned' GROUP BY key", [stamp(since)]
+        "SELECT key, max(id) FROM jobs WHERE created_at >= ? AND state <> 'abandoned' "
+        "AND (state <> 'done' OR created_at >= ?) GROUP BY key",
+        [stamp(now - KEYS_KEPT), stamp(now - DONE_KEYS_KEPT)],
     ).fetchall()
     return {key: JobId(found) for key, found in rows}

@@ -86,9 +86,9 @@ class State:
         """Those of the event keys whose effect has happened."""
         return journal.known_keys(self._connection, keys)
 
-    def job_keys(self, since: datetime) -> dict[str, JobId]:
-        """Which job stands for which idempotency key, of the jobs made since then."""
-        return journal.job_keys(self._connection, since)
+    def job_keys(self, now: datetime) -> dict[str, JobId]:
+        """Which job stands for which idempotency key, as far as it may come again."""
+        return journal.job_keys(self._connection, now)
 
     def apply(self, change: Change, *, now: datetime) -> frozenset[str]:
         """Journal events with all their effects and move the cursor: all of it or none.
@@ -169,9 +169,9 @@ class State:
         statement = "SELECT key FROM events WHERE ? IN ('', source) ORDER BY journaled_at, happened_at"
         return [row[0] for row in self._rows(statement, [source])]
 
-    def recall(self, *, keys_since: datetime) -> Recalled:
+    def recall(self, now: datetime) -> Recalled:
         """Everything that the world in memory is made of."""
-        return Recalled(self.vms(), self.runs(), self.fired(), self.open_jobs(), self.job_keys(keys_since))
+        return Recalled(self.vms(), self.runs(), self.fired(), self.open_jobs(), self.job_keys(now))
 
     # VMs
 
@@ -216,7 +216,11 @@ class State:
         with self._transaction() as connection:
             connection.execute("DELETE FROM events WHERE journaled_at < ?", [stamp(before)])
             connection.execute("DELETE FROM decisions WHERE decided_at < ?", [stamp(before)])
-            connection.execute("DELETE FROM jobs WHERE settled_at < ?", [stamp(before)])
+            connection.execute(
+                "DELETE FROM jobs WHERE state NOT IN ('pending', 'running') AND coalesce(settled_at, created_at) < ?",
+                [stamp(before)],
+            )
+            connection.execute("DELETE FROM fired WHERE fired_at < ?", [stamp(before)])
 
     # intents, cursors, audit, policies
 

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError
 from engine import maintenance, overview
+from engine.jobs import JobId, mint
+from engine.journal import DONE_KEYS_KEPT
 from engine.parts import Parts, Verified
 from engine.plain import show_time
 from engine.records import Audited
@@ -86,11 +88,19 @@ async def retain(parts: Parts) -> str:
     return run.refusal or f"{len(done.expired)} expired, {len(done.marked)} marked"
 
 
+async def forget(parts: Parts) -> None:
+    """Drop the oldest pages of the journal, and the keys that cannot come again."""
+    now = parts.now()
+    await settled(parts.threads.state, parts.state.forget, now - JOURNAL_KEPT)
+    kept = await settled(parts.threads.state, parts.state.job_keys, now)
+    parts.world.keep_keys(kept, JobId(mint("job", lambda: now - DONE_KEYS_KEPT)()))
+
+
 async def reclaim(parts: Parts) -> str:
     """Free packs that nothing needs, and the oldest pages of the journal."""
     if parts.sources.clock_doubt:
         return f"waits: {parts.sources.clock_doubt}"
-    await settled(parts.threads.state, parts.state.forget, parts.now() - JOURNAL_KEPT)
+    await forget(parts)
     ages = SafetyAges(young_pack=parts.config.maintenance.orphan_pack)
     plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
     outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())

@@ -144,6 +144,11 @@ class World:
             del self.job_keys[key]
         return forgotten
 
+    def keep_keys(self, kept: Mapping[str, JobId], before: JobId) -> None:
+        """Of the keys whose job was made before this one, only these may come again."""
+        for key in [k for k, job in self.job_keys.items() if job < before and k not in kept and job not in self.jobs]:
+            del self.job_keys[key]
+
     def set_run(self, run: RunRow) -> None:
         """What a VM's runs came to."""
         self.runs[run.vm] = run

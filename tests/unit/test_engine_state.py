@@ -214,3 +214,35 @@ def test_an_older_state_is_migrated_after_a_copy(tmp_path: Path, monkeypatch: py
     [copy] = tmp_path.glob("state.duckdb.schema-1-*")
     with duckdb.connect(str(copy), read_only=True) as raw:
         assert raw.execute("SELECT value FROM meta").fetchall() == [("1",)]
+
+
+def test_the_state_forgets_what_is_old_and_over_but_nothing_open(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    old = NOW - timedelta(days=500)
+    jobs = tuple(job(n, created_at=old, state=kind) for n, kind in enumerate(JobState))
+    state.apply(Change(effects=(effect("vc:1"),), jobs=jobs, fired={("p", "r", VM): old}), now=old)
+    state.forget(NOW - timedelta(days=400))
+    assert state.table("SELECT state FROM jobs").to_pydict() == {"state": ["pending", "running"]}
+    assert state.event_keys() == []
+    assert state.fired() == {}
+    state.close()
+
+
+def test_the_key_of_a_done_job_is_remembered_for_days_and_of_a_failed_one_for_as_long_as_its_slot_may_last(
+    tmp_path: Path,
+) -> None:
+    state = State(tmp_path, now=NOW)
+    early = NOW - timedelta(days=30)
+    state.apply(
+        Change(
+            jobs=(
+                job(1, created_at=early, state=JobState.DONE),
+                job(2, created_at=early, state=JobState.FAILED),
+                job(3, state=JobState.DONE),
+                job(4, state=JobState.ABANDONED),
+            )
+        ),
+        now=NOW,
+    )
+    assert set(state.job_keys(NOW)) == {"key-2", "key-3"}
+    state.close()

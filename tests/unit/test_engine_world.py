@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from engine.jobs import JobId
 from engine.world import World
 from policies.facts import Address, Vm, VmId
 
@@ -50,3 +51,10 @@ def test_a_vm_that_moves_displaces_nobody() -> None:
     # As long as it still stands at the old address it is taken for a copy.
     assert moved.new
     assert moved.displaced is None
+
+
+def test_keys_that_cannot_come_again_do_not_stay_in_memory() -> None:
+    known = world()
+    known.job_keys = {"old": JobId("job20260101"), "failed": JobId("job20260102"), "new": JobId("job20261122")}
+    known.keep_keys({"failed": JobId("job20260102")}, JobId("job20261115"))
+    assert set(known.job_keys) == {"failed", "new"}
