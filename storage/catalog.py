@@ -178,6 +178,10 @@ class Catalog:
         missing = [one for one in lost.values() if one.id not in there and vm in (None, one.vm)]
         return sorted(found + missing, key=lambda point: (point.taken_at, point.id)) if missing else found
 
+    def point_ids(self) -> set[PointId]:
+        """The restore points that it has rows for."""
+        return {row[0] for row in self.query("SELECT id FROM points")}
+
     def export_views(self) -> dict[str, Any]:
         """Arrow tables of all VIEWS, for read-only SQL elsewhere."""
         return {name: self.export_view(name).read_all() for name in VIEWS}
@@ -319,6 +323,7 @@ class Catalog:
     def _give_up(self, error: Exception) -> StorageError:
         """Remove what was begun; the error to raise."""
         self._disconnect()
+        self.witness = False
         with suppress(OSError):
             for path in (self._path, self._wal()):
                 path.unlink(missing_ok=True)

@@ -70,14 +70,17 @@ def find_lost(home: Home) -> list[RestorePoint]:
 
     New ones are recorded, those whose manifest came back taken back. The caller keeps expiries out meanwhile.
     """
-    known = {point.id: point for point in home.catalog.points()} if home.catalog.witness else {}
+    told = home.catalog.point_ids() if home.catalog.witness else set()  # before the manifests: no commit falls between
     there, gone = home.point_ids(), home.marks.expired()
     for point in sorted(there & home.marks.lost()):
         outdated = [mark for mark in home.marks.of(point) if mark.kind is MarkKind.LOST]
         home.marks.drop(outdated)
         home.tell_catalog(Changes(manifests=[home.manifest(point)], gone_marks=[mark.key for mark in outdated]))
         log.warning("the manifest of restore point %s is back", point)
-    new = known.keys() - there - gone - home.marks.lost()
+    new = told - there - gone - home.marks.lost()
+    if not new and not home.marks.lost():
+        return []
+    known = {point.id: point for point in home.catalog.points()} if home.catalog.witness else {}
     for point in sorted(new):
         log.error("restore point %s of %s is lost: its manifest is gone", point, known[point].vm_name)
         try:

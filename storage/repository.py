@@ -31,7 +31,7 @@ from storage.catalog import Catalog, Changes
 from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.creation import BLOCK_BYTES, FOLDERS, create
-from storage.errors import Damaged, Missing, NoRepository, NoSuchPoint, Refused, StorageError, StoreFailed
+from storage.errors import Damaged, Missing, NoRepository, NoSpace, NoSuchPoint, Refused, StorageError, StoreFailed
 from storage.expiry import find_lost, finish_expiry
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
@@ -336,7 +336,10 @@ class Repository:
     def lost_points(self) -> list[RestorePoint]:
         """Restore points whose manifest is gone without an expiry; looked for now, and recorded."""
         with self._lock:
-            self.opened_catalog()
+            try:
+                self.opened_catalog()
+            except NoSpace as error:  # what frees the disk must go on
+                log.warning("no catalog tells of lost restore points: %s", error)
             return find_lost(self)
 
     def in_use(self) -> tuple[list[Root], set[PointId]]:

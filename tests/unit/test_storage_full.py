@@ -271,3 +271,30 @@ def test_a_catalog_that_somebody_else_has_open_is_left_alone(tmp_path: Path, mon
     assert not list(location.glob("*.corrupt-*"))
     with opened(location) as repo:
         assert repo.points() == [point]
+
+
+def test_without_a_catalog_and_room_for_one_the_disk_can_still_be_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = make(tmp_path / "r")
+    disk = image(15, 20)
+    with opened(location) as repo:
+        gone, kept = back_up(repo, image(16, 20), vm="vm-2"), back_up(repo, disk)
+    for path in location.glob("catalog.*"):
+        path.unlink()
+
+    def full(*_: object, **__: object) -> None:
+        raise duckdb.IOException("Could not write file: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("duckdb.connect", full)
+        with opened(location) as repo:
+            with pytest.raises(NoSpace):
+                repo.points()
+            repo.expire(repo.find(gone.id), "no room", later())
+            assert carry_out(repo, plan_reclaim(repo, later(days=3650), AGELESS), later(days=3650)).dropped == 2
+            assert read_back(repo, kept.id) == disk
+    with opened(location) as repo:
+        assert [point.id for point in repo.points()] == [kept.id]
+        assert not repo.lost_points()
+        assert verify(repo, now=later()).sound
