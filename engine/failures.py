@@ -95,7 +95,7 @@ class Declined(BadInput):
 
 
 class NotYet(BadInput):
-    """The engine has only just started and cannot tell yet; asking again later helps."""
+    """The engine cannot tell yet, as it has only just started, or is at it; asking again later helps."""
 
     exit_code = Exit.TRY_LATER
 
