@@ -46,7 +46,7 @@ class Draft:
         A job that a worker took meanwhile runs on, and its key still stands for it. What rows say of the inventory
         stays, and is to be written with the next draft.
         """
-        for vm, accounted in self.explained.items():
+        for vm, accounted in [one for one in self.explained.items() if one[0] in self.world.rows]:
             row = replace(self.world.rows[vm], accounted=accounted)
             self.rows[vm] = self.world.rows[vm] = row
         self.world.job_keys.update(self._forgotten)

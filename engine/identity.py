@@ -96,6 +96,16 @@ class Book:
         if traits.bios_uuid:
             self._bios.setdefault(traits.bios_uuid, set()).add(vm)
 
+    def drop(self, vm: VmId) -> None:
+        """Know this VM no more."""
+        traits = self._traits.pop(vm, None)
+        if traits is None:
+            return
+        if traits.address is not None and self._addresses.get(traits.address) == vm:
+            del self._addresses[traits.address]
+        self._instances.get(traits.instance_uuid, set()).discard(vm)
+        self._bios.get(traits.bios_uuid, set()).discard(vm)
+
     def match(self, seen: Traits, present_elsewhere: Callable[[VmId], bool]) -> Known | Unknown:
         """Who this is. `present_elsewhere` tells whether a known VM stands at another address right now."""
         here = self._addresses.get(seen.address) if seen.address is not None else None

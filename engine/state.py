@@ -211,6 +211,12 @@ class State:
         """The next run of this VM reads in full."""
         self.apply(Change(distrust=(Distrust(vm, reason, event_key, now),)), now=now)
 
+    def forget_vms(self, vms: Sequence[VmId]) -> None:
+        """Drop what is remembered of VMs that left long ago."""
+        with self._transaction() as connection:
+            for table, column in (("vms", "id"), ("runs", "vm"), ("distrust", "vm"), ("fired", "vm")):
+                connection.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT unnest(?::VARCHAR[]))", [list(vms)])
+
     def forget(self, before: datetime) -> None:
         """Drop what the journal and settled jobs say of the time before; open jobs and the audit stay."""
         with self._transaction() as connection:

@@ -28,6 +28,9 @@ log = logging.getLogger("engine.upkeep")
 JOURNAL_KEPT = timedelta(days=400)
 """How long events, decisions and settled jobs can be asked for: a year and some weeks."""
 
+GONE_KEPT = timedelta(days=30)
+"""How long a VM that left without a restore point is known: where VMs come and go by the hundred, they add up."""
+
 
 async def every(parts: Parts, name: str, interval: timedelta, work: Callable[[Parts], Awaitable[str]]) -> None:
     """Do the work each interval; its sentence, or what went wrong, is in `parts.upkeep`."""
@@ -89,9 +92,12 @@ async def retain(parts: Parts) -> str:
 
 
 async def forget(parts: Parts) -> None:
-    """Drop the oldest pages of the journal, and the keys that cannot come again."""
+    """Drop the oldest pages of the journal, VMs that left long ago, and keys that cannot come again."""
     now = parts.now()
     await settled(parts.threads.state, parts.state.forget, now - JOURNAL_KEPT)
+    gone = parts.world.long_gone(now - GONE_KEPT)
+    parts.world.forget(gone)
+    await settled(parts.threads.state, parts.state.forget_vms, gone)
     kept = await settled(parts.threads.state, parts.state.job_keys, now)
     parts.world.keep_keys(kept, JobId(mint("job", lambda: now - DONE_KEYS_KEPT)()))
 

@@ -206,6 +206,22 @@ class World:
             self.rows[vm_id] = row
         return row
 
+    def long_gone(self, before: datetime) -> list[VmId]:
+        """VMs that left before this time and of which nothing is kept."""
+        wanted = self.points.keys() | {job.vm for job in self.jobs.values()}
+        return [
+            row.id
+            for row in self.rows.values()
+            if row.left_at is not None and row.left_at < before and row.id not in wanted
+        ]
+
+    def forget(self, vms: Iterable[VmId]) -> None:
+        """Know these VMs no more."""
+        for vm in vms:
+            self.book.drop(vm)
+            for table in (self.rows, self.runs, self.history, self.alerts):
+                table.pop(vm, None)
+
     def account(self, vm: VmId, parts: Iterable[str]) -> VmRow | None:
         """These parts of the VM's look are explained; the changed row, None when it is not there."""
         seen, row = self.vms.get(vm), self.rows.get(vm)

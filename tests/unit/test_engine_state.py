@@ -246,3 +246,15 @@ def test_the_key_of_a_done_job_is_remembered_for_days_and_of_a_failed_one_for_as
     )
     assert set(state.job_keys(NOW)) == {"key-2", "key-3"}
     state.close()
+
+
+def test_a_vm_that_is_forgotten_leaves_nothing_in_the_state(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    other = VmId("vm-2")
+    rows = tuple(VmRow(vm, Traits(None, "web"), {}, NOW) for vm in (VM, other))
+    state.apply(Change(vms=rows, distrust=(Distrust(VM, "why", "", NOW),), fired={("p", "r", VM): NOW}), now=NOW)
+    state.save_job(job(state=JobState.DONE), run=RunRow(VM, last_attempt=NOW))
+    state.forget_vms([VM])
+    assert [row.id for row in state.vms()] == [other]
+    assert (state.runs(), state.distrust_of(VM), state.fired()) == ({}, [], {})
+    state.close()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from engine.jobs import JobId
 from engine.world import World
-from policies.facts import Address, Vm, VmId
+from policies.facts import Address, PointId, RestorePoint, Vm, VmId
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 HERE = Address("vc", "vm-1")
@@ -58,3 +58,20 @@ def test_keys_that_cannot_come_again_do_not_stay_in_memory() -> None:
     known.job_keys = {"old": JobId("job20260101"), "failed": JobId("job20260102"), "new": JobId("job20261122")}
     known.keep_keys({"failed": JobId("job20260102")}, JobId("job20261115"))
     assert set(known.job_keys) == {"failed", "new"}
+
+
+def test_a_vm_that_left_long_ago_is_forgotten_unless_something_of_it_is_kept() -> None:
+    known = world()
+    long_ago = NOW - timedelta(days=60)
+    web = known.sight(WEB, long_ago).vm.id
+    db = known.sight(replace(DB, address=Address("vc", "vm-2")), long_ago).vm.id
+    known.sight(replace(WEB, address=Address("vc", "vm-3"), instance_uuid="i-3", bios_uuid="b-3"), long_ago)
+    known.set_points(db, [RestorePoint(PointId("p"), db, "db", long_ago)])
+    known.leave(HERE, long_ago)
+    known.leave(Address("vc", "vm-2"), long_ago)
+    assert known.long_gone(NOW - timedelta(days=90)) == []
+    assert known.long_gone(NOW - timedelta(days=30)) == [web]
+    known.forget([web])
+    assert web not in known.rows
+    assert known.book.at(HERE) is None
+    assert known.sight(WEB, NOW).new
