@@ -234,12 +234,19 @@ def _run_due(
         policy,
         vm,
         due.rule,
-        key=f"{policy.name}:{due.rule}:{vm.id}:{due.slot:%Y%m%dT%H%M%SZ}",
+        key=f"{policy.name}:{due.rule}:{vm.id}:{due.slot:%Y%m%dT%H%M%SZ}{_after_loss(effective, vm, facts)}",
         reason=f"{opening_words}{due.why}; policy {policy.name} backs it up{when}",
         not_before=max(facts.now, due.at),
         deadline=due.deadline,
         event=event,
     )
+
+
+def _after_loss(effective: Protection, vm: Vm, facts: Facts) -> str:
+    """What tells the run that a slot needs once more: the restore point of its last run is gone, or not good."""
+    success = facts.history.get(vm.id, VmHistory()).last_success
+    good = last_good(vm.id, facts, effective.fallback)
+    return f":{success:%Y%m%dT%H%M%SZ}" if success is not None and (good is None or good < success) else ""
 
 
 def _back_up(

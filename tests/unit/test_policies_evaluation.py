@@ -370,3 +370,25 @@ def test_other_movers_are_named_as_they_are() -> None:
 def test_an_id_is_the_last_resort_for_a_name() -> None:
     event = Event("k", EventType.RENAMED, NOW, "vcenter", vm=VmId("id-7"))
     assert skips(evaluate(PolicySet(), event, facts())) == ["id-7 is not in the inventory any more: nothing to do"]
+
+
+def test_a_restore_point_that_is_lost_is_made_again_and_not_only_when_the_next_goal_is_missed() -> None:
+    taken = NOW - timedelta(hours=1)
+    first = back_up(evaluate(policies(GOLD), clock(), facts(WEB)))
+    history = {WEB.id: VmHistory(last_success=taken)}
+    again = back_up(evaluate(policies(GOLD), clock(), facts(WEB, history=history)))
+    assert again.key != first.key
+    assert back_up(evaluate(policies(GOLD), clock(), facts(WEB, history=history))).key == again.key, (
+        "once for each loss"
+    )
+    later = {WEB.id: VmHistory(last_success=NOW)}
+    assert back_up(evaluate(policies(GOLD), clock(), facts(WEB, history=later))).key != again.key
+
+
+def test_a_damaged_restore_point_is_replaced_when_the_one_before_is_too_old() -> None:
+    old = a_point(WEB, NOW - timedelta(hours=4))
+    planned = back_up(evaluate(policies(GOLD), clock(), facts(WEB, points=[old])))
+    damaged = a_point(WEB, NOW - timedelta(minutes=20), damaged=True)
+    history = {WEB.id: VmHistory(last_success=damaged.taken_at)}
+    run = back_up(evaluate(policies(GOLD), clock(), facts(WEB, points=[old, damaged], history=history)))
+    assert run.key != planned.key
