@@ -297,7 +297,7 @@ class Catalog:
                 marks=list(_intact(source.mark, sorted(mark_keys - known_marks))),
                 gone_packs=[number for number, pack in known_packs if (number, pack) not in there],
                 gone_points=sorted(gone),
-                gone_marks=sorted(known_marks - mark_keys),
+                gone_marks=[key for key in sorted(known_marks - mark_keys) if not marks.lasts(key, manifests)],
                 expiry=None if self.witness else expiry,
             )
         )

@@ -15,7 +15,7 @@ from policies.facts import PointId, RestorePoint
 from storage import manifest as manifests
 from storage.blobs import Blobs
 from storage.catalog import Catalog, Changes
-from storage.catalog_rows import lost_text, unknown_point
+from storage.catalog_rows import lost_text, mark_of, unknown_point
 from storage.errors import Damaged, StorageError
 from storage.failpoints import failpoint
 from storage.manifest import Manifest
@@ -63,6 +63,19 @@ def finish_expiry(home: Home, point: PointId) -> None:
         home.marks.drop(gone)
     except StorageError as error:
         log.warning("expiry of %s is finished at the next open: %s", point, error)
+
+
+def put_holds_back(home: Home) -> None:
+    """Holds and locks that vanished from the store, written again as the catalog remembers them.
+
+    One that was released since is no danger: the release is a later mark.
+    """
+    rows = home.catalog.query("SELECT * FROM marks WHERE kind IN ('hold', 'release', 'lock')")
+    there, keys = home.point_ids(), home.marks.keys()
+    for mark in map(mark_of, rows):
+        if mark.point in there and mark.key not in keys:
+            log.error("%s of restore point %s was gone and is put back: %s", mark.kind, mark.point, mark.text)
+            home.marks.put_back(mark)
 
 
 def find_lost(home: Home) -> list[RestorePoint]:

@@ -34,6 +34,10 @@ class MarkKind(StrEnum):
     EXPIRED = "expired"
 
 
+LASTING = (MarkKind.HOLD, MarkKind.RELEASE, MarkKind.LOCK)
+"""Marks that go with their restore point and never before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """One mark. `until` is only for locks; `text` of a lost point is JSON: what the catalog knew of it.
@@ -86,6 +90,12 @@ def parse_key(key: str) -> tuple[PointId, int, MarkKind]:
         return PointId(point), int(sequence), MarkKind(kind)
     except ValueError:
         raise Damaged("this is not a mark", where=key) from None
+
+
+def lasts(key: str, points: set[PointId]) -> bool:
+    """Whether the mark under a key must be there as long as these restore points are."""
+    point, _, kind = parse_key(key)
+    return kind in LASTING and point in points
 
 
 def decode(key: str, payload: bytes) -> Mark:

@@ -45,6 +45,12 @@ class PointMarks:
             known.append(mark)
         return mark
 
+    def put_back(self, mark: Mark) -> None:
+        """Write a mark again that vanished from the store."""
+        with self._lock:
+            self._blobs.put(mark.key, self._sealing.close(ObjectKind.MARK, mark.key, marks.encode(mark)))
+            self._marks.setdefault(mark.point, []).append(mark)
+
     def drop(self, gone: Iterable[Mark]) -> None:
         """Remove marks."""
         for mark in gone:

@@ -32,7 +32,7 @@ from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.creation import BLOCK_BYTES, FOLDERS, create
 from storage.errors import Damaged, Missing, NoRepository, NoSpace, NoSuchPoint, Refused, StorageError, StoreFailed
-from storage.expiry import find_lost, finish_expiry
+from storage.expiry import find_lost, finish_expiry, put_holds_back
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
 from storage.index import Index
@@ -327,7 +327,8 @@ class Repository:
             if not self._catalog_open:
                 self.catalog.open()
                 self._catalog_open = True
-                with suppress(StoreFailed):
+                with suppress(StoreFailed, NoSpace):
+                    put_holds_back(self)
                     for point in sorted(self.marks.expired()):
                         finish_expiry(self, point)
                 self.lost_points()

@@ -201,3 +201,27 @@ def test_a_hold_and_an_expiry_at_once_never_both_succeed(tmp_path: Path) -> None
                 repo.release(point.id, None, later())
                 repo.expire(point.id, "old", later())
     assert not files(tmp_path / "r", "marks")
+
+
+def test_a_hold_that_vanished_is_put_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    location = make(tmp_path / "r")
+    with opened(location) as repo:
+        held = back_up(repo, image(13, 10))
+        free = back_up(repo, image(14, 10), at=later(hours=1))
+        repo.mark_hold(held.id, "court", later())
+        repo.mark_lock(held.id, later(days=9), "guard", later())
+        repo.mark_hold(free.id, "mistaken", later())
+        repo.release(free.id, None, later())
+        points, rows = repo.points(), repo.catalog.rows()
+    for mark in files(location, "marks"):
+        mark.unlink()
+    with opened(location) as repo:
+        assert repo.points() == points
+        with pytest.raises(Refused, match="court"):
+            repo.expire(held.id, "old", later())
+    assert "put back: court" in caplog.text
+    with opened(location) as repo:
+        assert repo.mark_state(held.id).locked_until == later(days=9)
+        assert not repo.mark_state(free.id).holds
+        repo.catalog.rebuild()
+        assert repo.catalog.rows() == rows
