@@ -29,6 +29,7 @@ from engine import logs, upkeep
 from engine.api import serve
 from engine.config import Config
 from engine.control import Controls
+from engine.credentials import Secret
 from engine.endpoints import Endpoints, open_endpoints
 from engine.failures import BadInput
 from engine.parts import Parts
@@ -77,7 +78,7 @@ async def connect(
             host=vcenter.host,
             port=vcenter.port,
             user=vcenter.user,
-            password=vcenter.password.read,
+            password=password_of(vcenter.password),
             engine_id=engine_id(config),
             ca_file=vcenter.ca_file,
         ),
@@ -94,6 +95,24 @@ async def connect(
         ),
     )
     return await VCenter.connect(settings)
+
+
+def password_of(secret: Secret) -> Callable[[], str]:
+    """Reads the password at each login. A place that was readable once is waited for: it ends no running engine."""
+    known = False
+
+    def read() -> str:
+        nonlocal known
+        try:
+            password = secret.read()
+        except BadInput as error:
+            if known:
+                raise LoginRefused(f"the password cannot be read now: {error}") from error
+            raise
+        known = True
+        return password
+
+    return read
 
 
 def _stats_folder() -> Path | None:

@@ -39,7 +39,7 @@ async def appeared(folder: Path, plain_uuid: str, within_seconds: float) -> Path
                 hint="the proxy VM needs disk.EnableUUID=TRUE and a running udev",
             )
         if tries % _RESCAN_EVERY == 4:
-            rescan(folder)
+            await asyncio.to_thread(rescan, folder)
         tries += 1
         await asyncio.sleep(_POLL_SECONDS)
     return path

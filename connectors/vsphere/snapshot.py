@@ -84,8 +84,11 @@ async def hold_snapshot(
 
     within = max(settings.create_seconds * 4, settings.removal.seconds) + 10 * session.settings.answer_seconds
     making = _Making(session, managed, fresh, name, run, settings)
-    async with acquired(lambda: making.climb(want, fallback), release, within=within) as made:
-        yield await _describe(session, fresh, made, name, run, tracking)
+    try:
+        async with acquired(lambda: making.climb(want, fallback), release, within=within) as made:
+            yield await _describe(session, fresh, made, name, run, tracking)
+    except TimeoutError as error:
+        raise Busy(f"snapshot {name} was not made or removed within {within:g} s", where=fresh.name) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import logging
@@ -95,7 +96,7 @@ async def open_network_disk(session: Session, disk: NetworkDisk, settings: Trans
         raise TransportFailed(f"the certificate of vCenter could not be read: {exc}", where=where) from exc
     launch = Launch(
         command=lambda spot: command(disk, session, settings, thumbprint, spot),
-        password=session.settings.password(),
+        password=await asyncio.to_thread(session.settings.password),
         where=where,
         environment=settings.environment,
         scratch=settings.scratch,

@@ -1,12 +1,14 @@
 """A snapshot of ours: what it holds, how consistent it is, and that it goes on every way out."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import pytest
 from pyVmomi import SoapAdapter, vim
 
-from connectors.errors import ConnectorError, Gone, Rejected, SnapshotFailed, Unreachable
+from connectors.errors import Busy, ConnectorError, Gone, Rejected, SnapshotFailed, Unreachable
 from connectors.hypervisor import Snapshot
 from connectors.vsphere.hypervisor import VCenter
 from policies.facts import Consistency, Vm
@@ -14,6 +16,7 @@ from tests.lab.connect import connected, until
 from tests.lab.vcenter import MIB, Lab, Machine
 
 Start = Callable[..., Lab]
+T = TypeVar("T")
 CRASH, FILESYSTEM, APPLICATION = Consistency.CRASH, Consistency.FILESYSTEM, Consistency.APPLICATION
 
 
@@ -340,3 +343,21 @@ async def test_an_unreachable_vcenter_at_the_start_is_told(lab: Lab) -> None:
                 pass
         await asyncio.sleep(0.6)
     assert names(lab) == ()
+
+
+async def test_a_removal_that_overruns_every_deadline_is_told_as_one_that_may_be_tried_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def overrunning(
+        create: Callable[[], Awaitable[T]], release: Callable[[T], Awaitable[None]], *, within: float
+    ) -> AsyncIterator[T]:
+        made = await create()
+        yield made
+        await release(made)
+        raise TimeoutError("not done in time")
+
+    monkeypatch.setattr("connectors.vsphere.snapshot.acquired", overrunning)
+    async with connected(lab) as vcenter:
+        with pytest.raises(Busy, match="not made or removed"):
+            await take(vcenter)
