@@ -91,6 +91,7 @@ class Crew:
     set_aside: set[VmId] = field(default_factory=set)
     _others: set[RunId] = field(default_factory=set)
     _restoring: set[tuple[str, str]] = field(default_factory=set)
+    _listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _followers: dict[JobId, asyncio.Future[Outcome]] = field(default_factory=dict)
 
     def is_active(self, run: str) -> bool:
@@ -380,16 +381,17 @@ class Crew:
 
     async def list_points(self, vm: VmId) -> None:
         """Read the restore points of a VM from the repository again."""
-        self.world.set_points(vm, await settled(self.threads.repository, self.repository.points, vm))
+        async with self._listing:
+            self.world.set_points(vm, await settled(self.threads.repository, self.repository.points, vm))
 
     async def list_all_points(self) -> None:
         """Read every restore point from the repository again."""
-        listed = await settled(self.threads.repository, self.repository.points)
-        by_vm: dict[VmId, list[RestorePoint]] = {vm: [] for vm in self.world.points}
-        for point in listed:
-            by_vm.setdefault(point.vm, []).append(point)
-        for vm, points in by_vm.items():
-            self.world.set_points(vm, points)
+        async with self._listing:
+            by_vm: dict[VmId, list[RestorePoint]] = {vm: [] for vm in self.world.points}
+            for point in await settled(self.threads.repository, self.repository.points):
+                by_vm.setdefault(point.vm, []).append(point)
+            for vm, points in by_vm.items():
+                self.world.set_points(vm, points)
 
     def _name(self, vm: VmId) -> str:
         row = self.world.rows.get(vm)

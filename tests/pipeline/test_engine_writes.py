@@ -15,7 +15,7 @@ from engine.commands import BackUpVm
 from engine.inbox import Happened
 from engine.records import Change
 from engine.threads import settled
-from policies.facts import Event, EventType, RestorePoint
+from policies.facts import Event, EventType, RestorePoint, VmId
 from storage.errors import NoSpace
 from storage.pending import PendingPoint
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
@@ -129,3 +129,32 @@ async def test_what_only_comparing_found_is_not_forgotten_when_it_cannot_be_writ
             while not (known := await settled(engine.parts.threads.state, engine.parts.state.distrust_of, web)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert [one.event_key.rpartition(":")[2] for one in known] == ["vm.reconfigured"]
+
+
+async def test_an_old_list_of_restore_points_does_not_hide_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disks").mkdir()
+    hypervisor = HypervisorInMemory(tmp_path / "disks")
+    hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1 and not engine.parts.world.jobs)
+        points, listed, go_on = engine.parts.repository.points, threading.Event(), threading.Event()
+
+        def slowly(vm: VmId | None = None) -> list[RestorePoint]:
+            found = points(vm)
+            if vm is None and not listed.is_set():
+                listed.set()
+                go_on.wait(10)
+            return found
+
+        monkeypatch.setattr(engine.parts.repository, "points", slowly)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(engine.parts.crew.list_all_points())
+            await asyncio.to_thread(listed.wait, 10)
+            task = await engine.control.submit(BackUpVm("web"), "test")
+            await engine.until(lambda: len(points()) == 2 and not engine.parts.world.jobs)
+            await asyncio.sleep(0.3)
+            go_on.set()
+        await engine.finished(task)
+        assert engine.points_of("web") == 2
