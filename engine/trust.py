@@ -40,6 +40,19 @@ def fetch_certificate(host: str, port: int) -> Certificate:
     return Certificate(ssl.DER_cert_to_PEM_cert(der), fingerprint(der))
 
 
+def is_trusted(host: str, port: int) -> bool:
+    """Whether an authority that this system knows vouches for a server that answers."""
+    context = ssl.create_default_context()
+    try:
+        with (
+            socket.create_connection((host, port), CONNECT_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return True
+    except ssl.SSLError:
+        return False
+
+
 def fingerprint(der: bytes) -> str:
     """SHA-256 of a certificate, in pairs."""
     return hashlib.sha256(der).digest().hex(":").upper()

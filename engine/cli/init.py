@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import secrets
-import socket
-import ssl
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from engine.config import SYSTEM_FILE, Config, RepositorySection, Transport, VCe
 from engine.config import parse as parse_config
 from engine.credentials import Secret
 from engine.failures import BadInput, Declined
-from engine.trust import CONNECT_SECONDS, check_fingerprint, fetch_certificate
+from engine.trust import check_fingerprint, fetch_certificate, is_trusted
 from storage.repository import create
 
 POLICY = """# Everything is protected once a day. Add files beside this one, check them with: backstay policy lint
@@ -181,7 +179,7 @@ def _pem(address: Address, ca_file: Path | None, fingerprint: str | None) -> str
     if fingerprint is not None:
         check_fingerprint(certificate, fingerprint, where)
         return certificate.pem
-    if _is_trusted(address):
+    if is_trusted(address.host, address.port):
         return None
     say(f"No known authority signed the certificate of {where}.\nIts SHA-256 fingerprint is {certificate.fingerprint}")
     if sys.stdin.isatty() and sys.stderr.isatty():
@@ -194,18 +192,6 @@ def _pem(address: Address, ca_file: Path | None, fingerprint: str | None) -> str
         where=where,
         hint=f"give --ca-file, or --fingerprint {certificate.fingerprint}",
     )
-
-
-def _is_trusted(address: Address) -> bool:
-    context = ssl.create_default_context()
-    try:
-        with (
-            socket.create_connection((address.host, address.port), CONNECT_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=address.host),
-        ):
-            return True
-    except ssl.SSLError:
-        return False
 
 
 async def _log_in(name: str, address: Address, user: str, secret: Secret, pem: str | None, vddk: Path | None) -> None:

@@ -19,9 +19,10 @@ from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import utc_now
 from engine.cli.visiting import configured, parse_address, password_source, read_authority, user_of
 from engine.config import Config, RepositorySection, VCenter
+from engine.failures import NotReachable
 from engine.looking import look as look_at
 from engine.service import connect
-from engine.trust import check_fingerprint, fetch_certificate
+from engine.trust import check_fingerprint, fetch_certificate, is_trusted
 from engine.units import show_size
 from policies.loading import load
 from policies.policyset import PolicySet
@@ -94,13 +95,21 @@ async def _look(name: str, vcenter: VCenter, config: Config, tried: PolicySet | 
 @contextmanager
 def _trusted(vcenter: str, ca_file: Path | None, fingerprint: str | None) -> Iterator[Path | None]:
     """The authority to trust; for a fingerprint the server's own certificate, once it is the expected one."""
-    if fingerprint is None:
-        if ca_file is not None:
-            read_authority(ca_file)
+    if ca_file is not None and fingerprint is None:
+        read_authority(ca_file)
         yield ca_file
         return
     address = parse_address(vcenter)
     certificate = fetch_certificate(address.host, address.port)
+    if fingerprint is None:
+        if not is_trusted(address.host, address.port):
+            raise NotReachable(
+                "the certificate is not trusted: no authority that this system knows vouches for it",
+                where=f"{address.host}:{address.port}",
+                hint=f"give --ca-file; or compare, and give --fingerprint {certificate.fingerprint}",
+            )
+        yield None
+        return
     check_fingerprint(certificate, fingerprint, vcenter)
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as kept:
         kept.write(certificate.pem)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ def main() -> int:
         stage.say("interrupted")
         return 130
     finally:
-        if not options.keep and not stage.failures:
+        if not stage.failures:
             shutil.rmtree(directory, ignore_errors=True)
+    if options.keep and not stage.failures:
+        return 0  # told before it was left running
     return _verdict(stage, directory)
 
 
@@ -63,9 +66,11 @@ def _play(stage: Stage, world: World, *, keep: bool) -> None:
         scene(stage, world)
     _table(stage, world)
     if keep:
+        _verdict(stage, world.directory)
         stage.say(f"vCenter {world.lab.url} as {world.lab.user}, password in {world.directory / 'password'}")
         stage.say(f"export BACKSTAY_CONFIG={world.directory / 'backstay.toml'} and use backstay; Ctrl-C ends it all")
-        signal.pause()
+        with suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 def _table(stage: Stage, world: World) -> None:

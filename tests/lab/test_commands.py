@@ -91,7 +91,8 @@ def test_a_login_that_is_refused_ends_with_six_and_without_the_password(lab: Lab
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(lab: Lab, home: Path) -> None:
-    assert "not trusted" in backstay("look", lab.url, home=home, env=account(lab), expect=6).err
+    refused = backstay("look", lab.url, home=home, env=account(lab), expect=6).err
+    assert "not trusted" in refused and fetch_certificate(lab.host, lab.port).fingerprint in refused
     other = "00:" * 31 + "00"
     ran = backstay("look", lab.url, "--fingerprint", other, home=home, env=account(lab), expect=2)
     shown = fetch_certificate(lab.host, lab.port).fingerprint
