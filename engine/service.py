@@ -50,7 +50,7 @@ METRICS_SECONDS = 5.0
 """How often metrics that are read from tables are made anew."""
 
 
-CLOCK_COMPARED = timedelta(minutes=1)
+CLOCK_COMPARED = timedelta(seconds=20)
 """How often a vCenter's clock is compared with ours."""
 
 
