@@ -67,6 +67,10 @@ def _show_engine(found: Mapping[str, Any]) -> None:
         f" {len(covered['never_backed_up'])} never backed up, {len(covered['late'])} late"
     )
     _show_repository(found["repository"])
+    for name, said in found["upkeep"].items():
+        at, _, sentence = said.partition(" ")
+        if name != "metrics":
+            show(printable(f"{name}: {sentence} ({_time(at)} UTC)"))
     show("")
     show_table(
         ("VM", "POLICIES", "POINTS", "LAST", "RPO", "DUE (UTC)", "STANDING"),
