@@ -293,6 +293,8 @@ class Crew:
         )
         if job.kind is JobKind.HOLD:
             run = old
+        if not (retry or _stands(job)):
+            self.world.forget_keys(job.id)  # a schedule that had joined it asks again
         self.world.set_job(after)
         self.world.set_run(run)
         await self._remember(self.state.settle, after, now=now, run=run)
@@ -318,10 +320,7 @@ class Crew:
             log.warning("clean-up waits for the next sweep", extra={"vm": vm.name, "why": str(error)})
 
     async def sweep(self, vcenter: str, wanted: Callable[[Leftover], bool] | None = None) -> Sweep:
-        """One janitor's pass over a vCenter; intents of which nothing is left are closed.
-
-        A run that waits for room passes by what it wants alone: removing what others left may take hours.
-        """
+        """One janitor's pass over a vCenter, or over what a run waits for; closes intents of which nothing is left."""
         swept = await sweep(self.means[vcenter].hypervisor, self.is_active, wanted or (lambda left: True))
         left = {leftover.run for leftover, _ in swept.stuck}
         gone = {leftover.run for leftover in swept.removed}

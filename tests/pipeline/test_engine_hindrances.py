@@ -206,3 +206,21 @@ async def test_a_long_outage_does_not_cost_a_vm_its_slot(
         engine.parts.world.set_job(replace(waiting, not_before=waiting.created_at))
         engine.parts.queue.changed()
         await engine.until(lambda: engine.points_of("web") == 1)
+
+
+async def test_a_schedule_that_joined_a_triggered_run_does_not_fail_with_it(
+    tmp_path: Path, hypervisor: Hindered
+) -> None:
+    hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        engine.parts.queue.paused = True
+        await engine.until(lambda: engine.parts.world.jobs)
+        [job] = engine.parts.world.jobs.values()
+        engine.parts.world.set_job(replace(job, rule="trigger[0]", attempts=MAX_ATTEMPTS - 1))
+        hypervisor.fail_vm = Unreachable("the vCenter is being upgraded")
+        engine.parts.queue.paused = False
+        engine.parts.queue.changed()
+        await engine.until(lambda: engine.parts.world.runs)
+        hypervisor.fail_vm = None
+        await engine.until(lambda: engine.points_of("web") == 1 or any(engine.parts.world.jobs.values()))
+        assert job.id not in engine.parts.world.jobs
