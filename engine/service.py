@@ -11,12 +11,14 @@ import importlib.metadata
 import logging
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from connectors.bus import open_bus
 from connectors.errors import ConnectorError, LoginRefused
@@ -27,6 +29,7 @@ from connectors.vsphere.transport_settings import AttachIntent, TransportSetting
 from engine import config as configuration
 from engine import logs, upkeep
 from engine.api import serve
+from engine.client import Engine
 from engine.config import Config
 from engine.control import Controls
 from engine.credentials import Secret
@@ -41,7 +44,7 @@ from engine.state import State
 from engine.threads import Threads
 from metrics.registry import Metrics
 from policies.facts import Address, VmId
-from storage.errors import StorageError
+from storage.errors import Locked, StorageError
 from storage.repository import Repository, open_repository
 
 log = logging.getLogger("engine.service")
@@ -49,6 +52,11 @@ log = logging.getLogger("engine.service")
 METRICS_SECONDS = 5.0
 """How often metrics that are read from tables are made anew."""
 
+
+T = TypeVar("T")
+
+BRIEFLY_HELD = timedelta(seconds=10)
+"""How long a start waits for a command that has the repository open: longer than any short command takes."""
 
 CLOCK_COMPARED = timedelta(seconds=20)
 """How often a vCenter's clock is compared with ours."""
@@ -277,21 +285,35 @@ def _resources(config: Config) -> Iterator[tuple[State, Repository, Threads, End
     """Everything that is held by one process at a time, closed in the reverse order."""
     passphrase = config.repository.passphrase
     with ExitStack() as held:
-        state = State(config.state_dir, now=utc_now())
+        state = _once_free(config, lambda: State(config.state_dir, now=utc_now()))
         held.callback(state.close)
-        repository = held.enter_context(
-            open_repository(
+        repository = _once_free(
+            config,
+            lambda: open_repository(
                 config.repository.path,
                 passphrase=passphrase.read if passphrase is not None else None,
                 now=utc_now,
                 owner=f"engine unix:{config.socket}",
-            )
+            ),
         )
+        held.enter_context(repository)
         endpoints = open_endpoints(config)
         held.callback(endpoints.close)
         threads = Threads()
         held.callback(threads.close)
         yield state, repository, threads, endpoints
+
+
+def _once_free(config: Config, opened: Callable[[], T]) -> T:
+    """Open what a short command may hold for a moment; Locked when it stays held, or another engine has it."""
+    deadline = time.monotonic() + BRIEFLY_HELD.total_seconds()
+    while True:
+        try:
+            return opened()
+        except Locked:
+            if Engine(config.socket).listens() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 @contextmanager

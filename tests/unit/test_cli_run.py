@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.console import backstay
+from engine.client import Engine
+from storage.repository import open_repository
+from tests.console import BACKSTAY, backstay, environment
 
 POLICY = "schema = 1\n[policy.everything]\nrpo = '24h'\nselect.all = ['*']\n"
 
@@ -74,3 +80,25 @@ def test_an_engine_that_cannot_start_says_why(
 
 def test_without_a_configuration_run_says_what_writes_one(tmp_path: Path) -> None:
     assert "backstay init" in backstay("run", home=tmp_path, expect=2).err
+
+
+def test_an_engine_waits_for_a_short_command_that_holds_the_repository(tmp_path: Path) -> None:
+    config = ready(tmp_path)
+    passphrase = (config.parent / "repository.passphrase").read_text().strip()
+    held = open_repository(
+        config.parent / "repository", passphrase=lambda: passphrase, now=lambda: datetime.now(UTC), owner="a command"
+    )
+    argv = [str(BACKSTAY), "run", "--config", str(config)]
+    api = Engine(config.parent / "state" / "backstay.sock")
+    with subprocess.Popen(argv, env=environment(tmp_path), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as engine:
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                engine.wait(timeout=2)
+            held.close()
+            until = time.monotonic() + 20
+            while not api.listens() and time.monotonic() < until:
+                time.sleep(0.05)
+            assert api.get("/healthz")["ok"]
+        finally:
+            engine.send_signal(signal.SIGTERM)
+        assert engine.wait(timeout=20) == 0
