@@ -93,11 +93,10 @@ def move_while_read(stage: Stage, world: World) -> None:
     stage.scene("3. A VM moves while its disk is being read")
     lab = world.lab
     slow = lab.root / "nbd-faults.json"
-    slow.write_text(json.dumps({"delay_ms": 60}), encoding="utf-8")
+    slow.write_text(json.dumps({"delay_ms": 1500}), encoding="utf-8")
     lab.power_on("files-12")
-    known = len(world.points("files-12"))
+    known, before = len(world.points("files-12")), len(lab.frozen("files-12"))
     world.backstay("backup", "files-12", "--full", "--no-wait")
-    before = len(lab.frozen("files-12"))
     stage.wait("the snapshot of the VM", lambda: len(lab.frozen("files-12")) > before or None)
     stage.wait("its disk to be read", lambda: _reading(lab.root, "files-12") or None)
     stage.say(f"the disk is being read; a person moves the VM to {lab.migrate('files-12')}")
