@@ -346,12 +346,16 @@ async def _read(hypervisor: Hypervisor, addresses: set[Address]) -> dict[Address
             except TimeoutError:
                 raise Unreachable(f"a VM was not read within {READ_SECONDS:g} s", where=address.vcenter) from None
 
+    failure: ConnectorError | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for address in addresses:
                 group.create_task(one(address))
     except* ConnectorError as errors:
-        raise first_connector_error(errors) from None
+        # Raised outside: before Python 3.11.4, what is raised in here is put into a group again.
+        failure = first_connector_error(errors)
+    if failure is not None:
+        raise failure
     return {address: found[address] for address in addresses}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from connectors.errors import ConnectorError, NotPermitted
@@ -38,8 +39,9 @@ def restore_to_file(
     if existing == "device":
         return _fill_device(disk, target, threads, progress)
     partial = target.with_name(f".{target.name}.partial")
-    descriptor = _open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, named=target)
     try:
+        # Opened in here: a signal may come as soon as the file is there.
+        descriptor = _open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, named=target)
         try:
             done = restore_disk(disk, descriptor, threads=threads, progress=progress)
             os.fsync(descriptor)
@@ -47,7 +49,8 @@ def restore_to_file(
             os.close(descriptor)
         partial.rename(target)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
     return done
