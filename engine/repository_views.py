@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow
@@ -15,7 +16,7 @@ _RENAMED = {"restore_points": {"vm": "vm_id", "vm_name": "vm"}, "vms": {"id": "v
 
 def repository_views(repository: Repository) -> Mapping[str, Callable[[], Any]]:
     """For each view the function that gives a reader of its rows as Arrow batches; blocking, safe in any thread."""
-    return {name: lambda name=name: _rows(repository, name) for name in VIEWS}  # type: ignore[misc]
+    return {name: partial(_rows, repository, name) for name in VIEWS}
 
 
 def _rows(repository: Repository, name: str) -> pyarrow.RecordBatchReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ VIEWS: Mapping[str, str] = {
 
 def export_views(state: State) -> Mapping[str, Callable[[], Any]]:
     """For each view the function that gives its rows as an Arrow table; call it in the state's thread."""
-    return {name: lambda statement=statement: state.table(statement) for name, statement in VIEWS.items()}  # type: ignore[misc]
+    return {name: partial(state.table, statement) for name, statement in VIEWS.items()}
 
 
 def open_views(state_dir: Path) -> Mapping[str, Callable[[], Any]]:
@@ -42,4 +43,4 @@ def open_views(state_dir: Path) -> Mapping[str, Callable[[], Any]]:
         except duckdb.Error as error:
             raise translate(error, path) from error
 
-    return {name: lambda statement=statement: table(statement) for name, statement in VIEWS.items()}  # type: ignore[misc]
+    return {name: partial(table, statement) for name, statement in VIEWS.items()}

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine.cli.options import Config as ConfigFile
@@ -66,7 +67,7 @@ def _try(name: str, work: Callable[[], str]) -> Finding:
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     for place, secret in _secrets(config):
-        yield f"secret {place}", lambda secret=secret: _secret(secret)  # type: ignore[misc]
+        yield f"secret {place}", partial(_secret, secret)
     yield "policies", lambda: _policies(config.policies)
     yield "repository", lambda: _repository(config)
     yield "engine", lambda: _engine(config)
@@ -75,7 +76,7 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     for name, vcenter in config.vcenter.items():
         yield f"vcenter {name}", lambda name=name, vcenter=vcenter: asyncio.run(_vcenter(name, vcenter, config))  # type: ignore[misc]
     if config.bus is not None:
-        yield "bus", lambda bus=config.bus: _bus(bus)  # type: ignore[misc]
+        yield "bus", partial(_bus, config.bus)
 
 
 def _secrets(config: Config) -> Iterator[tuple[str, Secret]]:
