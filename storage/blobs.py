@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from storage.errors import AlreadyExists, Damaged, Missing, NoSpace, StorageError, StoreFailed
+from storage.failpoints import failpoint
 
 RESERVE = "reserve"
 RESERVE_BYTES = 256 << 10
@@ -155,9 +156,11 @@ class LocalBlobs:
         target = self._path(key)
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
+            failpoint("blob.folder_made")
             sync_folder(target.parent.parent)
         try:
             os.link(temporary, target)
+            failpoint("blob.linked")
             temporary.unlink()
         except FileExistsError:
             raise AlreadyExists("this blob is there already", where=key) from None
@@ -167,6 +170,7 @@ class LocalBlobs:
             if target.exists():  # a file system without hard links; the owner's lock makes this check enough
                 raise AlreadyExists("this blob is there already", where=key) from None
             temporary.rename(target)
+        failpoint("blob.named")
         sync_folder(target.parent)
 
     def _spooled(self, data: bytes) -> Path:
@@ -180,6 +184,7 @@ class LocalBlobs:
             raise
         finally:
             os.close(fd)
+        failpoint("blob.spooled")
         return temporary
 
     def put(self, key: str, data: bytes) -> None:
@@ -219,6 +224,7 @@ class LocalBlobs:
             temporary = self._spooled(data)
             try:
                 temporary.replace(self._path(key))
+                failpoint("blob.replaced")
             finally:
                 temporary.unlink(missing_ok=True)
             sync_folder(self._path(key).parent)
@@ -277,6 +283,7 @@ class LocalBlobs:
                 path.unlink()
             except FileNotFoundError:
                 return
+            failpoint("blob.unlinked")
             sync_folder(path.parent)
             if key.startswith("marks/"):
                 with suppress(OSError):
@@ -331,6 +338,7 @@ class LocalWriter:
     def publish(self, key: str) -> None:
         with translated(key):
             os.fdatasync(self._fd)
+            failpoint("blob.synced")
             self._blobs._publish(self._path, key)
             self._close()
 

@@ -228,6 +228,7 @@ class Catalog:
         )
         self._local = threading.local()
         self._db.execute("PRAGMA disable_checkpoint_on_shutdown")
+        failpoint("catalog.connected")
 
     def _disconnect(self) -> None:
         import duckdb
@@ -336,13 +337,16 @@ class Catalog:
         for path in (self._path, self._wal()):
             if path.exists():
                 path.rename(path.with_name(path.name + suffix))
+                failpoint("catalog.set_aside")
 
     def _rebuild(self) -> None:
         self._connect()
         self._create()
         failpoint("catalog.created")
         self._catch_up()
+        failpoint("catalog.caught_up")
         self._cursor().execute("CHECKPOINT")
+        failpoint("catalog.checkpointed")
 
     # --- writing ---
 
@@ -382,7 +386,9 @@ class Catalog:
             if changes.expiry is not None:
                 cursor.execute("DELETE FROM meta WHERE key = 'expiry'")
                 cursor.execute("INSERT INTO meta VALUES ('expiry', ?)", [changes.expiry])
+            failpoint("catalog.before_commit")
             cursor.execute("COMMIT")
+            failpoint("catalog.committed")
         except BaseException:
             with suppress(duckdb.Error):  # a failed COMMIT has ended the transaction
                 cursor.execute("ROLLBACK")

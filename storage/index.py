@@ -19,6 +19,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from storage.blobs import sync_folder, translated
+from storage.failpoints import failpoint
 from storage.format import RUN_HEAD, RUN_MAGIC, RUN_PACK, VERSION, PackKind, PackName
 
 UNMAP_AFTER = 2048
@@ -159,6 +160,7 @@ class Index:
         merged = self._write(packs, _merge(victims, {name.number for name in packs}))
         self._runs = (*(run for run in self._runs if run not in victims), merged)
         for run in victims:
+            failpoint("index.merged")
             run.path.unlink(missing_ok=True)
 
     def drop_unsound(self) -> int:
@@ -191,10 +193,12 @@ class Index:
                         file.write(part)
                     file.flush()
                     os.fdatasync(file.fileno())
+                failpoint("index.written")
                 temporary.rename(target)
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
+            failpoint("index.named")
             sync_folder(self._folder)
         return Run(target, self._repository)
 

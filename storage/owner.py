@@ -15,6 +15,7 @@ from pathlib import Path
 
 from storage.blobs import as_storage_error, translated
 from storage.errors import Locked
+from storage.failpoints import failpoint
 from storage.manifest import stamp
 from storage.pack import Writer
 
@@ -57,6 +58,7 @@ class Ownership:
         temporary = self._path.with_suffix(".part")
         try:
             temporary.write_text(document)
+            failpoint("owner.written")
             temporary.replace(self._path)
         except OSError:
             with suppress(OSError):

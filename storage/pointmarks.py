@@ -11,6 +11,7 @@ from policies.facts import PointId
 from storage import marks
 from storage.blobs import Blobs
 from storage.errors import Damaged
+from storage.failpoints import failpoint
 from storage.format import ObjectKind
 from storage.marks import Mark, MarkKind, MarkState
 from storage.sealing import Sealing
@@ -55,6 +56,7 @@ class PointMarks:
         """Remove marks."""
         for mark in gone:
             self._blobs.delete(mark.key)
+            failpoint("mark.dropped")
             with self._lock:
                 left = [other for other in self._marks.get(mark.point, ()) if other.key != mark.key]
                 if left:

@@ -19,6 +19,7 @@ from storage.blockmap import Root
 from storage.catalog_rows import aware
 from storage.chunkreads import open_entry
 from storage.errors import Damaged, NoSpace, NoSuchPoint, StorageError, StoreFailed
+from storage.failpoints import failpoint
 from storage.format import Node, PackKind, PackName, parse_node, parse_pack_key
 from storage.index import prefix_of
 from storage.manifest import Manifest, manifest_key
@@ -108,6 +109,7 @@ def _record(repo: Repository, point: PointId, damages: Sequence[str], now: datet
             repo.add_mark(point, MarkKind.DAMAGED, now, "; ".join(damages[:3]))
         else:
             repo.add_mark(point, MarkKind.VERIFIED, now)
+        failpoint("verify.recorded")
         repo.drop_marks(earlier)  # a newer verification replaces an older one
     except NoSuchPoint:
         log.info("restore point expired while it was verified: %s", point)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -83,10 +82,3 @@ def test_a_process_killed_at_any_step_harms_no_restore_point(tmp_path: Path, sce
         killed.main(scenario, location)
     with opened(location, now=later(hours=7)) as repo:
         assert verify(repo, now=later(hours=7)).sound
-
-
-def test_every_failpoint_in_the_code_is_played() -> None:
-    written = set()
-    for path in Path("storage").glob("*.py"):
-        written |= set(re.findall(r'failpoint\("([a-z_.]+)"\)', path.read_text()))
-    assert written == {point.partition(":")[0] for _, point in CASES}
