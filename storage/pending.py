@@ -43,9 +43,9 @@ class Home(Protocol):
 class PendingPoint:
     """Add disks, then `commit`. Leaving its `with` block uncommitted abandons it; chunks already sealed stay useful."""
 
-    def __init__(self, home: Home, head: PointHead) -> None:
+    def __init__(self, home: Home, head: PointHead, point: PointId | None = None) -> None:
         self.head = head
-        self.id = home.new_point_id(head.taken_at)
+        self.id = point or home.new_point_id(head.taken_at)
         self.bases: list[Root] = []
         self._home = home
         self._store = home.store

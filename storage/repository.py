@@ -188,10 +188,10 @@ class Repository:
 
     base_of = latest
 
-    def new_point(self, head: PointHead) -> PendingPoint:
-        """Begin a restore point. Nothing of it is visible before `commit`."""
+    def new_point(self, head: PointHead, *, point: PointId | None = None) -> PendingPoint:
+        """Begin a restore point. Nothing of it is visible before `commit`. A copy keeps the id that it has elsewhere."""
         self._warm_catalog()
-        pending = PendingPoint(self, head)
+        pending = PendingPoint(self, head, point)
         with self._lock:
             self.pending.add(pending)
         return pending

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from policies.facts import PointId, VmId
 from storage.blockmap import MapBuilder, Root, levels_for, lookup, walk
+from storage.mapdiff import differences
 from storage.repository import DiskHead, PointHead
 from storage.verify import verify
 from tests.storage_kit import BLOCK, DISK, NOW, make, opened, read_back
@@ -78,6 +79,31 @@ def test_a_map_built_on_a_map_equals_a_dict(
         assert root.levels == levels_for(size, fan_out)
         asked = range(0, size, 7)
         assert lookup(store, root, fan_out, asked) == [model.get(block, b"") for block in asked]  # type: ignore[arg-type]
+
+
+_map = st.tuples(st.integers(1, 700), st.dictionaries(st.integers(0, 699), st.integers(1, 5), max_size=60))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(fan_out=st.sampled_from([2, 3, 8, 64]), before=_map, after=_map)
+def test_the_differences_of_two_maps_are_those_of_two_dicts(
+    fan_out: int, before: tuple[int, dict[int, int]], after: tuple[int, dict[int, int]]
+) -> None:
+    store = NodesInMemory()
+    roots: list[Root] = []
+    models: list[dict[int, bytes]] = []
+    for blocks, content in (before, after):
+        model = {block: _chunk(number) for block, number in content.items() if block < blocks}
+        builder = MapBuilder(store, fan_out, blocks, None)  # type: ignore[arg-type]
+        builder.set(sorted(model.items()))
+        roots.append(builder.finish())
+        models.append(model)
+    expected = [
+        (block, models[1].get(block, b""))
+        for block in sorted(models[0].keys() | models[1].keys())
+        if models[0].get(block) != models[1].get(block)
+    ]
+    assert list(differences(store, roots[0], roots[1], fan_out)) == expected  # type: ignore[arg-type]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
