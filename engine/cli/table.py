@@ -44,6 +44,7 @@ COMMANDS = (
     Command("policy apply", "policy_apply:policy_apply", "Confirm a change that would take protection away."),
     Command("policy schema", "policy_schema:policy_schema", "Print the JSON schema of policy files."),
     Command("verify", "verify:verify", "Read everything back and compare every hash."),
+    Command("copy", "copy_points:copy", "Copy restore points to another repository."),
     Command("reclaim", "reclaim:reclaim", "Free what no restore point needs any more."),
     Command("catalog rebuild", "catalog_rebuild:catalog_rebuild", "Make the catalog again from the repository."),
     Command("sql", "sql:sql", "Ask the catalog and the journal, read-only."),

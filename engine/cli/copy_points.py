@@ -1,0 +1,85 @@
+"""backstay copy FROM TO"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from engine.cli.options import Json, PassphraseFile
+from engine.cli.output import printable, say, show, show_json
+from engine.cli.progress import Steps, progress
+from engine.cli.reach import locate, refuse_engine, utc_now
+from engine.failures import BadInput, Exit
+from engine.plain import point_row
+from engine.units import show_size
+from policies.facts import PointId
+from storage.copies import CopyPlan, copy_points, plan_copy
+from storage.repository import Repository, open_repository
+
+
+def copy(
+    source: Annotated[Path, Parameter(name="FROM", help="The repository that has the restore points.")],
+    target: Annotated[Path, Parameter(name="TO", help="The repository that gets them; make it with: repo init.")],
+    /,
+    *,
+    point: Annotated[tuple[str, ...], Parameter(help="Only this restore point: an id or NAME@latest.")] = (),
+    vm: Annotated[tuple[str, ...], Parameter(help="Only restore points of this VM, by name or id.")] = (),
+    plan: Annotated[bool, Parameter(help="Only show; ends with 3 when something is missing.")] = False,
+    passphrase_file: PassphraseFile = None,
+    to_passphrase_file: Annotated[
+        Path | None, Parameter(help="File that holds the passphrase of TO, where it is another one.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Copy the restore points that another repository lacks, without reading their VMs again.
+
+    A restore point keeps its id, its holds and its locks, and is verified as it is read. What was interrupted goes on
+    where it stopped. The two repositories may differ in encryption and block size. One that a running engine has
+    open is refused: the engine copies by itself where its configuration and a policy say so.
+    """
+    if source.resolve() == target.resolve():
+        raise BadInput("source and target are the same repository", where=str(target))
+    with ExitStack() as stack, progress(quiet=json) as bar:
+        here = stack.enter_context(_open(source, passphrase_file))
+        there = stack.enter_context(_open(target, to_passphrase_file or passphrase_file))
+        work = plan_copy(here, there, _chosen(here, point, vm))
+        if plan:
+            _show_plan(work, json)
+            return Exit.PARTIAL if work.missing else Exit.DONE
+        bar.begin("copy", sum(one.disk_bytes for one in work.missing))
+        outcome = copy_points(here, there, work, now=utc_now, progress=Steps(bar))
+    if json:
+        show_json(outcome)
+    else:
+        for failed, why in outcome.failed:
+            show(printable(f"{failed}: {why}"))
+        say(
+            f"Copied {len(outcome.copied)} restore points, {outcome.there} were there already: read"
+            f" {show_size(outcome.moved_bytes)}, stored {show_size(outcome.stored_bytes)}."
+        )
+    return Exit.DAMAGED if outcome.failed else Exit.DONE
+
+
+def _open(directory: Path, passphrase_file: Path | None) -> Repository:
+    refuse_engine(directory)
+    where, passphrase = locate(directory, None, passphrase_file)
+    return open_repository(where, passphrase=passphrase, now=utc_now, owner="backstay copy")
+
+
+def _chosen(repository: Repository, references: tuple[str, ...], vms: tuple[str, ...]) -> list[PointId] | None:
+    if not references and not vms:
+        return None
+    found = [repository.find(reference) for reference in references]
+    return found + [one.id for one in repository.points() if {one.vm, one.vm_name} & set(vms)]
+
+
+def _show_plan(work: CopyPlan, json: bool) -> None:
+    if json:
+        show_json({"missing": [point_row(one) for one in work.missing], "there": work.there})
+        return
+    for one in work.missing:
+        show(printable(f"{one.id}  {one.vm_name}  {show_size(one.disk_bytes)}"))
+    say(f"{len(work.missing)} restore points would be copied, {work.there} are there already.")

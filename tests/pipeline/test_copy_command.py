@@ -1,0 +1,73 @@
+"""`backstay copy` through the real console script."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.console import backstay
+
+SECRET = "correct horse battery"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(random.Random(3).randbytes(3 << 20))
+    return path
+
+
+@pytest.fixture
+def two(tmp_path: Path, image: Path) -> tuple[Path, Path, Path]:
+    """A plain repository with one restore point, an empty encrypted one, and the file of its passphrase."""
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    secret.chmod(0o600)
+    backstay("repo", "init", tmp_path / "here", home=tmp_path)
+    backstay("repo", "init", tmp_path / "there", "--encrypt", "--passphrase-file", secret, home=tmp_path)
+    backstay("disk", "backup", image, "--name", "web", "--repo", tmp_path / "here", home=tmp_path)
+    return tmp_path / "here", tmp_path / "there", secret
+
+
+def test_a_copy_restores_under_the_same_id_and_is_made_once(
+    tmp_path: Path, two: tuple[Path, Path, Path], image: Path
+) -> None:
+    here, there, secret = two
+    options = ("--to-passphrase-file", secret)
+    planned = backstay("copy", here, there, "--plan", "--json", *options, home=tmp_path, expect=3).data
+    done = backstay("copy", here, there, "--json", *options, home=tmp_path).data
+    assert done["copied"] == [row["id"] for row in planned["missing"]]
+    assert done["moved_bytes"] == image.stat().st_size
+    again = backstay("copy", here, there, "--json", *options, home=tmp_path).data
+    assert (again["copied"], again["there"], again["moved_bytes"]) == ([], 1, 0)
+    back = tmp_path / "back.img"
+    point = done["copied"][0]
+    backstay("disk", "restore", point, "--repo", there, "--passphrase-file", secret, "--to", back, home=tmp_path)
+    assert back.read_bytes() == image.read_bytes()
+
+
+def test_what_cannot_be_copied_is_told_with_its_exit_code(tmp_path: Path, two: tuple[Path, Path, Path]) -> None:
+    here, there, secret = two
+    assert "the same repository" in backstay("copy", here, here, home=tmp_path, expect=2).err
+    assert "repo init" in backstay("copy", here, tmp_path / "nowhere", home=tmp_path, expect=10).err
+    wrong = tmp_path / "wrong"
+    wrong.write_text("something else")
+    wrong.chmod(0o600)
+    said = backstay("copy", here, there, "--to-passphrase-file", wrong, home=tmp_path, expect=12).err
+    assert SECRET not in said and "Traceback" not in said
+    chosen = backstay("copy", here, there, "--vm", "db", "--json", "--to-passphrase-file", secret, home=tmp_path).data
+    assert chosen["copied"] == []
+
+
+def test_a_damaged_source_is_told_and_ends_with_4(tmp_path: Path, two: tuple[Path, Path, Path]) -> None:
+    here, there, secret = two
+    pack = next((here / "packs").rglob("*.data"))
+    broken = bytearray(pack.read_bytes())
+    broken[5000] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(broken)
+    ran = backstay("copy", here, there, "--to-passphrase-file", secret, home=tmp_path, expect=4)
+    assert "not what was written" in ran.out + ran.err
+    assert backstay("points", "--repo", there, "--passphrase-file", secret, "--json", home=tmp_path).data == []
