@@ -40,7 +40,7 @@ from storage.pack import Footer
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 STORAGE_VERSION = "v1.5.0"
 MEMORY_LIMIT = "160MB"
 
@@ -160,7 +160,8 @@ class Catalog:
         """Restore points in the order of time, lost ones included."""
         where, parameters = ("WHERE vm = ?", [vm]) if vm is not None else ("", [])
         rows = self.query(
-            "SELECT id, vm, vm_name, taken_at, complete, consistency, attributes, read_bytes, stored_bytes, disk_bytes"
+            "SELECT id, vm, vm_name, taken_at, complete, consistency, attributes, read_bytes, stored_bytes, disk_bytes,"
+            " locked_until"
             f" FROM points {where} ORDER BY taken_at, id",
             parameters,
         )

@@ -28,6 +28,7 @@ TABLES: dict[str, dict[str, str]] = {
         "consistency": "VARCHAR", "complete": "BOOLEAN", "attributes": "VARCHAR", "aliases": "VARCHAR",
         "unprotected": "VARCHAR", "disk_bytes": "UBIGINT", "read_bytes": "UBIGINT", "new_bytes": "UBIGINT",
         "stored_bytes": "UBIGINT", "dedup_bytes": "UBIGINT", "writer": "VARCHAR", "epoch": "UINTEGER",
+        "locked_until": "TIMESTAMP",
     },
     "disks": {
         "point": "VARCHAR", "position": "UINTEGER", "name": "VARCHAR", "capacity_bytes": "UBIGINT", "uuid": "VARCHAR",
@@ -96,6 +97,7 @@ def point_row(manifest: Manifest) -> Row:
         sum(disk.head.capacity_bytes for disk in disks), sum(disk.read_bytes for disk in disks),
         sum(disk.new_bytes for disk in disks), sum(disk.stored_bytes for disk in disks),
         sum(disk.dedup_bytes for disk in disks), manifest.writer, manifest.epoch,
+        _naive(head.locked_until) if head.locked_until else None,
     )  # fmt: skip
 
 
@@ -126,7 +128,8 @@ def _json(value: object) -> str:
 
 def restore_point(row: tuple[Any, ...], state: MarkState) -> RestorePoint:
     """A restore point from the columns that `Catalog.points` asks for, and its marks."""
-    point, vm, vm_name, taken_at, complete, consistency, attributes, read_bytes, stored_bytes, disk_bytes = row
+    point, vm, vm_name, taken_at, complete, consistency, attributes, read, stored, disk_bytes, locked = row
+    locks = [until for until in (aware(locked) if locked else None, state.locked_until) if until is not None]
     said = json.loads(attributes)
     return RestorePoint(
         id=PointId(point),
@@ -137,13 +140,13 @@ def restore_point(row: tuple[Any, ...], state: MarkState) -> RestorePoint:
         consistency=Consistency(consistency),
         damaged=bool(state.damaged),
         holds=state.holds,
-        locked_until=state.locked_until,
+        locked_until=max(locks, default=None),
         expiring_since=state.expiring_since,
         policy=said.get("policy", ""),
         rule=said.get("rule", ""),
         reason=said.get("reason", ""),
-        read_bytes=read_bytes,
-        stored_bytes=stored_bytes,
+        read_bytes=read,
+        stored_bytes=stored,
         disk_bytes=disk_bytes,
     )
 

@@ -29,7 +29,7 @@ class DiskHead:
 
 @dataclass(frozen=True, slots=True)
 class PointHead:
-    """What is known of a restore point before its data is read."""
+    """What is known of a restore point before its data is read. Nobody can expire it before `locked_until`."""
 
     vm: VmId
     vm_name: str
@@ -37,6 +37,7 @@ class PointHead:
     aliases: Mapping[str, str] = field(default_factory=dict)
     consistency: Consistency = Consistency.CRASH
     attributes: Mapping[str, str] = field(default_factory=dict)
+    locked_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ def encode(manifest: Manifest) -> bytes:
         "aliases": dict(head.aliases),
         "consistency": head.consistency.value,
         "attributes": dict(head.attributes),
+        "locked_until": stamp(head.locked_until) if head.locked_until else None,
         "writer": manifest.writer,
         "epoch": manifest.epoch,
         "fan_out": manifest.fan_out,
@@ -135,6 +137,7 @@ def decode(payload: bytes, where: str) -> Manifest:
     """The manifest, or Damaged when it is not one (its digest was right, so a broken writer made it)."""
     try:
         document = json.loads(payload)
+        locked = document["locked_until"]
         return Manifest(
             id=PointId(document["id"]),
             head=PointHead(
@@ -144,6 +147,7 @@ def decode(payload: bytes, where: str) -> Manifest:
                 aliases=document["aliases"],
                 consistency=Consistency(document["consistency"]),
                 attributes=document["attributes"],
+                locked_until=datetime.fromisoformat(locked) if locked else None,
             ),
             committed_at=datetime.fromisoformat(document["committed_at"]),
             writer=document["writer"],

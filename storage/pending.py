@@ -171,6 +171,7 @@ def _as_point(manifest: Manifest) -> RestorePoint:
         taken_at=head.taken_at,
         complete=said.get("complete", "yes") == "yes",
         consistency=head.consistency,
+        locked_until=head.locked_until,
         policy=said.get("policy", ""),
         rule=said.get("rule", ""),
         reason=said.get("reason", ""),

@@ -47,6 +47,7 @@ class RepositorySizes:
 def detail_of(manifest: Manifest, state: MarkState) -> PointDetail:
     """A manifest and what marks say of it."""
     head = manifest.head
+    locks = [until for until in (head.locked_until, state.locked_until) if until is not None]
     return PointDetail(
         id=manifest.id,
         head=replace(head, vm=VmId(state.vm)) if state.vm else head,
@@ -54,7 +55,7 @@ def detail_of(manifest: Manifest, state: MarkState) -> PointDetail:
         disks=manifest.disks,
         unprotected=manifest.unprotected,
         holds=state.holds,
-        locked_until=state.locked_until,
+        locked_until=max(locks, default=None),
         expiring_since=state.expiring_since,
         verified_at=state.verified_at,
         damaged=state.damaged,

@@ -362,3 +362,25 @@ def test_a_repository_is_made_in_a_new_or_empty_folder_only(tmp_path: Path) -> N
         (begun / "spool" / "folder").mkdir()
     with opened(begun):
         pass
+
+
+def test_a_lock_in_the_manifest_refuses_expiry_whatever_becomes_of_catalog_and_marks(tmp_path: Path) -> None:
+    until = later(days=30)
+    with opened(make(tmp_path / "r")) as repo:
+        head = PointHead(VmId("vm-1"), "web", NOW, locked_until=until)
+        with repo.new_point(head) as pending:
+            point = pending.commit()
+        assert point.locked_until == until
+        repo.mark_lock(point.id, later(days=10), "shorter", NOW)
+    (tmp_path / "r" / "catalog.duckdb").unlink()
+    with opened(tmp_path / "r") as repo:
+        assert [one.locked_until for one in repo.points()] == [until]
+        assert repo.detail(point.id).locked_until == until
+        with pytest.raises(Refused, match="locked until 2026-03-31"):
+            repo.expire(point.id, "old", later(days=29))
+        repo.mark_lock(point.id, later(days=40), "longer", NOW)
+        assert [one.locked_until for one in repo.points()] == [later(days=40)]
+        with pytest.raises(Refused, match="locked until"):
+            repo.expire(point.id, "old", later(days=39))
+        repo.expire(point.id, "old", later(days=41))
+        assert repo.points() == []
