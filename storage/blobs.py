@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -68,6 +69,10 @@ class Blobs(Protocol):
 
     def age_stamp(self, key: str) -> float:
         """When the blob was published, in Unix seconds by the store's own clock."""
+        ...
+
+    def clock(self) -> datetime:
+        """What time it is by the clock that `age_stamp` goes by."""
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -191,7 +196,7 @@ class LocalBlobs:
         try:
             self._put(key, data)
         except NoSpace:
-            if not key.startswith("marks/") or not self._release_reserve():
+            if not key.startswith(("marks/", "condemned/")) or not self._release_reserve():
                 raise
             self._put(key, data)
 
@@ -261,6 +266,22 @@ class LocalBlobs:
                 return self._path(key).stat().st_mtime
             except FileNotFoundError:
                 raise Missing("this blob is missing", where=key) from None
+
+    def clock(self) -> datetime:
+        """By the server that holds the directory; a full disk still tells it through a file that is there."""
+        path = self.spool / secrets.token_hex(8)
+        with translated("spool"):
+            try:
+                path.touch(0o600)
+                moment = path.stat().st_mtime
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                os.utime(self.spool)
+                moment = self.spool.stat().st_mtime
+            finally:
+                path.unlink(missing_ok=True)
+        return datetime.fromtimestamp(moment, UTC)
 
     def list(self, prefix: str) -> Iterator[str]:
         folder = self._path(prefix)

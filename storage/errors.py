@@ -65,6 +65,10 @@ class StoreFailed(StorageError):
     retry = True
 
 
+class Overtaken(StoreFailed):
+    """Reclaim elsewhere frees what a restore point was to count on: it was not committed, and a new run is needed."""
+
+
 class NoSuchPoint(StorageError):
     """No restore point has this id or name."""
 

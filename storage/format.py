@@ -41,6 +41,8 @@ class ObjectKind(IntEnum):
     CONFIG = 1
     MANIFEST = 2
     MARK = 3
+    CONDEMNATION = 4
+    COMMITTING = 5
 
 
 class Codec(IntEnum):

@@ -180,6 +180,9 @@ class FaultyBlobs:
     def age_stamp(self, key: str) -> float:
         return self.inner.age_stamp(key)
 
+    def clock(self) -> datetime:
+        return self.inner.clock()
+
     def list(self, prefix: str) -> Iterator[str]:
         return self.inner.list(prefix)
 
