@@ -138,6 +138,8 @@ _STORAGE: dict[type[storage.StorageError], tuple[Kind, Exit]] = {
     storage.Unsupported: (Kind.FAIL, Exit.NO_REPOSITORY),
     storage.NoSpace: (Kind.RETRY, Exit.NO_SPACE),
     storage.StoreFailed: (Kind.RETRY, Exit.UNREACHABLE),
+    storage.AccessRefused: (Kind.FAIL, Exit.UNREACHABLE),
+    storage.Changed: (Kind.RETRY, Exit.TRY_LATER),
     storage.NoSuchPoint: (Kind.FAIL, Exit.USAGE),
     storage.Refused: (Kind.FAIL, Exit.REFUSED),
 }

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from storage.errors import AlreadyExists, Damaged, Missing, NoSpace, StorageError, StoreFailed
+from storage.errors import AlreadyExists, Changed, Damaged, Missing, NoSpace, StorageError, StoreFailed
 from storage.failpoints import failpoint
 
 RESERVE = "reserve"
@@ -53,6 +53,10 @@ class Blobs(Protocol):
 
     def replace(self, key: str, data: bytes) -> None:
         """Create or overwrite, atomically. Only for the config and for what is derived."""
+        ...
+
+    def replace_if(self, key: str, data: bytes, expected: bytes | None) -> None:
+        """Overwrite, atomically, what still is `expected` (None: nothing is there yet); Changed if it is not."""
         ...
 
     def get(self, key: str) -> bytes:
@@ -233,6 +237,13 @@ class LocalBlobs:
             finally:
                 temporary.unlink(missing_ok=True)
             sync_folder(self._path(key).parent)
+
+    def replace_if(self, key: str, data: bytes, expected: bytes | None) -> None:
+        with translated(key):  # one process owns a directory: nobody changes it between the two
+            path = self._path(key)
+            if (path.read_bytes() if path.exists() else None) != expected:
+                raise Changed("this blob is no longer what it was when it was read", where=key, hint="run it again")
+        self.replace(key, data)
 
     def get(self, key: str) -> bytes:
         with translated(key):

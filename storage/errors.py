@@ -31,6 +31,12 @@ class AlreadyExists(StorageError):
     """What was to be created once is there already."""
 
 
+class Changed(StorageError):
+    """What was to be replaced is no longer what it was when it was read."""
+
+    retry = True
+
+
 class Locked(StorageError):
     """Another process owns the repository; the message names its pid."""
 
@@ -63,6 +69,10 @@ class StoreFailed(StorageError):
     """The blob store reported an error that is not about our bytes."""
 
     retry = True
+
+
+class AccessRefused(StorageError):
+    """The blob store refused the login, or the login has no right to this."""
 
 
 class Overtaken(StoreFailed):
