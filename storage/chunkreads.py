@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 
+from storage.allocation import keep_freed_memory
 from storage.blobs import Blobs, Buffer
 from storage.codec import decode
 from storage.errors import Damaged
@@ -41,6 +42,7 @@ class ChunkReads:
     """What is known of chunks: sealed packs, the index over them, and what this process has not sealed yet."""
 
     def __init__(self, blobs: Blobs, sealing: Sealing, index: Index) -> None:
+        keep_freed_memory()
         self.blobs = blobs
         self.sealing = sealing
         self.footers = Footers(blobs, sealing)
