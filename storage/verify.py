@@ -1,78 +1,95 @@
 """Reading everything back and comparing: packs byte for byte, manifests, marks, and every map down to its chunks.
 
-It trusts neither catalog nor lookup index: what it compares with, it has read from the packs themselves.
+It trusts neither catalog nor lookup index: what it compares with, it has read from the packs themselves. It goes on
+where an interrupted verification ended, reads only what was not read for a while if that is asked for, and stops at a
+deadline. What it finds is recorded in marks; damaged packs are distrusted, so that the next backup stores anew what
+no pack has intact and the next reclaim replaces them.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
 
 from policies.facts import PointId
-from storage import marks
-from storage.blockmap import Root
 from storage.catalog_rows import aware
-from storage.chunkreads import open_entry
+from storage.damage import Damage
 from storage.errors import Damaged, NoSpace, NoSuchPoint, StorageError, StoreFailed
 from storage.failpoints import failpoint
-from storage.format import Node, PackKind, PackName, parse_node, parse_pack_key
-from storage.index import prefix_of
-from storage.manifest import Manifest, manifest_key
-from storage.marks import MarkKind
-from storage.pack import Footer, check_tiling, read_footer
+from storage.format import PackKind, PackName
+from storage.manifest import manifest_key, stamp
+from storage.mapcheck import Held, Walker
+from storage.marks import Mark, MarkKind
+from storage.pointcheck import check_points
+from storage.readback import Findings, Packs, TimeIsUp, read_all
+from storage.readings import KEY, Readings
 from storage.repository import Repository
+from storage.survey import Survey, list_packs, survey
+
+__all__ = ["REREAD_AFTER", "Bounds", "Damage", "Scope", "VerifyReport", "verified_since", "verify"]
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 2 << 20
+REREAD_AFTER = timedelta(days=30)
+"""A reading counts for so long in incremental scope; an interrupted full verification can go on for so long."""
+
+
+class Scope(StrEnum):
+    """Which packs are read: all, or those that were not read back for a while. All else is always looked at."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
-    """One thing that is not as it was written. `chunk` is empty when it is not about one chunk."""
+class Bounds:
+    """How much is read, and until when. With `anew` an interrupted full verification is not continued."""
 
-    object: str
-    chunk: str
-    points: tuple[PointId, ...]
-    what: str
+    scope: Scope = Scope.FULL
+    reread_after: timedelta = REREAD_AFTER
+    deadline: datetime | None = None
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was read, and what was wrong."""
+    """What was read, and what was wrong.
+
+    `counted_bytes` were read by an earlier verification that counts for this one; `left_bytes` in `left_packs` are
+    still to be read, because the deadline came. `oldest_reading` is when the byte that was not read for the longest
+    time was; None while some byte never was.
+    """
 
     checked_chunks: int
     checked_bytes: int
     checked_points: int
     damaged: tuple[Damage, ...]
+    counted_bytes: int = 0
+    left_packs: int = 0
+    left_bytes: int = 0
+    left_points: int = 0
+    oldest_reading: datetime | None = None
 
     @property
     def sound(self) -> bool:
         """Whether nothing was wrong."""
         return not self.damaged
 
+    @property
+    def complete(self) -> bool:
+        """Whether all was read that was to be read."""
+        return not self.left_packs and not self.left_points
 
-@dataclass(slots=True)
-class _Tally:
-    """What the threads share."""
-
-    names: Iterator[PackName]
-    progress: Callable[[int], None] | None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    chunks: int = 0
-    read_bytes: int = 0
-    expected: int = 0
-    good: array[int] = field(default_factory=lambda: array("Q"))
-    bad: dict[bytes, tuple[str, str]] = field(default_factory=dict)
-    good_again: set[bytes] = field(default_factory=set)
-    nodes: dict[bytes, tuple[Footer, int]] = field(default_factory=dict)
-    broken_packs: list[Damage] = field(default_factory=list)
-    failure: BaseException | None = None
+    @property
+    def vms(self) -> tuple[str, ...]:
+        """The names of the VMs that are hit."""
+        return tuple(sorted({name for damage in self.damaged for name in damage.vms}))
 
 
 def verify(
@@ -80,320 +97,263 @@ def verify(
     *,
     now: datetime,
     points: Sequence[PointId] | None = None,
+    bounds: Bounds | None = None,
     progress: Callable[[int], None] | None = None,
-    threads: int = 2,
+    planned: Callable[[int], None] | None = None,
+    threads: int | None = None,
 ) -> VerifyReport:
-    """Read back everything, or all that some restore points need, and record the result in marks.
+    """Read back everything in scope, or all that some restore points need, and record the result in marks.
 
-    `progress` gets the bytes read so far. StoreFailed when the store itself fails: that says nothing of the data.
+    `planned` gets the bytes to read, then `progress` those read so far, from any thread; what it raises ends the
+    verification. StoreFailed when the store itself fails: that says nothing of the data.
     """
+    bounds = bounds or Bounds()
+    watch = _Watch(repo, bounds, progress)
     with repo.maintenance:
-        report, judged = (
-            _verify_all(repo, progress, threads) if points is None else _verify_some(repo, points, progress)
-        )
-        for point, damages in judged.items():
-            _record(repo, point, damages, now)
-    return report
+        if points is not None:
+            return _verify_some(repo, points, watch, now)
+        readings = _readings(repo)
+        work = _Whole(repo, readings, bounds, now)
+        try:
+            if planned is not None:
+                planned(work.plan_bytes)
+            return work.run(watch, threads or len(os.sched_getaffinity(0)))
+        finally:
+            readings.close(work.names)
 
 
 def verified_since(repo: Repository) -> datetime | None:
-    """The oldest of the restore points' newest verifications without damage; None when there is none."""
+    """When a verification last found no damage and nothing left to read; None for never.
+
+    Where nobody remembers, the oldest of the restore points' newest verifications.
+    """
+    sound = _readings(repo).sound_at
+    if sound is not None:
+        return sound
     [(oldest,)] = repo.opened_catalog().query("SELECT min(marked_at) FROM marks WHERE kind = 'verified'")
     return aware(oldest) if oldest is not None else None
 
 
-def _record(repo: Repository, point: PointId, damages: Sequence[str], now: datetime) -> None:
+def _readings(repo: Repository) -> Readings:
+    return Readings(repo.location / KEY, repo.sealing.node_id)
+
+
+class _Watch:
+    """Counts bytes and looks at the clock, for several threads."""
+
+    def __init__(self, repo: Repository, bounds: Bounds, progress: Callable[[int], None] | None) -> None:
+        self._now = repo.now
+        self._deadline = bounds.deadline
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def time_is_up(self) -> bool:
+        return self._deadline is not None and self._now() >= self._deadline
+
+    def step(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            done = self._done
+        if self._progress is not None:
+            self._progress(done)
+
+    def step_in_time(self, count: int) -> None:
+        self.step(count)
+        if self.time_is_up():
+            raise TimeIsUp
+
+
+class _Whole:
+    """One verification of the repository."""
+
+    def __init__(self, repo: Repository, readings: Readings, bounds: Bounds, now: datetime) -> None:
+        self._repo = repo
+        self._readings = readings
+        self._scope = bounds.scope
+        self._now = now
+        self._points = sorted(repo.point_ids())  # before the packs: every pack of these is listed
+        self._damaged, self.names = list_packs(repo)
+        self._packs = Packs(repo.blobs, repo.sealing)
+        since = self._since(bounds)
+        self._sizes: dict[PackName, int] = {}
+        self._read_at: dict[PackName, datetime] = {}
+        for name in self.names:
+            self._sizes[name] = 0
+            with suppress(Damaged):  # told when it is read
+                state = self._packs.state(name)
+                self._sizes[name] = state.size
+                at = readings.read_at(name, state)
+                if at is not None and at <= now:
+                    self._read_at[name] = at
+        self._to_read = sorted((n for n in self.names if self._read_at.get(n, since) <= since), key=self._urgency)
+        self.plan_bytes = sum(self._sizes[name] for name in self._to_read)
+
+    def _since(self, bounds: Bounds) -> datetime:
+        """Readings after this moment count."""
+        if bounds.scope is Scope.INCREMENTAL:
+            return self._now - bounds.reread_after
+        begun = self._readings.full_begun
+        if begun is not None and not bounds.anew and self._now - bounds.reread_after < begun <= self._now:
+            log.info("going on with the verification that began at %s", stamp(begun))
+            return begun - timedelta(microseconds=1)
+        self._readings.begin_full(self._now)
+        return self._now - timedelta(microseconds=1)
+
+    def _urgency(self, name: PackName) -> tuple[bool, datetime, int]:
+        """Maps first, then what was never read, then what was not read for the longest time."""
+        never = datetime.min.replace(tzinfo=self._now.tzinfo)
+        return name.kind is not PackKind.TREE, self._read_at.get(name, never), name.number
+
+    def run(self, watch: _Watch, threads: int) -> VerifyReport:
+        findings = Findings()
+        seen = _Aside(lambda: survey(self._repo, self._packs, self.names, set(self._to_read), self._points))
+        try:
+            with suppress(TimeIsUp):
+                if not watch.time_is_up():
+                    read_all(
+                        self._packs, self._to_read, findings, self._readings, watch.step_in_time,
+                        now=self._now, threads=threads,
+                    )  # fmt: skip
+        finally:
+            seen.join()
+        return self._judge(findings, seen.result())
+
+    def _judge(self, findings: Findings, seen: Survey) -> VerifyReport:
+        broken = {**seen.broken, **findings.broken}
+        damaged = self._damaged + seen.damaged + [Damage(n.key, "", (), what) for n, what in sorted(broken.items())]
+        for point, what in seen.unreadable.items():
+            damaged.append(Damage(manifest_key(point), "", (point,), what, _named([point], seen.names)))
+        held = Held((of for name, of in seen.heads.items() if name not in broken), (one.chunk for one in findings.bad))
+        lacking, why = self._lacking(seen, held)
+        bad = {one.chunk: (one.pack.key, one.what) for one in findings.bad}
+        affected: dict[bytes, list[PointId]] = {}
+        for point, chunks in lacking.items():
+            for chunk in chunks:
+                affected.setdefault(chunk, []).append(point)
+        for chunk, of in affected.items():
+            where, what = bad.get(chunk) or ("packs/", why.get(chunk, "no pack holds it"))
+            damaged.append(Damage(where, chunk.hex(), tuple(of), what, _named(of, seen.names)))
+        damaged += [
+            Damage(where, chunk.hex(), (), what) for chunk, (where, what) in bad.items() if chunk not in affected
+        ]
+        left = [name for name in self._to_read if name not in findings.read]
+        self._distrust(affected.keys() | held.lacks(list(bad)), {*broken, *(one.pack for one in findings.bad)}, left)
+        oldest = self._oldest(findings.read)
+        for point in [*seen.unreadable, *(manifest.id for manifest in seen.manifests)]:
+            if point in seen.unreadable:
+                self._record(point, f"its manifest: {seen.unreadable[point]}", "")
+            elif lacking.get(point):
+                self._record(point, f"{len(lacking[point])} chunks are lost", "")
+            elif not left:
+                self._record(point, "", "" if self._scope is Scope.FULL or oldest is None else stamp(oldest))
+        self._remember(sound=not damaged, left=bool(left))
+        return VerifyReport(
+            checked_chunks=findings.chunks,
+            checked_bytes=findings.read_bytes,
+            checked_points=len(seen.manifests) + len(seen.unreadable),
+            damaged=tuple(damaged),
+            counted_bytes=sum(self._sizes.values()) - self.plan_bytes,
+            left_packs=len(left),
+            left_bytes=sum(self._sizes[name] for name in left),
+            oldest_reading=oldest,
+        )
+
+    def _lacking(self, seen: Survey, held: Held) -> tuple[Mapping[PointId, set[bytes]], Mapping[bytes, str]]:
+        """What each restore point lacks. Looked for one by one only when something is missing at all."""
+        if seen.reached is not None and not held.lacks_any(seen.reached):
+            return {}, {}
+        walker = Walker(self._repo, held)
+        lacking = {manifest.id: walker.lacked_by(manifest) for manifest in seen.manifests}
+        return {point: chunks for point, chunks in lacking.items() if chunks}, walker.why
+
+    def _distrust(self, chunks: Iterable[bytes], packs: set[PackName], left: Sequence[PackName]) -> None:
+        """What was found before and could not be read again stays distrusted."""
+        before = self._repo.store.distrusted
+        kept = before.packs & set(left)
+        self._repo.store.distrust({*chunks, *(before.chunks if left else ())}, packs | kept)
+
+    def _oldest(self, read: set[PackName]) -> datetime | None:
+        times = [self._now if name in read else self._read_at.get(name) for name in self.names]
+        return min((at for at in times if at is not None), default=None) if None not in times else None
+
+    def _remember(self, *, sound: bool, left: bool) -> None:
+        if self._scope is Scope.FULL and not left:
+            self._readings.end_full(self._now)
+        if sound and not left:
+            self._readings.sound(self._now)
+
+    def _record(self, point: PointId, damage: str, since: str) -> None:
+        earlier = [m for m in self._repo.marks.of(point) if m.kind in (MarkKind.VERIFIED, MarkKind.DAMAGED)]
+        if since and not damage and self._still_true(earlier):
+            return
+        _record(self._repo, point, damage, f"every byte was read back since {since}" if since else "", self._now)
+
+    def _still_true(self, earlier: Sequence[Mark]) -> bool:
+        """Whether an incremental verification would say what the newest mark says: not each of them writes marks."""
+        newest = max(earlier, key=lambda mark: (mark.sequence, mark.key), default=None)
+        return newest is not None and newest.kind is MarkKind.VERIFIED and self._now - newest.at < REREAD_AFTER / 4
+
+
+class _Aside:
+    """Work in a thread of its own."""
+
+    def __init__(self, work: Callable[[], Survey]) -> None:
+        self._work = work
+        self._result: Survey | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="verify survey", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:  # raised by `result` in the caller's thread
+            self._error = error
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def result(self) -> Survey:
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+
+def _named(points: Iterable[PointId], names: Mapping[PointId, str]) -> tuple[str, ...]:
+    return tuple(sorted({names[point] for point in points if point in names}))
+
+
+def _verify_some(repo: Repository, points: Sequence[PointId], watch: _Watch, now: datetime) -> VerifyReport:
+    found = check_points(repo, points, watch.step, watch.time_is_up)
+    if found.lost:
+        before = repo.store.distrusted
+        repo.store.distrust(before.chunks | found.lost, before.packs)
+    for point, damages in found.judged.items():
+        _record(repo, point, "; ".join(damages[:3]), "", now)
+    return VerifyReport(
+        found.chunks,
+        found.read_bytes,
+        len(found.judged),
+        tuple(found.damaged),
+        left_points=found.left,
+        oldest_reading=now,
+    )
+
+
+def _record(repo: Repository, point: PointId, damage: str, said: str, now: datetime) -> None:
     earlier = [m for m in repo.marks.of(point) if m.kind in (MarkKind.VERIFIED, MarkKind.DAMAGED)]
     try:
-        if damages:
-            repo.add_mark(point, MarkKind.DAMAGED, now, "; ".join(damages[:3]))
+        if damage:
+            repo.add_mark(point, MarkKind.DAMAGED, now, damage)
         else:
-            repo.add_mark(point, MarkKind.VERIFIED, now)
+            repo.add_mark(point, MarkKind.VERIFIED, now, said)
         failpoint("verify.recorded")
         repo.drop_marks(earlier)  # a newer verification replaces an older one
     except NoSuchPoint:
         log.info("restore point expired while it was verified: %s", point)
     except (NoSpace, StoreFailed) as error:
         log.error("result of the verification not recorded: %s", error)
-
-
-# --- everything ---
-
-
-def _verify_all(
-    repo: Repository, progress: Callable[[int], None] | None, threads: int
-) -> tuple[VerifyReport, dict[PointId, list[str]]]:
-    points = sorted(repo.point_ids())  # before the packs: every pack of these is listed
-    damaged, names = _list_packs(repo)
-    tally = _read_packs(repo, names, progress, threads)
-    damaged += tally.broken_packs + _check_marks(repo)
-    damaged += [Damage(manifest_key(lost.id), "", (lost.id,), lost.reason) for lost in repo.lost_points()]
-    judged: dict[PointId, list[str]] = {}
-    affected: dict[bytes, list[PointId]] = {}
-    walker = _Walker(repo, tally)
-    for point in points:
-        try:
-            manifest = repo.manifest(point)
-        except NoSuchPoint:
-            continue
-        except Damaged as error:
-            damaged.append(Damage(manifest_key(point), "", (point,), error.what))
-            judged[point] = [f"its manifest: {error.what}"]
-            continue
-        lost = walker.lost_by(manifest)
-        judged[point] = [f"{len(lost)} chunks are lost"] if lost else []
-        for chunk in lost:
-            affected.setdefault(chunk, []).append(point)
-    for chunk, of_points in affected.items():
-        where, what = tally.bad.get(chunk, ("packs/", "no pack holds it"))
-        damaged.append(Damage(where, chunk.hex(), tuple(of_points), what))
-    for chunk, (where, what) in tally.bad.items():
-        if chunk not in affected:
-            damaged.append(Damage(where, chunk.hex(), (), what))
-    damaged += _check_catalog(repo)
-    bad_packs = {damage.object for damage in tally.broken_packs} | {where for where, _ in tally.bad.values()}
-    lost = {chunk for chunk in tally.bad if chunk not in tally.nodes and walker.lost([chunk])}
-    repo.store.distrust(lost, [name for name in names if name.key in bad_packs])
-    return VerifyReport(tally.chunks, tally.read_bytes, len(judged), tuple(damaged)), judged
-
-
-def _list_packs(repo: Repository) -> tuple[list[Damage], list[PackName]]:
-    damaged, names = [], []
-    seen: dict[int, PackName] = {}
-    for key in sorted(repo.blobs.list("packs/")):
-        name = parse_pack_key(key)
-        if name is None:
-            damaged.append(Damage(key, "", (), "this is not a pack of the repository"))
-        elif seen.setdefault(name.number, name) != name:
-            damaged.append(Damage(key, "", (), f"another pack has the same number: {seen[name.number].key}"))
-        else:
-            names.append(name)
-    return damaged, names
-
-
-def _read_packs(
-    repo: Repository, names: Sequence[PackName], progress: Callable[[int], None] | None, threads: int
-) -> _Tally:
-    tally = _Tally(iter(names), progress)
-    helpers = [
-        threading.Thread(target=_run, args=(repo, tally), name=f"verify {n}", daemon=True) for n in range(1, threads)
-    ]
-    for helper in helpers:
-        helper.start()
-    _run(repo, tally)
-    for helper in helpers:
-        helper.join()
-    if tally.failure is not None:
-        raise tally.failure
-    if tally.chunks != tally.expected:
-        raise StoreFailed(f"{tally.chunks} chunks were checked where the packs list {tally.expected}")
-    return tally
-
-
-def _run(repo: Repository, tally: _Tally) -> None:
-    buffer = bytearray(READ_BYTES + (32 << 20))
-    try:
-        while True:
-            with tally.lock:
-                name = next(tally.names, None) if tally.failure is None else None
-            if name is None:
-                return
-            _read_pack(repo, name, tally, buffer)
-    except BaseException as error:  # raised in the caller's thread
-        with tally.lock:
-            tally.failure = tally.failure or error
-
-
-def _read_pack(repo: Repository, name: PackName, tally: _Tally, buffer: bytearray) -> None:
-    try:
-        footer = read_footer(repo.blobs, repo.sealing, name)
-        check_tiling(footer)
-    except Damaged as error:
-        with tally.lock:
-            tally.broken_packs.append(Damage(name.key, "", (), error.what))
-        return
-    node = name.kind is PackKind.TREE
-    hash_of = repo.sealing.node_id if node else repo.sealing.chunk_id
-    with tally.lock:
-        tally.expected += len(footer)
-    for first, end in _spans(footer):
-        start = footer.entry(first).offset
-        length = footer.entry(end - 1).offset + footer.entry(end - 1).stored - start
-        view = memoryview(buffer)[:length]
-        lost: Damaged | None = None
-        try:
-            repo.blobs.read_into(name.key, start, view)
-        except Damaged as error:
-            lost = error
-        good = array("Q")
-        bad: dict[bytes, tuple[str, str]] = {}
-        nodes: dict[bytes, tuple[Footer, int]] = {}
-        for slot in range(first, end):
-            entry = footer.entry(slot)
-            try:
-                if lost is not None:
-                    raise lost
-                open_entry(footer, entry, view[entry.offset - start : entry.offset - start + entry.stored], hash_of)
-                good.append(prefix_of(entry.id))
-                if node:
-                    nodes[entry.id] = footer, slot
-            except Damaged as error:
-                bad[entry.id] = name.key, error.what
-        with tally.lock:
-            tally.good.extend(good)
-            tally.nodes.update(nodes)
-            tally.bad.update(bad)
-            tally.chunks += end - first
-            tally.read_bytes += length
-            done = tally.read_bytes
-        if tally.progress is not None:
-            tally.progress(done)
-
-
-def _spans(footer: Footer) -> Iterator[tuple[int, int]]:
-    """Runs of slots that are read by one call."""
-    first, start = 0, 0
-    for slot in range(len(footer)):
-        entry = footer.entry(slot)
-        if slot == first:
-            start = entry.offset
-        elif entry.offset + entry.stored - start > READ_BYTES:
-            yield first, slot
-            first, start = slot, entry.offset
-    if len(footer):
-        yield first, len(footer)
-
-
-class _Walker:
-    """Follows maps through nodes that were read back, and tells which chunks no intact pack has."""
-
-    def __init__(self, repo: Repository, tally: _Tally) -> None:
-        import numpy as np
-
-        self._repo = repo
-        self._tally = tally
-        self._good: Any = np.unique(np.frombuffer(tally.good, np.uint64)) if tally.good else np.empty(0, np.uint64)
-        self._clean: set[bytes] = set()
-        self._dirty: dict[bytes, set[bytes]] = {}
-
-    def lost_by(self, manifest: Manifest) -> set[bytes]:
-        """The chunks and nodes of a restore point that are lost."""
-        lost = self.lost(manifest.configuration)
-        for disk in manifest.disks:
-            lost |= self._below_root(disk.root, manifest.fan_out)
-        return lost
-
-    def _below_root(self, root: Root, fan_out: int) -> set[bytes]:
-        return self._below(root.node, root.levels - 1, fan_out) if root.node else set()
-
-    def _below(self, node: bytes, level: int, fan_out: int) -> set[bytes]:
-        if node in self._clean:
-            return set()
-        if node in self._dirty:
-            return self._dirty[node]
-        parsed = self._node(node, level, fan_out)
-        if parsed is None:
-            lost = {node}
-        elif level == 0:
-            lost = self.lost(list(parsed.children.values()))
-        else:
-            lost = set()
-            for child in parsed.children.values():
-                lost |= self._below(child, level - 1, fan_out)
-        if lost:
-            self._dirty[node] = lost
-        else:
-            self._clean.add(node)
-        return lost
-
-    def _node(self, node: bytes, level: int, fan_out: int) -> Node | None:
-        place = self._tally.nodes.get(node)
-        if place is None:
-            return None
-        footer, slot = place
-        entry = footer.entry(slot)
-        data = bytearray(entry.stored)
-        try:
-            self._repo.blobs.read_into(footer.name.key, entry.offset, memoryview(data))
-            plain = open_entry(footer, entry, data, self._repo.sealing.node_id)
-            return parse_node(bytes(plain), level, fan_out, footer.name.key)
-        except Damaged as error:
-            self._tally.bad[node] = footer.name.key, error.what
-            return None
-
-    def lost(self, chunks: Sequence[bytes]) -> set[bytes]:
-        """Those of these chunks that no intact pack has."""
-        import numpy as np
-
-        if not chunks:
-            return set()
-        heads = np.array([prefix_of(chunk) for chunk in chunks], np.uint64)
-        if not len(self._good):
-            return set(chunks)
-        at = np.minimum(np.searchsorted(self._good, heads), len(self._good) - 1)
-        there = self._good[at] == heads
-        return {chunk for chunk, found in zip(chunks, there.tolist(), strict=True) if not found}
-
-
-def _check_marks(repo: Repository) -> list[Damage]:
-    damaged = []
-    for key in sorted(repo.blobs.list(marks.PREFIX)):
-        try:
-            repo.marks.read(key)
-        except Damaged as error:
-            damaged.append(Damage(key, "", (PointId(key.split("/")[1]),), error.what))
-    return damaged
-
-
-def _check_catalog(repo: Repository) -> list[Damage]:
-    """DuckDB checks its blocks when they are read, so read them all; a catalog that fails is made again."""
-    try:
-        for table in ("chunks", "packs", "points", "disks", "marks"):
-            repo.opened_catalog().query(f"SELECT sum(hash(COLUMNS(*))) FROM {table}")
     except StorageError as error:
-        log.warning("catalog made again: %s", error)
-        repo.catalog.rebuild()
-        repo.catalog.rebuilds["damaged"] += 1
-        return [Damage("catalog.duckdb", "", (), f"{error.what}; it was made again")]
-    return []
-
-
-# --- some restore points, by the way of a restore ---
-
-
-def _verify_some(
-    repo: Repository, points: Sequence[PointId], progress: Callable[[int], None] | None
-) -> tuple[VerifyReport, dict[PointId, list[str]]]:
-    damaged: dict[tuple[str, str, str], list[PointId]] = {}
-    judged: dict[PointId, list[str]] = {}
-    chunks = read = 0
-    for point in points:
-        judged[point] = []
-        try:
-            manifest = repo.manifest(point)
-            wanted = [list(manifest.configuration)]
-            for disk in manifest.disks:
-                leaves = repo.read_disk(point, disk.head.name).leaves()
-                for batch in _batches(leaves, wanted):
-                    for chunk, data in zip(batch, repo.store.read_each(batch, strict=False), strict=True):
-                        if isinstance(data, Damaged):
-                            damaged.setdefault((data.where, chunk.hex(), data.what), []).append(point)
-                            judged[point].append(data.what)
-                        else:
-                            chunks, read = chunks + 1, read + len(data)
-                    if progress is not None:
-                        progress(read)
-                wanted = []
-        except Damaged as error:
-            damaged.setdefault((error.where, "", error.what), []).append(point)
-            judged[point].append(error.what)
-    found = tuple(Damage(where, chunk, tuple(of), what) for (where, chunk, what), of in damaged.items())
-    return VerifyReport(chunks, read, len(points), found), judged
-
-
-def _batches(leaves: Iterator[tuple[int, dict[int, bytes]]], first: list[list[bytes]]) -> Iterator[list[bytes]]:
-    yield from (batch for batch in first if batch)
-    for _, children in leaves:
-        ids = list(children.values())
-        for start in range(0, len(ids), 32):
-            yield ids[start : start + 32]
+        log.error("result of the verification of %s not recorded: %s", point, error)

@@ -1,0 +1,128 @@
+"""Which restore points lack something: every map is followed down to its chunks, which some pack must hold intact."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from storage.errors import Damaged
+from storage.format import Node, parse_node
+from storage.index import prefix_of
+from storage.manifest import Manifest
+from storage.nodes import StoredNodes
+from storage.reachability import Reached
+from storage.repository import Repository
+
+
+class Held:
+    """What packs hold, by 64-bit prefixes, as often as they hold it: what is bad in one may be intact in another."""
+
+    def __init__(self, heads: Iterable[array[int]], bad: Iterable[bytes] = ()) -> None:
+        import numpy as np
+
+        parts = [np.frombuffer(part, np.uint64) for part in heads if part]
+        self._heads: Any = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+        self._heads.sort()
+        counts = Counter(map(prefix_of, bad))
+        prefixes = np.fromiter(counts, np.uint64, len(counts))
+        often = np.searchsorted(self._heads, prefixes, "right") - np.searchsorted(self._heads, prefixes, "left")
+        self._gone = {head for head, n in zip(counts, often.tolist(), strict=True) if n <= counts[head]}
+
+    def lacks(self, chunks: Sequence[bytes]) -> set[bytes]:
+        """Those of these chunks that no pack holds intact."""
+        import numpy as np
+
+        if not chunks:
+            return set()
+        there = self._there(np.array([prefix_of(chunk) for chunk in chunks], np.uint64)).tolist()
+        return {c for c, found in zip(chunks, there, strict=True) if not found or prefix_of(c) in self._gone}
+
+    def lacks_any(self, reached: Any) -> bool:
+        """Whether one of these prefixes is held by no pack; `reached` is a sorted numpy array."""
+        import numpy as np
+
+        gone = np.fromiter(self._gone, np.uint64, len(self._gone))
+        return not self._there(reached).all() or bool(np.isin(gone, reached).any())
+
+    def _there(self, wanted: Any) -> Any:
+        import numpy as np
+
+        if not len(self._heads):
+            return np.zeros(len(wanted), bool)
+        at = np.minimum(np.searchsorted(self._heads, wanted), len(self._heads) - 1)
+        return self._heads[at] == wanted
+
+
+def reach(repo: Repository, manifests: Iterable[Manifest]) -> Any:
+    """A sorted numpy array of what these restore points need; None when a node of a map cannot be read."""
+    reached: dict[int, Reached] = {}
+    nodes = StoredNodes(repo.store)
+    try:
+        for manifest in manifests:
+            of_fan = reached.setdefault(manifest.fan_out, Reached(nodes, manifest.fan_out))
+            of_fan.add_chunks(manifest.configuration)
+            for disk in manifest.disks:
+                of_fan.add_root(disk.root)
+    except Damaged:
+        return None
+    return _united([one.sorted() for one in reached.values()])
+
+
+def _united(parts: Sequence[Any]) -> Any:
+    import numpy as np
+
+    if len(parts) == 1:
+        return parts[0]
+    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+
+
+class Walker:
+    """Tells which chunks and nodes each restore point lacks. Visits a shared node once."""
+
+    def __init__(self, repo: Repository, held: Held) -> None:
+        self._store = repo.store
+        self._held = held
+        self._clean: set[tuple[bytes, int]] = set()
+        self._dirty: dict[tuple[bytes, int], set[bytes]] = {}
+        self.why: dict[bytes, str] = {}
+        """Why a node could not be read."""
+
+    def lacked_by(self, manifest: Manifest) -> set[bytes]:
+        """The chunks and nodes of a restore point that no pack holds intact."""
+        lacked = self._held.lacks(manifest.configuration)
+        for disk in manifest.disks:
+            if disk.root.node:
+                lacked |= self._below([disk.root.node], disk.root.levels - 1, manifest.fan_out)
+        return lacked
+
+    def _below(self, nodes: Sequence[bytes], level: int, fan_out: int) -> set[bytes]:
+        fresh = [node for node in dict.fromkeys(nodes) if not self._judged(node, level)]
+        for node, parsed in self._parsed(fresh, level, fan_out).items():
+            if parsed is None:
+                lacked = {node}
+            elif level == 0:
+                lacked = self._held.lacks(list(parsed.children.values()))
+            else:
+                lacked = self._below(list(parsed.children.values()), level - 1, fan_out)
+            if lacked:
+                self._dirty[node, level] = lacked
+            else:
+                self._clean.add((node, level))
+        return set().union(*(self._dirty.get((node, level), ()) for node in nodes))
+
+    def _judged(self, node: bytes, level: int) -> bool:
+        return (node, level) in self._clean or (node, level) in self._dirty
+
+    def _parsed(self, nodes: Sequence[bytes], level: int, fan_out: int) -> Mapping[bytes, Node | None]:
+        found: dict[bytes, Node | None] = {}
+        for node, data in zip(nodes, self._store.read_each(nodes, node=True, strict=False), strict=True):
+            try:
+                if isinstance(data, Damaged):
+                    raise data
+                found[node] = parse_node(bytes(data), level, fan_out, "block map")
+            except Damaged as error:
+                self.why[node] = error.what
+                found[node] = None
+        return found

@@ -1,0 +1,101 @@
+"""What a verification looks at beside the packs' payloads: footers, manifests, marks, maps, the catalog."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from policies.facts import PointId
+from storage.catalog_rows import TABLES
+from storage.damage import Damage
+from storage.errors import Damaged, NoSuchPoint, StorageError
+from storage.format import PackName, parse_pack_key
+from storage.manifest import Manifest, manifest_key
+from storage.mapcheck import reach
+from storage.mending import check_marks
+from storage.readback import Packs, heads
+from storage.repository import Repository
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Survey:
+    """What was found. `reached` is what all restore points need, None when a map cannot be followed to its end."""
+
+    damaged: list[Damage] = field(default_factory=list)
+    heads: dict[PackName, array[int]] = field(default_factory=dict)
+    broken: dict[PackName, str] = field(default_factory=dict)
+    manifests: list[Manifest] = field(default_factory=list)
+    unreadable: dict[PointId, str] = field(default_factory=dict)
+    names: dict[PointId, str] = field(default_factory=dict)
+    """The name of each restore point's VM."""
+    reached: Any = None
+
+
+def list_packs(repo: Repository) -> tuple[list[Damage], list[PackName]]:
+    """The packs that the store lists, with what does not belong among them; ones that vanished are forgotten."""
+    known = list(repo.store.live.values())
+    damaged, names = [], []
+    seen: dict[int, PackName] = {}
+    for key in sorted(repo.blobs.list("packs/")):
+        name = parse_pack_key(key)
+        if name is None:
+            damaged.append(Damage(key, "", (), "this is not a pack of the repository"))
+        elif seen.setdefault(name.number, name) != name:
+            damaged.append(Damage(key, "", (), f"another pack has the same number: {seen[name.number].key}"))
+        else:
+            names.append(name)
+    for name in set(known) - set(names):
+        log.error("pack is gone: %s", name.key)
+        repo.store.forget(name)
+    return damaged, names
+
+
+def survey(
+    repo: Repository, packs: Packs, names: Sequence[PackName], to_read: set[PackName], points: Sequence[PointId]
+) -> Survey:
+    """Look at everything but the packs' payloads. It runs beside the threads that read those."""
+    found = Survey()
+    found.damaged += check_marks(repo)
+    found.damaged += _check_catalog(repo)
+    lost = repo.lost_points()
+    found.damaged += [Damage(manifest_key(one.id), "", (one.id,), one.reason, (one.vm_name,)) for one in lost]
+    with suppress(StorageError):
+        found.names = {point.id: point.vm_name for point in repo.points()}
+    for point in points:
+        try:
+            manifest = repo.manifest(point)
+        except NoSuchPoint:
+            continue
+        except Damaged as error:
+            found.unreadable[point] = error.what
+        else:
+            found.manifests.append(manifest)
+            found.names[point] = manifest.head.vm_name
+    for name in names:
+        try:
+            found.heads[name] = heads(packs.footer(name))
+        except Damaged as error:
+            found.broken[name] = error.what
+        if name not in to_read:
+            packs.done_with(name)
+    found.reached = reach(repo, found.manifests)
+    return found
+
+
+def _check_catalog(repo: Repository) -> list[Damage]:
+    """DuckDB checks its blocks when they are read, so read them all; a catalog that fails is made again."""
+    try:
+        for table in TABLES:
+            repo.opened_catalog().query(f"SELECT sum(hash(COLUMNS(*))) FROM {table}")
+    except StorageError as error:
+        log.warning("catalog made again: %s", error)
+        repo.catalog.rebuild()
+        repo.catalog.rebuilds["damaged"] += 1
+        return [Damage("catalog.duckdb", "", (), error.what, mended="made again")]
+    return []
