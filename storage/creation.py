@@ -8,7 +8,7 @@ from pathlib import Path
 from storage import config as configs
 from storage.blobs import LocalBlobs, sync_folder, translated
 from storage.errors import AlreadyExists, Refused
-from storage.format import CONFIG_KEY
+from storage.format import CONFIG_COPY_KEY, CONFIG_KEY
 
 BLOCK_BYTES = 64 << 10
 FOLDERS = ("spool", "packs", "manifests", "marks", "index")
@@ -17,13 +17,13 @@ FOLDERS = ("spool", "packs", "manifests", "marks", "index")
 def create(
     location: Path | str, *, now: datetime, passphrase: str | None = None, block_bytes: int = BLOCK_BYTES
 ) -> None:
-    """Make an empty repository; encrypted if there is a passphrase. AlreadyExists if there is one.
+    """Make an empty repository; encrypted if there is a passphrase or the line of a key file.
 
-    Refused in a folder that holds anything else: what is in `spool/` is removed at every open.
+    AlreadyExists if there is one. Refused in a folder that holds anything else: what is in `spool/` is removed at every open.
     """
     root = Path(location)
     blobs = LocalBlobs(root)
-    if (root / CONFIG_KEY).exists():
+    if (root / CONFIG_KEY).exists() or (root / CONFIG_COPY_KEY).exists():
         raise AlreadyExists("there is a repository already", where=str(root))
     with translated(str(root)):
         new = [path for path in (root, *root.parents) if not path.exists()]
@@ -34,7 +34,7 @@ def create(
             (root / name).mkdir(exist_ok=True)
         for path in (root, *(path.parent for path in new)):
             sync_folder(path)
-    blobs.put(CONFIG_KEY, configs.new_config(now, block_bytes, passphrase)[1])
+    configs.put_new(blobs, configs.new_config(now, block_bytes, passphrase)[1])
 
 
 def _foreign(path: Path) -> bool:

@@ -26,6 +26,11 @@ MAX_BLOCK_BYTES = 16 << 20
 MAX_MANIFEST_BYTES_PER_DISK = 64 << 10
 
 CONFIG_KEY = "config"
+CONFIG_COPY_KEY = "config.copy"
+"""The same bytes once more; on a change it is written first."""
+
+KNOWN_FEATURES: frozenset[str] = frozenset()
+"""Names in a config's `features` that this version can read and keep. It refuses a repository that has others."""
 
 
 class PackKind(IntEnum):

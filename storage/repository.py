@@ -73,7 +73,7 @@ def open_repository(
     owner: str = "command",
     blobs: Blobs | None = None,
 ) -> Repository:
-    """Open, take ownership, and finish whatever a crash interrupted.
+    """Open, take ownership, and finish whatever a crash interrupted. `passphrase` may give a key file's line as well.
 
     NoRepository, Locked (it names the pid), WrongKey, Unsupported, Damaged.
     """
@@ -89,6 +89,7 @@ def open_repository(
             raise Damaged("this folder is gone", where=str(root / name), hint="put it back; if it was empty, make it")
     ownership = Ownership(root, owner, clock())
     try:
+        configs.mend(blobs, config, sealing)
         return Repository(root, blobs, config, sealing, ownership, clock)
     except BaseException:
         ownership.release()
@@ -264,8 +265,9 @@ class Repository:
                 )
             if state.holds:
                 raise Refused(f"restore point {point} is held: {', '.join(state.holds)}", hint="release it first")
-            if state.locked_until is not None and state.locked_until > now:
-                raise Refused(f"restore point {point} is locked until {manifests.stamp(state.locked_until)}")
+            until = self._locked_until(point, state)
+            if until is not None and until > now:
+                raise Refused(f"restore point {point} is locked until {manifests.stamp(until)}")
             self.add_mark(point, MarkKind.EXPIRED, now, reason, into_catalog=False)
             failpoint("expire.marked")
             finish_expiry(self, point)
@@ -377,6 +379,13 @@ class Repository:
             self.opened_catalog()
         except StorageError:
             log.debug("catalog not opened ahead; the commit will try again", exc_info=True)
+
+    def _locked_until(self, point: PointId, state: MarkState) -> datetime | None:
+        """The end of its lock; a manifest that cannot be read locks nothing, as nothing is left to restore."""
+        try:
+            return detail_of(self.manifest(point), state).locked_until
+        except Damaged:
+            return state.locked_until
 
     def _require(self, point: PointId) -> None:
         state = self.mark_state(point)

@@ -91,6 +91,8 @@ class Sealing:
 
     def __init__(self, repository: bytes, master: bytes | None) -> None:
         self.repository = repository
+        self.master = master
+        """For key slots alone."""
         self.encrypted = master is not None
         self.flags = FLAG_ENCRYPTED if master is not None else 0
         node_key = derive("node id", master or b"", repository)
@@ -119,7 +121,7 @@ class Sealing:
             raise Damaged("this pack belongs to another repository", where=header.pack.hex())
         if not self.encrypted:
             return PackSeal(header, None)
-        return PackSeal(header, _aead(derive("pack salt", self._pack_key, header.salt)))
+        return PackSeal(header, cipher(derive("pack salt", self._pack_key, header.salt)))
 
     def close(self, kind: ObjectKind, name: str, payload: bytes) -> bytes:
         """A small object as stored, bound to this repository, its kind and its name."""
@@ -133,7 +135,7 @@ class Sealing:
         salt = self.salt() if encrypted else bytes(32)
         head = pack_envelope(Envelope(kind, FLAG_ENCRYPTED if encrypted else 0, len(payload), self.repository, salt))
         if encrypted:
-            aead = _aead(derive("object salt", self._object_key, salt))
+            aead = cipher(derive("object salt", self._object_key, salt))
             return head + aead.encrypt(_OBJECT_NONCE, payload, head + name.encode())
         return head + payload + _object_digest(head, name, payload)
 
@@ -148,15 +150,15 @@ class Sealing:
         from cryptography.exceptions import InvalidTag
 
         try:
-            aead = _aead(derive("object salt", self._object_key, envelope.salt))
+            aead = cipher(derive("object salt", self._object_key, envelope.salt))
             return aead.decrypt(_OBJECT_NONCE, sealed, head + name.encode())
         except InvalidTag:
             raise Damaged("the object is not what was written here", where=name) from None
 
 
-def open_plain(kind: ObjectKind, name: str, data: bytes) -> bytes:
-    """The payload of a small object that is not encrypted, or Damaged."""
-    envelope = parse_envelope(data, name)
+def open_plain(kind: ObjectKind, name: str, data: bytes, where: str = "") -> bytes:
+    """The payload of a small object that is not encrypted, or Damaged; `where` if it lies under another name."""
+    envelope = parse_envelope(data, where or name)
     head = data[: ENVELOPE.size]
     payload = data[ENVELOPE.size : ENVELOPE.size + envelope.payload_bytes]
     if (
@@ -164,7 +166,7 @@ def open_plain(kind: ObjectKind, name: str, data: bytes) -> bytes:
         or envelope.flags
         or data[ENVELOPE.size :] != payload + _object_digest(head, name, payload)
     ):
-        raise Damaged("the object is not what was written here", where=name)
+        raise Damaged("the object is not what was written here", where=where or name)
     return payload
 
 
@@ -175,7 +177,8 @@ def _object_digest(head: bytes, name: str, payload: bytes) -> bytes:
     return hasher.digest()
 
 
-def _aead(key: bytes) -> Aead:
+def cipher(key: bytes) -> Aead:
+    """AES-256-GCM: the one place where a key meets its cipher."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     return AESGCM(key)

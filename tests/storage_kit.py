@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from policies.facts import PointId, RestorePoint, VmId
-from storage import config
+from storage import keyslots
 from storage.blobs import Blobs, BlobWriter, Buffer, LocalBlobs
 from storage.errors import NoSpace, StorageError, StoreFailed
 from storage.repository import DiskHead, PointHead, Repository, create, open_repository
@@ -30,7 +30,7 @@ def later(**delta: float) -> datetime:
 
 def make(location: Path, *, encrypted: bool = False, block_bytes: int = BLOCK) -> Path:
     """A new repository; its passphrase is cheap to check."""
-    with patch.object(config, "KDF_MEMORY_KIB", 256):
+    with patch.object(keyslots, "KDF_MEMORY_KIB", 256):
         create(location, now=NOW, passphrase=PASSPHRASE if encrypted else None, block_bytes=block_bytes)
     return location
 
@@ -164,6 +164,11 @@ class FaultyBlobs:
     def replace(self, key: str, data: bytes) -> None:
         self.turn(key, False)
         self.inner.replace(key, data)
+        self.turn(key, True)
+
+    def replace_if(self, key: str, data: bytes, expected: bytes | None) -> None:
+        self.turn(key, False)
+        self.inner.replace_if(key, data, expected)
         self.turn(key, True)
 
     def get(self, key: str) -> bytes:
