@@ -1,127 +1,123 @@
-"""Every blob operation fails in turn: nothing that was there is harmed, and the repository opens by itself."""
+"""Every call to the store, and beneath it to the operating system, fails in turn: nothing that was there is harmed.
+
+Each n is tried until no call is the n-th; which kind of fault strikes goes round. `make soak` tries every kind at each.
+"""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from policies.facts import PointId
-from storage.errors import NoSpace, StorageError, StoreFailed
-from storage.rebuild import rebuild_catalog
-from storage.reclaim import SafetyAges, Thresholds, carry_out, plan_reclaim
-from storage.repository import Repository
+from policies.facts import VmId
+from storage.blobs import Blobs, LocalBlobs
+from storage.errors import NoSpace, StoreFailed
+from storage.repository import DiskHead, PointHead
 from storage.verify import verify
-from tests.storage_kit import BLOCK, FaultyBlobs, back_up, changed, image, later, make, opened, read_back
+from tests.crash.faults import (
+    FailingStore,
+    Fault,
+    Trouble,
+    count_calls,
+    injected,
+    one_fault,
+    one_system_fault,
+    system_call_fails,
+)
+from tests.crash.scenes import SCENES, Scene, Stage, fresh_copy, set_up
+from tests.storage_kit import BLOCK, NOW, back_up, image, later, opened, read_back
 
-AGELESS = SafetyAges(timedelta(0), timedelta(days=36500))
-EAGER = Thresholds(dead_share=0.01)
-NEW_BLOCKS = (3, 30)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A repository with two restore points that stay and one that may go."""
-
-    location: Path
-    kept: dict[PointId, bytes]
-    old: PointId
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    location = make(tmp_path / "stage")
-    disk = image(1, 60)
-    with opened(location) as repo:
-        old = back_up(repo, image(2, 60)[: 30 * BLOCK] + disk[30 * BLOCK :], vm="vm-old")  # half of it is shared
-        one = back_up(repo, disk)
-        second = changed(disk, 3, [4, 5])
-        two = back_up(repo, second, base=one.id, blocks=[4, 5], at=later(hours=1))
-    return Stage(location, {one.id: bytes(disk), two.id: bytes(second)}, old.id)
+FAULTED = (
+    "hinted-encrypted", "many-packs", "grown", "marks", "expire", "reclaim", "verify", "rebuild-open",
+    "open-nothing-derived", "open-half-expired",
+)  # fmt: skip
+BENEATH = ("hinted-encrypted", "reclaim", "open-nothing-derived")
+MOST = 400
+READ_STEP = 9
 
 
-def _backup(repo: Repository, stage: Stage) -> None:
-    base = max(stage.kept)
-    back_up(repo, changed(bytearray(stage.kept[base]), 9, NEW_BLOCKS), base=base, blocks=NEW_BLOCKS, at=later(hours=2))
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Stage]:
+    folder = tmp_path_factory.mktemp("stages")
+    return {encrypted: set_up(folder / f"encrypted-{encrypted}", encrypted=encrypted) for encrypted in (False, True)}
 
 
-def _expire(repo: Repository, stage: Stage) -> None:
-    repo.expire(stage.old, "old", later(hours=2))
-
-
-def _reclaim(repo: Repository, stage: Stage) -> None:
-    _expire(repo, stage)
-    carry_out(repo, plan_reclaim(repo, later(days=3650), AGELESS, EAGER), later(days=3650))
-
-
-def _marks(repo: Repository, stage: Stage) -> None:
-    point = min(stage.kept)
-    repo.mark_hold(point, "court", later(hours=2))
-    repo.release(point, None, later(hours=2))
-    verify(repo, now=later(hours=2))
-
-
-def _rebuild(repo: Repository, stage: Stage) -> None:
-    rebuild_catalog(repo)
-
-
-@pytest.mark.parametrize(("once", "late"), [(False, False), (True, True)], ids=["for good, before", "once, after"])
-@pytest.mark.parametrize("act", [_backup, _expire, _reclaim, _marks, _rebuild])
-def test_no_failing_operation_harms_what_was_there(
-    tmp_path: Path, stage: Stage, act: Callable[[Repository, Stage], None], once: bool, late: bool
+@pytest.mark.parametrize("scene", [SCENES[name] for name in FAULTED], ids=FAULTED)
+def test_no_failing_call_to_the_store_harms_what_was_there(
+    tmp_path: Path, stages: dict[bool, Stage], scene: Scene
 ) -> None:
-    for fail_at in range(1, 500):
-        location = tmp_path / "trial"
-        shutil.copytree(stage.location, location)
-        blobs = FaultyBlobs(location, fail_at, error=NoSpace if fail_at % 2 else StoreFailed, once=once, late=late)
-        failed = False
+    for nth in range(1, MOST):
+        fault = one_fault(nth, reads=False)
         try:
-            with opened(location, now=later(hours=2), blobs=blobs) as repo:
-                act(repo, stage)
-        except StorageError:
-            failed = True
-        with opened(location, now=later(hours=3)) as repo:
-            known = {point.id for point in repo.points()}
-            assert set(stage.kept) <= known, f"operation {fail_at}"
-            assert verify(repo, now=later(hours=3)).sound, f"operation {fail_at}"
-            for point, disk in stage.kept.items():
-                assert read_back(repo, point) == disk, f"operation {fail_at}"
-            if act is _backup and not failed:
-                assert len(known) == 4
-            if not failed or stage.old not in known:
-                act(repo, stage) if act is _backup else None
-            else:
-                act(repo, stage)  # what failed can simply be done again
-        shutil.rmtree(location)
-        if not blobs.fired:
-            assert fail_at > 1 or act is _rebuild
+            fired = injected(stages[scene.encrypted], scene, fault, tmp_path / "trial", thorough=nth % 4 == 0)
+        except BaseException as error:
+            error.add_note(f"fault {fault}; again: python -m tests.crash.soak --fault {scene.name}/{fault}")
+            raise
+        if not fired:
             return
-    pytest.fail("the scenario never ended")
+    pytest.fail("the scene never ended")
 
 
-def test_a_full_store_is_told_as_such_and_a_later_run_succeeds(tmp_path: Path, stage: Stage) -> None:
-    blobs = FaultyBlobs(stage.location, 3, error=NoSpace, once=True)
-    with opened(stage.location, blobs=blobs) as repo:
+@pytest.mark.parametrize("scene", [SCENES[name] for name in FAULTED], ids=FAULTED)
+def test_no_failing_read_harms_what_was_there(tmp_path: Path, stages: dict[bool, Stage], scene: Scene) -> None:
+    for nth in range(1, 4 * MOST, READ_STEP):
+        fault = one_fault(nth, reads=True)
+        try:
+            fired = injected(stages[scene.encrypted], scene, fault, tmp_path / "trial")
+        except BaseException as error:
+            error.add_note(f"fault {fault}; again: python -m tests.crash.soak --fault {scene.name}/{fault}")
+            raise
+        if not fired:
+            return
+    pytest.fail("the scene never ended")
+
+
+@pytest.mark.parametrize("name", BENEATH)
+def test_no_failing_system_call_harms_what_was_there(tmp_path: Path, stages: dict[bool, Stage], name: str) -> None:
+    scene = SCENES[name]
+    for nth in range(1, MOST):
+        fault = one_system_fault(nth)
+        try:
+            fired = system_call_fails(stages[scene.encrypted], scene, fault, tmp_path / "trial")
+        except BaseException as error:
+            error.add_note(f"fault {fault}; again: python -m tests.crash.soak --system-call {scene.name}/{fault}")
+            raise
+        if not fired:
+            return
+    pytest.fail("the scene never ended")
+
+
+def test_there_are_at_least_300_faults(tmp_path: Path, stages: dict[bool, Stage]) -> None:
+    def calls(name: str, *, reads: bool = False, beneath: bool = False) -> int:
+        scene = SCENES[name]
+        location = fresh_copy(stages[scene.encrypted], tmp_path / f"{name}-{reads}-{beneath}", scene.prepare)
+        return count_calls(scene, location, reads=reads, beneath=beneath)
+
+    mutating = sum(calls(name) for name in FAULTED)
+    reading = sum(-(-calls(name, reads=True) // READ_STEP) for name in FAULTED)
+    beneath = sum(calls(name, beneath=True) for name in BENEATH)
+    assert mutating + reading + beneath >= 300
+
+
+def test_a_full_store_is_told_as_such_and_a_later_run_succeeds(stages: dict[bool, Stage], tmp_path: Path) -> None:
+    stage = set_up(tmp_path / "stage")
+    disk = image(8, 30)
+    trouble = Trouble(Fault(3, "ENOSPC", once=True))
+    with opened(stage.location, blobs=cast(Blobs, FailingStore(LocalBlobs(stage.location), trouble))) as repo:
         with pytest.raises(NoSpace) as told:
-            _backup(repo, stage)
+            back_up(repo, disk, vm="vm-9")
         assert told.value.retry
-        _backup(repo, stage)
-        assert len(repo.points()) == 4
+        back_up(repo, disk, vm="vm-9")
+        assert len(repo.points()) == 5
         assert verify(repo, now=later(hours=1)).sound
 
 
-def test_a_failure_of_one_run_breaks_those_beside_it_but_not_those_after(tmp_path: Path, stage: Stage) -> None:
-    from policies.facts import VmId
-    from storage.repository import DiskHead, PointHead
-    from tests.storage_kit import NOW
-
-    blobs = FaultyBlobs(stage.location, 2, once=True)
+def test_a_failure_of_one_run_breaks_those_beside_it_but_not_those_after(tmp_path: Path) -> None:
+    stage = set_up(tmp_path / "stage")
+    trouble = Trouble(Fault(3, "EIO", once=True))
     fresh = image(77, 20, used=1.0)
-    with opened(stage.location, blobs=blobs) as repo:
+    with opened(stage.location, blobs=cast(Blobs, FailingStore(LocalBlobs(stage.location), trouble))) as repo:
         pending = [repo.new_point(PointHead(VmId(f"n{i}"), "n", NOW)) for i in range(2)]
         disks = [one.disk(DiskHead("d", len(fresh)), base=None) for one in pending]
         with pytest.raises(StoreFailed):

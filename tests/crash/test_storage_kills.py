@@ -1,84 +1,61 @@
-"""SIGKILL at each named point: the repository opens by itself, and every older restore point is as it was."""
+"""SIGKILL at named points: the repository opens by itself, and every older restore point is as it was.
+
+Each kill is a real process and a real SIGKILL; the processes are forked from a warmed one, as a start takes long.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from storage.verify import verify
-from tests.crash import killed
-from tests.storage_kit import BLOCK, back_up, changed, image, later, make, opened, read_back
-
-POINTS = {
-    "backup": [
-        "pack.reserved",
-        "pack.written",
-        "pack.written:2",
-        "pack.before_publish",
-        "pack.before_publish:2",
-        "pack.sealed",
-        "pack.sealed:2",
-        "commit.packs_sealed",
-        "commit.manifest_written",
-        "commit.catalog_written",
-    ],
-    "expire": ["expire.marked", "expire.manifest_removed", "expire.catalog"],
-    "hold": ["mark.written"],
-    "reclaim": [
-        "reclaim.hidden",
-        "reclaim.pack_deleted",
-        "reclaim.pack_deleted:2",
-        "pack.before_publish",
-        "pack.sealed",
-        "reclaim.copied",
-        "reclaim.hidden:2",
-        "reclaim.pack_deleted:4",
-    ],
-    "rebuild": ["rebuild.index_removed", "catalog.removed", "catalog.created"],
-}
-CASES = [(scenario, point) for scenario, points in POINTS.items() for point in points]
+from tests.crash.kills import chosen, kill
+from tests.crash.scenes import SCENES, Scene, Stage, fresh_copy, set_up
+from tests.crash.victim import Victims
 
 
-@pytest.mark.parametrize(("scenario", "failpoint"), CASES, ids=lambda value: str(value))
-def test_a_process_killed_at_any_step_harms_no_restore_point(tmp_path: Path, scenario: str, failpoint: str) -> None:
-    location = make(tmp_path / "r")
-    first = image(1, 60)
-    second = changed(first, 2, [7, 8, 9])
-    with opened(location) as repo:
-        gone = back_up(
-            repo, image(4, 60), vm="vm-0", name="old"
-        )  # its packs will be wholly dead, those of the next partly
-        old = back_up(repo, image(3, 60)[: 30 * BLOCK] + first[30 * BLOCK :], vm="vm-0", name="old")
-        one = back_up(repo, first, at=later(hours=1))
-        two = back_up(repo, second, base=one.id, blocks=[7, 8, 9], at=later(hours=2))
-    environment = {**os.environ, "BACKSTAY_FAILPOINT": failpoint}
-    died = subprocess.run(
-        [sys.executable, "-m", "tests.crash.killed", scenario, str(location)], env=environment, check=False
-    )
-    assert died.returncode == -signal.SIGKILL, "the failpoint was not reached"
-    with opened(location, now=later(hours=6)) as repo:
-        points = {point.id for point in repo.points()}
-        assert {one.id, two.id} <= points
-        assert points == repo.point_ids()
-        if scenario in ("backup", "hold", "rebuild"):
-            assert {gone.id, old.id} <= points
-        committed = failpoint in ("commit.manifest_written", "commit.catalog_written")
-        assert len(points - {gone.id, old.id, one.id, two.id}) == committed
-        assert verify(repo, now=later(hours=6)).sound
-        assert read_back(repo, one.id) == first
-        assert read_back(repo, two.id) == second
-        assert not list((location / "spool").iterdir())
-        grown = {table: rows for table, rows in repo.catalog.rows().items()}
-        repo.catalog.rebuild()
-        assert repo.catalog.rows() == grown
-    if scenario == "reclaim" and old.id not in points:
-        killed.main("backup", location)
-    elif scenario != "hold":
-        killed.main(scenario, location)
-    with opened(location, now=later(hours=7)) as repo:
-        assert verify(repo, now=later(hours=7)).sound
+@pytest.fixture(scope="module")
+def victims() -> Iterator[Victims]:
+    with Victims() as victims:
+        yield victims
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Stage]:
+    folder = tmp_path_factory.mktemp("stages")
+    return {encrypted: set_up(folder / f"encrypted-{encrypted}", encrypted=encrypted) for encrypted in (False, True)}
+
+
+@pytest.fixture(scope="module")
+def passed(
+    victims: Victims, stages: dict[bool, Stage], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[str]]:
+    """The failpoints that each scene reaches, in order."""
+    folder = tmp_path_factory.mktemp("counted")
+    return {
+        scene.name: victims.passed(scene.name, fresh_copy(stages[scene.encrypted], folder / scene.name, scene.prepare))
+        for scene in SCENES.values()
+    }
+
+
+@pytest.mark.parametrize("scene", SCENES.values(), ids=list(SCENES))
+def test_a_process_killed_at_any_step_harms_no_restore_point(
+    tmp_path: Path, victims: Victims, stages: dict[bool, Stage], passed: dict[str, list[str]], scene: Scene
+) -> None:
+    for point in chosen(passed)[scene.name]:
+        try:
+            died = kill(victims, stages[scene.encrypted], scene, point, passed[scene.name], tmp_path / "trial")
+        except BaseException as error:
+            error.add_note(f"killed at {point}; again: python -m tests.crash.soak --kill {scene.name}/{point}")
+            raise
+        assert died, f"{point} was not reached"
+
+
+def test_there_are_at_least_120_kills_and_every_failpoint_is_among_them(passed: dict[str, list[str]]) -> None:
+    assert sum(map(len, chosen(passed).values())) >= 120
+    written = set()
+    for path in Path("storage").glob("*.py"):
+        written |= set(re.findall(r'failpoint\("([a-z_.]+)"\)', path.read_text()))
+    assert written == {name for names in passed.values() for name in names}

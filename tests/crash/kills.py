@@ -1,0 +1,71 @@
+"""SIGKILL at named points: which there are, and what one of them comes to."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.crash.scenes import Scene, Stage, after_a_crash, again, clear, fresh_copy
+from tests.crash.victim import Victims
+
+MANIFEST = ("commit.packs_sealed", "commit.manifest_written")
+"""Before the first no restore point may be seen, after the second it must be."""
+
+
+def chosen(passed: Mapping[str, Sequence[str]], times: int = 3) -> dict[str, list[str]]:
+    """By scene, the first and the last passing of each failpoint, as `name:n`; each in so many scenes only.
+
+    No scene is left out.
+    """
+    taken: Counter[tuple[str, bool]] = Counter()
+    points: dict[str, list[str]] = {}
+    for scene, names in passed.items():
+        mine = points[scene] = []
+        for name in dict.fromkeys(names):
+            for nth in sorted({1, names.count(name)}):
+                if taken[name, nth == 1] < times:
+                    taken[name, nth == 1] += 1
+                    mine.append(f"{name}:{nth}")
+        if not mine:
+            mine += every(names)[len(set(names)) // 2 :][:2]
+    return points
+
+
+def every(passed: Sequence[str]) -> list[str]:
+    """Every passing of each failpoint."""
+    return [f"{name}:{n}" for name in dict.fromkeys(passed) for n in range(1, passed.count(name) + 1)]
+
+
+def kill(victims: Victims, stage: Stage, scene: Scene, point: str, passed: Sequence[str], location: Path) -> bool:
+    """Play a scene on a copy of the stage, killed at a point, and look at what is left; False if it was not reached."""
+    fresh_copy(stage, location, scene.prepare)
+    status = victims.play(scene.name, location, point)
+    least, most = (0, 1) if scene.made else (0, 0)
+    if status == -signal.SIGKILL and MANIFEST[0] in passed:
+        name, _, nth = point.partition(":")
+        at = _place(passed, name, int(nth))
+        most = int(at >= passed.index(MANIFEST[0]))
+        least = int(at >= passed.index(MANIFEST[1]))
+    after_a_crash(location, stage, scene, least=least, most=most)
+    if point.endswith(":1") and scene.made is None:
+        again(location, stage, scene)
+    clear(location)
+    return status == -signal.SIGKILL
+
+
+def kill_after(victims: Victims, stage: Stage, scene: Scene, seconds: float, location: Path) -> bool:
+    """The same with a kill from outside at some time; False if the scene had ended before."""
+    fresh_copy(stage, location, scene.prepare)
+    status = victims.play(scene.name, location, seconds=seconds)
+    after_a_crash(location, stage, scene, least=int(status == 0 and scene.made is not None))
+    clear(location)
+    return status == -signal.SIGKILL
+
+
+def _place(passed: Sequence[str], name: str, nth: int) -> int:
+    at = -1
+    for _ in range(nth):
+        at = passed.index(name, at + 1)
+    return at

@@ -1,0 +1,305 @@
+"""What the crash tests play: a small repository, things that are done to it, and what must hold after a crash."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+from policies.facts import PointId, RestorePoint
+from storage import chunkstore
+from storage.blobs import Blobs
+from storage.joining import join
+from storage.rebuild import rebuild, rebuild_catalog
+from storage.reclaim import SafetyAges, Thresholds, carry_out, plan_reclaim
+from storage.repository import Repository
+from storage.verify import verify
+from tests.storage_kit import BLOCK, PASSPHRASE, back_up, changed, image, later, make, opened, read_back, restored
+
+AGELESS = SafetyAges(timedelta(0), timedelta(days=36500))
+EAGER = Thresholds(dead_share=0.01)
+BLOCKS = 60
+HINTED = (2, 40)
+FIRST_CHANGED = (7, 8, 9)
+
+OLD, WEB, NEW = "vm-0", "vm-1", "vm-2"
+"""What may expire, what must stay, and what the scenes add."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A thing that is done to a repository. `play` gets the repository's folder and, for injected faults, its store.
+
+    `made` is what a restore point that it adds holds; `goes` says that the restore points of OLD may be gone after it.
+    """
+
+    name: str
+    play: Callable[[Path, Blobs | None], None]
+    made: Callable[[], bytes] | None = None
+    goes: bool = False
+    encrypted: bool = False
+    prepare: Callable[[Path], None] | None = None
+    own_store: bool = True
+    """Whether `play` can be given a store."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A repository before anything is done to it, and copies of its restore points kept aside."""
+
+    location: Path
+    kept: Mapping[PointId, bytes]
+    going: Mapping[PointId, bytes]
+    holds: tuple[str, ...] = field(default=("audit",))
+
+
+@cache
+def disks() -> dict[str, bytearray]:
+    """Every disk that is played with, by name."""
+    first = image(1, BLOCKS)
+    web = changed(first, 2, FIRST_CHANGED)
+    return {
+        "dead": image(4, BLOCKS),
+        "half dead": image(3, BLOCKS)[: 30 * BLOCK] + first[30 * BLOCK :],
+        "first": first,
+        "web": web,
+        "hinted": changed(web, 5, HINTED),
+        "new": image(6, BLOCKS, used=0.9),
+        "grown": changed(web + image(7, 20), 8, HINTED),
+        "shrunk": changed(web[: 20 * BLOCK + 512], 8, (2, 20)),
+        "next": changed(web, 9, (1, 11, 50)),
+    }
+
+
+def set_up(location: Path, *, encrypted: bool = False) -> Stage:
+    """A repository with two restore points that stay, and two of which one is wholly and one half its own."""
+    make(location, encrypted=encrypted)
+    disk = disks()
+    with opened(location) as repo:
+        dead = back_up(repo, disk["dead"], vm=OLD, name="old")
+        half = back_up(repo, disk["half dead"], vm=OLD, name="old", at=later(minutes=1))
+        first = back_up(repo, disk["first"], vm=WEB, at=later(hours=1))
+        web = back_up(repo, disk["web"], vm=WEB, base=first.id, blocks=FIRST_CHANGED, at=later(hours=2))
+        repo.mark_hold(first.id, "audit", later(hours=2))
+    return Stage(
+        location,
+        {first.id: bytes(disk["first"]), web.id: bytes(disk["web"])},
+        {dead.id: bytes(disk["dead"]), half.id: bytes(disk["half dead"])},
+    )
+
+
+def at_work(location: Path, blobs: Blobs | None) -> Repository:
+    """The repository as the scenes open it."""
+    return opened(location, now=later(hours=5), blobs=blobs)
+
+
+def _newest(repo: Repository, vm: str = WEB) -> PointId:
+    return [point.id for point in repo.points() if point.vm == vm][-1]
+
+
+def _of(repo: Repository, vm: str) -> list[RestorePoint]:
+    return [point for point in repo.points() if point.vm == vm]
+
+
+# --- what is done ---
+
+
+def _hinted_backup(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        back_up(repo, disks()["hinted"], base=_newest(repo), blocks=HINTED, vm=WEB, at=later(hours=5))
+
+
+def _full_backup(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        repo.points()
+        back_up(repo, disks()["new"], vm=NEW, name="new", at=later(hours=5))
+
+
+def _many_packs(location: Path, blobs: Blobs | None) -> None:
+    with patch.object(chunkstore, "PACK_BYTES", 24 << 10):
+        _full_backup(location, blobs)
+
+
+def _grown(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        back_up(
+            repo, disks()["grown"], base=_newest(repo), blocks=[2, 40, *range(60, 80)], vm=WEB, at=later(hours=5)
+        )  # fmt: skip
+
+
+def _shrunk(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        back_up(repo, disks()["shrunk"], base=_newest(repo), blocks=(2, 20), vm=WEB, at=later(hours=5))
+
+
+def _marks(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        point = _newest(repo)
+        repo.mark_hold(point, "court", later(hours=5))
+        repo.mark_lock(point, later(days=9), "law", later(hours=5))
+        repo.mark_expiring(point, "daily", later(hours=5))
+        repo.unmark(point, "daily", later(hours=5))
+        repo.release(point, "court", later(hours=5))
+
+
+def _join(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        for vm in {point.vm for point in _of(repo, OLD)}:
+            join(repo, vm, _of(repo, WEB)[0].vm, later(hours=5))
+
+
+def _expire(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        for point in _of(repo, OLD):
+            repo.expire(point.id, "old", later(hours=5))
+
+
+def _reclaim(location: Path, blobs: Blobs | None) -> None:
+    _expire(location, blobs)
+    with at_work(location, blobs) as repo:
+        now = later(days=3650)
+        carry_out(repo, plan_reclaim(repo, now, AGELESS, EAGER), now)
+
+
+def _verify(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        verify(repo, now=later(hours=5))
+        verify(repo, now=later(hours=6))
+
+
+def _rebuild(location: Path, blobs: Blobs | None) -> None:
+    rebuild(location, now=later(hours=5), passphrase=lambda: PASSPHRASE)
+
+
+def _rebuild_open(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        rebuild_catalog(repo)
+
+
+def _open(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        repo.points()
+
+
+# --- what was left behind before ---
+
+
+def _spoil_catalog(location: Path) -> None:
+    path = location / "catalog.duckdb"
+    path.write_bytes(b"\0" * 4096 + path.read_bytes()[4096:])
+
+
+def _lose_derived(location: Path) -> None:
+    for path in (location / "catalog.duckdb", location / "catalog.duckdb.wal"):
+        path.unlink(missing_ok=True)
+    for path in (location / "index").iterdir():
+        path.unlink()
+
+
+def _leave_expiry(location: Path) -> None:
+    """Both going points have a tombstone; catalog, manifests and index still have them; the index is spoilt too."""
+    from storage import expiry, repository
+
+    with opened(location, now=later(hours=4)) as repo, patch.object(repository, "finish_expiry", lambda *_: None):
+        for point in _of(repo, OLD):
+            repo.expire(point.id, "old", later(hours=4))
+    assert expiry.EXPIRIES_KEY
+    for path in (location / "index").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+SCENES = {
+    scene.name: scene
+    for scene in (
+        Scene("hinted", _hinted_backup, lambda: bytes(disks()["hinted"])),
+        Scene("hinted-encrypted", _hinted_backup, lambda: bytes(disks()["hinted"]), encrypted=True),
+        Scene("full", _full_backup, lambda: bytes(disks()["new"])),
+        Scene("many-packs", _many_packs, lambda: bytes(disks()["new"])),
+        Scene("many-packs-encrypted", _many_packs, lambda: bytes(disks()["new"]), encrypted=True),
+        Scene("grown", _grown, lambda: bytes(disks()["grown"])),
+        Scene("shrunk", _shrunk, lambda: bytes(disks()["shrunk"])),
+        Scene("marks", _marks),
+        Scene("join", _join),
+        Scene("expire", _expire, goes=True),
+        Scene("reclaim", _reclaim, goes=True),
+        Scene("reclaim-encrypted", _reclaim, goes=True, encrypted=True),
+        Scene("verify", _verify),
+        Scene("rebuild", _rebuild, own_store=False),
+        Scene("rebuild-open", _rebuild_open),
+        Scene("open-spoilt-catalog", _open, prepare=_spoil_catalog),
+        Scene("open-nothing-derived", _open, prepare=_lose_derived),
+        Scene("open-half-expired", _open, goes=True, prepare=_leave_expiry),
+    )
+}
+
+
+def after_a_crash(
+    location: Path, stage: Stage, scene: Scene, *, least: int = 0, most: int = 1, thorough: bool = True
+) -> None:
+    """AssertionError unless the repository opens by itself, holds what it must, and goes on as if nothing happened.
+
+    `least` and `most`: how many restore points of the scene may be seen. `thorough`: compare the catalog with
+    one that is made again, and back up once more.
+    """
+    with opened(location, now=later(hours=6)) as repo:
+        points = {point.id: point for point in repo.points()}
+        assert points.keys() == repo.point_ids(), "the catalog and the manifests disagree"
+        assert stage.kept.keys() <= points.keys(), "a restore point is gone"
+        if not scene.goes:
+            assert stage.going.keys() <= points.keys(), "a restore point is gone that nobody expired"
+        new = points.keys() - stage.kept.keys() - stage.going.keys()
+        assert least <= len(new) <= most, f"{len(new)} new restore points, not {least} to {most}"
+        for point, disk in {**stage.kept, **stage.going}.items():
+            assert point not in points or read_back(repo, point) == disk, f"{point} is not what it was"
+        for point in new:
+            assert scene.made is not None and read_back(repo, point) == scene.made(), "the new point is not its disk"
+        held = [point for point in stage.kept if "audit" in repo.mark_state(point).holds]
+        assert len(held) == 1, "a hold is gone"
+        report = verify(repo, now=later(hours=6))
+        assert report.sound, report.damaged
+        left = sorted(path.name for path in (location / "spool").iterdir())
+        assert not left, f"left in spool: {left}"
+        if not thorough:
+            return
+        rows = repo.catalog.rows()
+        repo.catalog.rebuild()
+        assert repo.catalog.rows() == rows, "the catalog is not what a rebuild makes"
+        base = next(iter(sorted(stage.kept)))
+        nxt = disks()["next"]
+        changes = [*FIRST_CHANGED, 1, 11, 50]
+        made = back_up(repo, nxt, vm=WEB, base=base, blocks=changes, at=later(hours=7))
+        target = location.with_name(location.name + ".restored")
+        assert restored(repo, made.id, target) == nxt, "the next backup does not restore"
+        target.unlink()
+
+
+def again(location: Path, stage: Stage, scene: Scene) -> None:
+    """AssertionError unless what was cut off can simply be done again."""
+    scene.play(location, None)
+    with opened(location, now=later(hours=8)) as repo:
+        points = {point.id for point in repo.points()}
+        assert stage.kept.keys() <= points
+        if scene.goes:
+            assert not stage.going.keys() & points, "done again, it leaves what it should forget"
+        assert verify(repo, now=later(hours=8)).sound
+
+
+def fresh_copy(stage: Stage, to: Path, prepare: Callable[[Path], None] | None = None) -> Path:
+    """The stage once more, in another place."""
+    shutil.copytree(stage.location, to)
+    if prepare is not None:
+        prepare(to)
+    return to
+
+
+def clear(location: Path) -> None:
+    """Remove a copy and what lies beside it."""
+    for path in location.parent.glob(location.name + "*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
