@@ -17,6 +17,8 @@ from queue import SimpleQueue
 from storage.blobs import Blobs, Buffer
 from storage.chunkreads import PENDING, ChunkReads
 from storage.codec import encode
+from storage.commitment import Learnt, boot_seconds
+from storage.condemned import CONDEMNED, FREEING, noted
 from storage.distrust import Distrust
 from storage.errors import Damaged, StorageError, StoreFailed
 from storage.format import Entry, PackKind, PackName, parse_pack_key
@@ -44,10 +46,15 @@ class Added:
 
 
 class Session:
-    """The span in which chunks are added for one restore point; it hears of packs that were lost."""
+    """The span in which chunks are added for one restore point; it hears of packs that were lost.
 
-    def __init__(self) -> None:
+    `touched` are the packs that it refers to, `learnt` what was known of packs when it began.
+    """
+
+    def __init__(self, learnt: Learnt) -> None:
         self.failure: BaseException | None = None
+        self.learnt = learnt
+        self.touched: set[int] = set()
 
     def check(self) -> None:
         """Raise what broke a pack since the session began."""
@@ -63,7 +70,9 @@ class ChunkStore(ChunkReads):
     ) -> None:
         super().__init__(blobs, sealing, index)
         self.touched: set[int] = set()
+        self.learnt = Learnt()
         self._hidden: set[int] = set()
+        self._going: set[PackName] = set()
         self._writer = writer
         self._now = now
         self._filling: dict[PackKind, OpenPack] = {}
@@ -80,15 +89,30 @@ class ChunkStore(ChunkReads):
         self.distrusted = Distrust(blobs)
 
     def attach(self) -> list[str]:
-        """Compare the index with the packs that are there and read the footers it lacks; returns what was damaged."""
+        """Compare the index with the packs that are there and read the footers it lacks; returns what was damaged.
+
+        May be done again at any time, where other processes write packs, too. Packs that are condemned or being freed
+        are read from, but no new chunk refers to them.
+        """
+        began = boot_seconds()
+        freeing = noted(self.blobs, FREEING)  # before the packs: one that is freed in between is known as such
+        going = freeing | noted(self.blobs, CONDEMNED)
+        with self._lock:
+            before = set(self.live.values())
         listed = {name for name in map(parse_pack_key, self.blobs.list("packs/")) if name}
-        self.live = {name.number: name for name in sorted(listed)}
+        with self._lock:
+            sealed_meanwhile = set(self.live.values()) - before
+            self.live = {name.number: name for name in sorted(listed | sealed_meanwhile)}
+            self._hidden -= {name.number for name in self._going}
+            self._hidden |= {name.number for name in going & listed}
+            self._going = going & listed
+            self.learnt = Learnt(began, frozenset(freeing - listed))
         self._next_number = max(self._next_number, max(self.live, default=0) + 1)
         covered = self._index.packs()
         damaged = []
         located: list[Located] = []
         fresh: list[PackName] = []
-        for name in sorted(listed - covered):
+        for name in sorted(listed - covered - set(self._unindexed)):
             try:
                 footer = self.footers.get(name)
             except Damaged as error:
@@ -127,8 +151,8 @@ class ChunkStore(ChunkReads):
 
     def session(self) -> Session:
         """Begin to add chunks for one restore point."""
-        session = Session()
         with self._lock:
+            session = Session(self.learnt)
             self._sessions.add(session)
         return session
 
@@ -155,11 +179,11 @@ class ChunkStore(ChunkReads):
             ticket = self._next_ticket = self._next_ticket + 1
             for (chunk, data), place in zip(items, candidates, strict=True):
                 if place is not None and self._usable(place[0], chunk):
-                    self.touched.add(place[0].number)
+                    self._touch(place[0].number, [session])
                     added.known_bytes += len(data)
                 elif (known := self._delta.get(chunk)) is not None and known >> 16 not in self._hidden:
                     if known != PENDING:
-                        self.touched.add(known >> 16)
+                        self._touch(known >> 16, [session])
                     added.known_bytes += len(data)
                 else:
                     self._delta[chunk] = PENDING
@@ -255,7 +279,7 @@ class ChunkStore(ChunkReads):
             self.footers.remember(footer)
             self._open.pop(pack.name.number, None)
             self.live[pack.name.number] = pack.name
-            self.touched.add(pack.name.number)
+            self._touch(pack.name.number, self._sessions)
             self._unindexed.append(pack.name)
             self._unindexed_chunks += len(footer)
             self._changed.notify_all()
@@ -346,6 +370,28 @@ class ChunkStore(ChunkReads):
     def _usable(self, name: PackName, chunk: bytes) -> bool:
         return name.number in self.live and name.number not in self._hidden and chunk not in self.distrusted.chunks
 
+    def _touch(self, number: int, sessions: Iterable[Session]) -> None:
+        self.touched.add(number)
+        for session in sessions:
+            session.touched.add(number)
+
+    def going(self) -> set[PackName]:
+        """Packs that are condemned or being freed, as far as this process knows."""
+        with self._lock:
+            return set(self._going)
+
+    def condemn(self, name: PackName) -> None:
+        """A hidden pack is condemned: it stays hidden until `reprieve` or `forget`."""
+        with self._lock:
+            self._going.add(name)
+            self._hidden.add(name.number)
+
+    def reprieve(self, name: PackName) -> None:
+        """A pack is not condemned any more."""
+        with self._lock:
+            self._going.discard(name)
+            self._hidden.discard(name.number)
+
     def hide(self, name: PackName) -> bool:
         """Let no new chunk refer to this pack; False if a restore point under way does already. Reads go on."""
         with self._lock:
@@ -356,15 +402,16 @@ class ChunkStore(ChunkReads):
             return True
 
     def show(self, names: Iterable[PackName]) -> None:
-        """Undo `hide`."""
+        """Undo `hide`; what is condemned stays hidden."""
         with self._lock:
-            self._hidden.difference_update(name.number for name in names)
+            self._hidden.difference_update(name.number for name in names if name not in self._going)
 
     def forget(self, name: PackName) -> None:
         """A hidden pack is no more."""
         with self._lock:
             self.live.pop(name.number, None)
             self._hidden.discard(name.number)
+            self._going.discard(name)
             self.distrusted.packs.discard(name)
         self.footers.forget(name)
 
