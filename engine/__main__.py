@@ -116,8 +116,8 @@ def _words(given: Sequence[str]) -> str:
     """As much of what was written as names a command, with a space after it."""
     from engine.cli.table import COMMANDS
 
-    known = {" ".join(command.words.split()[:n]) for command in COMMANDS for n in (1, 2)}
-    words = next((words for n in (2, 1) if (words := " ".join(given[:n])) in known), "")
+    known = {" ".join(command.words.split()[:n]) for command in COMMANDS for n in (1, 2, 3)}
+    words = next((words for n in (3, 2, 1) if (words := " ".join(given[:n])) in known), "")
     return f"{words} " if words else ""
 
 

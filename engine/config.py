@@ -70,10 +70,14 @@ class VCenter(_Section):
 
 
 class RepositorySection(_Section):
-    """`[repository]`: where restore points are kept. With passphrase, a new repository is made encrypted."""
+    """`[repository]`: where restore points are kept. `passphrase` names where a passphrase or key file is kept."""
 
     path: Path
     passphrase: SecretSource | None = None
+
+
+class Copy(RepositorySection):
+    """`[copies.NAME]`: a repository that gets a second copy of what policies name it for."""
 
 
 class Api(_Section):
@@ -213,6 +217,7 @@ class Timers(_Section):
     retention: Duration = timedelta(hours=1)
     reclaim: Duration = timedelta(days=1)
     verify: Duration = timedelta(days=7)
+    copies: Duration = timedelta(minutes=15)
     policies: Duration = timedelta(seconds=2)
 
     @field_validator("*")
@@ -244,6 +249,7 @@ class Config(_Section):
     state_dir: Path = Field(default_factory=lambda: default_state_dir())
     policies: Path = Field(default=Path("policies.d"))
     repository: RepositorySection
+    copies: dict[str, Copy] = Field(default_factory=dict)
     vcenter: dict[str, VCenter] = Field(default_factory=dict)
     api: Api = Field(default_factory=Api)
     metrics: Metrics = Field(default_factory=Metrics)

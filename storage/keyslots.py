@@ -103,7 +103,7 @@ def unlock(repository: bytes, slots: Sequence[Slot], opener: str) -> tuple[str, 
     if not known:
         raise Unsupported("no key slot is of a kind that this version knows", where=CONFIG_KEY, hint="use a newer one")
     what = "the key file" if wanted == KEY_FILE else "the passphrase"
-    raise WrongKey(f"{what} does not open this repository", hint="check what names it, or BACKSTAY_PASSPHRASE")
+    raise WrongKey(f"{what} does not open this repository", hint="check its file or BACKSTAY_PASSPHRASE")
 
 
 def _opened(repository: bytes, slot: Slot, opener: str) -> bytes | None:

@@ -22,15 +22,16 @@ def build(given: Sequence[str] = ()) -> App:
         suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative=(), show_default=False),
     )
-    groups = {name: App(name=name, help=summary) for name, summary in GROUPS.items()}
+    groups = {name: App(name=name.rpartition(" ")[2], help=summary) for name, summary in GROUPS.items()}
     for number, command in enumerate(COMMANDS):
         *group, name = command.words.split()
-        parent = groups[group[0]] if group else app
+        parent = groups[" ".join(group)] if group else app
         # The one that is called tells all it has to say; the others would have to be loaded for that.
         called = tuple(given[: len(command.words.split())]) == tuple(command.words.split())
         summary = None if called else command.summary
         parent.command(f"engine.cli.{command.function}", name=name, help=summary, sort_key=number)
     for name, group_app in groups.items():
         if any(command.words.startswith(f"{name} ") for command in COMMANDS):
-            app.command(group_app, name=name)
+            above, _, last = name.rpartition(" ")
+            (groups[above] if above else app).command(group_app, name=last)
     return app

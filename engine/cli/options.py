@@ -15,7 +15,10 @@ Config = Annotated[
 ]
 PassphraseFile = Annotated[
     Path | None,
-    Parameter(name="--passphrase-file", help="File that holds the passphrase; else BACKSTAY_PASSPHRASE or a prompt."),
+    Parameter(
+        name="--passphrase-file",
+        help="File of the passphrase, or a key file; else BACKSTAY_PASSPHRASE or a prompt.",
+    ),
 ]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON for programs.")]
 Point = Annotated[str, Parameter(help="Id of a restore point, the beginning of one, or NAME@latest.")]

@@ -109,10 +109,15 @@ def new_passphrase(passphrase_file: Path | None) -> str:
     given = _given(passphrase_file, None)
     if given is not None:
         return given()
+    return ask_new_passphrase("--encrypt", "set BACKSTAY_PASSPHRASE or use --passphrase-file")
+
+
+def ask_new_passphrase(
+    where: str = "--new-passphrase-file", hint: str = "use it, or --new-key-file; only a terminal can be asked"
+) -> str:
+    """A new passphrase asked twice on a terminal; BadInput says where it could have been given."""
     if not sys.stdin.isatty():
-        raise BadInput(
-            "no passphrase was given", where="--encrypt", hint="set BACKSTAY_PASSPHRASE or use --passphrase-file"
-        )
+        raise BadInput("no passphrase was given", where=where, hint=hint)
     first = getpass.getpass("New passphrase: ")
     if first != getpass.getpass("The same again: "):
         raise BadInput("the two are not the same", where="passphrase")

@@ -11,7 +11,8 @@ SUMMARY = "Back up VMware VMs as your policies say, while they move."
 GROUPS = {
     "vm": "Look after how VMs are known.",
     "policy": "Look at policies, check them, confirm what they change.",
-    "repo": "Make repositories.",
+    "repo": "Make repositories and look after their keys.",
+    "repo key": "Look after the keys that open an encrypted repository.",
     "disk": "Back up and restore single disks that are in no vCenter.",
     "catalog": "Look after the catalog of a repository.",
 }
@@ -49,6 +50,10 @@ COMMANDS = (
     Command("catalog rebuild", "catalog_rebuild:catalog_rebuild", "Make the catalog again from the repository."),
     Command("sql", "sql:sql", "Ask the catalog and the journal, read-only."),
     Command("repo init", "repo_init:repo_init", "Make a repository."),
+    Command("repo key list", "repo_key:list_keys", "List the keys that open a repository."),
+    Command("repo key add", "repo_key:add", "Let one more passphrase or key file open a repository."),
+    Command("repo key remove", "repo_key:remove", "Take a key away."),
+    Command("repo key rotate", "repo_key:rotate_key", "Put a new passphrase or key file in the place of one."),
     Command("disk backup", "disk_backup:disk_backup", "Make a restore point of a file, block device or NBD export."),
     Command("disk restore", "disk_restore:disk_restore", "Write a disk of a restore point to a file or block device."),
 )
