@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from storage import manifest as manifests
 from storage.blobs import Blobs
 from storage.blockmap import Root
 from storage.chunkstore import ChunkStore
+from storage.commitment import Reliance, announced
 from storage.config import Config
 from storage.errors import NoSuchPoint, Refused
 from storage.failpoints import failpoint
@@ -27,6 +29,7 @@ class Home(Protocol):
     """The repository, as far as a pending restore point needs it."""
 
     location: Path
+    shared: bool
     blobs: Blobs
     config: Config
     sealing: Sealing
@@ -47,6 +50,7 @@ class PendingPoint:
         self.head = head
         self.id = point or home.new_point_id(head.taken_at)
         self.bases: list[Root] = []
+        self._base_points: list[PointId] = []
         self._home = home
         self._store = home.store
         self._session = home.store.session()
@@ -100,7 +104,10 @@ class PendingPoint:
         self._configuration = [chunk for chunk, _ in items]
 
     def commit(self) -> RestorePoint:
-        """Make packs durable, write the manifest (from here on the restore point exists), tell the catalog."""
+        """Make packs durable, write the manifest (from here on the restore point exists), tell the catalog.
+
+        Overtaken, on a store that others write, too, when reclaim frees what it refers to; a new run is needed then.
+        """
         self._check_open()
         unfinished = [name for name, record in self._disks.items() if record is None]
         if unfinished:
@@ -124,8 +131,9 @@ class PendingPoint:
         if len(payload) > MAX_MANIFEST_BYTES_PER_DISK * max(1, len(self._disks)):
             raise Refused(f"the manifest would have {len(payload)} bytes", hint="record fewer attributes")
         key = manifests.manifest_key(self.id)
-        home.blobs.put(key, home.sealing.close(ObjectKind.MANIFEST, key, payload))
-        failpoint("commit.manifest_written")
+        with self._announced(payload):
+            home.blobs.put(key, home.sealing.close(ObjectKind.MANIFEST, key, payload))
+            failpoint("commit.manifest_written")
         self._end()
         home.committed(manifest)
         failpoint("commit.catalog_written")
@@ -135,6 +143,13 @@ class PendingPoint:
         """Forget the restore point. Idempotent; does nothing after a commit."""
         if self._open:
             self._end()
+
+    def _announced(self, payload: bytes) -> AbstractContextManager[None]:
+        home = self._home
+        if not home.shared:
+            return nullcontext()
+        reliance = Reliance(self._session.learnt, frozenset(self._session.touched), tuple(self._base_points))
+        return announced(home.blobs, home.sealing, self.id, payload, reliance)
 
     def _end(self) -> None:
         self._open = False
@@ -152,6 +167,7 @@ class PendingPoint:
         for record in manifest.disks:
             if record.head.name == name:
                 self.bases.append(record.root)
+                self._base_points.append(point)
                 self._home.manifest(point)  # still there now that reclaim sees the base: it stays until we end
                 return record
         raise NoSuchPoint(f"restore point {point} has no disk {name!r}")

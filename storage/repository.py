@@ -30,6 +30,7 @@ from storage.blockmap import Root
 from storage.catalog import Catalog, Changes
 from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
+from storage.commitment import boot_seconds
 from storage.creation import BLOCK_BYTES, FOLDERS, create
 from storage.errors import Damaged, Missing, NoRepository, NoSpace, NoSuchPoint, Refused, StorageError, StoreFailed
 from storage.expiry import find_lost, finish_expiry, put_holds_back
@@ -61,6 +62,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+RELEARN_SECONDS = 3600
+"""A restore point that is begun on a shared store knows of packs what was true this long ago."""
 
 GIVE_UP = "put the file back, or give the restore point up: backstay expire POINT --lost"
 
@@ -109,6 +113,7 @@ class Repository:
         now: Callable[[], datetime],
     ) -> None:
         self.location = root
+        self.shared = False  # whether other processes write this store, too
         self.blobs = blobs
         self.config = config
         self.sealing = sealing
@@ -192,9 +197,15 @@ class Repository:
     def new_point(self, head: PointHead, *, point: PointId | None = None) -> PendingPoint:
         """Begin a restore point. Nothing of it is visible before `commit`. A copy keeps the id that it has elsewhere."""
         self._warm_catalog()
+        if self.shared and boot_seconds() - self.store.learnt.at > RELEARN_SECONDS:
+            self.refresh()
         pending = PendingPoint(self, head, point)
         self.pending.add(pending)  # one step; the lock is the catalog's for the tenth of a second that it opens
         return pending
+
+    def refresh(self) -> None:
+        """Learn what other processes did to the store since it was last listed."""
+        self.store.attach()
 
     def read_disk(self, point: PointId, disk_name: str) -> PointDisk:
         """One disk of a restore point, for reading; NoSuchPoint if either is not there."""
