@@ -67,7 +67,7 @@ class Restic:
         return _say(str(self._program), "version").split()[1]
 
     def prepare(self, state: Path) -> None:
-        (state / "passphrase").write_text(PASSPHRASE)
+        _write_passphrase(state)
 
     def init(self, state: Path) -> list[Command]:
         return [self._command(state, state, "init")]
@@ -216,7 +216,7 @@ class Backstay:
         return _say(*_backstay(), "--version").split()[-1]
 
     def prepare(self, state: Path) -> None:
-        (state / "passphrase").write_text(PASSPHRASE)
+        _write_passphrase(state)
 
     def init(self, state: Path) -> list[Command]:
         return [self._command(state, "repo", "init", str(state / "repository"), *(["--encrypt"] * self.encrypted))]
@@ -239,6 +239,12 @@ class Backstay:
     def _command(self, state: Path, *arguments: str) -> Command:
         passphrase = ["--passphrase-file", str(state / "passphrase")] if self.encrypted else []
         return Command((*_backstay(), *arguments, *passphrase), state)
+
+
+def _write_passphrase(state: Path) -> None:
+    file = state / "passphrase"
+    file.touch(mode=0o600)
+    file.write_text(PASSPHRASE)
 
 
 def _repo(state: Path) -> tuple[str, str]:

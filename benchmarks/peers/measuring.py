@@ -133,6 +133,7 @@ def folder_bytes(folder: Path) -> int:
 def copy_state(source: Path, target: Path, immutable: str) -> None:
     """A second state of a tool; files below folders of this name are written once, and shared."""
     shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
     for path in sorted(source.rglob("*")):
         to = target / path.relative_to(source)
         if path.is_dir():
