@@ -179,7 +179,9 @@ class _Tree:
         self._packs = packs
         self.blocks = blocks
         self.levels = levels_for(blocks, FAN_OUT)
-        self.ids = [np.zeros((-(-blocks // FAN_OUT ** (level + 1)), ID_BYTES), np.uint8) for level in range(self.levels)]
+        self.ids = [
+            np.zeros((-(-blocks // FAN_OUT ** (level + 1)), ID_BYTES), np.uint8) for level in range(self.levels)
+        ]
 
     def update(self, numbers: Any, leaves: Any) -> Root:
         """Write these leaves of a disk (its chunks by number), and every node above them."""
@@ -193,7 +195,9 @@ class _Tree:
             below = self.ids[level - 1]
             for index in nodes.tolist():
                 first, last = index * FAN_OUT, min((index + 1) * FAN_OUT, len(below))
-                counts = [min(reach, self.blocks - at * reach).to_bytes(COUNT_BYTES, "little") for at in range(first, last)]
+                counts = [
+                    min(reach, self.blocks - at * reach).to_bytes(COUNT_BYTES, "little") for at in range(first, last)
+                ]
                 self._put(level, index, _node(level, [below[first:last].tobytes(), *counts], last - first))
         return Root(self.ids[-1][0].tobytes(), self.levels, self.blocks)
 

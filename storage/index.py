@@ -6,21 +6,16 @@ hit is only a candidate until the full id in the pack's footer agrees.
 
 from __future__ import annotations
 
-import mmap
-import os
 import secrets
-import sys
-from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-
-from blake3 import blake3
+from typing import Any
 
 from storage.blobs import sync_folder, translated
 from storage.failpoints import failpoint
-from storage.format import RUN_HEAD, RUN_MAGIC, RUN_PACK, VERSION, PackKind, PackName
+from storage.format import PackName
+from storage.runs import Columns, Located, Run, merged, write_run
 
 UNMAP_AFTER = 2048
 """Lookups until touched pages leave our resident set again; they stay in the page cache."""
@@ -28,74 +23,10 @@ UNMAP_AFTER = 2048
 MAX_RUNS = 12
 """More runs than this are merged: each costs every miss about a microsecond."""
 
-Located = tuple[int, int, int]
-"""(64-bit prefix, pack number, slot)"""
-
 
 def prefix_of(chunk: bytes) -> int:
     """The first 64 bits of an id."""
     return int.from_bytes(chunk[:8], "big")
-
-
-class Run:
-    """One sorted run, read-only."""
-
-    def __init__(self, path: Path, repository: bytes) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < RUN_HEAD.size:
-                raise ValueError("cut off")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        magic, version, packs, owner, count, self._digest = RUN_HEAD.unpack_from(self._map)
-        start = RUN_HEAD.size + packs * RUN_PACK.size
-        start += -start % 8
-        if magic != RUN_MAGIC or version != VERSION or owner != repository or size != start + count * 14:
-            self._map.close()
-            raise ValueError("not a run of this repository")
-        self.count = count
-        self._start = start
-        self.packs = [
-            PackName(number, pack, PackKind(kind))
-            for number, pack, kind in RUN_PACK.iter_unpack(
-                self._map[RUN_HEAD.size : RUN_HEAD.size + packs * RUN_PACK.size]
-            )
-        ]
-        view = memoryview(self._map)
-        self.keys = view[start : start + 8 * count].cast("Q")
-        self.numbers = view[start + 8 * count : start + 12 * count].cast("I")
-        self.slots = view[start + 12 * count :].cast("H")
-        self._window = 3 * int(count**0.5) + 32
-
-    def find(self, key: int) -> list[tuple[int, int]]:
-        """(pack number, slot) of each chunk with this prefix."""
-        keys, count = self.keys, self.count
-        guess = key * count >> 64
-        low, high = max(guess - self._window, 0), min(guess + self._window, count)
-        at = bisect_left(keys, key, low, high)
-        if (at == low and low and keys[low - 1] >= key) or (at == high and high < count and keys[high] < key):
-            at = bisect_left(keys, key)
-        found = []
-        while at < count and keys[at] == key:
-            found.append((self.numbers[at], self.slots[at]))
-            at += 1
-        return found
-
-    def sound(self) -> bool:
-        """Whether the run still is what was written. Reads all of it."""
-        return bool(blake3(memoryview(self._map)[RUN_HEAD.size :]).digest() == self._digest)
-
-    def unmap_pages(self) -> None:
-        """Let touched pages go."""
-        self._map.madvise(mmap.MADV_DONTNEED)
-
-    def close(self) -> None:
-        """Unmap."""
-        self.keys.release()
-        self.numbers.release()
-        self.slots.release()
-        with suppress(BufferError):
-            self._map.close()
 
 
 class Index:
@@ -115,8 +46,7 @@ class Index:
                     raise ValueError("left over")
                 self._runs += (Run(path, repository),)
             except (ValueError, OSError):
-                with suppress(OSError):
-                    path.unlink()  # derived: the packs that it covered are read again
+                _remove(path)  # derived: the packs that it covered are read again
 
     def packs(self) -> set[PackName]:
         """Every pack that some run covers."""
@@ -136,9 +66,31 @@ class Index:
                 run.unmap_pages()
         return found
 
+    def find_many(self, wanted: Any) -> tuple[Any, Any, Any]:
+        """Candidates for many prefixes at once, as numpy arrays: (which of the wanted, pack number, slot)."""
+        import numpy as np
+
+        order = np.argsort(wanted)
+        rising = wanted[order]
+        runs = [run for run in self._runs if run.count]
+        found = [run.find_many(rising) for run in runs]
+        for run in runs:
+            run.unmap_pages()
+        if not found:
+            return np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.uint16)
+        rows, numbers, slots = (np.concatenate(column) for column in zip(*found, strict=True))
+        return order[rows], numbers, slots
+
     def add(self, packs: Sequence[PackName], entries: Iterable[Located]) -> None:
         """A further run, durable before it is used."""
-        self._runs += (self._write(packs, _columns(entries)),)
+        self._add(packs, Columns.of(entries))
+
+    def add_packs(self, packs: Sequence[tuple[PackName, bytes]]) -> None:
+        """A further run of these packs, from the entries of their footers."""
+        self._add([name for name, _ in packs], Columns.of_packs(packs))
+
+    def _add(self, packs: Sequence[PackName], columns: Columns) -> None:
+        self._runs += (self._write(packs, len(columns.keys), [columns]),)
 
     def compact(self, live: set[int], *, everything: bool = False) -> None:
         """Merge runs when there are many (or always), leaving out packs that are gone."""
@@ -151,24 +103,24 @@ class Index:
             total = 0
             taken: list[Run] = []
             for run in victims:
-                if len(taken) >= 2 and run.count > 2 * total and len(self._runs) - len(taken) < MAX_RUNS:
+                if len(taken) >= 2 and run.count > total and len(self._runs) - len(taken) < MAX_RUNS:
                     break
                 total += run.count
                 taken.append(run)
             victims = taken
         packs = sorted({name for run in victims for name in run.packs if name.number in live})
-        merged = self._write(packs, _merge(victims, {name.number for name in packs}))
-        self._runs = (*(run for run in self._runs if run not in victims), merged)
+        run = self._write(packs, *merged(victims, {name.number for name in packs}))
+        self._runs = (*(other for other in self._runs if other not in victims), run)
         for run in victims:
             failpoint("index.merged")
-            run.path.unlink(missing_ok=True)
+            _remove(run.path)
 
     def drop_unsound(self) -> int:
         """Delete runs that are not what was written; returns how many. Their packs have to be read again."""
         bad = [run for run in self._runs if not run.sound()]
         self._runs = tuple(run for run in self._runs if run not in bad)
         for run in bad:
-            run.path.unlink(missing_ok=True)
+            _remove(run.path)
         return len(bad)
 
     def close(self) -> None:
@@ -177,22 +129,13 @@ class Index:
             run.close()
         self._runs = ()
 
-    def _write(self, packs: Sequence[PackName], columns: tuple[bytes, bytes, bytes]) -> Run:
-        names = b"".join(RUN_PACK.pack(name.number, name.id, name.kind) for name in packs)
-        names += bytes(-(RUN_HEAD.size + len(names)) % 8)
-        hasher = blake3(names)
-        for column in columns:
-            hasher.update(column)
-        head = RUN_HEAD.pack(RUN_MAGIC, VERSION, len(packs), self._repository, len(columns[0]) // 8, hasher.digest())
+    def _write(self, packs: Sequence[PackName], count: int, parts: Iterable[Columns]) -> Run:
         temporary = self._folder / f"{secrets.token_hex(8)}.part"
         target = temporary.with_suffix(".run")
         with translated(str(self._folder)):
             try:
-                with temporary.open("wb") as file:
-                    for part in (head, names, *columns):
-                        file.write(part)
-                    file.flush()
-                    os.fdatasync(file.fileno())
+                with temporary.open("wb+", buffering=0) as file:
+                    write_run(file.fileno(), self._repository, packs, count, parts)
                 failpoint("index.written")
                 temporary.rename(target)
             except OSError:
@@ -203,31 +146,7 @@ class Index:
         return Run(target, self._repository)
 
 
-def _columns(entries: Iterable[Located]) -> tuple[bytes, bytes, bytes]:
-    keys, numbers, slots = array("Q"), array("I"), array("H")
-    for key, number, slot in sorted(entries):
-        keys.append(key)
-        numbers.append(number)
-        slots.append(slot)
-    return keys.tobytes(), numbers.tobytes(), slots.tobytes()
-
-
-def _merge(runs: Sequence[Run], live: set[int]) -> tuple[bytes, bytes, bytes]:
-    if sum(run.count for run in runs) < 50_000 and "numpy" not in sys.modules:
-        return _columns(_entries(runs, live))
-    import numpy as np
-
-    keys = np.concatenate([np.frombuffer(run.keys, np.uint64) for run in runs])
-    numbers = np.concatenate([np.frombuffer(run.numbers, np.uint32) for run in runs])
-    slots = np.concatenate([np.frombuffer(run.slots, np.uint16) for run in runs])
-    keep = np.isin(numbers, np.fromiter(live, np.uint32, len(live)))
-    keys, numbers, slots = keys[keep], numbers[keep], slots[keep]
-    order = np.argsort(keys, kind="stable")
-    return keys[order].tobytes(), numbers[order].tobytes(), slots[order].tobytes()
-
-
-def _entries(runs: Sequence[Run], live: set[int]) -> Iterator[Located]:
-    for run in runs:
-        for key, number, slot in zip(run.keys, run.numbers, run.slots, strict=True):
-            if number in live:
-                yield key, number, slot
+def _remove(path: Path) -> None:
+    """Remove a derived file; one that cannot go now is forgotten and goes another time."""
+    with suppress(OSError):
+        path.unlink()

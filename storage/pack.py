@@ -15,6 +15,7 @@ from storage.failpoints import failpoint
 from storage.format import (
     ENTRY,
     HEADER_BYTES,
+    ID_BYTES,
     MAX_BLOCK_BYTES,
     MAX_PACK_CHUNKS,
     TRAILER_BYTES,
@@ -60,6 +61,10 @@ class Footer:
     def entry(self, slot: int) -> Entry:
         """The chunk in a slot."""
         return parse_entry(self.entries, slot)
+
+    def ids(self) -> list[bytes]:
+        """The ids of all chunks, by slot."""
+        return [self.entries[at : at + ID_BYTES] for at in range(0, len(self.entries), ENTRY.size)]
 
     def holds(self, slot: int, chunk: bytes) -> bool:
         """Whether this very chunk is in this slot."""

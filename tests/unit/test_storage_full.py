@@ -94,7 +94,7 @@ def test_without_room_for_the_index_the_repository_opens_with_it_in_memory(
     def full(*_: object) -> None:
         raise NoSpace("no space left", where="index")
 
-    monkeypatch.setattr("storage.index.Index.add", full)
+    monkeypatch.setattr("storage.index.Index.add_packs", full)
     with opened(location) as repo:
         assert read_back(repo, point.id) == disk
         assert back_up(repo, disk, at=later(hours=1)).stored_bytes == 0
