@@ -18,7 +18,17 @@ from typing import Any
 from blake3 import blake3
 
 from storage.blobs import Blobs
-from storage.errors import Damaged, Missing, NoRepository, NoSpace, StorageError, StoreFailed, Unsupported, WrongKey
+from storage.errors import (
+    Changed,
+    Damaged,
+    Missing,
+    NoRepository,
+    NoSpace,
+    StorageError,
+    StoreFailed,
+    Unsupported,
+    WrongKey,
+)
 from storage.failpoints import failpoint
 from storage.format import (
     CONFIG_COPY_KEY,
@@ -159,8 +169,8 @@ def mend(blobs: Blobs, config: Config, sealing: Sealing) -> None:
             continue
         why = "is missing" if copy.data is None else "is damaged" if copy.config is None else "is not the newest"
         try:
-            blobs.replace(copy.key, newest.data)
-        except (StoreFailed, NoSpace) as error:
+            blobs.replace_if(copy.key, newest.data, copy.data)
+        except (StoreFailed, NoSpace, Changed) as error:
             log.warning("%s %s and could not be put right: %s", copy.key, why, error)
         else:
             log.warning("%s %s and was put right from %s", copy.key, why, newest.key)
@@ -184,7 +194,8 @@ def damage(blobs: Blobs, sealing: Sealing) -> list[StorageError]:
 def change(blobs: Blobs, sealing: Sealing, edit: Edit) -> Config:
     """Write the config as edited, as the next revision; what `edit` is given is what lies there now.
 
-    The change is made once the copy is written: what comes after is finished at the next open if it fails here.
+    Changed when another process changes it at this moment, too. The change is made once the copy is written: what
+    comes after is finished at the next open if it fails here.
     """
     copies = {key: _read(blobs, key) for key in _COPIES}
     newest = _newest(list(copies.values()), sealing)
@@ -192,9 +203,9 @@ def change(blobs: Blobs, sealing: Sealing, edit: Edit) -> Config:
         raise Damaged("the config is not what was written with this key", where=CONFIG_KEY)
     changed = replace(edit(newest.config), revision=newest.config.revision + 1)
     data = encode(changed, sealing)
-    blobs.replace(CONFIG_COPY_KEY, data)
+    blobs.replace_if(CONFIG_COPY_KEY, data, copies[CONFIG_COPY_KEY].data)
     failpoint("key.copy_written")
-    blobs.replace(CONFIG_KEY, data)
+    blobs.replace_if(CONFIG_KEY, data, copies[CONFIG_KEY].data)
     failpoint("key.config_written")
     return replace(changed, whole=True)
 

@@ -41,9 +41,9 @@ class Aead(Protocol):
     def decrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None) -> bytes: ...
 
 
-def derive(context: str, *material: bytes) -> bytes:
+def derive(context: str, *material: bytes, length: int = KEY_BYTES) -> bytes:
     """A key for one purpose from key material."""
-    return blake3(b"".join(material), derive_key_context=f"backstay 2026 format 0 {context}").digest()
+    return blake3(b"".join(material), derive_key_context=f"backstay 2026 format 0 {context}").digest(length)
 
 
 class PackSeal:
@@ -99,6 +99,7 @@ class Sealing:
         self._chunk_key = derive("chunk id", master, repository) if master is not None else None
         self._pack_key = derive("pack", master, repository) if master is not None else b""
         self._object_key = derive("object", master, repository) if master is not None else b""
+        self.name_key = derive("object name", master, repository, length=64) if master is not None else b""
         self.config_key = derive("config", master, repository) if master is not None else b""
         self._chunk_hash = partial(blake3, key=self._chunk_key) if self._chunk_key is not None else blake3
         self._node_hash: Callable[[Buffer], blake3] = partial(blake3, key=node_key)
