@@ -36,7 +36,7 @@ OPERATION_RESULTS = ("done", "failed", "cancelled", OTHER)
 STAGES = ("queued", "snapshot", "changes", "open", "read", "close", "release", "commit", OTHER)
 """In the order of a run. "read" ends when what was read is hashed, compressed and written."""
 
-OPERATIONS = ("restore", "expire", "reclaim", "verify", OTHER)
+OPERATIONS = ("restore", "expire", "reclaim", "verify", "copy", OTHER)
 TRANSPORTS = ("hotadd", "nbd", OTHER)
 FULL_READ_REASONS = (
     "first",
@@ -76,12 +76,15 @@ class Durability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RepositoryState:
-    """One repository at one instant. `repository` is its configured name; `last_verified` is None for never."""
+    """One repository at one instant. `repository` is its configured name; `last_verified` is None for never.
+
+    `free_bytes` is None when the store cannot tell.
+    """
 
     repository: str
     stored_bytes: int
     logical_bytes: int
-    free_bytes: int
+    free_bytes: int | None
     chunks: int
     packs: int
     points: int

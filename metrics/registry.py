@@ -167,6 +167,14 @@ class Metrics:
         self._verify_state = gauge(
             "verify_state", "1 for the newest verification's state", repository=(), state=tuple(VerifyState)
         )
+        self._copy_missing = gauge(
+            "copy_missing_points", "Restore points that a second copy should have and has not", copy=()
+        )
+        self._copied = gauge(
+            "copy_last_success_timestamp_seconds",
+            "When a second copy last lacked nothing; 0 for never",
+            copy=(),
+        )
         self._points_expired = counter("restore_points_expired_total", "Restore points that retention expired")
         self._reclaimed = counter("reclaimed_bytes_total", "Freed by reclaim")
         self._rebuilds = counter("catalog_rebuilds_total", "Catalogs made again", reason=REBUILD_REASONS)
@@ -312,7 +320,8 @@ class Metrics:
         name = state.repository
         self._size.labels(name, "stored").set(state.stored_bytes)
         self._size.labels(name, "logical").set(state.logical_bytes)
-        self._free.labels(name).set(state.free_bytes)
+        if state.free_bytes is not None:
+            self._free.labels(name).set(state.free_bytes)
         self._chunks.labels(name).set(state.chunks)
         self._packs.labels(name).set(state.packs)
         self._points.labels(name).set(state.points)
@@ -322,6 +331,13 @@ class Metrics:
         self._verified.labels(name).set(_stamp(state.last_verified))
         for verify in VerifyState:
             self._verify_state.labels(name, verify).set(verify is state.verify)
+
+    def copy_lacks(self, name: str, missing: int) -> None:
+        """A second copy lacks so many restore points now; lacking none is a success."""
+        self._copy_missing.labels(name).set(missing)
+        self._copied.labels(name)
+        if not missing:
+            self._copied.labels(name).set(self._now().timestamp())
 
     def points_expired(self, count: int) -> None:
         """Retention expired this many restore points."""

@@ -91,8 +91,8 @@ class Blobs(Protocol):
         """Begin a large blob."""
         ...
 
-    def free_bytes(self) -> int:
-        """Room left, as far as the store can tell."""
+    def free_bytes(self) -> int | None:
+        """Room left; None when the store cannot tell."""
         ...
 
     def clean(self) -> int:

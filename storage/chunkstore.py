@@ -22,8 +22,9 @@ from storage.condemned import CONDEMNED, FREEING, noted
 from storage.distrust import Distrust
 from storage.errors import Damaged, StorageError, StoreFailed
 from storage.format import Entry, PackKind, PackName, parse_pack_key
-from storage.index import Index, Located, prefix_of
-from storage.pack import OpenPack, Writer, new_pack_name
+from storage.index import Index
+from storage.numbering import PackNumbers
+from storage.pack import Footer, OpenPack, Writer, new_pack_name
 from storage.sealing import Sealing
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,15 @@ class ChunkStore(ChunkReads):
     """The packs of one repository and the index over them."""
 
     def __init__(
-        self, blobs: Blobs, sealing: Sealing, index: Index, *, writer: Writer, now: Callable[[], datetime]
+        self,
+        blobs: Blobs,
+        sealing: Sealing,
+        index: Index,
+        *,
+        writer: Writer,
+        now: Callable[[], datetime],
+        private: Blobs | None = None,
+        numbers: PackNumbers | None = None,
     ) -> None:
         super().__init__(blobs, sealing, index)
         self.touched: set[int] = set()
@@ -84,9 +93,9 @@ class ChunkStore(ChunkReads):
         self._jobs: SimpleQueue[OpenPack | None] = SimpleQueue()
         self._sealer: threading.Thread | None = None
         self._room = threading.Semaphore(MAX_SEALING)
-        self._next_number = 1
+        self._numbers = numbers or PackNumbers()
         self._doubted = False
-        self.distrusted = Distrust(blobs)
+        self.distrusted = Distrust(private or blobs)
 
     def attach(self) -> list[str]:
         """Compare the index with the packs that are there and read the footers it lacks; returns what was damaged.
@@ -107,11 +116,11 @@ class ChunkStore(ChunkReads):
             self._hidden |= {name.number for name in going & listed}
             self._going = going & listed
             self.learnt = Learnt(began, frozenset(freeing - listed))
-        self._next_number = max(self._next_number, max(self.live, default=0) + 1)
+            self._numbers.stay_above(self.live)
         covered = self._index.packs()
         damaged = []
-        located: list[Located] = []
-        fresh: list[PackName] = []
+        fresh: list[Footer] = []
+        chunks = 0
         for name in sorted(listed - covered - set(self._unindexed)):
             try:
                 footer = self.footers.get(name)
@@ -120,25 +129,26 @@ class ChunkStore(ChunkReads):
                 del self.live[name.number]
                 self.distrusted.packs.add(name)
                 continue
-            fresh.append(name)
-            located += [(prefix_of(footer.entry(s).id), name.number, s) for s in range(len(footer))]
-            if len(located) > 8 * DELTA_CHUNKS:
-                self._learn(fresh, located)
-                fresh, located = [], []
+            fresh.append(footer)
+            chunks += len(footer)
+            if chunks > 8 * DELTA_CHUNKS:
+                self._learn(fresh)
+                fresh, chunks = [], 0
         if fresh:
-            self._learn(fresh, located)
+            self._learn(fresh)
         return damaged
 
-    def _learn(self, names: Sequence[PackName], located: Sequence[Located]) -> None:
+    def _learn(self, footers: Sequence[Footer]) -> None:
         """Index packs; in memory only while the disk is full."""
         try:
-            self._index.add(names, located)
+            self._index.add_packs([(footer.name, footer.entries) for footer in footers])
+            self._index.compact(set(self.live))
         except StorageError as error:
             log.warning("index kept in memory: %s", error)
             with self._lock:
-                for name in names:
-                    footer = self.footers.get(name)
-                    self._delta.update((footer.entry(s).id, name.number << 16 | s) for s in range(len(footer)))
+                for footer in footers:
+                    base = footer.name.number << 16
+                    self._delta.update((footer.entry(s).id, base | s) for s in range(len(footer)))
 
     def reattach(self) -> None:
         """Throw unsound parts of the index away and read their packs again."""
@@ -245,9 +255,8 @@ class ChunkStore(ChunkReads):
         return pack, offset, slot, full
 
     def _open_pack(self, kind: PackKind) -> OpenPack:
-        name = new_pack_name(self._next_number, kind)
+        name = new_pack_name(self._numbers.take(), kind)
         pack = OpenPack(self.blobs, self.sealing, name, self._writer, self._now())
-        self._next_number += 1
         self._filling[kind] = self._open[name.number] = pack
         return pack
 
@@ -329,17 +338,12 @@ class ChunkStore(ChunkReads):
             self._unindexed_chunks = 0
             if not names:
                 return
-            located: list[Located] = []
-            chunks: list[bytes] = []
-            for name in names:
-                footer = self.footers.get(name)
-                ids = [footer.entry(slot).id for slot in range(len(footer))]
-                chunks += ids
-                located += [(prefix_of(chunk), name.number, slot) for slot, chunk in enumerate(ids)]
+            footers = [self.footers.get(name) for name in names]
             try:
-                self._index.add(names, located)
-                for chunk in chunks:
-                    self._delta.pop(chunk, None)
+                self._index.add_packs([(footer.name, footer.entries) for footer in footers])
+                for footer in footers:
+                    for chunk in footer.ids():
+                        self._delta.pop(chunk, None)
                 self._index.compact(set(self.live))
             except StorageError as error:
                 log.warning("index behind: %s", error)

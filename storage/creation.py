@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from storage import config as configs
-from storage.blobs import LocalBlobs, sync_folder, translated
-from storage.errors import AlreadyExists, Refused
+from storage.blobs import Blobs, LocalBlobs, sync_folder, translated
+from storage.errors import AlreadyExists, Changed, Refused, StorageError
 from storage.format import CONFIG_COPY_KEY, CONFIG_KEY
+from storage.places import ObjectPlace, Place, open_blobs, parse_place
 
 BLOCK_BYTES = 64 << 10
+PROBE = "probe/"
 FOLDERS = ("spool", "packs", "manifests", "marks", "index")
 
 
 def create(
-    location: Path | str, *, now: datetime, passphrase: str | None = None, block_bytes: int = BLOCK_BYTES
+    location: Place | str, *, now: datetime, passphrase: str | None = None, block_bytes: int = BLOCK_BYTES
 ) -> None:
     """Make an empty repository; encrypted if there is a passphrase or the line of a key file.
 
     AlreadyExists if there is one. Refused in a folder that holds anything else: what is in `spool/` is removed at every open.
     """
-    root = Path(location)
+    root = parse_place(location) if isinstance(location, str) else location
+    if isinstance(root, ObjectPlace):
+        _create_in_store(root, configs.new_config(now, block_bytes, passphrase)[1])
+        return
     blobs = LocalBlobs(root)
     if (root / CONFIG_KEY).exists() or (root / CONFIG_COPY_KEY).exists():
         raise AlreadyExists("there is a repository already", where=str(root))
@@ -35,6 +43,48 @@ def create(
         for path in (root, *(path.parent for path in new)):
             sync_folder(path)
     configs.put_new(blobs, configs.new_config(now, block_bytes, passphrase)[1])
+
+
+def _create_in_store(place: ObjectPlace, config: bytes) -> None:
+    blobs = open_blobs(place)
+    blobs.check()
+    keys = sorted(blobs.list(""))
+    if CONFIG_KEY in keys or CONFIG_COPY_KEY in keys:
+        raise AlreadyExists("there is a repository already", where=str(place))
+    if foreign := [key for key in keys if not key.startswith(PROBE)]:
+        raise Refused(f"the prefix is not empty: {foreign[0]}", where=str(place), hint="name a new or empty one")
+    probe(blobs)
+    configs.put_new(blobs, config)
+
+
+def probe(blobs: Blobs) -> None:
+    """Refused unless the store keeps what many writers rely on: create-once, compare-and-replace, listings that see."""
+    key = PROBE + secrets.token_hex(16)
+    blobs.put(key, b"1")
+    try:
+        kept = _refuses(lambda: blobs.put(key, b"2")) and blobs.get(key) == b"1"
+        kept = kept and _refuses(lambda: blobs.replace_if(key, b"3", b"2"))
+        if kept:
+            blobs.replace_if(key, b"4", b"1")
+        if not kept or blobs.get(key) != b"4":
+            raise Refused(
+                "this store overwrites what was to be created once",
+                where=str(getattr(blobs, "root", "")),
+                hint="it needs conditional writes (If-None-Match, If-Match): several writers would harm each other",
+            )
+        if key not in set(blobs.list(PROBE)):
+            raise Refused("this store does not list what was just written", where=str(getattr(blobs, "root", "")))
+    finally:
+        with suppress(StorageError):
+            blobs.delete(key)
+
+
+def _refuses(act: Callable[[], None]) -> bool:
+    try:
+        act()
+    except (AlreadyExists, Changed):
+        return True
+    return False
 
 
 def _foreign(path: Path) -> bool:

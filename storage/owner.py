@@ -1,4 +1,4 @@
-"""One process owns a local repository: a file lock decides, owner.json tells who."""
+"""One process owns a work folder, which is a local repository itself: a file lock decides, owner.json tells who."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Ownership:
     """Held from construction to `release`; the lock falls with the process."""
 
-    def __init__(self, root: Path, owner: str, now: datetime) -> None:
+    def __init__(self, root: Path, owner: str, now: datetime, *, place: str = "") -> None:
         self._path = root / "owner.json"
         with translated(str(root)):
             self._fd = _open_lock(root / "lock")
@@ -36,7 +36,7 @@ class Ownership:
             who = self._read()
             raise Locked(
                 f"in use by pid {who.get('pid', 'unknown')} ({who.get('owner', 'unknown')}) on {who.get('host', '?')}",
-                where=str(root),
+                where=place or str(root),
                 hint="ask that process, or wait until it ends",
             ) from None
         except OSError as error:
@@ -48,7 +48,7 @@ class Ownership:
         document = {
             "pid": os.getpid(), "host": socket.gethostname(), "owner": owner, "since": stamp(now),
             "writer": self.writer.id.hex(), "epoch": epoch,
-        }  # fmt: skip
+        } | ({"place": place} if place else {})  # fmt: skip
         try:
             self._tell(json.dumps(document))
         except OSError as error:  # a full disk must not keep anybody from restoring

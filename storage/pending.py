@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -28,7 +27,6 @@ from storage.sealing import Sealing
 class Home(Protocol):
     """The repository, as far as a pending restore point needs it."""
 
-    location: Path
     shared: bool
     blobs: Blobs
     config: Config

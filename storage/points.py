@@ -34,14 +34,17 @@ class PointDetail:
 
 @dataclass(frozen=True, slots=True)
 class RepositorySizes:
-    """`stored_bytes` counts packs, `logical_bytes` the capacity of all disks of all restore points."""
+    """`stored_bytes` counts packs, `logical_bytes` the capacity of all disks of all restore points.
+
+    `free_bytes` is None when the store cannot tell.
+    """
 
     stored_bytes: int
     chunks: int
     packs: int
     points: int
     logical_bytes: int
-    free_bytes: int
+    free_bytes: int | None
 
 
 def detail_of(manifest: Manifest, state: MarkState) -> PointDetail:

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from storage.blobs import translated
 from storage.errors import StorageError
 from storage.failpoints import failpoint
+from storage.places import Place
 from storage.repository import Repository, open_repository
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class RebuildReport:
 
 
 def rebuild(
-    location: Path | str,
+    location: Place | str,
     *,
     now: Callable[[], datetime] | datetime,
     passphrase: Callable[[], str] | None = None,
@@ -37,7 +37,7 @@ def rebuild(
     with open_repository(location, now=now, passphrase=passphrase, owner=owner) as repository:
         _hear_witness(repository)  # nobody else has it, the key is right, and interrupted work is finished
         with translated(str(location)):
-            shutil.rmtree(Path(location) / "index", ignore_errors=True)
+            shutil.rmtree(repository.work / "index", ignore_errors=True)
     failpoint("rebuild.index_removed")
     with open_repository(location, now=now, passphrase=passphrase, owner=owner) as repository:
         return rebuild_catalog(repository)

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
@@ -25,26 +24,28 @@ from weakref import WeakSet
 from policies.facts import PointId, RestorePoint, VmId
 from storage import config as configs
 from storage import manifest as manifests
-from storage.blobs import Blobs, LocalBlobs
+from storage.blobs import Blobs
 from storage.blockmap import Root
 from storage.catalog import Catalog, Changes
 from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.commitment import boot_seconds
-from storage.creation import BLOCK_BYTES, FOLDERS, create
-from storage.errors import Damaged, Missing, NoRepository, NoSpace, NoSuchPoint, Refused, StorageError, StoreFailed
+from storage.creation import BLOCK_BYTES, create
+from storage.errors import Damaged, Missing, NoSpace, NoSuchPoint, Refused, StorageError, StoreFailed
 from storage.expiry import find_lost, finish_expiry, put_holds_back
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
 from storage.index import Index
 from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHead
 from storage.marks import Mark, MarkKind, MarkState
-from storage.owner import Ownership
+from storage.numbering import ClaimedNumbers
+from storage.opening import Opened, open_store
 from storage.pending import PendingPoint
+from storage.places import Place, parse_place
 from storage.pointmarks import PointMarks
 from storage.points import HINT, PointDetail, RepositorySizes, detail_of, resolve
 from storage.reading import PointDisk
-from storage.sealing import Sealing
+from storage.veil import veiled
 
 __all__ = [
     "BLOCK_BYTES",
@@ -70,7 +71,7 @@ GIVE_UP = "put the file back, or give the restore point up: backstay expire POIN
 
 
 def open_repository(
-    location: Path | str,
+    location: Place | str,
     *,
     passphrase: Callable[[], str] | None = None,
     now: Callable[[], datetime] | datetime,
@@ -79,47 +80,35 @@ def open_repository(
 ) -> Repository:
     """Open, take ownership, and finish whatever a crash interrupted. `passphrase` may give a key file's line as well.
 
-    NoRepository, Locked (it names the pid), WrongKey, Unsupported, Damaged.
+    NoRepository, Locked (it names the pid), WrongKey, Unsupported, Damaged; AccessRefused and StoreFailed by an object
+    store.
     """
-    root = Path(location)
+    place = parse_place(location) if isinstance(location, str) else location
     fixed = now
     clock: Callable[[], datetime] = (lambda: fixed) if isinstance(fixed, datetime) else fixed
-    blobs = blobs or LocalBlobs(root)
-    if not root.is_dir():
-        raise NoRepository("there is no repository here", where=str(root), hint="make one with: backstay repo init")
-    config, sealing = configs.load(blobs, passphrase)
-    for name in FOLDERS[1:4]:
-        if not (root / name).is_dir():
-            raise Damaged("this folder is gone", where=str(root / name), hint="put it back; if it was empty, make it")
-    ownership = Ownership(root, owner, clock())
+    opened = open_store(place, passphrase=passphrase, now=clock(), owner=owner, blobs=blobs)
     try:
-        configs.mend(blobs, config, sealing)
-        return Repository(root, blobs, config, sealing, ownership, clock)
+        configs.mend(opened.blobs, opened.config, opened.sealing)
+        return Repository(opened, clock)
     except BaseException:
-        ownership.release()
+        opened.ownership.release()
         raise
 
 
 class Repository:
     """An open repository. Thread-safe. Close it, or use it in a `with` block."""
 
-    def __init__(
-        self,
-        root: Path,
-        blobs: Blobs,
-        config: configs.Config,
-        sealing: Sealing,
-        ownership: Ownership,
-        now: Callable[[], datetime],
-    ) -> None:
-        self.location = root
-        self.shared = False  # whether other processes write this store, too
-        self.blobs = blobs
-        self.config = config
-        self.sealing = sealing
+    def __init__(self, opened: Opened, now: Callable[[], datetime]) -> None:
+        self.location = opened.place
+        self.work = opened.work
+        self.shared = opened.shared  # whether other processes write this store, too
+        self.blobs = blobs = veiled(opened.blobs, opened.sealing)
+        self.private = opened.private
+        self.config = opened.config
+        self.sealing = sealing = opened.sealing
         self.now = now
-        self.writer = ownership.writer
-        self._ownership = ownership
+        self.writer = opened.ownership.writer
+        self._ownership = opened.ownership
         self._lock = threading.RLock()
         self._warming: threading.Thread | None = None
         self.maintenance = threading.Lock()
@@ -128,11 +117,17 @@ class Repository:
         blobs.clean()
         self.marks = PointMarks(blobs, sealing, now)
         self.store = ChunkStore(
-            blobs, sealing, Index(root / "index", sealing.repository), writer=ownership.writer, now=now
+            blobs,
+            sealing,
+            Index(self.work / "index", sealing.repository),
+            writer=self.writer,
+            now=now,
+            private=self.private,
+            numbers=ClaimedNumbers(blobs, self.writer, self.work / "numbers") if self.shared else None,
         )
         for damage in self.store.attach():
             log.warning("pack left out of the index", extra={"why": damage})
-        self.catalog = Catalog(root / "catalog.duckdb", root / "spool", CatalogSource(self))
+        self.catalog = Catalog(self.work / "catalog.duckdb", self.work / "spool", CatalogSource(self))
         self._catalog_open = False
         with suppress(StoreFailed):  # on a read-only file system it stays; nobody is shown it
             for point in self.marks.expired():
@@ -315,8 +310,10 @@ class Repository:
 
     def point_ids(self) -> set[PointId]:
         """Every restore point that has a manifest, apart from those being expired."""
-        ids = {PointId(key.removeprefix(manifests.PREFIX)) for key in self.blobs.list(manifests.PREFIX)}
-        return ids - self.marks.expired()
+        return self._listed_points() - self.marks.expired()
+
+    def _listed_points(self) -> set[PointId]:
+        return {PointId(key.removeprefix(manifests.PREFIX)) for key in self.blobs.list(manifests.PREFIX)}
 
     def manifest(self, point: PointId) -> Manifest:
         """One manifest, checked; NoSuchPoint, Damaged."""
@@ -356,11 +353,14 @@ class Repository:
             return find_lost(self)
 
     def in_use(self) -> tuple[list[Root], set[PointId]]:
-        """Roots that points under way may share nodes with or that are being read, and all points, at one moment."""
+        """Roots that points under way may share nodes with or that are being read, and all points, at one moment.
+
+        Points that are being expired are among them while they have a manifest.
+        """
         with self._lock:  # no point expires between the two
             bases = [root for pending in list(self.pending) for root in list(pending.bases)]
             bases += [disk.record.root for disk in self._reading]
-            return bases, self.point_ids()  # in this order: what is committed meanwhile is in one of the two
+            return bases, self._listed_points()  # in this order: what is committed meanwhile is in one of the two
 
     def committed(self, manifest: Manifest) -> None:
         """The catalog takes a new restore point and every pack that it does not know yet."""

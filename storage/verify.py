@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from policies.facts import PointId
@@ -32,7 +32,7 @@ from storage.readings import KEY, Readings
 from storage.repository import Repository
 from storage.survey import Survey, list_packs, survey
 
-__all__ = ["REREAD_AFTER", "Bounds", "Damage", "Scope", "VerifyReport", "verified_since", "verify"]
+__all__ = ["REREAD_AFTER", "Bounds", "Damage", "Scope", "VerifyReport", "read_back_since", "verified_since", "verify"]
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ class VerifyReport:
     """What was read, and what was wrong.
 
     `counted_bytes` were read by an earlier verification that counts for this one; `left_bytes` in `left_packs` are
-    still to be read, because the deadline came. `oldest_reading` is when the byte that was not read for the longest
-    time was; None while some byte never was.
+    still to be read, because the deadline came. Every stored byte was read back, or written, at `read_back_since` or
+    later; None where only some restore points were looked at.
     """
 
     checked_chunks: int
@@ -74,7 +74,7 @@ class VerifyReport:
     left_packs: int = 0
     left_bytes: int = 0
     left_points: int = 0
-    oldest_reading: datetime | None = None
+    read_back_since: datetime | None = None
 
     @property
     def sound(self) -> bool:
@@ -122,6 +122,11 @@ def verify(
             readings.close(work.names)
 
 
+def read_back_since(repo: Repository) -> datetime | None:
+    """Every stored byte was read back, or written, at this time or later; None where nobody remembers."""
+    return _readings(repo).since
+
+
 def verified_since(repo: Repository) -> datetime | None:
     """When a verification last found no damage and nothing left to read; None for never.
 
@@ -135,7 +140,7 @@ def verified_since(repo: Repository) -> datetime | None:
 
 
 def _readings(repo: Repository) -> Readings:
-    return Readings(repo.location / KEY, repo.sealing.node_id)
+    return Readings(repo.work / KEY, repo.sealing.node_id)
 
 
 class _Watch:
@@ -175,21 +180,23 @@ class _Whole:
         self._points = sorted(repo.point_ids())  # before the packs: every pack of these is listed
         self._damaged, self.names = list_packs(repo)
         self._packs = Packs(repo.blobs, repo.sealing)
-        since = self._since(bounds)
+        after = self._counted_after(bounds)
         self._sizes: dict[PackName, int] = {}
+        self._written_at: dict[PackName, datetime] = {}
         self._read_at: dict[PackName, datetime] = {}
         for name in self.names:
             self._sizes[name] = 0
             with suppress(Damaged):  # told when it is read
                 state = self._packs.state(name)
                 self._sizes[name] = state.size
+                self._written_at[name] = datetime.fromtimestamp(state.stamp_us / 1e6, UTC)
                 at = readings.read_at(name, state)
                 if at is not None and at <= now:
                     self._read_at[name] = at
-        self._to_read = sorted((n for n in self.names if self._read_at.get(n, since) <= since), key=self._urgency)
+        self._to_read = sorted((n for n in self.names if self._read_at.get(n, after) <= after), key=self._urgency)
         self.plan_bytes = sum(self._sizes[name] for name in self._to_read)
 
-    def _since(self, bounds: Bounds) -> datetime:
+    def _counted_after(self, bounds: Bounds) -> datetime:
         """Readings after this moment count."""
         if bounds.scope is Scope.INCREMENTAL:
             return self._now - bounds.reread_after
@@ -239,15 +246,15 @@ class _Whole:
         ]
         left = [name for name in self._to_read if name not in findings.read]
         self._distrust(affected.keys() | held.lacks(list(bad)), {*broken, *(one.pack for one in findings.bad)}, left)
-        oldest = self._oldest(findings.read)
+        since = self._since(findings.read)
         for point in [*seen.unreadable, *(manifest.id for manifest in seen.manifests)]:
             if point in seen.unreadable:
                 self._record(point, f"its manifest: {seen.unreadable[point]}", "")
             elif lacking.get(point):
                 self._record(point, f"{len(lacking[point])} chunks are lost", "")
             elif not left:
-                self._record(point, "", "" if self._scope is Scope.FULL or oldest is None else stamp(oldest))
-        self._remember(sound=not damaged, left=bool(left))
+                self._record(point, "", "" if self._scope is Scope.FULL else stamp(since))
+        self._remember(since, sound=not damaged, left=bool(left))
         return VerifyReport(
             checked_chunks=findings.chunks,
             checked_bytes=findings.read_bytes,
@@ -256,7 +263,7 @@ class _Whole:
             counted_bytes=sum(self._sizes.values()) - self.plan_bytes,
             left_packs=len(left),
             left_bytes=sum(self._sizes[name] for name in left),
-            oldest_reading=oldest,
+            read_back_since=since,
         )
 
     def _lacking(self, seen: Survey, held: Held) -> tuple[Mapping[PointId, set[bytes]], Mapping[bytes, str]]:
@@ -273,11 +280,13 @@ class _Whole:
         kept = before.packs & set(left)
         self._repo.store.distrust({*chunks, *(before.chunks if left else ())}, packs | kept)
 
-    def _oldest(self, read: set[PackName]) -> datetime | None:
-        times = [self._now if name in read else self._read_at.get(name) for name in self.names]
-        return min((at for at in times if at is not None), default=None) if None not in times else None
+    def _since(self, read: set[PackName]) -> datetime:
+        """Every byte was read back or written at this time or later."""
+        unread = [self._read_at.get(name) or self._written_at.get(name) for name in self.names if name not in read]
+        return min((at for at in unread if at is not None), default=self._now)
 
-    def _remember(self, *, sound: bool, left: bool) -> None:
+    def _remember(self, since: datetime, *, sound: bool, left: bool) -> None:
+        self._readings.covers(since)
         if self._scope is Scope.FULL and not left:
             self._readings.end_full(self._now)
         if sound and not left:

@@ -8,14 +8,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 from unittest.mock import patch
 
 from policies.facts import PointId, RestorePoint, VmId
 from storage import keyslots
 from storage.blobs import Blobs, BlobWriter, Buffer, LocalBlobs
 from storage.errors import NoSpace, StorageError, StoreFailed
+from storage.places import Place
 from storage.repository import DiskHead, PointHead, Repository, create, open_repository
 from storage.restore import restore_disk
+
+Location = TypeVar("Location", bound=Place)
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BLOCK = 4096
@@ -28,14 +32,14 @@ def later(**delta: float) -> datetime:
     return NOW + timedelta(**delta)
 
 
-def make(location: Path, *, encrypted: bool = False, block_bytes: int = BLOCK) -> Path:
+def make(location: Location, *, encrypted: bool = False, block_bytes: int = BLOCK) -> Location:
     """A new repository; its passphrase is cheap to check."""
     with patch.object(keyslots, "KDF_MEMORY_KIB", 256):
         create(location, now=NOW, passphrase=PASSPHRASE if encrypted else None, block_bytes=block_bytes)
     return location
 
 
-def opened(location: Path, *, now: datetime = NOW, blobs: Blobs | None = None) -> Repository:
+def opened(location: Place, *, now: datetime = NOW, blobs: Blobs | None = None) -> Repository:
     """The repository, open."""
     return open_repository(location, now=now, passphrase=lambda: PASSPHRASE, owner="test", blobs=blobs)
 

@@ -121,7 +121,7 @@ def _new(repository: Repository, passphrase_file: Path | None, key_file: Path | 
         if not given:
             raise BadInput("an empty passphrase protects nothing", where=str(passphrase_file))
         return given
-    if key_file.absolute().resolve().is_relative_to(repository.location.absolute().resolve()):
+    if key_file.absolute().resolve().is_relative_to(repository.work.absolute().resolve()):
         raise Declined("a key beside what it opens protects nothing", where=str(key_file), hint="name another folder")
     return _made(key_file)
 

@@ -107,10 +107,12 @@ def _show_repository(repository: Mapping[str, Any]) -> None:
     stored, logical = repository["stored_bytes"], repository["logical_bytes"]
     ratio = f", ratio {logical / stored:.1f}" if stored else ""
     how = "encrypted" if repository["encrypted"] else "plain"
+    free = repository["free_bytes"]
     show(
         printable(
             f"repository {repository['location']} ({how}): {repository['points']} restore points,"
-            f" {show_size(logical)} of disks in {show_size(stored)}{ratio}, {show_size(repository['free_bytes'])} free"
+            f" {show_size(logical)} of disks in {show_size(stored)}{ratio}"
+            f"{f', {show_size(free)} free' if free is not None else ''}"
         )
     )
 
