@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from time import monotonic
 from typing import cast
 
@@ -73,13 +74,17 @@ class Means:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One run of a backup job. `distrust` is why change tracking may lie, empty when nothing is known against it."""
+    """One run of a backup job. `distrust` is why change tracking may lie, empty when nothing is known against it.
+
+    Nobody can expire the restore point for as long as `lock` says.
+    """
 
     job: Job
     vm: Vm
     run: RunId
     distrust: str = ""
     tally: Tally = field(default_factory=Tally)
+    lock: timedelta = timedelta()
 
 
 async def back_up(attempt: Attempt, means: Means) -> Done:
@@ -163,6 +168,7 @@ def _head(attempt: Attempt, snapshot: Snapshot, engine: str) -> PointHead:
             "bios_uuid": vm.bios_uuid,
         },
         consistency=snapshot.consistency,
+        locked_until=snapshot.taken_at + attempt.lock if attempt.lock else None,
         attributes={
             "policy": job.policy,
             "rule": job.rule,

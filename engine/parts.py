@@ -71,5 +71,7 @@ class Parts:
     """How often the catalog was made again, by kind, as the metrics show it."""
     announcer: Announcer | None = None
     retention_refused: str = ""
+    copies_reclaimed: dict[str, datetime] = field(default_factory=dict)
+    """When reclaim last ran in a second copy, or was first thought of, by the copy's name."""
     unreachable: dict[str, str] = field(default_factory=dict)
     """Configured vCenters that were not reached yet, with why."""

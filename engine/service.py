@@ -27,7 +27,7 @@ from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import SessionSettings
 from connectors.vsphere.transport_settings import AttachIntent, TransportSettings, ignore_intent
 from engine import config as configuration
-from engine import logs, upkeep
+from engine import logs, second_copies, upkeep
 from engine.api import serve
 from engine.client import Engine
 from engine.config import Config
@@ -208,6 +208,7 @@ class Service:
                 loops.create_task(upkeep.every(parts, "retention", timers.retention, upkeep.retain))
                 loops.create_task(upkeep.every(parts, "reclaim", timers.reclaim, upkeep.reclaim))
                 loops.create_task(upkeep.every(parts, "verify", timers.verify, upkeep.verify))
+                loops.create_task(upkeep.every(parts, "copies", timers.copies, second_copies.copy_all))
                 loops.create_task(self._publish())
                 if parts.config.bus is not None:
                     loops.create_task(self._listen(parts.config.bus))

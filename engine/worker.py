@@ -17,15 +17,16 @@ from engine.failures import Kind, verdict
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Done, Failed, Job, JobId, JobKind, JobState, Outcome, RunId
 from engine.maintenance import Sweep, sweep
+from engine.needed import stands, still_due
 from engine.records import Change, Distrust, Intent, RunRow
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import World
 from metrics.registry import Metrics
 from policies.admission import retry_at
-from policies.facts import Facts, RestorePoint, Vm, VmId
+from policies.facts import RestorePoint, VmId
 from policies.policyset import PolicySet
-from policies.protection import due_of, protection
+from policies.protection import protection
 from storage.errors import Damaged, StorageError
 from storage.repository import Repository
 
@@ -39,31 +40,6 @@ MAX_ATTEMPTS = 12
 
 POSTPONE = timedelta(seconds=30)
 """How long a job waits that met its VM occupied by ourselves."""
-
-
-def _stands(job: Job) -> bool:
-    """Whether the job is tried for as long as it is due: its key keeps another of its slot, or message, from coming."""
-    return job.kind is JobKind.HOLD or job.rule in ("rpo", "schedule")
-
-
-def still_due(job: Job, vm: Vm, policies: PolicySet, facts: Facts) -> str:
-    """Why this job should not run any more; empty when it should. Asked with the VM as it is now."""
-    if vm.refusal:
-        return vm.refusal
-    if job.manual:
-        return ""
-    effective = protection(policies, vm)
-    if not effective.policies:
-        return "no policy selects the VM any more"
-    if job.rule.startswith("trigger"):
-        named = any(policy.name == job.policy for policy in effective.policies)
-        return "" if named else f"policy {job.policy} does not select the VM any more"
-    due = due_of(effective, vm.id, facts)
-    if due is None:
-        return "no policy has a goal or fixed times for the VM any more"
-    if due[1].at > facts.now:
-        return f"not due any more: {due[1].why}" if due[1].why else "not due any more"
-    return ""
 
 
 @dataclass(slots=True)
@@ -192,7 +168,8 @@ class Crew:
             Intent(run, "snapshot", vm.address, vm.id, run, began),
         )
         doubts = [*(d.reason for d in reasons), *self._newest_is_gone(vm.id)]
-        attempt = Attempt(job, vm, run, "; ".join(dict.fromkeys(doubts)), Tally())
+        lock = protection(self.policies(), vm).lock
+        attempt = Attempt(job, vm, run, "; ".join(dict.fromkeys(doubts)), Tally(), lock)
         waited = began - max(job.created_at, job.not_before)
         attempt.tally.seconds["queued"] = max(0.0, waited.total_seconds())
         self.active[run] = attempt
@@ -275,7 +252,7 @@ class Crew:
             retriable = True
             await self._remember(self.state.distrust, job.vm, f"the base is damaged: {error}", "", now)
             self.metrics.tracking_distrusted("damaged_base")
-        again = retriable and (job.attempts < MAX_ATTEMPTS or _stands(job))
+        again = retriable and (job.attempts < MAX_ATTEMPTS or stands(job))
         retry = retry_at(now, job.attempts, job.key, self.engine) if again else None
         state = JobState.QUARANTINED if judged.kind is Kind.QUARANTINE else JobState.FAILED
         after = replace(
@@ -293,7 +270,7 @@ class Crew:
         )
         if job.kind is JobKind.HOLD:
             run = old
-        if not (retry or _stands(job)):
+        if not (retry or stands(job)):
             self.world.forget_keys(job.id)  # a schedule that had joined it asks again
         self.world.set_job(after)
         self.world.set_run(run)

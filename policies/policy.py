@@ -80,6 +80,7 @@ class Retention:
     keep_within: timedelta | None = None
     min_good: int = 1
     grace: timedelta = DEFAULT_GRACE
+    lock: timedelta = timedelta()
 
     @property
     def empty(self) -> bool:
@@ -107,6 +108,7 @@ class Policy:
     fallback: Consistency | None = None
     transports: tuple[str, ...] = ()
     retention: Retention = Retention()
+    copies: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash((self.name, self.hash))
@@ -151,6 +153,7 @@ def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Poli
         fallback=fallback,
         transports=tuple(table.transports or ()),
         retention=_retention(table.retention),
+        copies=tuple(table.copies or ()),
     )
 
 
@@ -191,4 +194,5 @@ def _retention(table: RetentionTable | None) -> Retention:
         keep_within=parse_duration(table.keep_within) if table.keep_within else None,
         min_good=table.min_good or 1,
         grace=DEFAULT_GRACE if table.grace is None else parse_duration(table.grace),
+        lock=_duration(table.lock),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TypeVar
 
@@ -22,7 +22,8 @@ class Protection:
     """The policies of one VM, highest priority first, and the effective settings.
 
     A setting comes from the policies of highest priority that say something about it; several of one priority give
-    the most protective value: each of their schedules counts, and the strictest consistency.
+    the most protective value: each of their schedules counts, and the strictest consistency. Second copies are those
+    of all policies, and the longest lock counts.
     """
 
     policies: tuple[Policy, ...]
@@ -30,6 +31,8 @@ class Protection:
     want: Consistency
     fallback: Consistency
     transports: tuple[str, ...]
+    copies: tuple[str, ...] = ()
+    lock: timedelta = timedelta()
 
     @property
     def winner(self) -> Policy | None:
@@ -47,6 +50,14 @@ def protection(policies: PolicySet, vm: Vm) -> Protection:
     return combine(policies.matching(vm))
 
 
+def copies_of(policies: PolicySet, vm: Vm | None, point: RestorePoint) -> tuple[str, ...]:
+    """The second copies that a restore point belongs in. Of a VM that is gone, its own policy says so."""
+    if vm is not None:
+        return protection(policies, vm).copies
+    own = policies.policy(point.policy)
+    return own.copies if own is not None else ()
+
+
 @lru_cache(maxsize=16_384)
 def combine(matching: tuple[Policy, ...]) -> Protection:
     """The effective settings of policies that all select one VM, highest priority first."""
@@ -60,6 +71,8 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
         want=max((policy.wanted for policy in wanting), key=order, default=DEFAULT_WANT),
         fallback=max((policy.weakest_good for policy in wanting), key=order, default=DEFAULT_FALLBACK),
         transports=tuple(dict.fromkeys(name for policy in carrying for name in policy.transports)),
+        copies=tuple(dict.fromkeys(name for policy in matching for name in policy.copies)),
+        lock=max((policy.retention.lock for policy in matching), default=timedelta()),
     )
 
 

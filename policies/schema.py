@@ -92,6 +92,7 @@ EventNames = Annotated[
     _once_or_more({"type": "string", "enum": list(EVENT_NAMES)}),
 ]
 Count = Annotated[int, Field(ge=0, le=100_000)]
+CopyName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Table(BaseModel):
@@ -144,6 +145,12 @@ class RetentionTable(Table):
         "Guard: how long a restore point that no rule keeps stays before it expires; `1d` without it.",
         "7d",
     )
+    lock: Duration | None = _key(
+        None,
+        "Guard: for so long from when it was taken nobody can expire a restore point; not at all without it. It holds"
+        " for restore points made under it and can never be shortened.",
+        "14d",
+    )
 
 
 class TriggerTable(Table):
@@ -185,6 +192,12 @@ class PolicyTable(Table):
         None, "Ways to the disks, tried in order; those of the engine's configuration without it.", ["hotadd", "nbd"]
     )
     retention: RetentionTable | None = _key(None, "What to keep; everything without it.")
+    copies: Annotated[list[CopyName], Field(min_length=1)] | None = _key(
+        None,
+        "Second copies: names of `[copy.NAME]` in the engine's configuration; those of every policy that selects a VM"
+        " count.",
+        ["offsite"],
+    )
 
 
 class GuardTable(Table):

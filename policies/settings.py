@@ -25,6 +25,8 @@ def settings_of(protection: Protection) -> dict[str, str]:
         ),
         "consistency": f"{protection.want}, at least {protection.fallback}",
         "transports": ", ".join(protection.transports),
+        "copies": ", ".join(protection.copies),
+        "lock": span(protection.lock) if protection.lock else "",
         "retention": "; ".join(f"{policy.name}: {retention_words(policy.retention)}" for policy in protection.policies),
     }
     return {key: words for key, words in found.items() if words}

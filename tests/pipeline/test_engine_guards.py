@@ -17,7 +17,7 @@ from engine.commands import BackUpVm, RestoreToFile
 from engine.inbox import Happened
 from engine.jobs import Job, JobId, JobKind
 from engine.maintenance import plan_run
-from engine.worker import still_due
+from engine.needed import still_due
 from policies.facts import Address, Event, EventType, Facts, PointId, RestorePoint, Vm, VmId
 from policies.loading import load_texts
 from storage.errors import NoSpace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +11,8 @@ from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Re
 from policies.evaluation import evaluate
 from policies.facts import VM_EVENT_TYPES, Consistency, Event, EventType, Facts, VmHistory, VmId
 from policies.policyset import PolicySet
-from policies.protection import protection
+from policies.protection import copies_of, protection
+from policies.settings import settings_of
 from tests.policies.building import NOW, a_point, a_vm, an_event, facts, policies
 
 WEB = a_vm("web-3", tags=frozenset({"env=prod"}))
@@ -392,3 +394,27 @@ def test_a_damaged_restore_point_is_replaced_when_the_one_before_is_too_old() ->
     history = {WEB.id: VmHistory(last_success=damaged.taken_at)}
     run = back_up(evaluate(policies(GOLD), clock(), facts(WEB, points=[old, damaged], history=history)))
     assert run.key != planned.key
+
+
+def test_second_copies_are_those_of_all_policies_and_the_longest_lock_counts() -> None:
+    found = policies(
+        """
+        [policy.low]
+        priority = 1
+        select.all = ["*"]
+        copies = ["far", "near"]
+        retention.lock = "3d"
+        [policy.high]
+        priority = 2
+        select.all = ["*"]
+        copies = ["near", "vault"]
+        retention.lock = "1d"
+        """
+    )
+    vm = a_vm()
+    effective = protection(found, vm)
+    assert (effective.copies, effective.lock) == (("near", "vault", "far"), timedelta(days=3))
+    assert settings_of(effective)["lock"] == "3 d"
+    gone = a_point(vm, NOW, policy="low")
+    assert copies_of(found, None, gone) == ("far", "near")
+    assert copies_of(found, None, replace(gone, policy="renamed")) == ()
