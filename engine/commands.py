@@ -71,9 +71,14 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Reclaim:
-    """Free what no restore point needs; with plan_only the result is what would be done."""
+    """Free what no restore point needs; with plan_only the result is what would be done.
+
+    A shorter safety age than the engine's own is refused unless `yes`.
+    """
 
     plan_only: bool = False
+    min_age_seconds: float | None = None
+    yes: bool = False
 
 
 Task = BackUpVm | BackUpDisk | RestoreToFile | RestoreToVm | Verify | Reclaim

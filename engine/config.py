@@ -232,7 +232,8 @@ class Maintenance(_Section):
     """`[maintenance]`: the ages that keep reclaim away from what may still be needed."""
 
     orphan_pack: Duration = timedelta(hours=24)
-    """Longer than the longest backup can stay uncommitted: younger packs are never reclaimed."""
+    """Reclaim's safety age, longer than the longest backup can stay uncommitted: a younger pack is never condemned,
+    and a condemned one is freed no sooner than this."""
 
     expiry_grace: Duration = timedelta(0)
     """How long a restore point stays marked before retention forgets it."""

@@ -111,7 +111,7 @@ class Controls:
                 points = [await self._find(reference) for reference in task.points]
                 return "verify", operations.verify_repository(self.parts, points)
             case Reclaim():
-                return "reclaim", operations.reclaim_repository(self.parts, plan_only=task.plan_only)
+                return "reclaim", operations.reclaim_repository(self.parts, task)
 
     async def task(self, id: str, wait_seconds: float) -> TaskReport:
         return await self.parts.tasks.report(id, wait_seconds)

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError
 from connectors.hypervisor import Leftover
@@ -21,6 +21,7 @@ from policies.decision import Expire, RetentionPlan
 from policies.facts import PointId, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
 from policies.retention import mass_expiry, plan_retention
+from policies.units import span
 from storage.errors import Refused
 from storage.reclaim import ReclaimOutcome, ReclaimPlan, SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository
@@ -138,13 +139,23 @@ async def carry_out_run(run: RetentionRun, repository: Repository, threads: Thre
     return Retained(tuple(expired), run.mark, tuple(refused))
 
 
+def safety(asked: timedelta | None, usual: timedelta, *, agreed: bool) -> SafetyAges:
+    """The safety age that is asked for, or the usual one; Refused when it is shorter and nobody agreed."""
+    if asked is not None and asked < usual and not agreed:
+        raise Refused(
+            f"a safety age of {span(asked)} is shorter than {span(usual)}",
+            hint="look with --plan, then say --yes; backups under way elsewhere and restores of what expired may fail",
+        )
+    return SafetyAges(min_age=usual if asked is None else asked)
+
+
 async def reclaim_plan(repository: Repository, ages: SafetyAges, threads: Threads, *, now: datetime) -> ReclaimPlan:
-    """What could be freed."""
+    """What could be condemned and freed."""
     return await settled(threads.long, plan_reclaim, repository, now, ages)
 
 
 async def reclaim(repository: Repository, plan: ReclaimPlan, threads: Threads, *, now: datetime) -> ReclaimOutcome:
-    """Free it."""
+    """Condemn and free it."""
     return await settled(threads.long, carry_out, repository, plan, now)
 
 

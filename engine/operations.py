@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from connectors.disk_files import is_nbd
 from connectors.disks import Extent
 from connectors.hypervisor import RestoreTarget
 from engine import maintenance, upkeep
-from engine.commands import BackUpDisk, BackUpVm, RestoreToFile, RestoreToVm
+from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, RestoreToVm
 from engine.copying import stop_if
 from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict
 from engine.file_restore import restore_to_file
@@ -29,7 +30,6 @@ from engine.tasks import Body, Watch
 from engine.threads import interruptible, settled
 from policies.decision import BackUp
 from policies.facts import Event, EventType, PointId, RestorePoint, VmId
-from storage.reclaim import SafetyAges
 from storage.repository import PointDetail, PointDisk
 
 PROGRESS_SECONDS = 0.5
@@ -257,20 +257,22 @@ def verify_repository(parts: Parts, points: list[PointId]) -> Body:
     return body
 
 
-def reclaim_repository(parts: Parts, *, plan_only: bool) -> Body:
+def reclaim_repository(parts: Parts, asked: Reclaim) -> Body:
     """Free what nothing needs, or only say what that would be."""
 
     async def body(watch: Watch) -> Mapping[str, Any]:
         watch.say("looking for what nothing needs")
-        ages = SafetyAges(young_pack=parts.config.maintenance.orphan_pack)
+        age = None if asked.min_age_seconds is None else timedelta(seconds=asked.min_age_seconds)
+        usual = parts.config.maintenance.orphan_pack
+        ages = maintenance.safety(age, usual, agreed=asked.plan_only or asked.yes)
         plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
-        if plan_only:
-            return {**plan_row(plan), "exit_code": int(Exit.PARTIAL if plan.drop or plan.rewrite else Exit.DONE)}
+        if asked.plan_only:
+            return {**plan_row(plan), "exit_code": int(Exit.DONE if plan.idle else Exit.PARTIAL)}
         watch.say("freeing packs")
         outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
-        parts.metrics.reclaimed(outcome.freed_bytes)
+        parts.metrics.reclaimed(max(0, outcome.freed_bytes))
         parts.metrics.operation_finished("reclaim", "done")
-        return {**plan_row(plan), **plain(outcome)}
+        return {**plan_row(plan), "done": plain(outcome), "freed_bytes": outcome.freed_bytes}
 
     return body
 

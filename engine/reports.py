@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.reclaim import ReclaimPlan
+from engine.plain import plain
+from engine.plain import plain
+from storage.reclaim import PackFate, ReclaimPlan
+
+
+def verify_row(report: VerifyReport) -> dict[str, Any]:
+    """A verification as JSON: its fields, `sound`, `complete`, and the names of the VMs that are hit."""
+    return {**plain(report), "sound": report.sound, "complete": report.complete, "vms": list(report.vms)}
 
 
 def plan_row(plan: ReclaimPlan) -> dict[str, Any]:
-    """A plan as JSON: packs to drop, packs to write again, packs too young, bytes."""
+    """A plan as JSON: what happens to which pack and why, and bytes. `until` is when a waiting one may be freed."""
     return {
-        "drop": [{"pack": fate.name.key, "bytes": fate.bytes, "reason": fate.reason} for fate in plan.drop],
-        "rewrite": [
-            {"pack": fate.name.key, "bytes": fate.bytes, "live_bytes": fate.live_bytes, "reason": fate.reason}
-            for fate in plan.rewrite
-        ],
+        "free": [_fate(fate) for fate in plan.free],
+        "condemn": [_fate(fate) for fate in plan.condemn],
+        "rewrite": [_fate(fate) for fate in plan.rewrite],
+        "waiting": [_fate(fate) | {"until": plain(fate.until)} for fate in plan.waiting],
+        "take_back": [_fate(fate) for fate in plan.take_back],
         "young": plan.young,
         "total_bytes": plan.total_bytes,
         "freed_bytes": plan.freed_bytes,
+        "condemned_bytes": plan.condemned_bytes,
+        "at_once": plan.at_once,
+        "idle": plan.idle,
     }
+
+
+def _fate(fate: PackFate) -> dict[str, Any]:
+    return {"pack": fate.name.key, "bytes": fate.bytes, "live_bytes": fate.live_bytes, "reason": fate.reason}

@@ -103,16 +103,16 @@ async def forget(parts: Parts) -> None:
 
 
 async def reclaim(parts: Parts) -> str:
-    """Free packs that nothing needs, and the oldest pages of the journal."""
+    """Condemn packs that nothing needs, free those condemned long enough ago, and the oldest pages of the journal."""
     if parts.sources.clock_doubt:
         return f"waits: {parts.sources.clock_doubt}"
     await forget(parts)
-    ages = SafetyAges(young_pack=parts.config.maintenance.orphan_pack)
+    ages = SafetyAges(min_age=parts.config.maintenance.orphan_pack)
     plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
     outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
-    parts.metrics.reclaimed(outcome.freed_bytes)
+    parts.metrics.reclaimed(max(0, outcome.freed_bytes))
     parts.metrics.operation_finished("reclaim", "done")
-    return f"{outcome.freed_bytes} bytes freed"
+    return f"{outcome.freed_bytes} bytes freed, {outcome.condemned} packs condemned, {len(plan.waiting)} waiting"
 
 
 async def verify(parts: Parts) -> str:

@@ -76,6 +76,10 @@ class ChunkReads:
             except Damaged:
                 continue
 
+    def holders(self, chunk: bytes) -> Iterator[PackName]:
+        """The sealed packs that have a chunk, the newest first."""
+        return (name for name, _ in self._places(chunk))
+
     def read(self, chunk: bytes) -> bytes:
         """One chunk, verified."""
         return bytes(self.read_many([chunk])[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -15,6 +16,7 @@ from engine.cli.tasks import follow
 from engine.client import Engine
 from engine.commands import Reclaim
 from engine.failures import BadInput, Exit
+from engine.maintenance import safety
 from engine.plain import plain
 from engine.reports import plan_row
 from engine.units import show_size
@@ -22,61 +24,84 @@ from policies.units import parse_duration
 from storage.reclaim import SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository
 
+SHOWN = {
+    "free": "free",
+    "condemn": "condemn",
+    "rewrite": "rewrite",
+    "waiting": "waiting",
+    "take_back": "take back",
+}
+"""What the plan calls a pack's fate, and what a person reads."""
+
 
 def reclaim(
     *,
-    dry_run: Annotated[bool, Parameter(help="Only show; ends with 3 when there is something to do.")] = False,
-    young: Annotated[
-        str | None, Parameter(help="Leave packs younger than this alone; 24h, longer than any backup may take.")
+    plan: Annotated[
+        bool,
+        Parameter(
+            name=("--plan", "--dry-run"), help="Only show, pack by pack; ends with 3 when there is something to do."
+        ),
+    ] = False,
+    min_age: Annotated[
+        str | None,
+        Parameter(help="The safety age: 24h, or what the engine's configuration says. A shorter one needs --yes."),
     ] = None,
+    yes: Annotated[bool, Parameter(help="Yes, with a shorter safety age; restores of what expired may fail.")] = False,
     repo: Repo = None,
     config: Config = None,
     passphrase_file: PassphraseFile = None,
     json: Json = False,
 ) -> int:
-    """Free what no restore point needs any more.
+    """Free what no restore point needs any more, in two phases.
 
-    Nothing that a restore point reaches is touched, nor anything younger than the safety age.
+    The first run condemns packs that no restore point reaches, and copies what is live out of those that are mostly
+    dead. A run after the safety age asks all restore points again and frees them. Nothing that a restore point
+    reaches is touched, nor a pack younger than the safety age. With --min-age 0s --yes one run does both.
     """
-    safety = _safety(young)
+    age = _age(min_age)
     with reach(repo, config, passphrase_file, command="reclaim") as place:
         if isinstance(place, Engine):
-            if young is not None:
-                raise BadInput(
-                    "the engine has its own safety age", where="--young", hint="set maintenance.orphan_pack there"
-                )
+            seconds = None if age is None else age.total_seconds()
             with progress(quiet=json) as bar:
-                done = dict(follow(place, Reclaim(plan_only=dry_run), bar))
+                done = dict(follow(place, Reclaim(plan_only=plan, min_age_seconds=seconds, yes=yes), bar))
         else:
-            done = _reclaim(place, safety, dry_run)
+            done = _reclaim(place, safety(age, SafetyAges().min_age, agreed=plan or yes), plan)
     if json:
         show_json(done)
     else:
-        _tell(done, dry_run)
-    return Exit.PARTIAL if dry_run and (done["drop"] or done["rewrite"]) else Exit.DONE
+        _tell(done, plan)
+    return Exit.PARTIAL if plan and not done["idle"] else Exit.DONE
 
 
-def _safety(young: str | None) -> SafetyAges:
-    if young is None:
-        return SafetyAges()
+def _age(text: str | None) -> timedelta | None:
     try:
-        return SafetyAges(young_pack=parse_duration(young))
+        return None if text is None else parse_duration(text)
     except ValueError as error:
-        raise BadInput(str(error), where="--young") from None
+        raise BadInput(str(error), where="--min-age") from None
 
 
-def _reclaim(repository: Repository, safety: SafetyAges, dry_run: bool) -> dict[str, Any]:
-    plan = plan_reclaim(repository, utc_now(), safety)
-    if dry_run:
+def _reclaim(repository: Repository, ages: SafetyAges, plan_only: bool) -> dict[str, Any]:
+    plan = plan_reclaim(repository, utc_now(), ages)
+    if plan_only:
         return plan_row(plan)
     outcome = carry_out(repository, plan, utc_now())
-    return {**plan_row(plan), **plain(outcome)}
+    return {**plan_row(plan), "done": plain(outcome), "freed_bytes": outcome.freed_bytes}
 
 
-def _tell(done: Mapping[str, Any], dry_run: bool) -> None:
-    for what in ("drop", "rewrite"):
-        for fate in done[what]:
-            show(f"{what:8}{fate['pack']}  {show_size(fate['bytes'])}  {fate['reason']}")
-    verb = "would free" if dry_run else "freed"
-    young = f", {done['young']} packs are too young to judge" if done["young"] else ""
-    say(f"Reclaim {verb} {show_size(done['freed_bytes'])} of {show_size(done['total_bytes'])}{young}.")
+def _tell(done: Mapping[str, Any], plan_only: bool) -> None:
+    if plan_only:
+        for what, shown in SHOWN.items():
+            for fate in done[what]:
+                live = f", {show_size(fate['live_bytes'])} live" if fate["live_bytes"] else ""
+                show(f"{shown:9}  {fate['pack']}  {show_size(fate['bytes'])}{live}  {fate['reason']}")
+    verb = "would free" if plan_only else "freed"
+    say(f"Reclaim {verb} {show_size(done['freed_bytes'])} of {show_size(done['total_bytes'])}.")
+    if not plan_only and (count := done["done"]["condemned"]):
+        say(f"{count} packs with {show_size(done['condemned_bytes'])} are condemned: freed after the safety age.")
+    if plan_only and done["condemned_bytes"] and not done["at_once"]:
+        say(f"It would condemn {show_size(done['condemned_bytes'])}, to be freed after the safety age.")
+    if waiting := done["waiting"]:
+        size, until = sum(fate["bytes"] for fate in waiting), min(fate["until"] for fate in waiting)
+        say(f"{len(waiting)} condemned packs with {show_size(size)} wait, the first until {until}.")
+    if done["young"]:
+        say(f"{done['young']} packs are too young to judge.")

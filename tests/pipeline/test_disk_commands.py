@@ -247,9 +247,11 @@ def test_a_held_restore_point_is_not_forgotten_before_it_is_released(tmp_path: P
     backstay("release", old, "--repo", repo, home=tmp_path)
     backstay("expire", old, "--repo", repo, home=tmp_path)
     assert [row["vm"] for row in backstay("points", "--repo", repo, "--json", home=tmp_path).data] == ["web"]
-    plan = backstay("reclaim", "--dry-run", "--young", "0s", "--repo", repo, "--json", home=tmp_path, expect=None)
+    assert "--yes" in backstay("reclaim", "--min-age", "0s", "--repo", repo, home=tmp_path, expect=5).err
+    plan = backstay("reclaim", "--plan", "--min-age", "0s", "--repo", repo, "--json", home=tmp_path, expect=None)
     assert plan.code in (0, 3)
     backstay("reclaim", "--repo", repo, home=tmp_path)
+    backstay("reclaim", "--min-age", "0s", "--yes", "--repo", repo, home=tmp_path)
     back = tmp_path / "back.img"
     backstay("disk", "restore", "web@latest", "--repo", repo, "--to", back, home=tmp_path)
     assert back.read_bytes() == image.read_bytes()

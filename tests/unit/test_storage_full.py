@@ -138,7 +138,7 @@ def test_on_a_full_disk_restore_points_expire_and_their_packs_are_freed(tmp_path
         assert (location / blobs.RESERVE).stat().st_size == blobs.RESERVE_BYTES
         repo.expire(gone.id, "no room", later())
         assert not (location / blobs.RESERVE).exists()
-        assert carry_out(repo, plan_reclaim(repo, later(days=3650), AGELESS), later(days=3650)).dropped >= 2
+        assert carry_out(repo, plan_reclaim(repo, later(days=3650), AGELESS), later(days=3650)).freed >= 2
         assert back_up(repo, image(7, 20), vm="vm-2")
     with opened(location):
         assert (location / blobs.RESERVE).exists()
@@ -292,7 +292,7 @@ def test_without_a_catalog_and_room_for_one_the_disk_can_still_be_freed(
             with pytest.raises(NoSpace):
                 repo.points()
             repo.expire(repo.find(gone.id), "no room", later())
-            assert carry_out(repo, plan_reclaim(repo, later(days=3650), AGELESS), later(days=3650)).dropped == 2
+            assert carry_out(repo, plan_reclaim(repo, later(days=3650), AGELESS), later(days=3650)).freed == 2
             assert read_back(repo, kept.id) == disk
     with opened(location) as repo:
         assert [point.id for point in repo.points()] == [kept.id]

@@ -72,7 +72,7 @@ def test_nothing_is_reclaimed_while_a_point_is_lost_until_a_person_gives_it_up(t
         repo.release(gone.id, None, later())
         repo.expire(gone.id, "given up", later(), lost=True)
         assert repo.points() == []
-        assert carry_out(repo, plan_reclaim(repo, MUCH_LATER, AGELESS), MUCH_LATER).dropped == 6
+        assert carry_out(repo, plan_reclaim(repo, MUCH_LATER, AGELESS), MUCH_LATER).freed == 6
     with opened(location) as repo:
         assert repo.points() == []
     assert not files(location, "marks")
@@ -98,7 +98,7 @@ def test_a_manifest_that_comes_back_is_a_restore_point_again(tmp_path: Path) -> 
         with pytest.raises(Refused):
             plan_reclaim(repo, MUCH_LATER, AGELESS)
         (tmp_path / "aside").rename(location / manifest_key(point.id))
-        assert not plan_reclaim(repo, MUCH_LATER, AGELESS).drop
+        assert not plan_reclaim(repo, MUCH_LATER, AGELESS).condemn
         assert repo.points() == [point]
         assert repo.catalog.rows() == rows
 

@@ -13,7 +13,7 @@ from storage.repository import DiskHead, PointHead, Repository
 from storage.verify import verify
 from tests.storage_kit import BLOCK, DISK, NOW, back_up, changed, image, later, make, opened, read_back
 
-AGELESS = SafetyAges(young_pack=timedelta(0), clock_ahead=timedelta(days=36500))
+AGELESS = SafetyAges(min_age=timedelta(0), clock_ahead=timedelta(days=36500))
 EAGER = Thresholds(dead_share=0.01)
 MUCH_LATER = later(days=3650)
 
@@ -26,7 +26,7 @@ def test_nothing_that_a_restore_point_reaches_is_planned(tmp_path: Path) -> None
     with opened(make(tmp_path / "r")) as repo:
         back_up(repo, image(1, 100))
         plan = plan_reclaim(repo, MUCH_LATER, AGELESS, EAGER)
-        assert (plan.drop, plan.rewrite, plan.freed_bytes) == ((), (), 0)
+        assert (plan.condemn, plan.rewrite, plan.freed_bytes) == ((), (), 0)
 
 
 def test_packs_of_an_expired_point_are_dropped_and_shared_ones_stay(tmp_path: Path) -> None:
@@ -36,10 +36,10 @@ def test_packs_of_an_expired_point_are_dropped_and_shared_ones_stay(tmp_path: Pa
         kept = back_up(repo, disk)
         repo.expire(gone.id, "old", NOW)
         plan = plan_reclaim(repo, MUCH_LATER, AGELESS)
-        assert len(plan.drop) == 2
-        assert "drop" in str(plan)
+        assert len(plan.condemn) == 2
+        assert "condemn" in str(plan)
         outcome = carry_out(repo, plan, MUCH_LATER)
-        assert (outcome.dropped, outcome.kept) == (2, 0)
+        assert (outcome.freed, outcome.kept) == (2, 0)
         assert outcome.freed_bytes == plan.freed_bytes
         assert repo.sizes().packs == 2
         assert read_back(repo, kept.id) == disk
@@ -63,7 +63,7 @@ def test_a_partly_dead_pack_is_written_again_without_its_dead_part(tmp_path: Pat
         assert verify(repo, now=NOW).sound
     with opened(tmp_path / "r") as repo:
         assert read_back(repo, two.id) == second
-        assert not plan_reclaim(repo, MUCH_LATER, AGELESS).drop
+        assert not plan_reclaim(repo, MUCH_LATER, AGELESS).condemn
 
 
 def test_young_packs_are_left_alone_by_either_clock(tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_young_packs_are_left_alone_by_either_clock(tmp_path: Path) -> None:
         gone = back_up(repo, image(6, 20))
         repo.expire(gone.id, "old", NOW)
         soon = plan_reclaim(repo, later(hours=1))
-        assert (soon.drop, soon.young) == ((), 2)
+        assert (soon.condemn, soon.young) == ((), 2)
         by_our_clock_only = plan_reclaim(repo, later(days=2))
-        assert by_our_clock_only.young == 2 or by_our_clock_only.drop
+        assert by_our_clock_only.young == 2 or by_our_clock_only.condemn
 
 
 def test_a_clock_that_runs_behind_the_packs_stops_reclaim(tmp_path: Path) -> None:
@@ -100,11 +100,11 @@ def test_a_point_committed_after_the_plan_keeps_what_it_found_in_dead_packs(tmp_
         gone = back_up(repo, disk)
         repo.expire(gone.id, "old", NOW)
         plan = plan_reclaim(repo, MUCH_LATER, AGELESS)
-        assert len(plan.drop) == 2
+        assert len(plan.condemn) == 2
         late = back_up(repo, disk, vm="late")
         assert late.stored_bytes == 0
         outcome = carry_out(repo, plan, MUCH_LATER)
-        assert (outcome.dropped, outcome.kept) == (0, 2)
+        assert (outcome.freed, outcome.kept) == (0, 2)
         assert read_back(repo, late.id) == disk
 
 
@@ -199,7 +199,7 @@ def test_a_disk_that_is_being_read_keeps_its_chunks_though_its_point_expires(tmp
         plan = plan_reclaim(repo, MUCH_LATER, AGELESS, EAGER)
         reader = repo.read_disk(point.id, DISK)
         repo.expire(point.id, "old", NOW)
-        assert not plan.drop
+        assert not plan.condemn
         _reclaim(repo)
         data = bytearray(len(disk))
         reader.read_into(0, memoryview(data))
@@ -229,7 +229,7 @@ def test_damage_that_a_later_backup_healed_leaves_with_the_next_reclaim(
             _hurt(pack, place)
         assert not verify(repo, now=NOW).sound
         if place > 0:
-            assert not plan_reclaim(repo, MUCH_LATER, AGELESS).drop
+            assert not plan_reclaim(repo, MUCH_LATER, AGELESS).condemn
         two = back_up(repo, disk, at=later(hours=1))
         assert [damage.points for damage in verify(repo, now=NOW).damaged] == [()] * len(set(hurt))
         if not again:
@@ -251,7 +251,7 @@ def test_a_pack_that_cannot_be_read_stays_while_restore_points_may_need_it(tmp_p
         _hurt(pack, -70)
     with opened(location) as repo:
         plan = plan_reclaim(repo, MUCH_LATER, AGELESS)
-        assert (plan.drop, plan.rewrite) == ((), ())
+        assert (plan.condemn, plan.rewrite) == ((), ())
         _hurt(pack, -70)
     with opened(location) as repo:
         assert verify(repo, now=NOW).sound

@@ -1,0 +1,259 @@
+"""What reclaim would do: a plan that can be printed and refused.
+
+Reclaim has two phases. A pack that nothing reaches, or whose live chunks were copied, is condemned; when it has been
+condemned for the safety age, by the store's clock, everything is reached again, and what is still unreached is freed.
+The packs are listed before the manifests, so that a newer pack is never a candidate.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from policies.facts import PointId
+from storage.chunkstore import PACK_BYTES
+from storage.condemned import CONDEMNED, FREEING, note_key, noted, stored_at
+from storage.errors import Damaged, Refused
+from storage.format import PackKind, PackName, parse_pack_key
+from storage.nodes import StoredNodes
+from storage.pack import Footer
+from storage.reachability import Reached, all_held, live_bytes, live_slots
+from storage.repository import Repository
+from storage.roots import reach
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = "its footer is damaged, and other packs hold all that restore points reach"
+DEAD = "no restore point reaches any of it"
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyAges:
+    """The ages that keep reclaim away from what may still be needed."""
+
+    min_age: timedelta = timedelta(hours=24)
+    """By the store's clock: a younger pack is never condemned, and a condemned one is freed no sooner than this.
+
+    Longer than any backup may stay uncommitted (`SESSION_LIMIT`), so that none is overtaken.
+    """
+
+    clock_ahead: timedelta = timedelta(minutes=10)
+    """A pack from further in the future than this means that a clock is wrong: nothing is reclaimed then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """When a partly dead pack is worth writing again."""
+
+    dead_share: float = 0.5
+    small_pack_bytes: int = PACK_BYTES // 8
+    small_packs: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PackFate:
+    """What is to happen to one pack, and why. `until` is when a condemned one may be freed."""
+
+    name: PackName
+    bytes: int
+    live_bytes: int
+    reason: str
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReclaimPlan:
+    """What reclaim would do. `points` are the restore points that were asked.
+
+    `condemn` and `rewrite` (after their live chunks were copied) become condemned; `free` were condemned long enough
+    ago, `waiting` were not, and `take_back` are reached again. With no safety age what is condemned is freed at once.
+    """
+
+    made_at: datetime
+    condemn: tuple[PackFate, ...]
+    rewrite: tuple[PackFate, ...]
+    free: tuple[PackFate, ...]
+    waiting: tuple[PackFate, ...]
+    take_back: tuple[PackFate, ...]
+    young: int
+    total_bytes: int
+    at_once: bool
+    points: frozenset[PointId] = field(repr=False)
+    reached: Any = field(repr=False, compare=False)
+
+    @property
+    def freed_bytes(self) -> int:
+        """What carrying it out gives back now."""
+        freed = sum(fate.bytes for fate in self.free)
+        return freed + self.condemned_bytes if self.at_once else freed
+
+    @property
+    def condemned_bytes(self) -> int:
+        """What the packs that it condemns will give back, apart from chunks that are copied out of them."""
+        return sum(fate.bytes for fate in self.condemn) + sum(fate.bytes - fate.live_bytes for fate in self.rewrite)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.condemn or self.rewrite or self.free or self.take_back)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.free)} packs to free, {len(self.condemn)} to condemn, {len(self.rewrite)} to write again,"
+            f" {len(self.waiting)} waiting, {self.young} too young to judge;"
+            f" frees {self.freed_bytes} of {self.total_bytes} bytes"
+        ]
+        for what in ("free", "condemn", "rewrite", "waiting", "take_back"):
+            fates: tuple[PackFate, ...] = getattr(self, what)
+            lines += [f"{what:9} {fate.name.key} {fate.bytes} bytes: {fate.reason}" for fate in fates]
+        return "\n".join(lines)
+
+
+def plan_reclaim(
+    repo: Repository, now: datetime, safety: SafetyAges | None = None, thresholds: Thresholds | None = None
+) -> ReclaimPlan:
+    """Decide which packs go. Refused when a restore point cannot be read, a listing lies, or a clock is wrong."""
+    safety, thresholds = safety or SafetyAges(), thresholds or Thresholds()
+    if repo.shared:
+        repo.refresh()
+    clock = repo.blobs.clock()
+    freeing, condemned = noted(repo.blobs, FREEING), noted(repo.blobs, CONDEMNED)
+    packs = sorted({*repo.store.live.values(), *repo.store.distrusted.packs} & listed_packs(repo))
+    reached, points = reach(repo, Reached(StoredNodes(repo.store), repo.config.fan_out), ())
+    going = freeing | condemned
+    sorter = _Sorter(repo, now, clock, safety, thresholds, reached)
+    for name in packs:
+        if name not in going:
+            sorter.judge(name)
+    rewrite = sorter.finish()
+    free: list[PackFate] = []
+    waiting: list[PackFate] = []
+    take_back: list[PackFate] = []
+    for name in packs:
+        if name not in going:
+            continue
+        size = repo.blobs.size(name.key)
+        if name in freeing:  # begun, and cut short: it is judged again, and what it still has is copied first
+            free.append(PackFate(name, size, 0, "its freeing was interrupted"))
+            continue
+        since = stored_at(repo.blobs, note_key(CONDEMNED, name))
+        if since is None:
+            continue
+        until = since + safety.min_age
+        if needed(repo, name, (reached,), going):
+            take_back.append(PackFate(name, size, 0, "restore points reach it again"))
+        elif clock >= until:
+            free.append(PackFate(name, size, 0, f"condemned since {since:%Y-%m-%d %H:%M} UTC"))
+        else:
+            waiting.append(PackFate(name, size, 0, f"condemned; free from {until:%Y-%m-%d %H:%M} UTC", until))
+    return ReclaimPlan(
+        made_at=clock,
+        condemn=tuple(sorter.condemn),
+        rewrite=rewrite,
+        free=tuple(free),
+        waiting=tuple(waiting),
+        take_back=tuple(take_back),
+        young=sorter.young,
+        total_bytes=sorter.total_bytes + sum(fate.bytes for fate in (*free, *waiting, *take_back)),
+        at_once=safety.min_age <= timedelta(0),
+        points=frozenset(points),
+        reached=reached,
+    )
+
+
+class _Sorter:
+    """Sorts packs that are not condemned by what is to happen to them."""
+
+    def __init__(
+        self, repo: Repository, now: datetime, clock: datetime, safety: SafetyAges, thresholds: Thresholds, reached: Any
+    ) -> None:
+        self.condemn: list[PackFate] = []
+        self.young = self.total_bytes = 0
+        self._repo, self._now, self._clock = repo, now, clock
+        self._safety, self._thresholds, self._reached = safety, thresholds, reached
+        self._rewrite: list[PackFate] = []
+        self._small: list[PackFate] = []
+        self._judged: list[Footer] = []
+        self._unreadable: list[PackName] = []
+
+    def judge(self, name: PackName) -> None:
+        """Take one pack."""
+        try:
+            footer = self._repo.store.footers.get(name)
+        except Damaged as error:
+            log.warning("pack not judged by its footer: %s", error)
+            self._unreadable.append(name)
+            return
+        self._judged.append(footer)
+        self.total_bytes += footer.size
+        self._refuse_future(name, datetime.fromtimestamp(footer.header.created, UTC), self._now)
+        live, body = live_bytes(footer, self._reached)
+        if not live:
+            into, fate = self.condemn, PackFate(name, footer.size, 0, DEAD)
+        elif name in self._repo.store.distrusted.packs:
+            into, fate = self._rewrite, PackFate(name, footer.size, live, "damaged")
+        elif live < body * (1 - self._thresholds.dead_share):
+            into, fate = self._rewrite, PackFate(name, footer.size, live, "mostly dead")
+        elif footer.size < self._thresholds.small_pack_bytes:
+            into, fate = self._small, PackFate(name, footer.size, live, "small")
+        else:
+            return
+        if self._is_young(name):
+            self.young += 1
+        else:
+            into.append(fate)
+
+    def finish(self) -> tuple[PackFate, ...]:
+        """The packs to write again, now that all were seen; unreadable ones that nobody needs join the condemned."""
+        if self._unreadable and all_held(self._reached, self._judged):
+            sizes = [(name, self._repo.blobs.size(name.key)) for name in self._unreadable if not self._is_young(name)]
+            self.condemn += [PackFate(name, size, 0, UNREADABLE) for name, size in sizes]
+        for kind in PackKind:
+            of_kind = [fate for fate in self._small if fate.name.kind is kind]
+            if len(of_kind) >= self._thresholds.small_packs:
+                self._rewrite += of_kind
+        return tuple(self._rewrite)
+
+    def _is_young(self, name: PackName) -> bool:
+        stored = stored_at(self._repo.blobs, name.key)
+        if stored is None:
+            return True  # gone meanwhile
+        self._refuse_future(name, stored, self._clock)
+        return self._clock - stored < self._safety.min_age
+
+    def _refuse_future(self, name: PackName, moment: datetime, clock: datetime) -> None:
+        if moment - clock > self._safety.clock_ahead:
+            raise Refused(
+                f"{name.key} is from the future ({moment:%Y-%m-%d %H:%M} UTC)", hint="set the clock right first"
+            )
+
+
+def listed_packs(repo: Repository) -> set[PackName]:
+    """The packs that are there."""
+    return {name for name in map(parse_pack_key, repo.blobs.list("packs/")) if name}
+
+
+def needed(repo: Repository, name: PackName, reached: Sequence[Any], going: Collection[PackName]) -> set[bytes]:
+    """The chunks of a pack that are reached and that no pack which stays has; its own id if it cannot be read."""
+    try:
+        footer = repo.store.footers.get(name)
+    except Damaged:
+        stays = list(_stay(repo, going))
+        return set() if all(all_held(one, stays) for one in reached) else {name.id}
+    chunks = {footer.entry(int(slot)).id for one in reached for slot in live_slots(footer, one).nonzero()[0]}
+    return {chunk for chunk in chunks if not any(_trusted(repo, repo.store.holders(chunk), {name, *going}))}
+
+
+def _trusted(repo: Repository, holders: Iterable[PackName], going: Collection[PackName]) -> Iterator[PackName]:
+    return (name for name in holders if name not in going and name not in repo.store.distrusted.packs)
+
+
+def _stay(repo: Repository, going: Collection[PackName]) -> Iterator[Footer]:
+    for name in list(repo.store.live.values()):
+        if name not in going:
+            with suppress(Damaged):
+                yield repo.store.footers.get(name)
