@@ -130,7 +130,7 @@ async def _reclaim(parts: Parts, name: str, target: Repository) -> int:
         parts.copies_reclaimed.setdefault(name, now)
         return 0
     parts.copies_reclaimed[name] = now
-    ages = SafetyAges(young_pack=parts.config.maintenance.orphan_pack)
+    ages = SafetyAges(min_age=parts.config.maintenance.orphan_pack)
     plan = await maintenance.reclaim_plan(target, ages, parts.threads, now=parts.now())
     return (await maintenance.reclaim(target, plan, parts.threads, now=parts.now())).freed_bytes
 
