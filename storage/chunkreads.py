@@ -9,7 +9,7 @@ from contextlib import suppress
 from storage.allocation import keep_freed_memory
 from storage.blobs import Blobs, Buffer
 from storage.codec import decode
-from storage.errors import Damaged
+from storage.errors import Damaged, Missing
 from storage.format import MAX_BLOCK_BYTES, Entry, PackName
 from storage.index import Index
 from storage.pack import Footer, Footers, OpenPack
@@ -56,6 +56,10 @@ class ChunkReads:
     def reattach(self) -> None:
         """Throw unsound parts of the index away and read their packs again."""
         raise NotImplementedError
+
+    def relearn(self) -> bool:
+        """List the packs again where other processes write and free them; False where nobody does."""
+        return False
 
     def locate(self, chunk: bytes) -> tuple[PackName, int] | None:
         """The sealed pack and slot of a chunk; None when no pack has it."""
@@ -116,6 +120,8 @@ class ChunkReads:
                 lost = None
             except Damaged as error:
                 lost = error
+                if isinstance(error, Missing):
+                    self.relearn()  # reclaim elsewhere may have copied what it held
             for _, offset, at, footer, entry in group:
                 try:
                     if lost is not None:
@@ -164,6 +170,8 @@ class ChunkReads:
         place = self.locate(chunk)
         if place is None:
             self.reattach()
+            place = self.locate(chunk)
+        if place is None and self.relearn():
             place = self.locate(chunk)
         if place is None:
             raise Damaged(f"chunk {chunk.hex()} is in no pack", where="packs/")

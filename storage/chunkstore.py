@@ -20,7 +20,7 @@ from storage.codec import encode
 from storage.commitment import Learnt, boot_seconds
 from storage.condemned import CONDEMNED, FREEING, noted
 from storage.distrust import Distrust
-from storage.errors import Damaged, StorageError, StoreFailed
+from storage.errors import Damaged, Missing, StorageError, StoreFailed
 from storage.format import Entry, PackKind, PackName, parse_pack_key
 from storage.index import Index
 from storage.numbering import PackNumbers
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 PACK_BYTES = 64 << 20
 DELTA_CHUNKS = 1 << 17
 """Chunks of sealed packs kept in a dict before they become a run of the index: about 25 MB."""
+
+MAX_RELEARNS = 100
+"""How often one opening lists all packs again because something was not found."""
 
 MAX_SEALING = 3
 """Full packs that may wait for the disk while work goes on."""
@@ -94,6 +97,8 @@ class ChunkStore(ChunkReads):
         self._sealer: threading.Thread | None = None
         self._room = threading.Semaphore(MAX_SEALING)
         self._numbers = numbers or PackNumbers()
+        self._shared = numbers is not None
+        self._relearns = 0
         self._doubted = False
         self.distrusted = Distrust(private or blobs)
 
@@ -125,8 +130,10 @@ class ChunkStore(ChunkReads):
             try:
                 footer = self.footers.get(name)
             except Damaged as error:
-                damaged.append(str(error))
                 del self.live[name.number]
+                if isinstance(error, Missing):
+                    continue  # freed since it was listed
+                damaged.append(str(error))
                 self.distrusted.packs.add(name)
                 continue
             fresh.append(footer)
@@ -156,6 +163,14 @@ class ChunkStore(ChunkReads):
             if not self._doubted and self._index.drop_unsound():
                 self.attach()
             self._doubted = True  # once for each opening: it reads the whole index
+
+    def relearn(self) -> bool:
+        """List the packs again, as one that was known is gone or a chunk is in none; not for ever in vain."""
+        if not self._shared or self._relearns >= MAX_RELEARNS:
+            return False
+        self._relearns += 1
+        self.attach()
+        return True
 
     # --- writing ---
 
