@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 from storage.allocation import keep_freed_memory
 from storage.blobs import Blobs, Buffer
@@ -83,6 +84,17 @@ class ChunkReads:
     def holders(self, chunk: bytes) -> Iterator[PackName]:
         """The sealed packs that have a chunk, the newest first."""
         return (name for name, _ in self._places(chunk))
+
+    def candidates(self, heads: Any) -> tuple[Any, Any, Any]:
+        """What `Index.find_many` finds for many 64-bit prefixes."""
+        return self._index.find_many(heads)
+
+    def footer_of(self, number: int) -> Footer | None:
+        """The footer of the pack that has this number now; None if there is none, or it is damaged."""
+        name = self.live.get(number)
+        with suppress(Damaged):
+            return self.footers.get(name) if name is not None else None
+        return None
 
     def read(self, chunk: bytes) -> bytes:
         """One chunk, verified."""

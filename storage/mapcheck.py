@@ -65,9 +65,9 @@ def reach(repo: Repository, manifests: Iterable[Manifest]) -> Any:
             of_fan.add_chunks(manifest.configuration)
             for disk in manifest.disks:
                 of_fan.add_root(disk.root)
+        return _united([one.sorted() for one in reached.values()])
     except Damaged:
         return None
-    return _united([one.sorted() for one in reached.values()])
 
 
 def _united(parts: Sequence[Any]) -> Any:

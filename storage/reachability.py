@@ -1,94 +1,210 @@
 """Which chunks restore points reach, as sorted 64-bit prefixes: exact enough to keep, never to lose.
 
 Two chunks with one prefix count as one: a dead chunk may be taken for a live one, never the other way round.
+Nodes are told apart by their full ids, so that none is passed over.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from storage.blockmap import READ_NODES, Root
-from storage.format import ID_BYTES, NODE_HEAD
-from storage.index import prefix_of
+from storage.blockmap import Root
+from storage.bulkreads import WORDS, as_words, children_of, entries_of, heads_of, layout_of, read_nodes
+from storage.membership import Members
 from storage.nodes import StoredNodes
 from storage.pack import Footer
+from storage.runs import lower_bounds
+
+PENDING_PREFIXES = 48 << 20
+"""Prefixes that are collected before they are sorted and told apart: 400 MB, and as much again while that is done."""
+
+PENDING_CHILDREN = 4 << 20
+"""References from inner nodes that are collected before nodes are told apart: 128 MB."""
+
+USAGE_ENTRIES = 1 << 20
 
 
 class Reached:
-    """Collects what roots reach; shared nodes are visited once."""
+    """Collects what roots reach; shared nodes are visited once. Roots are followed when `sorted` is asked."""
 
     def __init__(self, nodes: StoredNodes, fan_out: int) -> None:
-        self._nodes = nodes
-        self._start = NODE_HEAD.size + (fan_out + 7) // 8
-        self._visited: set[bytes] = set()
-        self._prefixes = array("Q")
+        self._store = nodes.store
+        self._fan = fan_out
+        self._prefixes = _Prefixes()
+        self._roots: dict[int, set[bytes]] = {}
+        self._visited: dict[int, _Visited] = {}
+        self._chunks: list[bytes] = []
 
     def add_chunks(self, chunks: Iterable[bytes]) -> None:
         """Chunks that a manifest names itself."""
-        self._prefixes.extend(prefix_of(chunk) for chunk in chunks)
+        self._chunks.extend(chunks)
 
     def add_root(self, root: Root) -> None:
-        """Everything beneath a root. Damaged if a node cannot be read: then nothing may be concluded."""
-        if root.node and root.node not in self._visited:
-            self._descend([root.node], root.levels - 1)
-
-    def _descend(self, ids: list[bytes], level: int) -> None:
-        self._visited.update(ids)
-        self.add_chunks(ids)
-        for start in range(0, len(ids), READ_NODES):
-            for data in self._nodes.get_nodes(ids[start : start + READ_NODES]):
-                bitmap = int.from_bytes(data[NODE_HEAD.size : self._start], "little")
-                end = self._start + bitmap.bit_count() * ID_BYTES
-                if level == 0:
-                    self._add_leaf(data[self._start : end])
-                    continue
-                raw = bytes(data)
-                below = [raw[at : at + ID_BYTES] for at in range(self._start, end, ID_BYTES)]
-                fresh = [child for child in dict.fromkeys(below) if child not in self._visited]
-                if fresh:
-                    self._descend(fresh, level - 1)
-
-    def _add_leaf(self, ids: bytes | bytearray | memoryview) -> None:
-        words = array("Q")
-        words.frombytes(ids)
-        heads = words[:: ID_BYTES // 8]
-        heads.byteswap()
-        self._prefixes.extend(heads)
+        """Everything beneath a root."""
+        if root.node:
+            self._roots.setdefault(root.levels - 1, set()).add(root.node)
 
     def sorted(self) -> Any:
-        """A sorted numpy array of every prefix that was reached."""
+        """A sorted numpy array of every prefix that was reached. More may be added afterwards.
+
+        Damaged if a node cannot be read: then nothing may be concluded.
+        """
+        roots, self._roots = self._roots, {}
+        chunks, self._chunks = self._chunks, []
+        if chunks:
+            self._prefixes.add(heads_of(as_words(chunks)))
+        below: Any = as_words([])
+        for level in range(max(roots, default=-1), -1, -1):
+            below = self._descend(_together([below, as_words(sorted(roots.get(level, ())))]), level)
+        return self._prefixes.sorted()
+
+    def _descend(self, ids: Any, level: int) -> Any:
+        """Visit nodes of one level; returns the ids beneath them, each about once."""
+        visited = self._visited.setdefault(level, _Visited())
+        fresh = visited.fresh(ids)
+        self._prefixes.add(heads_of(fresh))
+        pending: list[Any] = []
+        for nodes in read_nodes(self._store, fresh):
+            children = children_of(nodes, layout_of(nodes, level, self._fan))
+            if level == 0:
+                self._prefixes.add(heads_of(children))
+                continue
+            pending.append(children)
+            if sum(map(len, pending)) > PENDING_CHILDREN:
+                pending = [_distinct(_together(pending))]
+        return _together(pending)
+
+
+class _Visited:
+    """Nodes of one level that were visited, told apart by their full ids."""
+
+    def __init__(self) -> None:
+        self._ids: Any = as_words([])
+
+    def fresh(self, ids: Any) -> Any:
+        """Those of these that were not visited before, each once; they are visited now."""
+        ids = _distinct(ids)
+        if len(self._ids):
+            ids = ids[~self._has(ids)]
+        self._ids = _distinct(_together([self._ids, ids]))
+        return ids
+
+    def _has(self, ids: Any) -> Any:
         import numpy as np
 
-        return np.unique(np.frombuffer(self._prefixes, np.uint64)) if self._prefixes else np.empty(0, np.uint64)
+        known, wanted = heads_of(self._ids), heads_of(ids)
+        found = np.zeros(len(ids), bool)
+        at, rows = lower_bounds(known, wanted), np.arange(len(ids))
+        while len(rows):
+            there = at < len(known)
+            there[there] = known[at[there]] == wanted[rows[there]]
+            rows, at = rows[there], at[there]
+            found[rows] |= (self._ids[at] == ids[rows]).all(axis=1)
+            at = at + 1
+        return found
 
 
-_ENTRY = [("head", ">u8"), ("rest", "V24"), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4"), ("check", "<u4")]
+def _together(parts: list[Any]) -> Any:
+    import numpy as np
+
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, WORDS), np.uint64), *parts])
+
+
+def _distinct(ids: Any) -> Any:
+    """Sorted by prefix, without repetition; where different ids have one prefix, some may stay twice."""
+    import numpy as np
+
+    ids = ids[np.argsort(heads_of(ids))]
+    return ids[np.append(True, (ids[1:] != ids[:-1]).any(axis=1))] if len(ids) else ids
+
+
+class _Prefixes:
+    """Prefixes, told apart now and then, so that memory follows the different ones."""
+
+    def __init__(self) -> None:
+        self._sorted: Any = None
+        self._pending: list[Any] = []
+        self._count = 0
+
+    def add(self, heads: Any) -> None:
+        self._pending.append(heads)
+        self._count += len(heads)
+        if self._count > PENDING_PREFIXES:
+            self.sorted()
+
+    def sorted(self) -> Any:
+        """All of them, sorted and different."""
+        import numpy as np
+
+        parts = [*([] if self._sorted is None else [self._sorted]), *self._pending]
+        self._sorted, self._pending, self._count = None, [], 0
+        heads = np.concatenate([np.empty(0, np.uint64), *parts])
+        del parts
+        heads.sort()
+        self._sorted = heads[np.append(True, heads[1:] != heads[:-1])] if len(heads) else heads
+        return self._sorted
 
 
 def live_slots(footer: Footer, reached: Any) -> Any:
     """A numpy array of booleans: which slots of a pack are reached."""
     import numpy as np
 
-    heads = np.frombuffer(footer.entries, np.dtype(_ENTRY))["head"].astype(np.uint64)
+    heads = heads_of(entries_of(footer)["id"])
     if not len(reached):
         return np.zeros(len(heads), bool)
     at = np.minimum(np.searchsorted(reached, heads), len(reached) - 1)
     return reached[at] == heads
 
 
-def all_held(reached: Any, footers: Iterable[Footer]) -> bool:
-    """Whether these packs hold a chunk for every prefix that is reached."""
-    import numpy as np
-
-    heads = [np.frombuffer(footer.entries, np.dtype(_ENTRY))["head"].astype(np.uint64) for footer in footers]
-    return bool(np.isin(reached, np.concatenate(heads)).all()) if heads else not len(reached)
-
-
 def live_bytes(footer: Footer, reached: Any) -> tuple[int, int]:
     """The stored bytes of a pack's chunks that are reached, and of all."""
     import numpy as np
 
-    stored = np.frombuffer(footer.entries, np.dtype(_ENTRY))["stored"].astype(np.uint64)
+    stored = entries_of(footer)["stored"].astype(np.uint64)
     return int(stored[live_slots(footer, reached)].sum()), int(stored.sum())
+
+
+def pack_usage(footers: Iterable[Footer], reached: Any) -> Iterator[tuple[Footer, int, int]]:
+    """For many packs at once the same as `live_bytes`: (footer, live bytes, all bytes), in their order.
+
+    Keeps a few hundred footers in memory.
+    """
+    members = Members(reached)
+    batch: list[Footer] = []
+    entries = 0
+    for footer in footers:
+        batch.append(footer)
+        entries += len(footer)
+        if entries >= USAGE_ENTRIES:
+            yield from _usage(batch, members)
+            batch, entries = [], 0
+    yield from _usage(batch, members)
+
+
+def _usage(footers: list[Footer], members: Members) -> Iterator[tuple[Footer, int, int]]:
+    import numpy as np
+
+    if not footers:
+        return
+    heads = np.concatenate([heads_of(entries_of(footer)["id"]) for footer in footers])
+    stored = np.concatenate([entries_of(footer)["stored"] for footer in footers]).astype(np.int64)
+    live = np.where(members.has(heads), stored, 0)
+    sums, lives = np.append(0, np.cumsum(stored)), np.append(0, np.cumsum(live))
+    begin = 0
+    for footer in footers:
+        end = begin + len(footer)
+        yield footer, int(lives[end] - lives[begin]), int(sums[end] - sums[begin])
+        begin = end
+
+
+def all_held(reached: Any, footers: Iterable[Footer]) -> bool:
+    """Whether these packs hold a chunk for every prefix that is reached. Keeps no footer."""
+    import numpy as np
+
+    held = _Prefixes()
+    for footer in footers:
+        held.add(heads_of(entries_of(footer)["id"]))
+    heads = held.sorted()
+    at = np.minimum(lower_bounds(heads, reached), max(len(heads) - 1, 0))
+    return bool((heads[at] == reached).all()) if len(heads) else not len(reached)
