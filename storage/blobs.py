@@ -152,16 +152,19 @@ class LocalBlobs:
     """A directory. Blobs are written to `spool/`, synced, then linked to their name, and the folder is synced.
 
     The file `reserve` keeps a little room: when the disk is full, marks get it, so that restore points can expire.
+    Files are made with `mode`, which the process's umask narrows.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, mode: int = 0o600) -> None:
         self.root = root
         self.spool = root / "spool"
+        self.mode = mode
 
     def _path(self, key: str) -> Path:
         return self.root / key
 
-    def _publish(self, temporary: Path, key: str) -> None:
+    def name(self, temporary: Path, key: str) -> None:
+        """Give a finished file of the spool folder its name, durably. AlreadyExists if it is taken; OSError."""
         target = self._path(key)
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +187,7 @@ class LocalBlobs:
 
     def _spooled(self, data: bytes) -> Path:
         temporary = self.spool / secrets.token_hex(8)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self.mode)
         try:
             write_all(fd, 0, [data])
             os.fsync(fd)
@@ -208,7 +211,7 @@ class LocalBlobs:
         with translated(key):
             temporary = self._spooled(data)
             try:
-                self._publish(temporary, key)
+                self.name(temporary, key)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -354,7 +357,7 @@ class LocalWriter:
     def __init__(self, blobs: LocalBlobs) -> None:
         self._blobs = blobs
         self._path = blobs.spool / secrets.token_hex(8)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, blobs.mode)
 
     def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
         with translated(str(self._path)):
@@ -371,7 +374,7 @@ class LocalWriter:
         with translated(key):
             os.fdatasync(self._fd)
             failpoint("blob.synced")
-            self._blobs._publish(self._path, key)
+            self._blobs.name(self._path, key)
             self._close()
 
     def abandon(self) -> None:

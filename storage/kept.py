@@ -1,0 +1,151 @@
+"""An append-only repository as its writer sees it: it reads the directory itself and adds through the keeper."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from storage.blobs import Buffer, LocalBlobs, read_full, translated, write_all
+from storage.errors import AlreadyExists, Changed, Damaged, Refused, StoreFailed
+from storage.keeping import Terms, frame, raised, receive
+
+HINT = "start it as the user who owns the repository: backstay repo keep DIR --writer USER"
+
+
+Answer = tuple[dict[str, Any], list[int]]
+"""What the keeper said, and open files that came with it."""
+
+
+class KeptBlobs:
+    """The `Blobs` of a writer. What would change or remove something is Refused."""
+
+    append_only = True
+
+    def __init__(self, root: Path, terms: Terms) -> None:
+        self.root = root
+        self._files = LocalBlobs(root)
+        self._terms = terms
+        self._lock = threading.Lock()
+        self._connection: socket.socket | None = None
+
+    def put(self, key: str, data: bytes) -> None:
+        self.ask({"op": "put", "key": key, "bytes": len(data)}, data)
+
+    def replace(self, key: str, data: bytes) -> None:
+        raise Refused("this repository is append-only", where=key)
+
+    def replace_if(self, key: str, data: bytes, expected: bytes | None) -> None:
+        if expected is not None:
+            raise Refused("this repository is append-only: its owner changes keys", where=key)
+        try:
+            self.put(key, data)
+        except AlreadyExists:
+            raise Changed("this blob is no longer what it was when it was read", where=key) from None
+
+    def get(self, key: str) -> bytes:
+        return self._files.get(key)
+
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
+        self._files.read_into(key, offset, view)
+
+    def size(self, key: str) -> int:
+        return self._files.size(key)
+
+    def age_stamp(self, key: str) -> float:
+        return self._files.age_stamp(key)
+
+    def clock(self) -> datetime:
+        return datetime.fromtimestamp(self.ask({"op": "clock"})[0]["at"], UTC)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        return self._files.list(prefix)
+
+    def delete(self, key: str) -> None:
+        self.ask({"op": "delete", "key": key})
+
+    def writer(self) -> KeptWriter:
+        answer, descriptors = self.ask({"op": "begin"})
+        return KeptWriter(self, str(answer["token"]), descriptors[0])
+
+    def free_bytes(self) -> int | None:
+        return self._files.free_bytes()
+
+    def clean(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Hang up; what was begun and not published goes."""
+        with self._lock:
+            self._hang_up()
+
+    def ask(self, message: dict[str, Any], payload: bytes = b"") -> Answer:
+        """The keeper's answer. StoreFailed when there is none, and whatever error the keeper tells."""
+        with self._lock:
+            try:
+                if self._connection is None:
+                    self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                    self._connection.connect(str(self._terms.socket))
+                self._connection.sendall(frame(message) + payload)
+                received = receive(self._connection)
+                if received is None:
+                    raise ConnectionError("it hung up")
+            except (OSError, ValueError) as error:
+                self._hang_up()
+                raise StoreFailed(
+                    f"the keeper does not answer: {error}", where=str(self._terms.socket), hint=HINT
+                ) from None
+        answer, descriptors = received
+        if "error" in answer:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise raised(answer)
+        return answer, descriptors
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class KeptWriter:
+    """A file of the keeper's, open for writing here until it is published."""
+
+    def __init__(self, blobs: KeptBlobs, token: str, descriptor: int) -> None:
+        self._blobs = blobs
+        self._token = token
+        self._fd = descriptor
+
+    def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        with translated("spool"):
+            write_all(self._fd, offset, buffers)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        data = bytearray(length)
+        with translated("spool"):
+            if not read_full(self._fd, offset, memoryview(data)):
+                raise Damaged("a spooled pack is shorter than what was written", where="spool")
+        return bytes(data)
+
+    def publish(self, key: str) -> None:
+        with translated(key):
+            os.fdatasync(self._fd)
+        self._close()
+        self._blobs.ask({"op": "publish", "token": self._token, "key": key})
+
+    def abandon(self) -> None:
+        if self._fd >= 0:
+            self._close()
+            with suppress(StoreFailed, Refused):
+                self._blobs.ask({"op": "abandon", "token": self._token})
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                os.close(fd)

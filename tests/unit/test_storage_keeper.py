@@ -1,0 +1,248 @@
+"""An append-only repository: what another user may do through its keeper, and what nobody may."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.errors import AlreadyExists, Missing, NoRepository, Refused, StoreFailed
+from storage.keeper import Keeper, establish
+from storage.keeping import KEEPER_FILE, may_create, may_delete, terms_of
+from storage.kept import KeptBlobs
+from tests.storage_kit import make
+
+OWNER, WRITER, STRANGER = 61_001, 61_002, 61_003
+"""Users without a name; the tests need root to become them, as the full-disk tests do to mount."""
+
+PACK = "packs/01/00000001-" + "ab" * 16 + ".data"
+
+
+def as_user(uid: int, act: Callable[[], None]) -> None:
+    """Do something in a process of another user; whatever it raises fails the test."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(WRITER)
+            os.setuid(uid)
+            act()
+            code = 0
+        except BaseException:  # told by the exit code, and by what pytest captured
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository that OWNER owns, in the group of the writer; everybody may pass the folders above."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    root = make(tmp_path / "repo")
+    for path in (root, *root.rglob("*")):
+        os.chown(path, OWNER, WRITER)
+    (tmp_path / "run").mkdir()
+    os.chown(tmp_path / "run", OWNER, WRITER)
+    (tmp_path / "run").chmod(0o755)
+    return root
+
+
+@pytest.fixture
+def kept(root: Path) -> Iterator[KeptBlobs]:
+    """The store as a writer sees it; its keeper runs as OWNER in a process of its own."""
+    path = root.parent / "run" / "keeper.sock"
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(WRITER)
+            os.setuid(OWNER)
+            Keeper(root, establish(root, path, WRITER)).serve()
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    terms = terms_of(root)
+    assert terms is not None
+    blobs = KeptBlobs(root, terms)
+    yield blobs
+    blobs.close()
+    os.kill(child, 15)
+    os.waitpid(child, 0)
+
+
+def test_a_writer_adds_and_reads_what_it_added(kept: KeptBlobs) -> None:
+    def act() -> None:
+        kept.put("manifests/20260101t000000z-0a0b0c0d", b"manifest")
+        assert kept.get("manifests/20260101t000000z-0a0b0c0d") == b"manifest"
+        writer = kept.writer()
+        writer.write_at(0, [b"head", memoryview(b"body")])
+        assert writer.read_at(4, 4) == b"body"
+        writer.publish(PACK)
+        data = bytearray(8)
+        kept.read_into(PACK, 0, memoryview(data))
+        assert data == b"headbody"
+        assert list(kept.list("packs/")) == [PACK]
+        assert abs(kept.clock().timestamp() - time.time()) < 5
+        with pytest.raises(AlreadyExists):
+            kept.put("manifests/20260101t000000z-0a0b0c0d", b"another")
+        again = kept.writer()
+        again.write_at(0, [b"other"])
+        with pytest.raises(AlreadyExists):
+            again.publish(PACK)
+        kept.put("committing/00ff", b"soon")
+        kept.delete("committing/00ff")
+        with pytest.raises(Missing):
+            kept.size("committing/00ff")
+
+    as_user(WRITER, act)
+
+
+def test_a_writer_changes_and_removes_nothing_by_whatever_way(kept: KeptBlobs, root: Path) -> None:
+    def act() -> None:
+        kept.put("manifests/a", b"manifest")
+        writer = kept.writer()
+        writer.write_at(0, [b"pack"])
+        writer.publish(PACK)
+        for key in ("manifests/a", PACK, "config", "marks/a/000001-hold-00000000"):
+            with pytest.raises(Refused):
+                kept.delete(key)
+            with pytest.raises(Refused):
+                kept.replace(key, b"x")
+        for path in (root / "manifests" / "a", root / PACK, root / "config"):
+            for attempt in (
+                lambda path=path: os.open(path, os.O_WRONLY),
+                lambda path=path: path.unlink(),
+                lambda path=path: path.rename(path.with_name("other")),
+                lambda path=path: path.chmod(0o666),
+                lambda path=path: os.truncate(path, 0),
+            ):
+                with pytest.raises(PermissionError):
+                    attempt()
+        for folder in (root, root / "packs", root / "manifests", root / "spool", root / "packs" / "01"):
+            with pytest.raises(PermissionError):
+                (folder / "planted").touch()
+
+    as_user(WRITER, act)
+
+
+def test_what_can_still_be_written_is_never_published(kept: KeptBlobs) -> None:
+    def act() -> None:
+        for hold in (os.dup, lambda fd: mmap.mmap(fd, 4)):
+            writer = kept.writer()
+            writer.write_at(0, [b"good"])
+            held = hold(writer._fd)
+            with pytest.raises(Refused, match="may still write"):
+                writer.publish(PACK)
+            os.close(held) if isinstance(held, int) else held.close()
+        assert list(kept.list("packs/")) == []
+
+    as_user(WRITER, act)
+
+
+def test_only_names_of_a_repository_are_taken(kept: KeptBlobs, root: Path) -> None:
+    def act() -> None:
+        for key in ("../out", "keeper.json", "packs/01/x.data", "manifests/../config2", "condemned/x", "index/a.run"):
+            with pytest.raises(Refused):
+                kept.put(key, b"x")
+            writer = kept.writer()
+            with pytest.raises(Refused):
+                writer.publish(key)
+        with pytest.raises(Refused):
+            kept.put(PACK, b"a pack comes as a file")
+
+    as_user(WRITER, act)
+    assert {path.name for path in root.parent.iterdir()} == {"repo", "run"}
+
+
+def test_strangers_are_not_heard_and_may_not_read(kept: KeptBlobs, root: Path) -> None:
+    def act() -> None:
+        os.setgid(STRANGER) if os.geteuid() == 0 else None
+        with pytest.raises(StoreFailed, match="does not answer"):
+            kept.put("manifests/a", b"x")
+
+    as_user(STRANGER, act)
+
+
+def test_nonsense_on_the_socket_ends_its_connection_and_no_other(kept: KeptBlobs, root: Path) -> None:
+    terms = terms_of(root)
+    assert terms is not None
+    path = str(terms.socket)
+
+    def act() -> None:
+        nonsense = (b"\xff\xff\xff\xff", b"\x02\0\0\0[]", b'\x05\0\0\0{"op"', b'\x0b\0\0\0{"op":"rm"}x')
+        for said in nonsense:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as raw:
+                raw.connect(path)
+                raw.sendall(said)
+                raw.shutdown(socket.SHUT_WR)
+                while raw.recv(100):
+                    pass
+        kept.put("manifests/a", b"x")
+
+    as_user(WRITER, act)
+
+
+def test_what_a_writer_left_behind_goes_with_its_connection(kept: KeptBlobs, root: Path) -> None:
+    as_user(WRITER, lambda: kept.writer().write_at(0, [b"half"]))
+    deadline = time.monotonic() + 10
+    while list((root / "spool").iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_keeper_that_is_gone_is_told_with_what_to_do(root: Path) -> None:
+    path = root.parent / "run" / "keeper.sock"
+    as_user(OWNER, lambda: None if establish(root, path, WRITER) else None)
+    terms = terms_of(root)
+    assert terms is not None
+    with pytest.raises(StoreFailed, match="repo keep") as told:
+        KeptBlobs(root, terms).put("manifests/a", b"x")
+    assert told.value.retry
+
+
+def test_only_the_owner_keeps_and_only_for_another_user(root: Path) -> None:
+    path = root.parent / "keeper.sock"
+
+    def refused() -> None:
+        with pytest.raises(Refused, match="another user"):
+            establish(root, path, OWNER)
+        with pytest.raises(NoRepository):
+            establish(root.parent, path, WRITER)
+        establish(root, path, WRITER)
+        with pytest.raises(Refused, match=f"user {WRITER} writes here"):
+            establish(root, path, STRANGER)
+
+    with pytest.raises(Refused, match="only the user who owns"):
+        establish(root, path, WRITER)
+    as_user(OWNER, refused)
+    assert (root / KEEPER_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "create", "delete"),
+    [
+        ("config", True, False),
+        ("numbers/0000ff", True, False),
+        ("committing/0a", True, True),
+        ("marks/x/000001-hold-00000000", True, False),
+        ("marks/x", False, False),
+        ("packs/01/../../config", False, False),
+        ("committing/../config", False, False),
+        ("manifests/a\n", False, False),
+    ],
+)
+def test_what_a_key_allows(key: str, create: bool, delete: bool) -> None:
+    assert (may_create(key), may_delete(key)) == (create, delete)
