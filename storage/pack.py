@@ -198,7 +198,7 @@ def check_tiling(footer: Footer) -> None:
         if entry.offset != at or entry.raw > MAX_BLOCK_BYTES:
             raise Damaged("the pack's chunks do not follow each other", where=footer.name.key)
         at += entry.stored
-    if at + len(footer.seal.close_footer(footer.entries)) + TRAILER_BYTES != footer.size:
+    if at + len(footer.entries) + footer.seal.overhead + TRAILER_BYTES != footer.size:
         raise Damaged("the pack's chunks do not fill it", where=footer.name.key)
 
 
