@@ -97,10 +97,13 @@ def open_database(state_dir: Path, *, now: datetime) -> Opened:
     if not path.exists():
         _put_aside(path, now)  # a log without its file belongs to nothing
         return _create(path, "there was no state yet")
+    connection = None
     try:
         connection = _connect(path)
         found = _schema_of(connection)
     except duckdb.Error as error:
+        if connection is not None:
+            connection.close()  # or DuckDB would go on with the file that is put aside
         problem = translate(error, path)
         if isinstance(problem, Locked | NoSpace):
             raise problem from error

@@ -119,7 +119,7 @@ def injected(stage: Stage, scene: Scene, fault: Fault, location: Path, *, thorou
     fresh_copy(stage, location, scene.prepare)
     trouble = Trouble(fault)
     done = _played(scene, location, cast(Blobs, FailingStore(LocalBlobs(location), trouble)))
-    after_a_crash(location, stage, scene, least=int(done and scene.made is not None), thorough=thorough)
+    after_a_crash(location, stage, scene, least=len(scene.made) if done else 0, most=len(scene.made), thorough=thorough)
     clear(location)
     return trouble.fired
 
@@ -183,7 +183,7 @@ def system_call_fails(stage: Stage, scene: Scene, fault: Fault, location: Path, 
     with system_calls_fail(trouble):
         done = _played(scene, location, None)
     assert done or fault.kind != "short", "a short write is no error"
-    after_a_crash(location, stage, scene, least=int(done and scene.made is not None), thorough=thorough)
+    after_a_crash(location, stage, scene, least=len(scene.made) if done else 0, most=len(scene.made), thorough=thorough)
     clear(location)
     return trouble.fired
 

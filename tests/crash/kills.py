@@ -11,7 +11,7 @@ from tests.crash.scenes import Scene, Stage, after_a_crash, again, clear, fresh_
 from tests.crash.victim import Victims
 
 MANIFEST = ("commit.packs_sealed", "commit.manifest_written")
-"""Before the first no restore point may be seen, after the second it must be."""
+"""Before its first no restore point may be seen, after its second it must be."""
 
 
 def chosen(passed: Mapping[str, Sequence[str]], times: int = 3) -> dict[str, list[str]]:
@@ -42,14 +42,14 @@ def kill(victims: Victims, stage: Stage, scene: Scene, point: str, passed: Seque
     """Play a scene on a copy of the stage, killed at a point, and look at what is left; False if it was not reached."""
     fresh_copy(stage, location, scene.prepare)
     status = victims.play(scene.name, location, point)
-    least, most = (0, 1) if scene.made else (0, 0)
-    if status == -signal.SIGKILL and MANIFEST[0] in passed:
+    if status == -signal.SIGKILL:
         name, _, nth = point.partition(":")
-        at = _place(passed, name, int(nth))
-        most = int(at >= passed.index(MANIFEST[0]))
-        least = int(at >= passed.index(MANIFEST[1]))
+        before = passed[: _place(passed, name, int(nth)) + 1]
+        least, most = before.count(MANIFEST[1]), before.count(MANIFEST[0])
+    else:
+        least = most = len(scene.made)
     after_a_crash(location, stage, scene, least=least, most=most)
-    if point.endswith(":1") and scene.made is None:
+    if point.endswith(":1") and not scene.made:
         again(location, stage, scene)
     clear(location)
     return status == -signal.SIGKILL
@@ -59,7 +59,7 @@ def kill_after(victims: Victims, stage: Stage, scene: Scene, seconds: float, loc
     """The same with a kill from outside at some time; False if the scene had ended before."""
     fresh_copy(stage, location, scene.prepare)
     status = victims.play(scene.name, location, seconds=seconds)
-    after_a_crash(location, stage, scene, least=int(status == 0 and scene.made is not None))
+    after_a_crash(location, stage, scene, least=len(scene.made) if status == 0 else 0, most=len(scene.made))
     clear(location)
     return status == -signal.SIGKILL
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -11,9 +11,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 from policies.facts import PointId, RestorePoint
-from storage import chunkstore
+from storage import chunkstore, keyslots
 from storage.blobs import Blobs
+from storage.condemned import CONDEMNED, Condemnation, write_note
+from storage.copies import copy_points, plan_copy
 from storage.joining import join
+from storage.keys import add_slot, remove_slot, rotate
 from storage.rebuild import rebuild, rebuild_catalog
 from storage.reclaim import SafetyAges, Thresholds, carry_out, plan_reclaim
 from storage.repository import Repository
@@ -21,6 +24,7 @@ from storage.verify import verify
 from tests.storage_kit import BLOCK, PASSPHRASE, back_up, changed, image, later, make, opened, read_back, restored
 
 AGELESS = SafetyAges(timedelta(0), timedelta(days=36500))
+SHORT = SafetyAges(timedelta(microseconds=1), timedelta(days=36500))
 EAGER = Thresholds(dead_share=0.01)
 BLOCKS = 60
 HINTED = (2, 40)
@@ -34,12 +38,12 @@ OLD, WEB, NEW = "vm-0", "vm-1", "vm-2"
 class Scene:
     """A thing that is done to a repository. `play` gets the repository's folder and, for injected faults, its store.
 
-    `made` is what a restore point that it adds holds; `goes` says that the restore points of OLD may be gone after it.
+    `made` names the disks of the restore points that it adds; `goes` says that those of OLD may be gone then.
     """
 
     name: str
     play: Callable[[Path, Blobs | None], None]
-    made: Callable[[], bytes] | None = None
+    made: tuple[str, ...] = ()
     goes: bool = False
     encrypted: bool = False
     prepare: Callable[[Path], None] | None = None
@@ -62,13 +66,15 @@ def disks() -> dict[str, bytearray]:
     """Every disk that is played with, by name."""
     first = image(1, BLOCKS)
     web = changed(first, 2, FIRST_CHANGED)
+    new = image(6, BLOCKS, used=0.9)
     return {
         "dead": image(4, BLOCKS),
         "half dead": image(3, BLOCKS)[: 30 * BLOCK] + first[30 * BLOCK :],
         "first": first,
         "web": web,
         "hinted": changed(web, 5, HINTED),
-        "new": image(6, BLOCKS, used=0.9),
+        "new": new,
+        "newer": changed(new, 6, HINTED),
         "grown": changed(web + image(7, 20), 8, HINTED),
         "shrunk": changed(web[: 20 * BLOCK + 512], 8, (2, 20)),
         "next": changed(web, 9, (1, 11, 50)),
@@ -140,10 +146,11 @@ def _marks(location: Path, blobs: Blobs | None) -> None:
     with at_work(location, blobs) as repo:
         point = _newest(repo)
         repo.mark_hold(point, "court", later(hours=5))
+        repo.mark_hold(point, "police", later(hours=5))
         repo.mark_lock(point, later(days=9), "law", later(hours=5))
         repo.mark_expiring(point, "daily", later(hours=5))
         repo.unmark(point, "daily", later(hours=5))
-        repo.release(point, "court", later(hours=5))
+        repo.release(point, "police", later(hours=5))
 
 
 def _join(location: Path, blobs: Blobs | None) -> None:
@@ -158,11 +165,46 @@ def _expire(location: Path, blobs: Blobs | None) -> None:
             repo.expire(point.id, "old", later(hours=5))
 
 
-def _reclaim(location: Path, blobs: Blobs | None) -> None:
+def _reclaim(location: Path, blobs: Blobs | None, ages: SafetyAges = AGELESS) -> None:
     _expire(location, blobs)
     with at_work(location, blobs) as repo:
         now = later(days=3650)
-        carry_out(repo, plan_reclaim(repo, now, AGELESS, EAGER), now)
+        carry_out(repo, plan_reclaim(repo, now, ages, EAGER), now)
+
+
+def _reclaim_in_phases(location: Path, blobs: Blobs | None) -> None:
+    _reclaim(location, blobs, SHORT)
+    _reclaim(location, blobs, SHORT)
+
+
+def _reclaim_what_is_needed(location: Path, blobs: Blobs | None) -> None:
+    with at_work(location, blobs) as repo:
+        now = later(days=3650)
+        carry_out(repo, plan_reclaim(repo, now, SHORT, EAGER), now)
+
+
+def _add_key(location: Path, blobs: Blobs | None) -> None:
+    with patch.object(keyslots, "KDF_MEMORY_KIB", 256), at_work(location, blobs) as repo:
+        add_slot(repo, "another horse")
+
+
+def _rotate_key(location: Path, blobs: Blobs | None) -> None:
+    """A second key, the first one wrapped anew, and the second one away again: at each moment the first one opens."""
+    with patch.object(keyslots, "KDF_MEMORY_KIB", 256), at_work(location, blobs) as repo:
+        slot = add_slot(repo, "another horse")
+        rotate(repo, PASSPHRASE)
+        remove_slot(repo, slot)
+
+
+def _copy(location: Path, blobs: Blobs | None) -> None:
+    """All that another repository beside it has: two restore points, of which the second shares much of the first."""
+    with at_work(source_of(location), None) as source, at_work(location, blobs) as target:
+        copy_points(source, target, plan_copy(source, target), now=lambda: later(hours=5), threads=1)
+
+
+def source_of(location: Path) -> Path:
+    """Where the repository lies from which the copying scene copies."""
+    return location.with_name(location.name + ".source")
 
 
 def _verify(location: Path, blobs: Blobs | None) -> None:
@@ -212,20 +254,39 @@ def _leave_expiry(location: Path) -> None:
         path.write_bytes(path.read_bytes()[:-1])
 
 
+def _lay_source(location: Path) -> None:
+    with opened(make(source_of(location))) as repo:
+        base = back_up(repo, disks()["new"], vm=NEW, name="new")
+        back_up(repo, disks()["newer"], vm=NEW, name="new", base=base.id, blocks=HINTED, at=later(hours=1))
+
+
+def _condemn_everything(location: Path) -> None:
+    """Every pack is condemned although restore points need it."""
+    with opened(location, now=later(hours=4)) as repo:
+        for name in repo.store.live.values():
+            write_note(repo.blobs, repo.sealing, CONDEMNED, Condemnation(name, "by mistake", later(hours=4), "test"))
+
+
 SCENES = {
     scene.name: scene
     for scene in (
-        Scene("hinted", _hinted_backup, lambda: bytes(disks()["hinted"])),
-        Scene("hinted-encrypted", _hinted_backup, lambda: bytes(disks()["hinted"]), encrypted=True),
-        Scene("full", _full_backup, lambda: bytes(disks()["new"])),
-        Scene("many-packs", _many_packs, lambda: bytes(disks()["new"])),
-        Scene("many-packs-encrypted", _many_packs, lambda: bytes(disks()["new"]), encrypted=True),
-        Scene("grown", _grown, lambda: bytes(disks()["grown"])),
-        Scene("shrunk", _shrunk, lambda: bytes(disks()["shrunk"])),
+        Scene("hinted", _hinted_backup, ("hinted",)),
+        Scene("hinted-encrypted", _hinted_backup, ("hinted",), encrypted=True),
+        Scene("full", _full_backup, ("new",)),
+        Scene("many-packs", _many_packs, ("new",)),
+        Scene("many-packs-encrypted", _many_packs, ("new",), encrypted=True),
+        Scene("grown", _grown, ("grown",)),
+        Scene("shrunk", _shrunk, ("shrunk",)),
         Scene("marks", _marks),
         Scene("join", _join),
         Scene("expire", _expire, goes=True),
         Scene("reclaim", _reclaim, goes=True),
+        Scene("reclaim-in-phases", _reclaim_in_phases, goes=True),
+        Scene("reclaim-what-is-needed", _reclaim_what_is_needed, prepare=_condemn_everything),
+        Scene("copy", _copy, ("new", "newer"), prepare=_lay_source),
+        Scene("copy-encrypted", _copy, ("new", "newer"), encrypted=True, prepare=_lay_source),
+        Scene("key-added", _add_key, encrypted=True),
+        Scene("key-rotated", _rotate_key, encrypted=True),
         Scene("reclaim-encrypted", _reclaim, goes=True, encrypted=True),
         Scene("verify", _verify),
         Scene("rebuild", _rebuild, own_store=False),
@@ -238,12 +299,19 @@ SCENES = {
 
 
 def after_a_crash(
-    location: Path, stage: Stage, scene: Scene, *, least: int = 0, most: int = 1, thorough: bool = True
+    location: Path,
+    stage: Stage,
+    scene: Scene,
+    *,
+    least: int = 0,
+    most: int = 0,
+    thorough: bool = True,
+    told: Sequence[str] = (),
 ) -> None:
     """AssertionError unless the repository opens by itself, holds what it must, and goes on as if nothing happened.
 
     `least` and `most`: how many restore points of the scene may be seen. `thorough`: compare the catalog with
-    one that is made again, and back up once more.
+    one that is made again, and back up once more. `told`: what was acknowledged before the crash.
     """
     with opened(location, now=later(hours=6)) as repo:
         points = {point.id: point for point in repo.points()}
@@ -256,7 +324,8 @@ def after_a_crash(
         for point, disk in {**stage.kept, **stage.going}.items():
             assert point not in points or read_back(repo, point) == disk, f"{point} is not what it was"
         for point in new:
-            assert scene.made is not None and read_back(repo, point) == scene.made(), "the new point is not its disk"
+            assert read_back(repo, point) in [disks()[disk] for disk in scene.made], "a new point is not its disk"
+        _keeps_its_word(repo, told)
         held = [point for point in stage.kept if "audit" in repo.mark_state(point).holds]
         assert len(held) == 1, "a hold is gone"
         report = verify(repo, now=later(hours=6))
@@ -275,6 +344,19 @@ def after_a_crash(
         target = location.with_name(location.name + ".restored")
         assert restored(repo, made.id, target) == nxt, "the next backup does not restore"
         target.unlink()
+
+
+def _keeps_its_word(repo: Repository, told: Sequence[str]) -> None:
+    for what, point, *reason in (said.split() for said in told if " " in said):
+        match what:
+            case "committed":
+                assert PointId(point) in repo.point_ids(), f"acknowledged and gone: {point}"
+            case "expired":
+                assert PointId(point) not in repo.point_ids(), f"expired and back: {point}"
+            case "held":
+                assert reason != ["court"] or "court" in (repo.mark_state(PointId(point)).holds), (
+                    f"held and not held: {point}"
+                )
 
 
 def again(location: Path, stage: Stage, scene: Scene) -> None:

@@ -258,3 +258,16 @@ def test_a_vm_that_is_forgotten_leaves_nothing_in_the_state(tmp_path: Path) -> N
     assert [row.id for row in state.vms()] == [other]
     assert (state.runs(), state.distrust_of(VM), state.fired()) == ({}, [], {})
     state.close()
+
+
+def test_a_state_whose_first_start_was_cut_off_is_put_aside_and_made_anew(tmp_path: Path) -> None:
+    duckdb.connect(str(tmp_path / "state.duckdb")).close()  # DuckDB made its file; the tables never came
+    state = State(tmp_path, now=NOW)
+    assert state.fresh
+    assert "could not be read" in state.why_fresh
+    state.save_job(job())
+    state.close()
+    again = State(tmp_path, now=NOW)
+    assert not again.fresh
+    assert again.open_jobs() == [job()]
+    again.close()
