@@ -144,6 +144,11 @@ class Catalog:
                 self._disconnect()
                 return False
 
+    def catch_up(self) -> None:
+        """Compare an open catalog with the repository again, where other processes write it, too."""
+        self._behind = True
+        self.apply(Changes())
+
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of one of our own statements. Opens again when an earlier write failed."""
         import duckdb

@@ -18,7 +18,7 @@ from storage.pointmarks import PointMarks
 class Home(Protocol):
     """The repository, as far as the catalog follows it."""
 
-    blobs: Blobs
+    private: Blobs
     store: ChunkStore
     marks: PointMarks
 
@@ -55,4 +55,4 @@ class CatalogSource:
         return {p: m.key for p in marks.expired() for m in marks.of(p) if m.kind is MarkKind.EXPIRED}
 
     def latest_expiry(self) -> str:
-        return latest_expiry(self._home.blobs)
+        return latest_expiry(self._home.private)

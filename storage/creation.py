@@ -24,7 +24,7 @@ def create(
 ) -> None:
     """Make an empty repository; encrypted if there is a passphrase or the line of a key file.
 
-    AlreadyExists if there is one. Refused in a folder that holds anything else: what is in `spool/` is removed at every open.
+    AlreadyExists if there is one. Refused where anything else lies: what is in `spool/` is removed at every open.
     """
     root = parse_place(location) if isinstance(location, str) else location
     if isinstance(root, ObjectPlace):

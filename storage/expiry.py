@@ -7,7 +7,6 @@ recorded as lost, by a mark, so that the loss outlives the catalog. Only a perso
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
@@ -16,7 +15,7 @@ from storage import manifest as manifests
 from storage.blobs import Blobs
 from storage.catalog import Catalog, Changes
 from storage.catalog_rows import lost_text, mark_of, unknown_point
-from storage.errors import Damaged, StorageError
+from storage.errors import Damaged, Missing, StorageError
 from storage.failpoints import failpoint
 from storage.manifest import Manifest
 from storage.marks import MarkKind
@@ -32,10 +31,12 @@ class Home(Protocol):
     """The repository, as far as going restore points need it."""
 
     blobs: Blobs
+    private: Blobs
+    shared: bool
     marks: PointMarks
     catalog: Catalog
-    now: Callable[[], datetime]
 
+    def now(self) -> datetime: ...
     def point_ids(self) -> set[PointId]: ...
     def manifest(self, point: PointId) -> Manifest: ...
     def tell_catalog(self, changes: Changes) -> bool: ...
@@ -50,16 +51,24 @@ def latest_expiry(blobs: Blobs) -> str:
 
 
 def finish_expiry(home: Home, point: PointId) -> None:
-    """Remove all of a restore point that has a tombstone; the tombstone last, when the catalog needs it no more."""
+    """Remove all of a restore point that has a tombstone; the tombstone last, when the catalog needs it no more.
+
+    On a shared store the tombstone stays: the catalogs of other writers need it.
+    """
     home.blobs.delete(manifests.manifest_key(point))
     failpoint("expire.manifest_removed")
     gone = sorted(home.marks.of(point), key=lambda mark: (mark.kind is MarkKind.EXPIRED, mark.sequence))
-    changes = Changes(gone_points=[point], gone_marks=[mark.key for mark in gone], expiry=gone[-1].key)
+    tombstone = gone[-1]
+    if home.shared:
+        gone = [mark for mark in gone if mark.kind is not MarkKind.EXPIRED]
+    stays = [tombstone] if home.shared else []
+    keys = [mark.key for mark in gone]
+    changes = Changes(marks=stays, gone_points=[point], gone_marks=keys, expiry=tombstone.key)
     if not home.tell_catalog(changes):
         return  # the tombstone stays and explains the missing manifest when the catalog opens again
     failpoint("expire.catalog")
     try:
-        home.blobs.replace(EXPIRIES_KEY, gone[-1].key.encode())
+        home.private.replace(EXPIRIES_KEY, tombstone.key.encode())
         home.marks.drop(gone)
     except StorageError as error:
         log.warning("expiry of %s is finished at the next open: %s", point, error)
@@ -78,6 +87,14 @@ def put_holds_back(home: Home) -> None:
             home.marks.put_back(mark)
 
 
+def _is_there(blobs: Blobs, point: PointId) -> bool:
+    try:
+        blobs.size(manifests.manifest_key(point))
+    except Missing:
+        return False
+    return True
+
+
 def find_lost(home: Home) -> list[RestorePoint]:
     """Restore points whose manifest is gone without a tombstone, as far as anybody knows of them.
 
@@ -91,6 +108,12 @@ def find_lost(home: Home) -> list[RestorePoint]:
         home.tell_catalog(Changes(manifests=[home.manifest(point)], gone_marks=[mark.key for mark in outdated]))
         log.warning("the manifest of restore point %s is back", point)
     new = told - there - gone - home.marks.lost()
+    if new and home.shared:  # expired elsewhere since we looked: then there is a tombstone now
+        home.marks.refresh()
+        new -= home.marks.expired()
+    if home.shared and (rows := told & home.marks.lost() - there):  # found lost by another writer
+        home.tell_catalog(Changes(gone_points=sorted(rows)))
+    new = {point for point in new if not _is_there(home.blobs, point)}  # one bad listing does not lose a point
     if not new and not home.marks.lost():
         return []
     known = {point.id: point for point in home.catalog.points()} if home.catalog.witness else {}

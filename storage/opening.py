@@ -1,4 +1,4 @@
-"""From a location to what a repository is made of: the store, its config and keys, and the folder for private things."""
+"""From a location to what a repository is made of: the store, config and keys, and the folder for private things."""
 
 from __future__ import annotations
 

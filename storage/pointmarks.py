@@ -1,4 +1,7 @@
-"""All marks of a repository, read once at open and kept in step with the store. Thread-safe."""
+"""All marks of a repository, read once at open and kept in step with the store. Thread-safe.
+
+Where other processes write marks, too, they are learnt by `refresh`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,15 @@ from datetime import datetime
 from policies.facts import PointId
 from storage import marks
 from storage.blobs import Blobs
-from storage.errors import Damaged
+from storage.errors import Damaged, Missing
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
 from storage.marks import Mark, MarkKind, MarkState
+from storage.parallel import for_each
 from storage.sealing import Sealing
+
+READERS = 16
+"""Marks read at once from a store that is far away."""
 
 log = logging.getLogger(__name__)
 
@@ -22,16 +29,36 @@ log = logging.getLogger(__name__)
 class PointMarks:
     """The marks by restore point."""
 
-    def __init__(self, blobs: Blobs, sealing: Sealing, now: Callable[[], datetime]) -> None:
+    def __init__(self, blobs: Blobs, sealing: Sealing, now: Callable[[], datetime], *, shared: bool = False) -> None:
         self._blobs = blobs
         self._sealing = sealing
         self._now = now
         self._lock = threading.Lock()
+        self._shared = shared
         self._marks: dict[PointId, list[Mark]] = {}
-        for key in blobs.list(marks.PREFIX):
+        self.refresh()
+
+    def refresh(self, point: PointId | None = None) -> None:
+        """Take in what other processes did to the marks of one restore point, or of all."""
+        with self._lock:
+            of_points = self._marks.values() if point is None else [self._marks.get(point, [])]
+            known = {mark.key: mark for of_point in of_points for mark in of_point}
+        listed = set(self._blobs.list(marks.PREFIX if point is None else f"{marks.PREFIX}{point}/"))
+        found: list[Mark] = []
+
+        def take(key: str) -> None:
             mark = self._read_guarded(key)
             if mark is not None:
-                self._marks.setdefault(mark.point, []).append(mark)
+                found.append(mark)
+
+        for_each(sorted(listed - known.keys()), lambda: take, READERS if self._shared else 1)
+        with self._lock:
+            for key in known.keys() - listed:
+                self._forget(known[key])
+            for mark in found:
+                of_point = self._marks.setdefault(mark.point, [])
+                if all(other.key != mark.key for other in of_point):
+                    of_point.append(mark)
 
     def read(self, key: str) -> Mark:
         """One mark from the store, checked; Damaged."""
@@ -58,11 +85,7 @@ class PointMarks:
             self._blobs.delete(mark.key)
             failpoint("mark.dropped")
             with self._lock:
-                left = [other for other in self._marks.get(mark.point, ()) if other.key != mark.key]
-                if left:
-                    self._marks[mark.point] = left
-                else:
-                    self._marks.pop(mark.point, None)
+                self._forget(mark)
 
     def of(self, point: PointId) -> list[Mark]:
         """The marks of a restore point."""
@@ -81,6 +104,13 @@ class PointMarks:
         """Restore points whose manifest was found gone, and that nobody has given up."""
         return self._with(MarkKind.LOST) - self.expired()
 
+    def _forget(self, mark: Mark) -> None:
+        left = [other for other in self._marks.get(mark.point, ()) if other.key != mark.key]
+        if left:
+            self._marks[mark.point] = left
+        else:
+            self._marks.pop(mark.point, None)
+
     def _with(self, kind: MarkKind) -> set[PointId]:
         with self._lock:
             return {point for point, of_point in self._marks.items() if any(m.kind is kind for m in of_point)}
@@ -95,6 +125,8 @@ class PointMarks:
         try:
             return self.read(key)
         except Damaged as error:
+            if self._shared and isinstance(error, Missing):
+                return None  # removed by another process since it was listed
             log.warning("mark not readable: %s", error)
         try:
             point, sequence, kind = marks.parse_key(key)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
@@ -23,6 +23,7 @@ from weakref import WeakSet
 
 from policies.facts import PointId, RestorePoint, VmId
 from storage import config as configs
+from storage import following
 from storage import manifest as manifests
 from storage.blobs import Blobs
 from storage.blockmap import Root
@@ -31,24 +32,23 @@ from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.commitment import boot_seconds
 from storage.creation import BLOCK_BYTES, create
-from storage.errors import Damaged, Missing, NoSpace, NoSuchPoint, Refused, StorageError, StoreFailed
+from storage.errors import NoSpace, NoSuchPoint, StorageError, StoreFailed
 from storage.expiry import find_lost, finish_expiry, put_holds_back
-from storage.failpoints import failpoint
-from storage.format import ObjectKind
 from storage.index import Index
 from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHead
-from storage.marks import Mark, MarkKind, MarkState
 from storage.numbering import ClaimedNumbers
 from storage.opening import Opened, open_store
 from storage.pending import PendingPoint
 from storage.places import Place, parse_place
+from storage.pointkeeping import GIVE_UP, PointKeeping
 from storage.pointmarks import PointMarks
-from storage.points import HINT, PointDetail, RepositorySizes, detail_of, resolve
+from storage.points import PointDetail, RepositorySizes, detail_of, resolve
 from storage.reading import PointDisk
 from storage.veil import veiled
 
 __all__ = [
     "BLOCK_BYTES",
+    "GIVE_UP",
     "DiskHead",
     "DiskRecord",
     "DiskStats",
@@ -66,8 +66,6 @@ log = logging.getLogger(__name__)
 
 RELEARN_SECONDS = 3600
 """A restore point that is begun on a shared store knows of packs what was true this long ago."""
-
-GIVE_UP = "put the file back, or give the restore point up: backstay expire POINT --lost"
 
 
 def open_repository(
@@ -95,7 +93,7 @@ def open_repository(
         raise
 
 
-class Repository:
+class Repository(PointKeeping):
     """An open repository. Thread-safe. Close it, or use it in a `with` block."""
 
     def __init__(self, opened: Opened, now: Callable[[], datetime]) -> None:
@@ -115,7 +113,7 @@ class Repository:
         self.pending: set[PendingPoint] = set()
         self._reading: WeakSet[PointDisk] = WeakSet()
         blobs.clean()
-        self.marks = PointMarks(blobs, sealing, now)
+        self.marks = PointMarks(blobs, sealing, now, shared=self.shared)
         self.store = ChunkStore(
             blobs,
             sealing,
@@ -127,10 +125,12 @@ class Repository:
         )
         for damage in self.store.attach():
             log.warning("pack left out of the index", extra={"why": damage})
+        if self.shared:
+            following.forget_outdated_catalog(self.work, now())
         self.catalog = Catalog(self.work / "catalog.duckdb", self.work / "spool", CatalogSource(self))
         self._catalog_open = False
         with suppress(StoreFailed):  # on a read-only file system it stays; nobody is shown it
-            for point in self.marks.expired():
+            for point in self.marks.expired() if not self.shared else ():
                 blobs.delete(manifests.manifest_key(point))  # the rest when the catalog opens
 
     @property
@@ -169,7 +169,8 @@ class Repository:
     # --- restore points ---
 
     def points(self, vm: VmId | None = None) -> list[RestorePoint]:
-        """All restore points, or those of one VM, newest last."""
+        """All restore points, or those of one VM, newest last; what other writers did may take FOLLOW_SECONDS."""
+        self._follow()
         return self.opened_catalog().points(vm)
 
     def find(self, reference: str) -> PointId:
@@ -190,7 +191,7 @@ class Repository:
     base_of = latest
 
     def new_point(self, head: PointHead, *, point: PointId | None = None) -> PendingPoint:
-        """Begin a restore point. Nothing of it is visible before `commit`. A copy keeps the id that it has elsewhere."""
+        """Begin a restore point, which nobody sees before `commit`. A copy keeps the id that it has elsewhere."""
         self._warm_catalog()
         if self.shared and boot_seconds() - self.store.learnt.at > RELEARN_SECONDS:
             self.refresh()
@@ -200,7 +201,13 @@ class Repository:
 
     def refresh(self) -> None:
         """Learn what other processes did to the store since it was last listed."""
-        self.store.attach()
+        if self.shared:
+            with self._lock:
+                following.follow(self, catalog_open=self._catalog_open)
+
+    def _follow(self) -> None:
+        if self.shared and boot_seconds() - self.store.learnt.at > following.FOLLOW_SECONDS:
+            self.refresh()
 
     def read_disk(self, point: PointId, disk_name: str) -> PointDisk:
         """One disk of a restore point, for reading; NoSuchPoint if either is not there."""
@@ -227,108 +234,7 @@ class Repository:
         points, logical = self.catalog.query("SELECT count(*), coalesce(sum(disk_bytes), 0)::UBIGINT FROM points")[0]
         return RepositorySizes(stored, chunks, packs, points, logical, self.blobs.free_bytes())
 
-    # --- marks and expiry ---
-
-    def mark_hold(self, point: PointId, reason: str, now: datetime) -> None:
-        """Keep this restore point until the hold is released. Idempotent for one reason."""
-        if reason not in self.mark_state(point).holds:
-            self.add_mark(point, MarkKind.HOLD, now, reason)
-
-    def release(self, point: PointId, reason: str | None, now: datetime) -> None:
-        """Release the hold with this reason, or all holds. Refused when there is no such hold."""
-        holds = self.mark_state(point).holds
-        if not holds or (reason is not None and reason not in holds):
-            raise Refused(f"restore point {point} has no such hold", hint=f"its holds: {', '.join(holds) or 'none'}")
-        self.add_mark(point, MarkKind.RELEASE, now, reason or "")
-
-    def mark_lock(self, point: PointId, until: datetime, reason: str, now: datetime) -> None:
-        """Lock this restore point up to a time; a lock can be made longer, never shorter."""
-        self.add_mark(point, MarkKind.LOCK, now, reason, until)
-
-    def mark_expiring(self, point: PointId, reason: str, now: datetime) -> None:
-        """Record that retention wants this restore point gone."""
-        if self.mark_state(point).expiring_since is None:
-            self.add_mark(point, MarkKind.EXPIRING, now, reason)
-
-    def unmark(self, point: PointId, reason: str, now: datetime) -> None:
-        """Retention no longer wants it gone."""
-        if self.mark_state(point).expiring_since is not None:
-            self.add_mark(point, MarkKind.UNMARK, now, reason)
-
-    def expire(self, point: PointId, reason: str, now: datetime, *, lost: bool = False) -> None:
-        """Forget a restore point: tombstone, manifest, catalog. Refused while it is held or locked.
-
-        One whose manifest got lost is given up only with `lost`, which stands for a person's word.
-        """
-        with self._lock:
-            self._require(point)
-            state = self.mark_state(point)
-            if lost and not state.lost:
-                raise Refused(f"restore point {point} is not lost", hint="expire it as any other")
-            if state.lost and not lost:
-                raise Refused(
-                    f"restore point {point} is lost, not old", where=manifests.manifest_key(point), hint=GIVE_UP
-                )
-            if state.holds:
-                raise Refused(f"restore point {point} is held: {', '.join(state.holds)}", hint="release it first")
-            until = self._locked_until(point, state)
-            if until is not None and until > now:
-                raise Refused(f"restore point {point} is locked until {manifests.stamp(until)}")
-            self.add_mark(point, MarkKind.EXPIRED, now, reason, into_catalog=False)
-            failpoint("expire.marked")
-            finish_expiry(self, point)
-
-    def add_mark(
-        self,
-        point: PointId,
-        kind: MarkKind,
-        at: datetime,
-        text: str = "",
-        until: datetime | None = None,
-        *,
-        into_catalog: bool = True,
-    ) -> None:
-        """Write one mark, then tell the catalog; NoSuchPoint, also when the restore point has just expired."""
-        with self._lock:
-            self._require(point)
-            mark = self.marks.add(point, kind, at, text, until)
-            failpoint("mark.written")
-            if into_catalog:
-                self.tell_catalog(Changes(marks=[mark]))
-
-    def drop_marks(self, gone: Sequence[Mark]) -> None:
-        """Remove marks that a newer one has replaced."""
-        self.marks.drop(gone)
-        if gone:
-            self.tell_catalog(Changes(gone_marks=[mark.key for mark in gone]))
-
-    def mark_state(self, point: PointId) -> MarkState:
-        """What the marks of a restore point come to."""
-        return self.marks.state(point)
-
     # --- for the modules of this package ---
-
-    def point_ids(self) -> set[PointId]:
-        """Every restore point that has a manifest, apart from those being expired."""
-        return self._listed_points() - self.marks.expired()
-
-    def _listed_points(self) -> set[PointId]:
-        return {PointId(key.removeprefix(manifests.PREFIX)) for key in self.blobs.list(manifests.PREFIX)}
-
-    def manifest(self, point: PointId) -> Manifest:
-        """One manifest, checked; NoSuchPoint, Damaged."""
-        key = manifests.manifest_key(point)
-        try:
-            if "/" in point or self.mark_state(point).expired:
-                raise Missing("expired")
-            manifest = manifests.decode(self.sealing.open(ObjectKind.MANIFEST, key, self.blobs.get(key)), key)
-        except Missing:
-            if self.mark_state(point).lost:
-                raise Missing("the manifest is gone and nobody expired it", where=key, hint=GIVE_UP) from None
-            raise NoSuchPoint(f"there is no restore point {point}", hint=HINT) from None
-        if manifest.id != point:
-            raise Damaged("another restore point's manifest lies in this place", where=key)
-        return manifest
 
     def opened_catalog(self) -> Catalog:
         """The catalog, opened and caught up."""
@@ -338,8 +244,12 @@ class Repository:
                 self._catalog_open = True
                 with suppress(StoreFailed, NoSpace):
                     put_holds_back(self)
-                    for point in sorted(self.marks.expired()):
-                        finish_expiry(self, point)
+                    if self.shared:
+                        following.finish_for_others(self)
+                        following.followed_now(self.work)
+                    else:
+                        for point in sorted(self.marks.expired()):
+                            finish_expiry(self, point)
                 self.lost_points()
         return self.catalog
 
@@ -390,20 +300,3 @@ class Repository:
             self.opened_catalog()
         except StorageError:
             log.debug("catalog not opened ahead; the commit will try again", exc_info=True)
-
-    def _locked_until(self, point: PointId, state: MarkState) -> datetime | None:
-        """The end of its lock; a manifest that cannot be read locks nothing, as nothing is left to restore."""
-        try:
-            return detail_of(self.manifest(point), state).locked_until
-        except Damaged:
-            return state.locked_until
-
-    def _require(self, point: PointId) -> None:
-        state = self.mark_state(point)
-        try:
-            if "/" in point or state.expired:
-                raise Missing("expired")
-            if not state.lost:
-                self.blobs.size(manifests.manifest_key(point))
-        except Missing:
-            raise NoSuchPoint(f"there is no restore point {point}", hint=HINT) from None
