@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from policies.facts import RestorePoint
 
@@ -64,9 +64,17 @@ class RestoreToVm:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Read restore points back and compare every hash; none named means all of the repository."""
+    """Read restore points back and compare every hash; none named means all of the repository.
+
+    `scope` is "full" or "incremental", where a reading counts for `reread_seconds`; it ends after `seconds`, and with
+    `anew` it does not go on where an interrupted one ended.
+    """
 
     points: tuple[str, ...] = ()
+    scope: Literal["full", "incremental"] = "full"
+    reread_seconds: float = 30 * 86400
+    seconds: float | None = None
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,26 @@ import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import tomli
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from engine.complaints import complaints
 from engine.credentials import Secret, parse_secret
 from engine.failures import BadInput
 from engine.units import parse_size
 from policies.units import parse_duration
+from policies.windows import Window, parse_window
 
 SYSTEM_FILE = Path("/etc/backstay/backstay.toml")
 
@@ -48,6 +59,24 @@ def _argv(value: object) -> tuple[str, ...]:
 
 SecretSource = Annotated[Secret, BeforeValidator(_secret)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+
+
+def _windows(value: Any) -> Any:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str | Window) for text in texts):
+        raise ValueError('write days and times such as "mon..fri 18:00-06:00", or a list of these')
+    return tuple(parse_window(text) if isinstance(text, str) else text for text in texts)
+
+
+def _zone(value: Any) -> Any:
+    try:
+        return ZoneInfo(value) if isinstance(value, str) else value
+    except (ValueError, ZoneInfoNotFoundError):
+        raise ValueError(f'"{value}" is no time zone; write for instance "Europe/Berlin"') from None
+
+
+OpenHours = Annotated[tuple[Window, ...], PlainValidator(_windows)]
+TimeZone = Annotated[ZoneInfo, PlainValidator(_zone)]
 Size = Annotated[int, BeforeValidator(_size)]
 Argv = Annotated[tuple[str, ...], BeforeValidator(_argv)]
 Count = Annotated[int, Field(ge=1)]
@@ -216,7 +245,7 @@ class Timers(_Section):
     janitor: Duration = timedelta(minutes=10)
     retention: Duration = timedelta(hours=1)
     reclaim: Duration = timedelta(days=1)
-    verify: Duration = timedelta(days=7)
+    verify: Duration = timedelta(days=1)
     copies: Duration = timedelta(minutes=15)
     policies: Duration = timedelta(seconds=2)
 
@@ -240,6 +269,15 @@ class Maintenance(_Section):
 
     max_expire: Count | None = None
     """At most so many restore points expire in one run of retention; None for no limit."""
+
+    reread: Duration = timedelta(days=30)
+    """Verification reads what was not read back for so long, and what is new since the last one."""
+
+    verify_window: OpenHours = ()
+    """When verification may read, such as "mon..fri 22:00-06:00"; always when nothing is said."""
+
+    timezone: TimeZone = Field(default_factory=lambda: ZoneInfo("UTC"))
+    """Where the times of the window are."""
 
 
 class Config(_Section):

@@ -109,7 +109,7 @@ class Controls:
                 )
             case Verify():
                 points = [await self._find(reference) for reference in task.points]
-                return "verify", operations.verify_repository(self.parts, points)
+                return "verify", operations.verify_repository(self.parts, points, task)
             case Reclaim():
                 return "reclaim", operations.reclaim_repository(self.parts, task)
 

@@ -25,7 +25,7 @@ from policies.units import span
 from storage.errors import Refused
 from storage.reclaim import ReclaimOutcome, ReclaimPlan, SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository
-from storage.verify import VerifyReport, verify
+from storage.verify import Bounds, VerifyReport, verify
 
 log = logging.getLogger("engine.maintenance")
 
@@ -160,12 +160,24 @@ async def reclaim(repository: Repository, plan: ReclaimPlan, threads: Threads, *
 
 
 async def verify_points(
-    repository: Repository, threads: Threads, *, now: datetime, points: Sequence[PointId] | None = None
+    repository: Repository,
+    threads: Threads,
+    *,
+    now: datetime,
+    points: Sequence[PointId] | None = None,
+    bounds: Bounds | None = None,
+    planned: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Read back and compare; marks what is damaged. A cancellation ends it between two reads."""
     stop = threading.Event()
 
+    def told(done: int) -> None:
+        stop_if(stop)
+        if progress is not None:
+            progress(done)
+
     def work() -> VerifyReport:
-        return verify(repository, points=points, now=now, progress=lambda _: stop_if(stop))
+        return verify(repository, points=points, now=now, bounds=bounds, planned=planned, progress=told)
 
     return await interruptible(threads.long, stop, work)

@@ -13,7 +13,7 @@ from connectors.disk_files import is_nbd
 from connectors.disks import Extent
 from connectors.hypervisor import RestoreTarget
 from engine import maintenance, upkeep
-from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, RestoreToVm
+from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, RestoreToVm, Verify
 from engine.copying import stop_if
 from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict
 from engine.file_restore import restore_to_file
@@ -24,13 +24,14 @@ from engine.plain import plain, point_row
 from engine.ports import Hypervisor
 from engine.rawdisk import RawDisk, back_up_file
 from engine.rawnbd import back_up_nbd
-from engine.reports import plan_row
+from engine.reports import plan_row, verify_row
 from engine.restore import restore_vm
 from engine.tasks import Body, Watch
 from engine.threads import interruptible, settled
 from policies.decision import BackUp
 from policies.facts import Event, EventType, PointId, RestorePoint, VmId
 from storage.repository import PointDetail, PointDisk
+from storage.verify import Bounds, Scope
 
 PROGRESS_SECONDS = 0.5
 """How often the progress of a run is looked at for who follows it."""
@@ -246,13 +247,23 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
     return body
 
 
-def verify_repository(parts: Parts, points: list[PointId]) -> Body:
-    """Read back and compare; the exit code tells of damage."""
+def verify_repository(parts: Parts, points: list[PointId], asked: Verify) -> Body:
+    """Read back and compare; the exit code tells of damage, or that time was up before all was read."""
 
     async def body(watch: Watch) -> Mapping[str, Any]:
-        watch.say("reading everything back")
-        report = await upkeep.read_back(parts, points)
-        return {**plain(report), "sound": report.sound, "exit_code": int(Exit.DONE if report.sound else Exit.DAMAGED)}
+        watch.say("reading back")
+        deadline = parts.now() + timedelta(seconds=asked.seconds) if asked.seconds is not None else None
+        bounds = Bounds(Scope(asked.scope), timedelta(seconds=asked.reread_seconds), deadline, asked.anew)
+
+        def planned(total: int) -> None:
+            watch.note, watch.total, watch.done = "reading back", total, 0
+
+        def progress(done: int) -> None:
+            watch.done = max(watch.done, done)
+
+        report = await upkeep.read_back(parts, points, bounds=bounds, planned=planned, progress=progress)
+        code = Exit.DAMAGED if not report.sound else Exit.DONE if report.complete else Exit.PARTIAL
+        return {**verify_row(report), "exit_code": int(code)}
 
     return body
 

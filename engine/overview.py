@@ -113,6 +113,7 @@ async def publish_repository(parts: Parts) -> None:
             damaged_objects=parts.verified.damaged,
             last_verified=parts.verified.at,
             verify=parts.verified.state,
+            read_back_since=parts.verified.since,
         )
     )
 

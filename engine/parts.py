@@ -29,11 +29,17 @@ from storage.repository import Repository
 
 @dataclass(slots=True)
 class Verified:
-    """What the newest verification of the repository found; `at` is when one last found no damage."""
+    """What the newest verification of the repository found.
+
+    `at` is when one last found no damage and left nothing to read; every stored byte was read back or written at
+    `since` or later. `left_bytes` did not fit into its window.
+    """
 
     state: VerifyState = VerifyState.NEVER
     at: datetime | None = None
     damaged: int = 0
+    since: datetime | None = None
+    left_bytes: int = 0
 
 
 @dataclass(slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from engine.plain import plain
-from engine.plain import plain
 from storage.reclaim import PackFate, ReclaimPlan
+from storage.verify import VerifyReport
 
 
 def verify_row(report: VerifyReport) -> dict[str, Any]:

@@ -207,7 +207,7 @@ class Service:
                 loops.create_task(parts.sources.watch_policies(parts.rulebook, timers.policies))
                 loops.create_task(upkeep.every(parts, "retention", timers.retention, upkeep.retain))
                 loops.create_task(upkeep.every(parts, "reclaim", timers.reclaim, upkeep.reclaim))
-                loops.create_task(upkeep.every(parts, "verify", timers.verify, upkeep.verify))
+                loops.create_task(upkeep.verifying(parts, timers.verify))
                 loops.create_task(upkeep.every(parts, "copies", timers.copies, second_copies.copy_all))
                 loops.create_task(self._publish())
                 if parts.config.bus is not None:

@@ -36,7 +36,7 @@ from policies.admission import Limits
 from policies.facts import Address, Event, Facts, RestorePoint, VmId
 from storage.errors import StorageError
 from storage.repository import PointDetail, Repository
-from storage.verify import verified_since
+from storage.verify import read_back_since, verified_since
 
 log = logging.getLogger("engine.startup")
 
@@ -207,9 +207,9 @@ async def recover(parts: Parts) -> None:
 def _verified(repository: Repository, points: list[RestorePoint]) -> Verified:
     """What the repository remembers of earlier verifications. Which objects are damaged, only a new one tells."""
     if any(point.damaged for point in points):
-        return Verified(VerifyState.DAMAGED, None, 1)
-    since = verified_since(repository)
-    return Verified(VerifyState.NEVER if since is None else VerifyState.OK, since)
+        return Verified(VerifyState.DAMAGED, None, 1, read_back_since(repository))
+    at = verified_since(repository)
+    return Verified(VerifyState.NEVER if at is None else VerifyState.OK, at, 0, read_back_since(repository))
 
 
 async def _close_committed(parts: Parts, points: list[RestorePoint]) -> None:

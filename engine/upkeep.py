@@ -18,15 +18,19 @@ from engine.records import Audited
 from engine.threads import settled
 from metrics.labels import VerifyState
 from policies.facts import PointId
+from policies.windows import next_open, open_at
 from storage.errors import StorageError
 from storage.reclaim import SafetyAges
-from storage.verify import VerifyReport
+from storage.verify import Bounds, Scope, VerifyReport
 
 log = logging.getLogger("engine.upkeep")
 
 
 JOURNAL_KEPT = timedelta(days=400)
 """How long events, decisions and settled jobs can be asked for: a year and some weeks."""
+
+RETRY_VERIFY = timedelta(minutes=10)
+"""Until a verification that ended early goes on, while its window is still open."""
 
 GONE_KEPT = timedelta(days=30)
 """How long a VM that left without a restore point is known: where VMs come and go by the hundred, they add up."""
@@ -115,22 +119,59 @@ async def reclaim(parts: Parts) -> str:
     return f"{outcome.freed_bytes} bytes freed, {outcome.condemned} packs condemned, {len(plan.waiting)} waiting"
 
 
+async def verifying(parts: Parts, interval: timedelta) -> None:
+    """Verify each interval, within the window; where a window was too short, go on in the next one."""
+    settings = parts.config.maintenance
+    wait = interval
+    while True:
+        await asyncio.sleep(wait.total_seconds())
+        now = parts.now()
+        opens = next_open(settings.verify_window, settings.timezone, now)
+        if opens > now:
+            await asyncio.sleep((opens - now).total_seconds())
+        started = parts.now()
+        await once(parts, "verify", verify)
+        wait = timedelta(0) if parts.verified.left_bytes else max(timedelta(0), started + interval - parts.now())
+        if open_at(settings.verify_window, settings.timezone, parts.now()) and parts.verified.left_bytes:
+            wait = RETRY_VERIFY  # it ended early for another reason than its window
+
+
 async def verify(parts: Parts) -> str:
-    """Read everything back."""
-    report = await read_back(parts)
+    """Read back what was not read for a while, until the window closes."""
+    settings = parts.config.maintenance
+    now = parts.now()
+    window = open_at(settings.verify_window, settings.timezone, now)
+    if window is None:
+        return "waits for its window"
+    deadline = window[1] if settings.verify_window else None
+    report = await read_back(parts, bounds=Bounds(Scope.INCREMENTAL, settings.reread, deadline))
     if not report.sound:
-        log.error("damage found", extra={"objects": len(report.damaged)})
-    return f"{report.checked_bytes} bytes read, {len(report.damaged)} damaged objects"
+        log.error("damage found", extra={"objects": len(report.damaged), "vms": ", ".join(report.vms)})
+    left = f", {report.left_bytes} left for the next window" if report.left_bytes else ""
+    return f"{report.checked_bytes} bytes read, {len(report.damaged)} damaged objects{left}"
 
 
-async def read_back(parts: Parts, points: Sequence[PointId] = ()) -> VerifyReport:
+async def read_back(
+    parts: Parts,
+    points: Sequence[PointId] = (),
+    *,
+    bounds: Bounds | None = None,
+    planned: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> VerifyReport:
     """Read everything back, or only these restore points; remember and show what a reading of everything found."""
     before, found = parts.verified, parts.verified
     if not points:
         parts.verified = replace(before, state=VerifyState.RUNNING)
     try:
         report = await maintenance.verify_points(
-            parts.repository, parts.threads, now=parts.now(), points=points or None
+            parts.repository,
+            parts.threads,
+            now=parts.now(),
+            points=points or None,
+            bounds=bounds,
+            planned=planned,
+            progress=progress,
         )
         if not points:
             found = _judged(report, before, parts.now())
@@ -146,9 +187,14 @@ async def read_back(parts: Parts, points: Sequence[PointId] = ()) -> VerifyRepor
 
 
 def _judged(report: VerifyReport, before: Verified, now: datetime) -> Verified:
-    if report.sound:
-        return Verified(VerifyState.OK, now)
-    return Verified(VerifyState.DAMAGED, before.at, len(report.damaged))
+    since, left = report.read_back_since, report.left_bytes
+    if not report.sound:
+        return Verified(VerifyState.DAMAGED, before.at, len(report.damaged), since, left)
+    if report.complete:
+        return Verified(VerifyState.OK, now, 0, since)
+    if before.state is VerifyState.DAMAGED:  # what was damaged may not have been read again
+        return replace(before, since=since, left_bytes=left)
+    return Verified(VerifyState.OK, before.at, 0, since, left)
 
 
 async def publish(parts: Parts) -> str:

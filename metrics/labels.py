@@ -93,6 +93,7 @@ class RepositoryState:
     damaged_objects: int = 0
     last_verified: datetime | None = None
     verify: VerifyState = VerifyState.NEVER
+    read_back_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,11 @@ class Metrics:
             "When a verification last found no damage; 0 for never",
             repository=(),
         )
+        self._read_back = gauge(
+            "verify_read_back_since_timestamp_seconds",
+            "Every stored byte was read back, or written, at this time or later; 0 for unknown",
+            repository=(),
+        )
         self._verify_state = gauge(
             "verify_state", "1 for the newest verification's state", repository=(), state=tuple(VerifyState)
         )
@@ -329,6 +334,7 @@ class Metrics:
         self._damaged_points.labels(name).set(state.damaged_points)
         self._damaged.labels(name).set(state.damaged_objects)
         self._verified.labels(name).set(_stamp(state.last_verified))
+        self._read_back.labels(name).set(_stamp(state.read_back_since))
         for verify in VerifyState:
             self._verify_state.labels(name, verify).set(verify is state.verify)
 

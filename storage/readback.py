@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from storage.blobs import Blobs
-from storage.chunkreads import open_entry
+from storage.codec import decode
 from storage.errors import Damaged, StoreFailed
-from storage.format import ENTRY, HEADER_BYTES, MAX_BLOCK_BYTES, TRAILER_BYTES, PackKind, PackName
+from storage.format import ENTRY, HEADER_BYTES, MAX_BLOCK_BYTES, TRAILER_BYTES, Entry, PackKind, PackName
 from storage.pack import Footer, read_footer
 from storage.parallel import for_each
 from storage.readings import PackState, Readings
@@ -53,6 +53,22 @@ class Findings:
     bad: list[Bad] = field(default_factory=list)
     broken: dict[PackName, str] = field(default_factory=dict)
     """Packs of which no footer tells what they hold, with why."""
+
+
+Span = tuple[int, int, int, int]
+"""(first slot, slot after the last, offset, length)"""
+
+
+@dataclass(slots=True)
+class Job:
+    """A pack that threads read back together, span by span; `left` spans are not done. Guarded by `Findings.lock`."""
+
+    name: PackName
+    footer: Footer
+    state: PackState
+    left: int
+    checked: int = 0
+    bad: list[Bad] = field(default_factory=list)
 
 
 class Scratch:
@@ -101,35 +117,31 @@ class Packs:
             footer = self._footers.pop(name, None)
             self._kept -= len(footer.entries) if footer is not None else 0
 
-    def read(self, name: PackName, scratch: Scratch, step: Callable[[int, int], None]) -> list[Bad]:
-        """Read a pack, tell each step (chunks, bytes), and return what is not what was written; Damaged as `footer`.
-
-        What `step` raises ends it.
-        """
-        footer = self.footer(name)
-        hash_of = self._sealing.node_id if name.kind is PackKind.TREE else self._sealing.chunk_id
+    def check(self, job: Job, span: Span, scratch: Scratch) -> list[Bad]:
+        """Read a span of a pack and return what in it is not what was written."""
+        footer, (first, end, start, length) = job.footer, span
+        seal, where = footer.seal, job.name.key
+        hash_of = self._sealing.node_id if job.name.kind is PackKind.TREE else self._sealing.chunk_id
+        view = scratch.view(length)
+        lost = self._read_span(where, start, view)
         bad: list[Bad] = []
-        checked = 0
-        for first, end, start, length in spans(footer):
-            view = scratch.view(length)
-            lost = self._read_span(name, start, view)
-            for slot in range(first, end):
-                entry = footer.entry(slot)
-                try:
-                    if lost is not None:
-                        raise lost
-                    open_entry(footer, entry, view[entry.offset - start : entry.offset - start + entry.stored], hash_of)
-                except Damaged as error:
-                    bad.append(Bad(entry.id, name, error.what))
-                checked += 1
-            step(end - first, length)
-        if checked != len(footer):
-            raise StoreFailed(f"{checked} chunks were checked where the pack lists {len(footer)}", where=name.key)
+        rows = ENTRY.iter_unpack(memoryview(footer.entries)[first * ENTRY.size : end * ENTRY.size])
+        for chunk, offset, stored, packed, check in rows:
+            entry = Entry(chunk, offset, stored, packed & 0xFFFFFF, packed >> 24, check)
+            try:
+                if lost is not None:
+                    raise lost
+                at = offset - start
+                plain = decode(entry.codec, seal.open_chunk(entry, view[at : at + stored], where), entry.raw, where)
+                if hash_of(plain) != chunk:
+                    raise Damaged("this chunk is not what was written", where=where)
+            except Damaged as error:
+                bad.append(Bad(chunk, job.name, error.what))
         return bad
 
-    def _read_span(self, name: PackName, start: int, view: memoryview) -> Damaged | None:
+    def _read_span(self, key: str, start: int, view: memoryview) -> Damaged | None:
         try:
-            self._blobs.read_into(name.key, start, view)
+            self._blobs.read_into(key, start, view)
         except Damaged as error:
             return error
         return None
@@ -150,41 +162,61 @@ def read_all(
     A pack that was read to its end is in `findings`; one that is good is in `readings`, at once.
     """
 
-    def worker() -> Callable[[PackName], None]:
-        scratch = Scratch()
-
-        def told(chunks: int, length: int) -> None:
-            with findings.lock:
-                findings.chunks += chunks
-                findings.read_bytes += length
-            step(length)
-
-        def work(name: PackName) -> None:
+    def jobs() -> Iterator[tuple[Job, Span]]:
+        for name in names:
             try:
-                state = packs.state(name)
-                bad = packs.read(name, scratch, told)
+                state, footer = packs.state(name), packs.footer(name)
             except Damaged as error:
                 with findings.lock:
                     findings.broken[name] = error.what
                     findings.read.add(name)
                 readings.bad(name)
-                return
-            packs.done_with(name)
+                continue
+            parts = list(spans(footer))
+            job = Job(name, footer, state, len(parts))
+            if not parts:
+                finish(job)
+            for span in parts:
+                yield job, span
+
+    def finish(job: Job) -> None:
+        if job.checked != len(job.footer):
+            raise StoreFailed(
+                f"{job.checked} chunks were checked where the pack lists {len(job.footer)}", where=job.name.key
+            )
+        packs.done_with(job.name)
+        with findings.lock:
+            findings.bad += job.bad
+            findings.read.add(job.name)
+        if job.bad:
+            readings.bad(job.name)
+        else:
+            readings.good(job.name, job.state, now)
+
+    def worker() -> Callable[[tuple[Job, Span]], None]:
+        scratch = Scratch()
+
+        def work(item: tuple[Job, Span]) -> None:
+            job, span = item
+            bad = packs.check(job, span, scratch)
             with findings.lock:
-                findings.bad += bad
-                findings.read.add(name)
-            if bad:
-                readings.bad(name)
-            else:
-                readings.good(name, state, now)
+                findings.chunks += span[1] - span[0]
+                findings.read_bytes += span[3]
+                job.checked += span[1] - span[0]
+                job.bad += bad
+                job.left -= 1
+                last = not job.left
+            if last:
+                finish(job)
+            step(span[3])
 
         return work
 
-    for_each(names, worker, threads)
+    for_each(jobs(), worker, threads)
 
 
-def spans(footer: Footer) -> Iterator[tuple[int, int, int, int]]:
-    """(first slot, slot after the last, offset, length) of what one call reads."""
+def spans(footer: Footer) -> Iterator[Span]:
+    """What one call reads, in the order of the pack."""
     first, start, end = 0, HEADER_BYTES, HEADER_BYTES
     for slot, (_, offset, stored, _, _) in enumerate(ENTRY.iter_unpack(footer.entries)):
         if offset + stored - start > SPAN_BYTES and slot > first:

@@ -34,6 +34,7 @@ class _Said(IntEnum):
     FULL_BEGUN = 16
     FULL_DONE = 17
     SOUND = 18
+    SINCE = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Readings:
         """When the full verification began that is not finished yet."""
         self.sound_at: datetime | None = None
         """When a verification last left nothing unread that it should read, and found no damage."""
+        self.since: datetime | None = None
+        """Every byte was read back or written at this time or later, as the newest verification left it."""
         with suppress(OSError):
             self._load(path.read_bytes())
 
@@ -105,6 +108,12 @@ class Readings:
             self.sound_at = at
             self._append(0, _Said.SOUND, bytes(16), PackState(0, 0), at)
 
+    def covers(self, since: datetime) -> None:
+        """Every byte was read back or written at this time or later."""
+        with self._lock:
+            self.since = since
+            self._append(0, _Said.SINCE, bytes(16), PackState(0, 0), since)
+
     def close(self, there: Iterable[PackName]) -> None:
         """Make the log durable; write it anew when most of it is about packs that are gone or were read again."""
         with self._lock:
@@ -142,7 +151,7 @@ class Readings:
             if self._check(body)[:_CHECK_BYTES] != data[start + _RECORD.size : start + RECORD_BYTES]:
                 log.warning("progress of earlier verifications forgotten: a record is not what was written")
                 self._packs.clear()
-                self.full_begun = self.sound_at = None
+                self.full_begun = self.sound_at = self.since = None
                 self._records = len(data) // RECORD_BYTES + 64  # have it written anew
                 return
             magic, number, kind, pack, size, stamp_us, at_us = _RECORD.unpack(body)
@@ -160,6 +169,8 @@ class Readings:
                 self.full_begun = None
             case _Said.SOUND:
                 self.sound_at = at
+            case _Said.SINCE:
+                self.since = at
             case PackKind.DATA | PackKind.TREE if state.size:
                 self._packs[PackName(number, pack, PackKind(kind))] = _Reading(state, at)
             case PackKind.DATA | PackKind.TREE:
@@ -170,10 +181,8 @@ class Readings:
     def _write_anew(self) -> None:
         none = PackState(0, 0)
         records = [self._record(n.number, n.kind, n.id, r.state, r.at) for n, r in self._packs.items()]
-        if self.sound_at is not None:
-            records.append(self._record(0, _Said.SOUND, bytes(16), none, self.sound_at))
-        if self.full_begun is not None:
-            records.append(self._record(0, _Said.FULL_BEGUN, bytes(16), none, self.full_begun))
+        times = {_Said.SOUND: self.sound_at, _Said.SINCE: self.since, _Said.FULL_BEGUN: self.full_begun}
+        records += [self._record(0, said, bytes(16), none, at) for said, at in times.items() if at is not None]
         part = self._path.with_name(f"{KEY}.part")
         try:
             part.write_bytes(b"".join(records))

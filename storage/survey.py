@@ -6,14 +6,15 @@ import logging
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from policies.facts import PointId
+from storage import config as configs
 from storage.catalog_rows import TABLES
 from storage.damage import Damage
 from storage.errors import Damaged, NoSuchPoint, StorageError
-from storage.format import PackName, parse_pack_key
+from storage.format import CONFIG_KEY, PackName, parse_pack_key
 from storage.manifest import Manifest, manifest_key
 from storage.mapcheck import reach
 from storage.mending import check_marks
@@ -61,7 +62,7 @@ def survey(
 ) -> Survey:
     """Look at everything but the packs' payloads. It runs beside the threads that read those."""
     found = Survey()
-    found.damaged += check_marks(repo)
+    found.damaged += _check_config(repo) + check_marks(repo)
     found.damaged += _check_catalog(repo)
     lost = repo.lost_points()
     found.damaged += [Damage(manifest_key(one.id), "", (one.id,), one.reason, (one.vm_name,)) for one in lost]
@@ -86,6 +87,17 @@ def survey(
             packs.done_with(name)
     found.reached = reach(repo, found.manifests)
     return found
+
+
+def _check_config(repo: Repository) -> list[Damage]:
+    """Both copies of the config; one that is not what it should be is written again from the other."""
+    found = configs.damage(repo.blobs, repo.sealing)
+    mended = ""
+    if found:
+        with suppress(StorageError):
+            configs.mend(repo.blobs, replace(repo.config, whole=False), repo.sealing)
+            mended = "" if configs.damage(repo.blobs, repo.sealing) else "written again from the other copy"
+    return [Damage(error.where or CONFIG_KEY, "", (), error.what, mended=mended) for error in found]
 
 
 def _check_catalog(repo: Repository) -> list[Damage]:

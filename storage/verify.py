@@ -347,7 +347,6 @@ def _verify_some(repo: Repository, points: Sequence[PointId], watch: _Watch, now
         len(found.judged),
         tuple(found.damaged),
         left_points=found.left,
-        oldest_reading=now,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from datetime import datetime, time, timedelta
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -14,53 +15,125 @@ from engine.cli.reach import reach, utc_now
 from engine.cli.tasks import follow
 from engine.client import Engine
 from engine.commands import Verify
-from engine.failures import Exit
-from engine.plain import plain
+from engine.failures import BadInput, Exit
+from engine.reports import verify_row
 from engine.units import show_size
+from policies.units import parse_duration
 from storage import verify as storage_verify
 from storage.repository import Repository
+from storage.verify import Bounds, Scope
+
+Until = Annotated[str | None, Parameter(help="Stop at this local time, such as 06:00 or 2026-03-01T06:00.")]
+For = Annotated[str | None, Parameter(name="--for", help="Stop after so long, such as 30m.")]
 
 
 def verify(
     *points: Annotated[str, Parameter(help="Only what these restore points need: ids or NAME@latest.")],
+    scope: Annotated[
+        Literal["full", "incremental"],
+        Parameter(help="Read all packs, or only those that were not read back for a while; see --reread."),
+    ] = "full",
+    reread: Annotated[str, Parameter(help="How long a reading counts in incremental scope.")] = "30d",
+    until: Until = None,
+    length: For = None,
+    anew: Annotated[
+        bool, Parameter(help="Begin anew instead of going on where an interrupted verification ended.")
+    ] = False,
     repo: Repo = None,
     config: Config = None,
     passphrase_file: PassphraseFile = None,
     json: Json = False,
 ) -> int:
-    """Read everything back and compare every hash; ends with 4 when damage is found.
+    """Read everything back and compare every hash; ends with 4 when damage is found, with 3 when time was up before.
 
-    What was found is recorded with the restore points.
+    What was found is recorded with the restore points, and with the packs that were read: the next one goes on there.
     """
+    asked = Verify(points, scope, _seconds(reread, "--reread"), _time_left(until, length), anew)
     with reach(repo, config, passphrase_file, command="verify") as place, progress(quiet=json) as bar:
-        report = _ask(place, points, bar) if isinstance(place, Engine) else _verify(place, points, bar)
+        report = _ask(place, asked, bar) if isinstance(place, Engine) else _verify(place, asked, bar)
     if json:
         show_json(report)
     else:
         _tell(report)
-    return Exit.DAMAGED if report["damaged"] else Exit.DONE
+    if report["damaged"]:
+        return Exit.DAMAGED
+    return Exit.DONE if report["complete"] else Exit.PARTIAL
 
 
-def _ask(engine: Engine, references: tuple[str, ...], bar: Progress) -> dict[str, Any]:
-    report = dict(follow(engine, Verify(references), bar))
+def _seconds(text: str, where: str) -> float:
+    try:
+        return parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise BadInput(str(error), where=where) from None
+
+
+def _time_left(until: str | None, length: str | None) -> float | None:
+    if until is not None and length is not None:
+        raise BadInput("--until and --for cannot both be given", where="--until")
+    if length is not None:
+        return _seconds(length, "--for")
+    return _seconds_until(until, utc_now()) if until is not None else None
+
+
+def _seconds_until(text: str, now: datetime) -> float:
+    here = now.astimezone()
+    try:
+        if len(text) <= len("06:00"):
+            at = datetime.combine(here.date(), time.fromisoformat(text)).astimezone()
+            at = at if at > here else at + timedelta(days=1)
+        else:
+            at = datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise BadInput(f'"{text}" is no time; write 06:00 or 2026-03-01T06:00', where="--until") from None
+    if at <= here:
+        raise BadInput(f"{text} is over", where="--until")
+    return (at - here).total_seconds()
+
+
+def _ask(engine: Engine, asked: Verify, bar: Progress) -> dict[str, Any]:
+    report = dict(follow(engine, asked, bar))
     report.pop("exit_code", None)  # told as such
     return report
 
 
-def _verify(repository: Repository, references: tuple[str, ...], bar: Progress) -> dict[str, Any]:
-    points = [repository.find(reference) for reference in references] or None
-    bar.begin("verify", repository.sizes().stored_bytes)
-    report = storage_verify.verify(repository, now=utc_now(), points=points, progress=Steps(bar))
-    return {**plain(report), "sound": report.sound}
+def _verify(repository: Repository, asked: Verify, bar: Progress) -> dict[str, Any]:
+    points = [repository.find(reference) for reference in asked.points] or None
+    now = utc_now()
+    if points:
+        bar.begin("verify", 0)
+    report = storage_verify.verify(
+        repository,
+        now=now,
+        points=points,
+        bounds=Bounds(
+            Scope(asked.scope),
+            timedelta(seconds=asked.reread_seconds),
+            now + timedelta(seconds=asked.seconds) if asked.seconds is not None else None,
+            asked.anew,
+        ),
+        progress=Steps(bar),
+        planned=lambda total: bar.begin("verify", total),
+    )
+    return verify_row(report)
 
 
 def _tell(report: Mapping[str, Any]) -> None:
     for damage in report["damaged"]:
         points = ", ".join(damage["points"]) or "no restore point"
-        show(printable(f"{damage['object']}: {damage['what']}; affects {points}"))
+        of = f" of {', '.join(damage['vms'])}" if damage["vms"] else ""
+        mended = f"; {damage['mended']}" if damage["mended"] else ""
+        show(printable(f"{damage['object']}: {damage['what']}; affects {points}{of}{mended}"))
     found = len(report["damaged"])
     said = f"{found} damaged" if found else "all intact"
+    counted = f", {show_size(report['counted_bytes'])} earlier" if report["counted_bytes"] else ""
     say(
         f"Verified {report['checked_points']} restore points, {report['checked_chunks']} chunks,"
-        f" {show_size(report['checked_bytes'])}: {said}."
+        f" {show_size(report['checked_bytes'])}{counted}: {said}."
     )
+    if report["vms"]:
+        say(printable(f"Hit: {', '.join(report['vms'])}. Their next backups store again what the source still has."))
+    if report["left_points"]:
+        say(f"Time is up: {report['left_points']} restore points are left.")
+    elif not report["complete"]:
+        left = f"{report['left_packs']} packs, {show_size(report['left_bytes'])}"
+        say(f"Time is up: {left} are left; the next verification goes on there.")
