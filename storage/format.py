@@ -125,9 +125,11 @@ def parse_pack_header(data: bytes, where: str) -> PackHeader:
     magic, version, kind, flags, hash_kind, slot, reserved, repository, pack, writer, epoch, number, created, salt = (
         _HEADER.unpack(body)
     )
-    if magic != PACK_MAGIC or kind not in PackKind.__members__.values():
+    if magic != PACK_MAGIC:
         raise Damaged("this is not a pack", where=where)
     check_version(version, flags, where)
+    if kind not in PackKind.__members__.values():
+        raise Damaged(f"there is no pack of kind {kind}", where=where)
     if hash_kind != HASH_BLAKE3 or slot or reserved:
         raise Unsupported("the pack uses a hash kind or a key slot that this version lacks", where=where)
     return PackHeader(PackKind(kind), flags, repository, pack, writer, epoch, number, created, salt)
@@ -175,12 +177,12 @@ def check_footer(trailer: Trailer, header: bytes, footer: bytes, where: str) -> 
 
 
 def check_version(version: int, flags: int, where: str) -> None:
-    """Unsupported when a newer Backstay wrote this."""
-    if version > VERSION or flags & ~KNOWN_FLAGS:
+    """Unsupported when this version reads another format, or not these flags."""
+    if version != VERSION or flags & ~KNOWN_FLAGS:
         raise Unsupported(
             f"written in format {version} with flags {flags:#x}; this version reads format {VERSION}",
             where=where,
-            hint="use a newer Backstay",
+            hint="use a newer Backstay" if version >= VERSION else "no released version wrote it",
         )
 
 
@@ -240,9 +242,11 @@ def parse_envelope(data: bytes, where: str) -> Envelope:
     if len(data) < ENVELOPE.size:
         raise Damaged("the object is too short", where=where)
     magic, version, kind, flags, payload_bytes, repository, salt = ENVELOPE.unpack_from(data)
-    if magic != OBJECT_MAGIC or kind not in ObjectKind.__members__.values():
+    if magic != OBJECT_MAGIC:
         raise Damaged("this is not an object of a repository", where=where)
     check_version(version, flags, where)
+    if kind not in ObjectKind.__members__.values():
+        raise Damaged(f"there is no object of kind {kind}", where=where)
     return Envelope(ObjectKind(kind), flags, payload_bytes, repository, salt)
 
 

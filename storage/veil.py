@@ -12,8 +12,8 @@ from datetime import datetime
 from storage.blobs import Blobs, BlobWriter
 from storage.sealing import Sealing
 
-VEILED = ("manifests/", "marks/", "committing/")
-"""Whose names tell something. Those of packs are numbers and random ids already."""
+VEILED = ("manifests/", "marks/")
+"""Whose names tell something. All others are numbers and random ids already."""
 
 FOREIGN = "?"
 """Before a name that is not one of ours: it is listed, so that verification finds it, and reaches what it names."""

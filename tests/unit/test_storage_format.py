@@ -112,12 +112,12 @@ def test_an_envelope_comes_back_and_nothing_else_is_one() -> None:
     data = pack_envelope(envelope)
     assert len(data) == 64
     assert parse_envelope(data + b"hello", "x") == envelope
-    for broken in (data[:63], b"X" + data[1:], data[:10] + rb"\9" + data[11:]):
+    for broken in (data[:63], b"X" + data[1:], data[:10] + b"\x09" + data[11:]):
         with pytest.raises(Damaged):
             parse_envelope(broken, "x")
-    for newer in (data[:8] + b"\1" + data[9:], data[:11] + b"\2" + data[12:]):
-        with pytest.raises(Unsupported):
-            parse_envelope(newer, "x")
+    for other in (data[:8] + b"\xff" + data[9:], data[:9] + b"\xff" + data[10:], data[:11] + b"\2" + data[12:]):
+        with pytest.raises(Unsupported, match="use a newer Backstay"):
+            parse_envelope(other, "x")
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -64,7 +64,7 @@ def test_no_two_kinds_of_marks_differ_in_the_length_of_their_names(blobs: Veiled
 
 def test_one_name_has_another_form_in_each_repository_and_folder(blobs: VeiledBlobs, tmp_path: Path) -> None:
     others = [VeiledBlobs(LocalBlobs(tmp_path), Sealing(b"s" * 16, b"m" * 32)), blobs]
-    forms = {one.outer(f"{folder}/{POINT}").split("/")[1] for one in others for folder in ("manifests", "committing")}
+    forms = {one.outer(f"{folder}/{POINT}").split("/")[1] for one in others for folder in ("manifests", "marks")}
     assert len(forms) == 4
 
 
