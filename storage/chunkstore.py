@@ -143,6 +143,8 @@ class ChunkStore(ChunkReads):
                 fresh, chunks = [], 0
         if fresh:
             self._learn(fresh)
+        if not covered:
+            self.compact_index()  # made anew: every later lookup is faster in one run
         return damaged
 
     def _learn(self, footers: Sequence[Footer]) -> None:
