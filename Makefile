@@ -17,8 +17,8 @@ check: setup  ## formatting, lint, types, import contracts
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache
 
-bench: setup  ## benchmarks; they print ratios, never pass or fail
-	@$(PY) -m benchmarks
+bench: setup  ## benchmarks, about an hour; they print ratios, never pass or fail; some by ARGS="peers terabyte"
+	@$(PY) -m benchmarks $(ARGS)
 
 clean:  ## forget what was built (the lab, caches), keep .venv
 	rm -rf .lab .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo dist

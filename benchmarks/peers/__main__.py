@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,26 +54,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.work.mkdir(parents=True, exist_ok=True)
     earlier = read_results(options.results) if options.results else {}
     records, sizes = list(records_of(earlier).all), dict(earlier.get("sizes", {}))
+    about = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "tools": {**earlier.get("tools", {}), **{driver.name: _about(driver) for driver in chosen}},
+        "images": {name: _brief(image) for name, image in manifest["images"].items()},
+    }
+
+    def gathered() -> dict[str, Any]:
+        results = document(about, Records(tuple(records)), sizes)
+        if options.results:
+            options.results.write_text(json.dumps(results, indent=1))
+        return results
+
     for disk in options.disks:
         first = 1 + max((record.round for record in records if record.disk == disk), default=0)
         first -= options.resume
         for number in range(first, first + options.rounds):
             records += one_round(bench, chosen, disk, number, options.steps)
+            gathered()
     if "series" in options.steps:
         for driver in chosen:
             timed, sizes[driver.name] = series(bench, driver)
             records = [r for r in records if (r.disk, r.tool) != ("series", driver.name)] + timed
+            gathered()
     if not options.keep:
         shutil.rmtree(bench.work)
-    about = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "tools": {**earlier.get("tools", {}), **{driver.name: _about(driver) for driver in chosen}},
-        "images": manifest["images"],
-    }
-    results = document(about, Records(tuple(records)), sizes)
-    if options.results:
-        options.results.write_text(json.dumps(results, indent=1))
+    results = gathered()
     print(json.dumps(results, indent=1) if options.json else tables(results, Records(tuple(records))))
     return 0
 
@@ -90,6 +97,11 @@ def machine() -> dict[str, str]:
         "kernel": platform.release(),
         "Python": platform.python_version(),
     }
+
+
+def _brief(image: Mapping[str, Any]) -> dict[str, Any]:
+    """An image without the list of its packages, which its manifest keeps."""
+    return {**image, "packages": len(image["packages"])}
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -213,7 +213,12 @@ class Backstay:
         self.settings = "blocks of 64 KiB, zstd level 1 (defaults)" + (", AES-256-GCM" if encrypted else "")
 
     def version(self) -> str:
-        return _say(*_backstay(), "--version").split()[-1]
+        version = _say(*_backstay(), "--version").split()[-1]
+        root = str(Path(__file__).parents[2])
+        revision = subprocess.run(
+            ["git", "-C", root, "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True
+        )
+        return f"{version} ({revision.stdout.strip()})" if revision.returncode == 0 else version
 
     def prepare(self, state: Path) -> None:
         _write_passphrase(state)
@@ -231,7 +236,7 @@ class Backstay:
         return self._command(state, "disk", "restore", *wanted, *_repo(state)), file
 
     def verify(self, state: Path) -> Command:
-        return self._command(state, "verify", *_repo(state))
+        return self._command(state, "verify", "--scope", "full", "--anew", *_repo(state))
 
     def kept(self, state: Path) -> list[Path]:
         return [state / "repository"]
