@@ -30,6 +30,8 @@ from storage.keeping import (
     KEEPER_FILE,
     LARGEST_BLOB_BYTES,
     LARGEST_PACK_BYTES,
+    OWNED_MODE,
+    WRITTEN_MODE,
     Terms,
     frame,
     may_create,
@@ -41,9 +43,6 @@ from storage.keeping import (
 )
 
 log = logging.getLogger(__name__)
-
-WRITTEN_MODE = 0o440
-"""Of what a writer added. Without the owner's write bit, which tells it from what the owner itself wrote."""
 
 MAX_SPOOLED = 64
 """Large blobs that one connection may have begun."""
@@ -68,7 +67,7 @@ def establish(root: Path, terms_socket: Path, writer_uid: int) -> Terms:
         if known != wanted:
             root.chmod(0o2750)
             document = json.dumps({"socket": str(terms_socket), "writer_uid": writer_uid}).encode()
-            LocalBlobs(root, mode=0o640).replace(KEEPER_FILE, document)
+            LocalBlobs(root, mode=OWNED_MODE).replace(KEEPER_FILE, document)
         _open_up(root)
     return wanted
 

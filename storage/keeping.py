@@ -20,6 +20,12 @@ from storage.errors import Damaged, StorageError, StoreFailed
 KEEPER_FILE = "keeper.json"
 """Makes a directory an append-only repository: where its keeper listens, and who may write through it."""
 
+WRITTEN_MODE = 0o440
+"""Of what a writer added."""
+
+OWNED_MODE = 0o640
+"""Of what the owner wrote itself: with the owner's write bit, which nobody else can set."""
+
 LARGEST_BLOB_BYTES = 64 << 20
 """Of a blob that is put at once: a manifest of a thousand disks."""
 
@@ -67,6 +73,14 @@ def terms_of(root: Path) -> Terms | None:
         raise StoreFailed(f"it cannot be read: {error.strerror}", where=str(path)) from None
     except (ValueError, KeyError, TypeError):
         raise Damaged("this does not say where a keeper listens", where=str(path)) from None
+
+
+def made_by_owner(root: Path, name: str) -> bool:
+    """Whether the owner of an append-only repository wrote this blob itself, not a writer through the keeper."""
+    try:
+        return bool((root / name).stat().st_mode & 0o200)
+    except OSError:
+        return False
 
 
 def frame(message: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from storage.blobs import Buffer, read_full, translated, write_all
 from storage.errors import AccessRefused, AlreadyExists, Changed, Damaged, Missing, Refused
@@ -22,6 +22,15 @@ from storage.objectcalls import Again, Calls, Patience
 PACKS = "packs/"
 CLOCK_KEY = "clock"
 """Overwritten whenever somebody asks for the store's time; its content says nothing."""
+
+
+class Locks(Protocol):
+    """What can tell how long an object is locked."""
+
+    def until(self, key: str) -> datetime | None:
+        """The end of its lock; None when it has none. Missing."""
+        ...
+
 
 COMPARE_BYTES = 4 << 20
 PART_BYTES = 8 << 20
@@ -48,6 +57,7 @@ class ObjectBlobs:
     ) -> None:
         self.root = place
         self.spool = spool
+        self.locks: Locks | None = None
         self.calls = Calls(place, patience)
         self._reads = reads
         self._writes = writes
@@ -167,6 +177,9 @@ class ObjectBlobs:
     def delete(self, key: str) -> None:
         import obstore
 
+        until = self.locks.until(key) if self.locks is not None and key.startswith(PACKS) else None
+        if until is not None and until > self.clock():  # a version stays, but the name would be gone
+            raise Refused(f"it is locked until {until:%Y-%m-%d %H:%M} UTC", where=key)
         self._packs.pop(key, None)
         try:
             self.calls.ask("delete", key, lambda _: obstore.delete(self._writes, key))

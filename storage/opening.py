@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from storage import config as configs
 from storage.blobs import Blobs, LocalBlobs, translated
 from storage.creation import FOLDERS
 from storage.errors import Damaged, NoRepository
+from storage.keeping import OWNED_MODE, Terms, made_by_owner, terms_of
+from storage.kept import KeptBlobs
+from storage.objectlock import ObjectLocks
 from storage.objects import ObjectBlobs
 from storage.owner import Ownership
-from storage.places import ObjectPlace, Place, open_blobs
+from storage.places import ObjectPlace, Place, default_state_dir, open_blobs
 from storage.sealing import Sealing
 
 
@@ -22,7 +27,9 @@ class Opened:
     """A repository with its owner's lock taken.
 
     `work` holds what is derived and private: index, catalog, spool, lock. It is the repository's own directory, or
-    one of this machine where the repository lies in an object store. `private` keeps small blobs there.
+    one of this machine and user where the repository lies in an object store or is append-only. `private` keeps small
+    blobs there. `append_only` is for a user who may only add; `trusted` tells of a name in the store whether the
+    repository's owner wrote it.
     """
 
     place: Place
@@ -32,19 +39,34 @@ class Opened:
     config: configs.Config
     sealing: Sealing
     ownership: Ownership
+    locks: ObjectLocks | None = None
+    append_only: bool = False
+    trusted: Callable[[str], bool] = lambda name: True
 
     @property
     def shared(self) -> bool:
         """Whether other processes may write this store, too."""
-        return isinstance(self.place, ObjectPlace)
+        return self.work != self.place
 
 
 def open_store(
-    place: Place, *, passphrase: Callable[[], str] | None, now: datetime, owner: str, blobs: Blobs | None = None
+    place: Place,
+    *,
+    passphrase: Callable[[], str] | None,
+    now: datetime,
+    owner: str,
+    blobs: Blobs | None = None,
+    state_dir: Path | None = None,
 ) -> Opened:
-    """NoRepository, Locked, WrongKey, Unsupported, Damaged, AccessRefused, StoreFailed."""
+    """NoRepository, Locked, WrongKey, Unsupported, Damaged, AccessRefused, Refused, StoreFailed.
+
+    `state_dir` is for the private things of an append-only repository.
+    """
     if isinstance(place, ObjectPlace):
         return _open_objects(place, passphrase, now, owner, blobs)
+    terms = terms_of(place) if blobs is None else None
+    if terms is not None:
+        return _open_kept(place, terms, passphrase, now, owner, state_dir or default_state_dir())
     blobs = blobs or LocalBlobs(place)
     if not place.is_dir():
         raise NoRepository("there is no repository here", where=str(place), hint="make one with: backstay repo init")
@@ -65,11 +87,41 @@ def _open_objects(
         if isinstance(store, ObjectBlobs):
             store.check()  # a missing bucket looks like a missing blob
         raise
-    work = place.work_folder(sealing.repository)
+    locks = ObjectLocks(place) if place.object_lock else None
+    if locks is not None:
+        locks.check()
+    work = _work_folder(place.state_dir, sealing)
+    if isinstance(store, ObjectBlobs):
+        store.spool = work / "spool"
+        store.locks = locks
+    ownership = Ownership(work, owner, now, place=str(place))
+    return Opened(place, work, store, LocalBlobs(work), config, sealing, ownership, locks)
+
+
+def _open_kept(
+    place: Path, terms: Terms, passphrase: Callable[[], str] | None, now: datetime, owner: str, state_dir: Path
+) -> Opened:
+    """An append-only repository: by its owner directly, by anybody else through its keeper."""
+    owning = os.geteuid() == terms.owner_uid
+    store: Blobs
+    if owning:
+        store = files = LocalBlobs(place, mode=OWNED_MODE)
+        files.spool = place / "spool" / "owner"  # the spool itself is the keeper's, which cleans it
+    else:
+        store = KeptBlobs(place, terms)
+    config, sealing = configs.load(store, passphrase)
+    work = _work_folder(state_dir, sealing)
+    ownership = Ownership(work, owner, now, place=str(place))
+    trusted = partial(made_by_owner, place)
+    return Opened(
+        place, work, store, LocalBlobs(work), config, sealing, ownership, append_only=not owning, trusted=trusted
+    )
+
+
+def _work_folder(state_dir: Path, sealing: Sealing) -> Path:
+    """Where what is derived and private lies: lookup index, catalog, spool, the owner's lock."""
+    work = state_dir / "catalogs" / sealing.repository.hex()
     with translated(str(work)):
         work.mkdir(parents=True, exist_ok=True, mode=0o700)
         (work / "spool").mkdir(exist_ok=True)
-    if isinstance(store, ObjectBlobs):
-        store.spool = work / "spool"
-    ownership = Ownership(work, owner, now, place=str(place))
-    return Opened(place, work, store, LocalBlobs(work), config, sealing, ownership)
+    return work

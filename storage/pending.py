@@ -19,6 +19,7 @@ from storage.errors import NoSuchPoint, Refused
 from storage.failpoints import failpoint
 from storage.format import MAX_MANIFEST_BYTES_PER_DISK, ObjectKind, PackKind
 from storage.ingest import DiskIngest
+from storage.locking import Locking
 from storage.manifest import DiskHead, DiskRecord, Manifest, PointHead
 from storage.pack import Writer
 from storage.sealing import Sealing
@@ -28,6 +29,7 @@ class Home(Protocol):
     """The repository, as far as a pending restore point needs it."""
 
     shared: bool
+    locking: Locking | None
     blobs: Blobs
     config: Config
     sealing: Sealing
@@ -129,9 +131,15 @@ class PendingPoint:
         if len(payload) > MAX_MANIFEST_BYTES_PER_DISK * max(1, len(self._disks)):
             raise Refused(f"the manifest would have {len(payload)} bytes", hint="record fewer attributes")
         key = manifests.manifest_key(self.id)
+        until = self.head.locked_until
+        if home.locking is not None and until is not None:
+            home.locking.protect(manifest, until)
+            failpoint("commit.packs_locked")
         with self._announced(payload):
             home.blobs.put(key, home.sealing.close(ObjectKind.MANIFEST, key, payload))
             failpoint("commit.manifest_written")
+        if home.locking is not None and until is not None:
+            home.locking.extend({key: until})
         self._end()
         home.committed(manifest)
         failpoint("commit.catalog_written")

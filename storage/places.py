@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
@@ -57,6 +59,7 @@ class ObjectPlace:
     ca_file: Path | None = None
     allow_http: bool = False
     multipart: bool = False
+    object_lock: bool = False
     state_dir: Path = field(default_factory=default_state_dir)
     patience: Patience = field(default_factory=Patience)
     credentials: Callable[[], Mapping[str, str]] = field(default=_nothing, repr=False, compare=False)
@@ -64,12 +67,19 @@ class ObjectPlace:
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
 
-    def work_folder(self, repository: bytes) -> Path:
-        """Where what is derived and private lies: lookup index, catalog, spool, the owner's lock."""
-        return self.state_dir / "catalogs" / repository.hex()
-
 
 Place = Path | ObjectPlace
+
+
+def owner_file(place: Place) -> Path:
+    """What tells which process of this machine has the repository open; there may be none."""
+    if isinstance(place, Path):
+        return place / "owner.json"
+    for found in sorted((place.state_dir / "catalogs").glob("*/owner.json")):
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads(found.read_text(encoding="utf-8")).get("place") == str(place):
+                return found
+    return place.state_dir / "catalogs" / "owner.json"
 
 
 def is_url(text: str) -> bool:
@@ -110,7 +120,7 @@ def check_endpoint(endpoint: str, *, allow_http: bool) -> None:
 
 def open_blobs(place: ObjectPlace) -> ObjectBlobs:
     """The store at a place; AccessRefused when its settings cannot be used. No request is made yet."""
-    endpoint = place.endpoint or _endpoint_of_environment(place.scheme)
+    endpoint = place.endpoint or endpoint_of(place.scheme)
     allow_http = place.allow_http or os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
     try:
         if endpoint:
@@ -157,7 +167,8 @@ def _store(place: ObjectPlace, endpoint: str, seconds: int, root: bytes | None, 
         raise AccessRefused(f"the store's settings cannot be used: {type(error).__name__}", where=str(place)) from None
 
 
-def _endpoint_of_environment(scheme: str) -> str:
+def endpoint_of(scheme: str) -> str:
+    """The endpoint that the environment names, as other tools of this store take it; empty for none."""
     if scheme != "s3":
         return ""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")

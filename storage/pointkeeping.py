@@ -33,6 +33,7 @@ class PointKeeping:
     private: Blobs
     work: Path
     shared: bool
+    append_only: bool
     sealing: Sealing
     marks: PointMarks
     store: ChunkStore
@@ -54,6 +55,7 @@ class PointKeeping:
 
     def release(self, point: PointId, reason: str | None, now: datetime) -> None:
         """Release the hold with this reason, or all holds. Refused when there is no such hold."""
+        self._refuse_taking(point)
         self._look_again(point)
         holds = self.mark_state(point).holds
         if not holds or (reason is not None and reason not in holds):
@@ -82,6 +84,7 @@ class PointKeeping:
         One whose manifest got lost is given up only with `lost`, which stands for a person's word.
         """
         with self._lock:
+            self._refuse_taking(point)
             self._look_again(point)
             self._require(point)
             state = self.mark_state(point)
@@ -102,6 +105,14 @@ class PointKeeping:
                 finish_expiry(self, point)
             elif not following.settle(self, point):
                 raise Refused(f"restore point {point} was held by another writer at this moment")
+
+    def _refuse_taking(self, point: PointId) -> None:
+        if self.append_only:
+            raise Refused(
+                "this repository is append-only for this user",
+                where=point,
+                hint="run the command as the user who owns its directory",
+            )
 
     def add_mark(
         self,

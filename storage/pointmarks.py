@@ -13,12 +13,15 @@ from datetime import datetime
 from policies.facts import PointId
 from storage import marks
 from storage.blobs import Blobs
-from storage.errors import Damaged, Missing
+from storage.errors import Damaged, Missing, Refused
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
 from storage.marks import Mark, MarkKind, MarkState
 from storage.parallel import for_each
 from storage.sealing import Sealing
+
+TAKING = (MarkKind.EXPIRED, MarkKind.RELEASE)
+"""Marks that take protection away: of a writer who may only add they count for nothing."""
 
 READERS = 16
 """Marks read at once from a store that is far away."""
@@ -29,12 +32,22 @@ log = logging.getLogger(__name__)
 class PointMarks:
     """The marks by restore point."""
 
-    def __init__(self, blobs: Blobs, sealing: Sealing, now: Callable[[], datetime], *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        blobs: Blobs,
+        sealing: Sealing,
+        now: Callable[[], datetime],
+        *,
+        shared: bool = False,
+        trusted: Callable[[str], bool] = lambda key: True,
+    ) -> None:
         self._blobs = blobs
         self._sealing = sealing
         self._now = now
         self._lock = threading.Lock()
         self._shared = shared
+        self._trusted = trusted
+        self._ignored: set[str] = set()
         self._marks: dict[PointId, list[Mark]] = {}
         self.refresh()
 
@@ -48,10 +61,13 @@ class PointMarks:
 
         def take(key: str) -> None:
             mark = self._read_guarded(key)
-            if mark is not None:
+            if mark is not None and mark.kind in TAKING and not self._trusted(key):
+                log.error("mark ignored: only the repository's owner may write it", extra={"mark": key})
+                self._ignored.add(key)
+            elif mark is not None:
                 found.append(mark)
 
-        for_each(sorted(listed - known.keys()), lambda: take, READERS if self._shared else 1)
+        for_each(sorted(listed - known.keys() - self._ignored), lambda: take, READERS if self._shared else 1)
         with self._lock:
             for key in known.keys() - listed:
                 self._forget(known[key])
@@ -82,7 +98,10 @@ class PointMarks:
     def drop(self, gone: Iterable[Mark]) -> None:
         """Remove marks."""
         for mark in gone:
-            self._blobs.delete(mark.key)
+            try:
+                self._blobs.delete(mark.key)
+            except Refused:
+                continue  # an append-only store: the newer mark counts as it is
             failpoint("mark.dropped")
             with self._lock:
                 self._forget(mark)

@@ -219,6 +219,10 @@ class _Sorter:
         return tuple(self._rewrite)
 
     def _is_young(self, name: PackName) -> bool:
+        locking = self._repo.locking
+        until = locking.until(name.key) if locking is not None else None
+        if until is not None and until > self._clock:
+            return True
         stored = stored_at(self._repo.blobs, name.key)
         if stored is None:
             return True  # gone meanwhile

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
@@ -35,6 +36,7 @@ from storage.creation import BLOCK_BYTES, create
 from storage.errors import NoSpace, NoSuchPoint, StorageError, StoreFailed
 from storage.expiry import find_lost, finish_expiry, put_holds_back
 from storage.index import Index
+from storage.locking import Locking
 from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHead
 from storage.numbering import ClaimedNumbers
 from storage.opening import Opened, open_store
@@ -44,7 +46,7 @@ from storage.pointkeeping import GIVE_UP, PointKeeping
 from storage.pointmarks import PointMarks
 from storage.points import PointDetail, RepositorySizes, detail_of, resolve
 from storage.reading import PointDisk
-from storage.veil import veiled
+from storage.veil import VeiledBlobs, veiled
 
 __all__ = [
     "BLOCK_BYTES",
@@ -75,6 +77,7 @@ def open_repository(
     now: Callable[[], datetime] | datetime,
     owner: str = "command",
     blobs: Blobs | None = None,
+    state_dir: Path | None = None,
 ) -> Repository:
     """Open, take ownership, and finish whatever a crash interrupted. `passphrase` may give a key file's line as well.
 
@@ -84,9 +87,10 @@ def open_repository(
     place = parse_place(location) if isinstance(location, str) else location
     fixed = now
     clock: Callable[[], datetime] = (lambda: fixed) if isinstance(fixed, datetime) else fixed
-    opened = open_store(place, passphrase=passphrase, now=clock(), owner=owner, blobs=blobs)
+    opened = open_store(place, passphrase=passphrase, now=clock(), owner=owner, blobs=blobs, state_dir=state_dir)
     try:
-        configs.mend(opened.blobs, opened.config, opened.sealing)
+        if not opened.append_only:
+            configs.mend(opened.blobs, opened.config, opened.sealing)
         return Repository(opened, clock)
     except BaseException:
         opened.ownership.release()
@@ -100,6 +104,7 @@ class Repository(PointKeeping):
         self.location = opened.place
         self.work = opened.work
         self.shared = opened.shared  # whether other processes write this store, too
+        self.append_only = opened.append_only
         self.blobs = blobs = veiled(opened.blobs, opened.sealing)
         self.private = opened.private
         self.config = opened.config
@@ -113,7 +118,10 @@ class Repository(PointKeeping):
         self.pending: set[PendingPoint] = set()
         self._reading: WeakSet[PointDisk] = WeakSet()
         blobs.clean()
-        self.marks = PointMarks(blobs, sealing, now, shared=self.shared)
+        name_of = blobs.outer if isinstance(blobs, VeiledBlobs) else str
+        self.marks = PointMarks(
+            blobs, sealing, now, shared=self.shared, trusted=lambda key: opened.trusted(name_of(key))
+        )
         self.store = ChunkStore(
             blobs,
             sealing,
@@ -122,6 +130,9 @@ class Repository(PointKeeping):
             now=now,
             private=self.private,
             numbers=ClaimedNumbers(blobs, self.writer, self.work / "numbers") if self.shared else None,
+        )
+        self.locking = (
+            Locking(opened.locks, self.store, self.private, self.config.fan_out, name_of) if opened.locks else None
         )
         for damage in self.store.attach():
             log.warning("pack left out of the index", extra={"why": damage})
@@ -234,6 +245,18 @@ class Repository(PointKeeping):
         points, logical = self.catalog.query("SELECT count(*), coalesce(sum(disk_bytes), 0)::UBIGINT FROM points")[0]
         return RepositorySizes(stored, chunks, packs, points, logical, self.blobs.free_bytes())
 
+    def renew_locks(self, now: datetime) -> int:
+        """Lock in the store what locked restore points need, where it is not locked for as long; how many were not.
+
+        For restore points whose lock was made longer, and for what was copied into new packs. Nothing to do without
+        Object Lock.
+        """
+        if self.locking is None:
+            return 0
+        locked = [(point.id, point.locked_until) for point in self.points()]
+        current = [(self.manifest(point), until) for point, until in locked if until is not None and until > now]
+        return self.locking.extend(self.locking.spans(current))
+
     # --- for the modules of this package ---
 
     def opened_catalog(self) -> Catalog:
@@ -244,7 +267,9 @@ class Repository(PointKeeping):
                 self._catalog_open = True
                 with suppress(StoreFailed, NoSpace):
                     put_holds_back(self)
-                    if self.shared:
+                    if self.append_only:
+                        following.followed_now(self.work)
+                    elif self.shared:
                         following.finish_for_others(self)
                         following.followed_now(self.work)
                     else:

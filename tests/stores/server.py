@@ -16,12 +16,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
 from obstore import sign
 from obstore.store import S3Store
 
+from storage.errors import AccessRefused
 from storage.objectcalls import Patience
 from storage.places import ObjectPlace
 
@@ -86,6 +91,25 @@ class ObjectServer:
         url = sign(self.store(name), "PUT", "", timedelta(minutes=1))
         with urlopen(Request(url, method="PUT", headers=dict(headers or {})), timeout=5):
             pass
+
+    def make_lockable_bucket(self, name: str) -> None:
+        """A new bucket whose objects have versions and can be locked."""
+        self._boto().create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
+
+    def remove_versions(self, bucket: str, key: str) -> None:
+        """Remove every version of an object, as somebody who stole the key would. AccessRefused when one stays."""
+        client = self._boto()
+        for version in client.list_object_versions(Bucket=bucket, Prefix=key).get("Versions", []):
+            try:
+                client.delete_object(Bucket=bucket, Key=version["Key"], VersionId=version["VersionId"])
+            except ClientError as error:
+                raise AccessRefused(str(error), where=key) from None
+
+    def _boto(self) -> Any:
+        return boto3.client(
+            "s3", endpoint_url=self.endpoint, region_name="us-east-1", aws_access_key_id=self.key,
+            aws_secret_access_key=self.secret, config=Config(s3={"addressing_style": "path"}),
+        )  # fmt: skip
 
     def _await_room(self) -> None:
         """Write once: the first volume is made when somebody wants to write."""
