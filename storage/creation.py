@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,9 @@ from storage.places import ObjectPlace, Place, open_blobs, parse_place
 
 BLOCK_BYTES = 64 << 10
 PROBE = "probe/"
+SPOOLED = re.compile(r"[0-9a-f]{16}")
+"""How LocalBlobs names what it is about to publish."""
+
 FOLDERS = ("spool", "packs", "manifests", "marks", "index")
 
 
@@ -89,6 +93,8 @@ def _refuses(act: Callable[[], None]) -> bool:
 
 def _foreign(path: Path) -> bool:
     """Whether a file would get mixed up with ours; what we or the file system made is not, nor what is hidden."""
+    if path.name == "spool":  # a creation that was cut off leaves a blob without its name
+        return not all(SPOOLED.fullmatch(below.name) and below.is_file() for below in path.iterdir())
     if path.name in FOLDERS:
         return any(path.iterdir())
     return path.name != "lost+found" and not path.name.startswith(".")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
-from storage.blobs import Blobs, LocalBlobs
+from storage.blobs import Blobs
 from storage.errors import NoSpace, StorageError, StoreFailed
-from tests.crash.scenes import Scene, Stage, after_a_crash, clear, fresh_copy
+from tests.crash.scenes import Scene, Stage, after_a_crash, clear, fresh_copy, store_of
 
 KINDS: dict[str, Callable[[str], StorageError]] = {
     "EIO": lambda where: StoreFailed("the store reported: Input/output error", where=where),
@@ -118,7 +118,7 @@ def injected(stage: Stage, scene: Scene, fault: Fault, location: Path, *, thorou
     """Play a scene on a copy of the stage with a fault, and look at what is left; False if no call was the n-th."""
     fresh_copy(stage, location, scene.prepare)
     trouble = Trouble(fault)
-    done = _played(scene, location, cast(Blobs, FailingStore(LocalBlobs(location), trouble)))
+    done = _played(scene, location, cast(Blobs, FailingStore(store_of(location), trouble)))
     after_a_crash(location, stage, scene, least=len(scene.made) if done else 0, most=len(scene.made), thorough=thorough)
     clear(location)
     return trouble.fired
@@ -210,5 +210,5 @@ def count_calls(scene: Scene, location: Path, *, reads: bool = False, beneath: b
         with system_calls_fail(trouble):
             scene.play(location, None)
     else:
-        scene.play(location, cast(Blobs, FailingStore(LocalBlobs(location), trouble)))
+        scene.play(location, cast(Blobs, FailingStore(store_of(location), trouble)))
     return trouble.calls

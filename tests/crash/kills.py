@@ -49,7 +49,7 @@ def kill(victims: Victims, stage: Stage, scene: Scene, point: str, passed: Seque
     else:
         least = most = len(scene.made)
     after_a_crash(location, stage, scene, least=least, most=most)
-    if point.endswith(":1") and not scene.made:
+    if point.endswith(":1") and not scene.made and scene.after is None:
         again(location, stage, scene)
     clear(location)
     return status == -signal.SIGKILL

@@ -5,23 +5,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
 from policies.facts import PointId, RestorePoint
 from storage import chunkstore, keyslots
-from storage.blobs import Blobs
-from storage.condemned import CONDEMNED, Condemnation, write_note
+from storage.blobs import Blobs, LocalBlobs
+from storage.condemned import CONDEMNED, FREEING, Condemnation, write_note
 from storage.copies import copy_points, plan_copy
+from storage.errors import NoRepository
 from storage.joining import join
 from storage.keys import add_slot, remove_slot, rotate
+from storage.marks import MarkKind
+from storage.places import ObjectPlace
 from storage.rebuild import rebuild, rebuild_catalog
 from storage.reclaim import SafetyAges, Thresholds, carry_out, plan_reclaim
 from storage.repository import Repository
 from storage.verify import verify
-from tests.storage_kit import BLOCK, PASSPHRASE, back_up, changed, image, later, make, opened, read_back, restored
+from tests.storage_kit import BLOCK, NOW, PASSPHRASE, back_up, changed, image, later, make, opened, read_back, restored
 
 AGELESS = SafetyAges(timedelta(0), timedelta(days=36500))
 SHORT = SafetyAges(timedelta(microseconds=1), timedelta(days=36500))
@@ -29,6 +32,10 @@ EAGER = Thresholds(dead_share=0.01)
 BLOCKS = 60
 HINTED = (2, 40)
 FIRST_CHANGED = (7, 8, 9)
+
+BUCKET = "bucket"
+KINDS = ("plain", "encrypted", "shared")
+"""Shared: as in an object store, which other processes write too; here a folder stands for the bucket."""
 
 OLD, WEB, NEW = "vm-0", "vm-1", "vm-2"
 """What may expire, what must stay, and what the scenes add."""
@@ -38,15 +45,17 @@ OLD, WEB, NEW = "vm-0", "vm-1", "vm-2"
 class Scene:
     """A thing that is done to a repository. `play` gets the repository's folder and, for injected faults, its store.
 
-    `made` names the disks of the restore points that it adds; `goes` says that those of OLD may be gone then.
+    `made` names the disks of the restore points that it adds; `goes` says that those of OLD may be gone then. `kind` is
+    one of KINDS.
     """
 
     name: str
     play: Callable[[Path, Blobs | None], None]
     made: tuple[str, ...] = ()
     goes: bool = False
-    encrypted: bool = False
+    kind: str = "plain"
     prepare: Callable[[Path], None] | None = None
+    after: Callable[[Path], None] | None = None
     own_store: bool = True
     """Whether `play` can be given a store."""
 
@@ -81,11 +90,11 @@ def disks() -> dict[str, bytearray]:
     }
 
 
-def set_up(location: Path, *, encrypted: bool = False) -> Stage:
+def set_up(location: Path, kind: str = "plain") -> Stage:
     """A repository with two restore points that stay, and two of which one is wholly and one half its own."""
-    make(location, encrypted=encrypted)
+    make(location / BUCKET if kind == "shared" else location, encrypted=kind == "encrypted")
     disk = disks()
-    with opened(location) as repo:
+    with open_at(location, NOW) as repo:
         dead = back_up(repo, disk["dead"], vm=OLD, name="old")
         half = back_up(repo, disk["half dead"], vm=OLD, name="old", at=later(minutes=1))
         first = back_up(repo, disk["first"], vm=WEB, at=later(hours=1))
@@ -98,9 +107,22 @@ def set_up(location: Path, *, encrypted: bool = False) -> Stage:
     )
 
 
+def store_of(location: Path) -> Blobs:
+    """The store that a stage's repository lies in."""
+    return LocalBlobs(location / BUCKET if (location / BUCKET).is_dir() else location)
+
+
+def open_at(location: Path, now: datetime, blobs: Blobs | None = None) -> Repository:
+    """A stage's repository, open."""
+    if not (location / BUCKET).is_dir():
+        return opened(location, now=now, blobs=blobs)
+    place = ObjectPlace("s3", BUCKET, state_dir=location / "state")
+    return opened(place, now=now, blobs=blobs or store_of(location))
+
+
 def at_work(location: Path, blobs: Blobs | None) -> Repository:
     """The repository as the scenes open it."""
-    return opened(location, now=later(hours=5), blobs=blobs)
+    return open_at(location, later(hours=5), blobs)
 
 
 def _newest(repo: Repository, vm: str = WEB) -> PointId:
@@ -202,6 +224,20 @@ def _copy(location: Path, blobs: Blobs | None) -> None:
         copy_points(source, target, plan_copy(source, target), now=lambda: later(hours=5), threads=1)
 
 
+def _create(location: Path, blobs: Blobs | None) -> None:
+    make(location / "more" / "repository", encrypted=True)
+
+
+def _is_made_or_can_be(location: Path) -> None:
+    """A repository that opens, or a place where one can be made as if nothing had happened."""
+    place = location / "more" / "repository"
+    try:
+        opened(place, now=later(hours=6)).close()
+    except NoRepository:
+        make(place, encrypted=True)
+        opened(place, now=later(hours=6)).close()
+
+
 def source_of(location: Path) -> Path:
     """Where the repository lies from which the copying scene copies."""
     return location.with_name(location.name + ".source")
@@ -244,12 +280,9 @@ def _lose_derived(location: Path) -> None:
 
 def _leave_expiry(location: Path) -> None:
     """Both going points have a tombstone; catalog, manifests and index still have them; the index is spoilt too."""
-    from storage import expiry, repository
-
-    with opened(location, now=later(hours=4)) as repo, patch.object(repository, "finish_expiry", lambda *_: None):
+    with opened(location, now=later(hours=4)) as repo:
         for point in _of(repo, OLD):
-            repo.expire(point.id, "old", later(hours=4))
-    assert expiry.EXPIRIES_KEY
+            repo.add_mark(point.id, MarkKind.EXPIRED, later(hours=4), "old", into_catalog=False)
     for path in (location / "index").iterdir():
         path.write_bytes(path.read_bytes()[:-1])
 
@@ -260,21 +293,26 @@ def _lay_source(location: Path) -> None:
         back_up(repo, disks()["newer"], vm=NEW, name="new", base=base.id, blocks=HINTED, at=later(hours=1))
 
 
-def _condemn_everything(location: Path) -> None:
+def _condemn_everything(location: Path, prefix: str = CONDEMNED) -> None:
     """Every pack is condemned although restore points need it."""
-    with opened(location, now=later(hours=4)) as repo:
+    with open_at(location, later(hours=4)) as repo:
         for name in repo.store.live.values():
-            write_note(repo.blobs, repo.sealing, CONDEMNED, Condemnation(name, "by mistake", later(hours=4), "test"))
+            write_note(repo.blobs, repo.sealing, prefix, Condemnation(name, "by mistake", later(hours=4), "test"))
+
+
+def _begin_to_free(location: Path) -> None:
+    """Another process began to free every pack, and what it took for dead turned out to be needed."""
+    _condemn_everything(location, FREEING)
 
 
 SCENES = {
     scene.name: scene
     for scene in (
         Scene("hinted", _hinted_backup, ("hinted",)),
-        Scene("hinted-encrypted", _hinted_backup, ("hinted",), encrypted=True),
+        Scene("hinted-encrypted", _hinted_backup, ("hinted",), kind="encrypted"),
         Scene("full", _full_backup, ("new",)),
         Scene("many-packs", _many_packs, ("new",)),
-        Scene("many-packs-encrypted", _many_packs, ("new",), encrypted=True),
+        Scene("many-packs-encrypted", _many_packs, ("new",), kind="encrypted"),
         Scene("grown", _grown, ("grown",)),
         Scene("shrunk", _shrunk, ("shrunk",)),
         Scene("marks", _marks),
@@ -284,10 +322,15 @@ SCENES = {
         Scene("reclaim-in-phases", _reclaim_in_phases, goes=True),
         Scene("reclaim-what-is-needed", _reclaim_what_is_needed, prepare=_condemn_everything),
         Scene("copy", _copy, ("new", "newer"), prepare=_lay_source),
-        Scene("copy-encrypted", _copy, ("new", "newer"), encrypted=True, prepare=_lay_source),
-        Scene("key-added", _add_key, encrypted=True),
-        Scene("key-rotated", _rotate_key, encrypted=True),
-        Scene("reclaim-encrypted", _reclaim, goes=True, encrypted=True),
+        Scene("copy-encrypted", _copy, ("new", "newer"), kind="encrypted", prepare=_lay_source),
+        Scene("create", _create, after=_is_made_or_can_be, own_store=False),
+        Scene("key-added", _add_key, kind="encrypted"),
+        Scene("key-rotated", _rotate_key, kind="encrypted"),
+        Scene("reclaim-encrypted", _reclaim, goes=True, kind="encrypted"),
+        Scene("shared-hinted", _hinted_backup, ("hinted",), kind="shared"),
+        Scene("shared-expire", _expire, goes=True, kind="shared"),
+        Scene("shared-reclaim", _reclaim_in_phases, goes=True, kind="shared"),
+        Scene("shared-rescue", _reclaim_what_is_needed, kind="shared", prepare=_begin_to_free),
         Scene("verify", _verify),
         Scene("rebuild", _rebuild, own_store=False),
         Scene("rebuild-open", _rebuild_open),
@@ -313,7 +356,7 @@ def after_a_crash(
     `least` and `most`: how many restore points of the scene may be seen. `thorough`: compare the catalog with
     one that is made again, and back up once more. `told`: what was acknowledged before the crash.
     """
-    with opened(location, now=later(hours=6)) as repo:
+    with open_at(location, later(hours=6)) as repo:
         points = {point.id: point for point in repo.points()}
         assert points.keys() == repo.point_ids(), "the catalog and the manifests disagree"
         assert stage.kept.keys() <= points.keys(), "a restore point is gone"
@@ -326,11 +369,13 @@ def after_a_crash(
         for point in new:
             assert read_back(repo, point) in [disks()[disk] for disk in scene.made], "a new point is not its disk"
         _keeps_its_word(repo, told)
+        if scene.after is not None:
+            scene.after(location)
         held = [point for point in stage.kept if "audit" in repo.mark_state(point).holds]
         assert len(held) == 1, "a hold is gone"
         report = verify(repo, now=later(hours=6))
         assert report.sound, report.damaged
-        left = sorted(path.name for path in (location / "spool").iterdir())
+        left = sorted(path.name for path in (repo.work / "spool").iterdir())
         assert not left, f"left in spool: {left}"
         if not thorough:
             return
@@ -362,7 +407,7 @@ def _keeps_its_word(repo: Repository, told: Sequence[str]) -> None:
 def again(location: Path, stage: Stage, scene: Scene) -> None:
     """AssertionError unless what was cut off can simply be done again."""
     scene.play(location, None)
-    with opened(location, now=later(hours=8)) as repo:
+    with open_at(location, later(hours=8)) as repo:
         points = {point.id for point in repo.points()}
         assert stage.kept.keys() <= points
         if scene.goes:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.crash.powerloss import Cut, after_a_cut, cuts, digest, left
 from tests.crash.recording import Recording, python, record
-from tests.crash.scenes import SCENES, Stage, fresh_copy, set_up
+from tests.crash.scenes import KINDS, SCENES, Stage, fresh_copy, set_up
 
 RECORDED = (
     "hinted", "hinted-encrypted", "many-packs", "marks", "expire", "reclaim", "reclaim-in-phases", "copy",
@@ -22,15 +22,15 @@ STATES = 17
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Stage]:
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
     folder = tmp_path_factory.mktemp("stages")
-    return {encrypted: set_up(folder / f"encrypted-{encrypted}", encrypted=encrypted) for encrypted in (False, True)}
+    return {kind: set_up(folder / kind, kind) for kind in KINDS}
 
 
-def played(name: str, stages: dict[bool, Stage], folder: Path) -> tuple[Recording, Stage]:
+def played(name: str, stages: dict[str, Stage], folder: Path) -> tuple[Recording, Stage]:
     """A scene's recording, and the stage that it was played on."""
     scene = SCENES.get(name)
-    stage = stages[scene is not None and scene.encrypted]
+    stage = stages[scene.kind if scene else "plain"]
     fresh_copy(stage, folder / "repo", scene.prepare if scene else None)
     return record(python("tests.crash.recorded", name, str(folder)), folder), stage
 
@@ -46,7 +46,7 @@ def different(recording: Recording, seeds: range, most: int) -> list[Cut]:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_power_cut_at_any_moment_breaks_no_acknowledged_word(
-    tmp_path: Path, stages: dict[bool, Stage], name: str
+    tmp_path: Path, stages: dict[str, Stage], name: str
 ) -> None:
     (tmp_path / "recorded").mkdir()
     recording, stage = played(name, stages, tmp_path / "recorded")
@@ -60,7 +60,7 @@ def test_a_power_cut_at_any_moment_breaks_no_acknowledged_word(
             raise
 
 
-def test_the_model_leaves_what_is_there_when_everything_survives(tmp_path: Path, stages: dict[bool, Stage]) -> None:
+def test_the_model_leaves_what_is_there_when_everything_survives(tmp_path: Path, stages: dict[str, Stage]) -> None:
     folder = tmp_path / "recorded"
     folder.mkdir()
     recording, _ = played("reclaim", stages, folder)

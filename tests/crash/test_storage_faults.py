@@ -25,12 +25,12 @@ from tests.crash.faults import (
     one_system_fault,
     system_call_fails,
 )
-from tests.crash.scenes import SCENES, Scene, Stage, fresh_copy, set_up
+from tests.crash.scenes import KINDS, SCENES, Scene, Stage, fresh_copy, set_up
 from tests.storage_kit import BLOCK, NOW, back_up, image, later, opened, read_back
 
 FAULTED = (
     "hinted-encrypted", "many-packs", "grown", "marks", "expire", "reclaim", "verify", "rebuild-open",
-    "open-nothing-derived", "open-half-expired",
+    "open-nothing-derived", "open-half-expired", "shared-hinted", "shared-reclaim", "key-rotated",
 )  # fmt: skip
 BENEATH = ("hinted-encrypted", "reclaim", "open-nothing-derived")
 MOST = 400
@@ -38,19 +38,19 @@ READ_STEP = 9
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Stage]:
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
     folder = tmp_path_factory.mktemp("stages")
-    return {encrypted: set_up(folder / f"encrypted-{encrypted}", encrypted=encrypted) for encrypted in (False, True)}
+    return {kind: set_up(folder / kind, kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize("scene", [SCENES[name] for name in FAULTED], ids=FAULTED)
 def test_no_failing_call_to_the_store_harms_what_was_there(
-    tmp_path: Path, stages: dict[bool, Stage], scene: Scene
+    tmp_path: Path, stages: dict[str, Stage], scene: Scene
 ) -> None:
     for nth in range(1, MOST):
         fault = one_fault(nth, reads=False)
         try:
-            fired = injected(stages[scene.encrypted], scene, fault, tmp_path / "trial", thorough=nth % 4 == 0)
+            fired = injected(stages[scene.kind], scene, fault, tmp_path / "trial", thorough=nth % 4 == 0)
         except BaseException as error:
             error.add_note(f"fault {fault}; again: python -m tests.crash.soak --fault {scene.name}/{fault}")
             raise
@@ -60,11 +60,11 @@ def test_no_failing_call_to_the_store_harms_what_was_there(
 
 
 @pytest.mark.parametrize("scene", [SCENES[name] for name in FAULTED], ids=FAULTED)
-def test_no_failing_read_harms_what_was_there(tmp_path: Path, stages: dict[bool, Stage], scene: Scene) -> None:
+def test_no_failing_read_harms_what_was_there(tmp_path: Path, stages: dict[str, Stage], scene: Scene) -> None:
     for nth in range(1, 4 * MOST, READ_STEP):
         fault = one_fault(nth, reads=True)
         try:
-            fired = injected(stages[scene.encrypted], scene, fault, tmp_path / "trial")
+            fired = injected(stages[scene.kind], scene, fault, tmp_path / "trial")
         except BaseException as error:
             error.add_note(f"fault {fault}; again: python -m tests.crash.soak --fault {scene.name}/{fault}")
             raise
@@ -74,12 +74,12 @@ def test_no_failing_read_harms_what_was_there(tmp_path: Path, stages: dict[bool,
 
 
 @pytest.mark.parametrize("name", BENEATH)
-def test_no_failing_system_call_harms_what_was_there(tmp_path: Path, stages: dict[bool, Stage], name: str) -> None:
+def test_no_failing_system_call_harms_what_was_there(tmp_path: Path, stages: dict[str, Stage], name: str) -> None:
     scene = SCENES[name]
     for nth in range(1, MOST):
         fault = one_system_fault(nth)
         try:
-            fired = system_call_fails(stages[scene.encrypted], scene, fault, tmp_path / "trial")
+            fired = system_call_fails(stages[scene.kind], scene, fault, tmp_path / "trial")
         except BaseException as error:
             error.add_note(f"fault {fault}; again: python -m tests.crash.soak --system-call {scene.name}/{fault}")
             raise
@@ -88,10 +88,10 @@ def test_no_failing_system_call_harms_what_was_there(tmp_path: Path, stages: dic
     pytest.fail("the scene never ended")
 
 
-def test_there_are_at_least_300_faults(tmp_path: Path, stages: dict[bool, Stage]) -> None:
+def test_there_are_at_least_300_faults(tmp_path: Path, stages: dict[str, Stage]) -> None:
     def calls(name: str, *, reads: bool = False, beneath: bool = False) -> int:
         scene = SCENES[name]
-        location = fresh_copy(stages[scene.encrypted], tmp_path / f"{name}-{reads}-{beneath}", scene.prepare)
+        location = fresh_copy(stages[scene.kind], tmp_path / f"{name}-{reads}-{beneath}", scene.prepare)
         return count_calls(scene, location, reads=reads, beneath=beneath)
 
     mutating = sum(calls(name) for name in FAULTED)
@@ -100,7 +100,7 @@ def test_there_are_at_least_300_faults(tmp_path: Path, stages: dict[bool, Stage]
     assert mutating + reading + beneath >= 300
 
 
-def test_a_full_store_is_told_as_such_and_a_later_run_succeeds(stages: dict[bool, Stage], tmp_path: Path) -> None:
+def test_a_full_store_is_told_as_such_and_a_later_run_succeeds(stages: dict[str, Stage], tmp_path: Path) -> None:
     stage = set_up(tmp_path / "stage")
     disk = image(8, 30)
     trouble = Trouble(Fault(3, "ENOSPC", once=True))
