@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh Debian 12: `make demo` and `make test`.
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test soak check bench clean
 PY := .venv/bin/python
 
 setup:  ## system packages, .venv with locked packages, the lab's vCenter
@@ -10,6 +10,9 @@ demo: setup  ## the main job, end to end, on a simulated vCenter
 
 test: setup  ## every test; arguments by ARGS="…"
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+soak: setup  ## crashes without end: every kill, fault and power cut; ARGS="--minutes 10" bounds each part
+	@$(PY) -m tests.crash.soak $(ARGS)
 
 check: setup  ## formatting, lint, types, import contracts
 	@.venv/bin/ruff format --check .
