@@ -15,7 +15,6 @@ import tomli
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainValidator,
     ValidationError,
@@ -24,19 +23,17 @@ from pydantic import (
 )
 
 from engine.complaints import complaints
-from engine.credentials import Secret, parse_secret
+from engine.credentials import Secret
 from engine.failures import BadInput
+from engine.stores import RepositorySection, SecretSource
+from engine.stores import Section as _Section
 from engine.units import parse_size
 from policies.units import parse_duration
 from policies.windows import Window, parse_window
+from storage import places
+from storage.places import Place
 
 SYSTEM_FILE = Path("/etc/backstay/backstay.toml")
-
-
-def _secret(value: object) -> Secret:
-    if isinstance(value, Secret):
-        return value
-    return parse_secret(value if isinstance(value, str) else "")
 
 
 def _duration(value: object) -> timedelta:
@@ -57,7 +54,6 @@ def _argv(value: object) -> tuple[str, ...]:
     raise ValueError("write a string or a list of strings")
 
 
-SecretSource = Annotated[Secret, BeforeValidator(_secret)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 
@@ -84,10 +80,6 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 TransportName = Literal["hotadd", "nbd"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
-
-
 class VCenter(_Section):
     """`[vcenter.NAME]`: one vCenter. Without ca_file the system's authorities are trusted; one is always checked."""
 
@@ -96,13 +88,6 @@ class VCenter(_Section):
     password: SecretSource
     port: Port = 443
     ca_file: Path | None = None
-
-
-class RepositorySection(_Section):
-    """`[repository]`: where restore points are kept. `passphrase` names where a passphrase or key file is kept."""
-
-    path: Path
-    passphrase: SecretSource | None = None
 
 
 class Copy(RepositorySection):
@@ -299,6 +284,11 @@ class Config(_Section):
     maintenance: Maintenance = Field(default_factory=Maintenance)
 
     @property
+    def place(self) -> Place:
+        """Where the repository lies."""
+        return self.repository.place(self.state_dir)
+
+    @property
     def socket(self) -> Path:
         """Where the API listens."""
         return self.api.socket or default_socket(self.state_dir)
@@ -348,9 +338,7 @@ def user_file() -> Path:
 
 def default_state_dir() -> Path:
     """Where the engine keeps its own state when nothing is said."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/backstay")
-    return _xdg("XDG_STATE_HOME", ".local/state") / "backstay"
+    return places.default_state_dir()
 
 
 def default_socket(state_dir: Path) -> Path:

@@ -101,7 +101,7 @@ async def publish_repository(parts: Parts) -> None:
     points = [point for listed in parts.world.points.values() for point in listed]
     parts.metrics.repository(
         RepositoryState(
-            repository=parts.config.repository.path.name,
+            repository=parts.config.repository.name,
             stored_bytes=sizes.stored_bytes,
             logical_bytes=sizes.logical_bytes,
             free_bytes=sizes.free_bytes,

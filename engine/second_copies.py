@@ -138,7 +138,7 @@ async def _reclaim(parts: Parts, name: str, target: Repository) -> int:
 def _open(parts: Parts, section: configuration.Copy) -> Repository:
     passphrase = section.passphrase
     return open_repository(
-        section.path,
+        section.place(parts.config.state_dir),
         passphrase=passphrase.read if passphrase is not None else None,
         now=parts.now,
         owner="the second copies of an engine",

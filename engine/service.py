@@ -291,7 +291,7 @@ def _resources(config: Config) -> Iterator[tuple[State, Repository, Threads, End
         repository = _once_free(
             config,
             lambda: open_repository(
-                config.repository.path,
+                config.place,
                 passphrase=passphrase.read if passphrase is not None else None,
                 now=utc_now,
                 owner=f"engine unix:{config.socket}",

@@ -103,7 +103,7 @@ def _repository(config: Config) -> str:
     passphrase = config.repository.passphrase
     try:
         with open_repository(
-            config.repository.path,
+            config.place,
             passphrase=passphrase.read if passphrase is not None else None,
             now=utc_now,
             owner="backstay check",
@@ -111,9 +111,10 @@ def _repository(config: Config) -> str:
             sizes = repository.sizes()
     except Locked:
         if Engine(config.socket).listens():
-            return f"{config.repository.path}: the engine has it"
+            return f"{config.place}: the engine has it"
         raise
-    return f"{config.repository.path}: {sizes.points} restore points, {show_size(sizes.free_bytes)} free"
+    free = f", {show_size(sizes.free_bytes)} free" if sizes.free_bytes is not None else ""
+    return f"{config.place}: {sizes.points} restore points{free}"
 
 
 def _engine(config: Config) -> str:

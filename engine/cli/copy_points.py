@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from engine.cli.options import Json, PassphraseFile
 from engine.cli.output import printable, say, show, show_json
 from engine.cli.progress import Steps, progress
-from engine.cli.reach import locate, refuse_engine, utc_now
+from engine.cli.reach import locate, place_of, refuse_engine, utc_now
 from engine.failures import BadInput, Exit
 from engine.plain import point_row
 from engine.units import show_size
@@ -21,8 +21,8 @@ from storage.repository import Repository, open_repository
 
 
 def copy(
-    source: Annotated[Path, Parameter(name="FROM", help="The repository that has the restore points.")],
-    target: Annotated[Path, Parameter(name="TO", help="The repository that gets them; make it with: repo init.")],
+    source: Annotated[str, Parameter(name="FROM", help="The repository that has the restore points.")],
+    target: Annotated[str, Parameter(name="TO", help="The repository that gets them; make it with: repo init.")],
     /,
     *,
     point: Annotated[tuple[str, ...], Parameter(help="Only this restore point: an id or NAME@latest.")] = (),
@@ -40,8 +40,8 @@ def copy(
     where it stopped. The two repositories may differ in encryption and block size. One that a running engine has
     open is refused: the engine copies by itself where its configuration and a policy say so.
     """
-    if source.resolve() == target.resolve():
-        raise BadInput("source and target are the same repository", where=str(target))
+    if place_of(source) == place_of(target):
+        raise BadInput("source and target are the same repository", where=target)
     with ExitStack() as stack, progress(quiet=json) as bar:
         here = stack.enter_context(_open(source, passphrase_file))
         there = stack.enter_context(_open(target, to_passphrase_file or passphrase_file))
@@ -63,9 +63,9 @@ def copy(
     return Exit.DAMAGED if outcome.failed else Exit.DONE
 
 
-def _open(directory: Path, passphrase_file: Path | None) -> Repository:
-    refuse_engine(directory)
-    where, passphrase = locate(directory, None, passphrase_file)
+def _open(text: str, passphrase_file: Path | None) -> Repository:
+    where, passphrase = locate(text, None, passphrase_file)
+    refuse_engine(where)
     return open_repository(where, passphrase=passphrase, now=utc_now, owner="backstay copy")
 
 

@@ -19,11 +19,13 @@ from engine.cli.options import PassphraseFile
 from engine.cli.output import printable, say
 from engine.cli.reach import given_passphrase, utc_now
 from engine.cli.visiting import PASSWORD_VARIABLE, Address, parse_address, password_source, read_authority, user_of
-from engine.config import SYSTEM_FILE, Config, RepositorySection, Transport, VCenter, default_state_dir, user_file
+from engine.config import SYSTEM_FILE, Config, Transport, VCenter, default_state_dir, user_file
 from engine.config import parse as parse_config
 from engine.credentials import Secret
 from engine.failures import BadInput, Declined
+from engine.stores import RepositorySection
 from engine.trust import check_fingerprint, fetch_certificate, is_trusted
+from storage.places import SCHEMES
 from storage.repository import create
 
 POLICY = """# Everything is protected once a day. Add files beside this one, check them with: backstay policy lint
@@ -85,6 +87,12 @@ def init(
     BACKSTAY_PASSPHRASE, else with a generated passphrase kept beside the configuration. A vCenter's certificate that
     no known authority signed is trusted when its fingerprint is confirmed on a terminal or given.
     """
+    if repo is not None and str(repo).startswith(tuple(f"{scheme}:/" for scheme in SCHEMES)):
+        raise BadInput(
+            "a directory is wanted here",
+            where=f"--repo {repo}",
+            hint="for an object store edit [repository] afterwards",
+        )
     plan = _plan(config, repo)
     if plain and passphrase_file is not None:
         raise BadInput("a plain repository has no passphrase", where="--plain", hint="leave out one of the two")

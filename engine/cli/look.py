@@ -18,10 +18,11 @@ from engine.cli.options import Json
 from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import utc_now
 from engine.cli.visiting import configured, parse_address, password_source, read_authority, user_of
-from engine.config import Config, RepositorySection, VCenter
+from engine.config import Config, VCenter
 from engine.failures import NotReachable
 from engine.looking import look as look_at
 from engine.service import connect
+from engine.stores import RepositorySection
 from engine.trust import check_fingerprint, fetch_certificate, is_trusted
 from engine.units import show_size
 from policies.loading import load

@@ -8,7 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 Repo = Annotated[
-    Path | None, Parameter(name="--repo", help="Directory of the repository; else the configuration names it.")
+    str | None,
+    Parameter(name="--repo", help="Directory or s3://, gs:// or az:// URL of the repository; else as configured."),
 ]
 Config = Annotated[
     Path | None, Parameter(name="--config", help="Configuration file; else BACKSTAY_CONFIG or the default place.")

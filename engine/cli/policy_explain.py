@@ -43,7 +43,7 @@ def policy_explain(vm: str, /, *, repo: Repo = None, config: ConfigFile = None, 
         show(printable(f"  {str(one['at'])[:19].replace('T', ' ')}  {one['kind']}  {where}: {one['reason']}"))
 
 
-def _ask(vm: str, repo: Path | None, config: Path | None) -> Mapping[str, Any]:
+def _ask(vm: str, repo: str | None, config: Path | None) -> Mapping[str, Any]:
     try:
         return dict(running(repo, config).get("/v1/policies/explain", {"vm": vm}))
     except NotReachable:

@@ -16,6 +16,7 @@ from engine.client import Engine
 from engine.credentials import Secret, read_secret_file
 from engine.failures import BadInput, NotReachable
 from storage.errors import Locked, NoRepository, WrongKey
+from storage.places import Place, owner_file, parse_place
 from storage.repository import Repository, open_repository
 
 START_SECONDS = 5.0
@@ -24,7 +25,7 @@ START_SECONDS = 5.0
 
 @contextmanager
 def reach(
-    repo: Path | None, config: Path | None, passphrase_file: Path | None, *, command: str
+    repo: str | None, config: Path | None, passphrase_file: Path | None, *, command: str
 ) -> Iterator[Repository | Engine]:
     """What owns the repository: ourselves for as long as the block runs, or the engine that runs.
 
@@ -48,10 +49,19 @@ def reach(
         yield repository
 
 
-def locate(repo: Path | None, config: Path | None, passphrase_file: Path | None) -> tuple[Path, Callable[[], str]]:
-    """The repository's directory, and what gives its passphrase when it is needed."""
-    directory, secret = (repo, None) if repo is not None else _configured(config)
-    return directory, _passphrase(passphrase_file, secret)
+def locate(repo: str | None, config: Path | None, passphrase_file: Path | None) -> tuple[Place, Callable[[], str]]:
+    """Where the repository lies, and what gives its passphrase when it is needed."""
+    place, secret = (place_of(repo), None) if repo is not None else configured_place(config)
+    return place, _passphrase(passphrase_file, secret)
+
+
+def place_of(text: str) -> Place:
+    """What a person names: a directory or the URL of an object store."""
+    try:
+        place = parse_place(text)
+    except ValueError as error:
+        raise BadInput(str(error), where="repository") from None
+    return place
 
 
 def detail_of(place: Repository | Engine, reference: str) -> tuple[str, tuple[str, ...]]:
@@ -63,7 +73,7 @@ def detail_of(place: Repository | Engine, reference: str) -> tuple[str, tuple[st
     return detail.id, tuple(detail.holds)
 
 
-def refuse_engine(directory: Path) -> None:
+def refuse_engine(directory: Place) -> None:
     """Locked, which names the pid, when an engine owns the repository: for what needs it alone."""
     engine = _owner(directory)
     if engine is not None:
@@ -76,10 +86,10 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def running(repo: Path | None, config: Path | None) -> Engine:
+def running(repo: str | None, config: Path | None) -> Engine:
     """The engine that runs, for what only it can do; NotReachable when none does."""
     if repo is not None:
-        engine = _owner(repo)
+        engine = _owner(place_of(repo))
     else:
         from engine.config import load
 
@@ -132,7 +142,8 @@ def given_passphrase(passphrase_file: Path | None) -> str | None:
     return given() if given is not None else None
 
 
-def _configured(config: Path | None) -> tuple[Path, Secret | None]:
+def configured_place(config: Path | None) -> tuple[Place, Secret | None]:
+    """Where the configured repository lies, and where its passphrase is kept if it has one."""
     from engine.config import find, load
 
     place = config or find()
@@ -141,7 +152,7 @@ def _configured(config: Path | None) -> tuple[Path, Secret | None]:
             "no repository was named", where=str(place), hint="use --repo DIR, or write a configuration: backstay init"
         )
     loaded = load(place)
-    return loaded.repository.path, loaded.repository.passphrase
+    return loaded.place, loaded.repository.passphrase
 
 
 def _passphrase(passphrase_file: Path | None, secret: Secret | None) -> Callable[[], str]:
@@ -177,10 +188,10 @@ def _nothing_given() -> str:
     )
 
 
-def _owner(directory: Path) -> Engine | None:
-    """The engine that owns the repository: alive, and listening where owner.json says."""
+def _owner(place: Place) -> Engine | None:
+    """The engine of this machine that has the repository open: alive, and listening where owner.json says."""
     try:
-        said = json.loads((directory / "owner.json").read_text(encoding="utf-8"))
+        said = json.loads(owner_file(place).read_text(encoding="utf-8"))
         pid, owner = int(said["pid"]), str(said["owner"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -189,7 +200,7 @@ def _owner(directory: Path) -> Engine | None:
     return engine if path and _alive(pid) and engine.listens() else None
 
 
-def _starting(directory: Path) -> Engine | None:
+def _starting(directory: Place) -> Engine | None:
     """The engine that took the repository a moment ago and is about to listen."""
     until = time.monotonic() + START_SECONDS
     while True:
@@ -199,9 +210,9 @@ def _starting(directory: Path) -> Engine | None:
         time.sleep(0.1)
 
 
-def _is_engine(directory: Path) -> bool:
+def _is_engine(directory: Place) -> bool:
     try:
-        return '"engine unix:' in (directory / "owner.json").read_text(encoding="utf-8")
+        return '"engine unix:' in owner_file(directory).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
 

@@ -19,6 +19,7 @@ from storage.blobs import LocalBlobs, sync_folder
 from storage.config import list_slots
 from storage.keys import add_slot, described, remove_slot, rotate
 from storage.keyslots import new_key_file
+from storage.places import open_blobs
 from storage.repository import Repository, open_repository
 
 NewPassphraseFile = Annotated[
@@ -34,7 +35,8 @@ NewKeyFile = Annotated[
 def list_keys(*, repo: Repo = None, config: Config = None, json: Json = False) -> None:
     """List the keys that open a repository. Needs none of them, and tells no secret."""
     directory, _ = locate(repo, config, None)
-    keys = [described(slot) for slot in list_slots(LocalBlobs(directory))]
+    store = LocalBlobs(directory) if isinstance(directory, Path) else open_blobs(directory)
+    keys = [described(slot) for slot in list_slots(store)]
     if json:
         show_json(keys)
     elif not keys:
@@ -101,7 +103,7 @@ def rotate_key(
 
 
 @contextmanager
-def _opened(repo: Path | None, config: Path | None, passphrase_file: Path | None, command: str) -> Iterator[Repository]:
+def _opened(repo: str | None, config: Path | None, passphrase_file: Path | None, command: str) -> Iterator[Repository]:
     directory, passphrase = locate(repo, config, passphrase_file)
     refuse_engine(directory)
     with open_repository(

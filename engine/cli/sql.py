@@ -65,7 +65,7 @@ def sql(
 
 
 def _answer(
-    place: Repository | Engine, query: str, limits: QueryLimits, repo: Path | None, config: Path | None
+    place: Repository | Engine, query: str, limits: QueryLimits, repo: str | None, config: Path | None
 ) -> QueryAnswer:
     if isinstance(place, Engine):
         said = place.post("/v1/sql", {"query": query, "rows": limits.rows, "seconds": limits.seconds})
@@ -74,13 +74,13 @@ def _answer(
     return select(query, _sources(place, repo, config), limits)
 
 
-def _columns(place: Repository | Engine, repo: Path | None, config: Path | None) -> Mapping[str, list[str]]:
+def _columns(place: Repository | Engine, repo: str | None, config: Path | None) -> Mapping[str, list[str]]:
     if isinstance(place, Engine):
         return dict(place.get("/v1/views"))
     return columns_of(_sources(place, repo, config))
 
 
-def _sources(repository: Repository, repo: Path | None, config: Path | None) -> Sources:
+def _sources(repository: Repository, repo: str | None, config: Path | None) -> Sources:
     """The repository's views, and the journal's: of the state that the configuration names, else empty."""
     state_dir = configured_state_dir(config) if repo is None or config is not None else None
     journal = open_views(state_dir) if state_dir is not None else {}

@@ -119,7 +119,7 @@ async def engine_of(config: Config, opener: Opener = connect, *, grace: float = 
     with ExitStack() as held:
         state = State(config.state_dir, now=now())
         held.callback(state.close)
-        repository = held.enter_context(open_repository(config.repository.path, now=now, owner="test"))
+        repository = held.enter_context(open_repository(config.place, now=now, owner="test"))
         threads = Threads()
         held.callback(threads.close)
         parts = assemble(

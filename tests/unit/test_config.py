@@ -19,7 +19,7 @@ LEAST = 'schema = 1\n[repository]\npath = "repo"\n'
 
 def test_what_is_not_said_has_a_default_and_paths_start_at_the_file() -> None:
     config = parse(LEAST, HERE)
-    assert config.repository.path == Path("/etc/backstay/repo")
+    assert config.place == config.repository.path == Path("/etc/backstay/repo")
     assert config.policies == Path("/etc/backstay/policies.d")
     assert config.vcenter == {} and config.bus is None
     assert config.timers.reconcile == timedelta(minutes=15)
@@ -110,7 +110,7 @@ def test_a_secret_in_the_configuration_itself_is_refused_and_not_repeated() -> N
 
 def test_every_mistake_is_told_at_once_in_the_order_of_the_file() -> None:
     with pytest.raises(BadInput) as caught:
-        parse("schema = 1\nstaet_dir = 'x'\n[repository]\npth = 'x'\n", HERE)
+        parse("schema = 1\nstaet_dir = 'x'\n[bus]\nserver = 'x'\n[repository]\npath = 'x'\n", HERE)
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[0].removeprefix(str(HERE)) for line in lines] == [":2:1", ":3:2", ":4:1"]
 
