@@ -44,6 +44,10 @@ PACK_BYTES = 64 << 20
 PACK_CHUNKS = 2450
 """Of a full data pack: 26.8 kB each, as blocks of VM images become at zstd 1."""
 
+DISK = "disk"
+BIG_NAME = "big"
+"""What `backstay disk backup --name` is to call the disk of a million blocks."""
+
 BIG_BLOCKS = 1_000_000
 RUN = 4 * FAN_OUT
 """So many blocks in a row of a first full come from a template that all VMs share, as many are the VM's own."""
@@ -230,7 +234,8 @@ class _Maker:
 
     def base(self) -> tuple[list[Any], list[_Tree]]:
         """The first full of every VM."""
-        shape, disks, trees = self._shape, [], []
+        shape, disks = self._shape, list[Any]()
+        trees: list[_Tree] = []
         self.packs.data(0, self._next)
         shared = np.arange(shape.disk_blocks // 2, dtype=np.uint32).reshape(-1, RUN)
         leaves = np.arange(shape.disk_blocks // FAN_OUT)
@@ -271,7 +276,7 @@ class _Maker:
     def big(self) -> PointId:
         """A disk of a million blocks, first full and nights like any other's, on chunks that are there."""
         shape = self._shape
-        disk = self._chance.integers(0, self._next, BIG_BLOCKS).astype(np.uint32)
+        disk: Any = self._chance.integers(0, self._next, BIG_BLOCKS).astype(np.uint32)
         disk = (disk[::RUN, None] // 2 + np.arange(RUN, dtype=np.uint32)).reshape(-1)[:BIG_BLOCKS]
         tree = _Tree(self.packs, BIG_BLOCKS)
         self.manifest(shape.vms, 0, tree.update(disk, np.arange(BIG_BLOCKS // FAN_OUT)), BIG_BLOCKS)
@@ -287,12 +292,13 @@ class _Maker:
         """The manifest of one restore point."""
         taken = self._now - timedelta(days=self._shape.points - point) + timedelta(seconds=vm)
         name = PointId(f"{taken.astimezone(UTC):%Y%m%dt%H%M%Sz}-{vm:04x}{point:04x}")
-        head = DiskHead("disk", blocks * BLOCK_BYTES)
+        who = f"vm-{vm:04}" if vm < self._shape.vms else f"disk:{BIG_NAME}"
+        head = DiskHead(DISK, blocks * BLOCK_BYTES)
         amount = self._shape.changed * BLOCK_BYTES
         record = DiskRecord(head, root, amount, amount // 2, amount // 5, amount // 2, blocks * BLOCK_BYTES)
         attributes = {"policy": "gold", "rule": "nightly", "complete": "yes"}
         manifest = Manifest(
-            name, PointHead(VmId(f"vm-{vm:04}"), f"vm{vm:04}", taken, {"moref": f"vm-{vm}"}, attributes=attributes),
+            name, PointHead(VmId(who), who, taken, {"moref": f"vm-{vm}"}, attributes=attributes),
             taken, _WRITER.hex(), 1, FAN_OUT, BLOCK_BYTES, (record,),
         )  # fmt: skip
         key = manifest_key(name)
@@ -301,7 +307,7 @@ class _Maker:
 
 
 def make_repository(root: Path, shape: Shape, now: datetime) -> Made:
-    """Make a repository in an empty folder. Not durable, and without catalog and index: the first opening makes them."""
+    """Make a repository in an empty folder. Not durable; without catalog and index, which opening makes."""
     maker = _Maker(root, shape, now)
     disks, trees = maker.base()
     newest = PointId("")
