@@ -75,6 +75,8 @@ class _Tally:
 
 def carry_out(repo: Repository, plan: ReclaimPlan, now: datetime) -> ReclaimOutcome:
     """Do what the plan says, as far as it is still right. Wholly dead packs go first and need no free space."""
+    if repo.append_only:
+        raise Refused("this repository is append-only for this user", hint="run reclaim as its owner")
     tally = _Tally()
     with repo.maintenance:
         for fate in plan.take_back:

@@ -54,6 +54,7 @@ COMMANDS = (
     Command("repo key add", "repo_key:add", "Let one more passphrase or key file open a repository."),
     Command("repo key remove", "repo_key:remove", "Take a key away."),
     Command("repo key rotate", "repo_key:rotate_key", "Put a new passphrase or key file in the place of one."),
+    Command("repo keep", "repo_keep:repo_keep", "Keep a repository append-only for another user."),
     Command("disk backup", "disk_backup:disk_backup", "Make a restore point of a file, block device or NBD export."),
     Command("disk restore", "disk_restore:disk_restore", "Write a disk of a restore point to a file or block device."),
 )

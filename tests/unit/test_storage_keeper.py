@@ -6,7 +6,7 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,45 +18,20 @@ from storage.keeper import Keeper, establish
 from storage.keeping import KEEPER_FILE, may_create, may_delete, terms_of
 from storage.kept import KeptBlobs
 from tests.storage_kit import make
-
-OWNER, WRITER, STRANGER = 61_001, 61_002, 61_003
-"""Users without a name; the tests need root to become them, as the full-disk tests do to mount."""
+from tests.users import OWNER, STRANGER, WRITER, as_user, give, open_folder
 
 PACK = "packs/01/00000001-" + "ab" * 16 + ".data"
 
 
-def as_user(uid: int, act: Callable[[], object]) -> None:
-    """Do something in a process of another user; whatever it raises fails the test."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setgroups([])
-            os.setgid(WRITER)
-            os.setuid(uid)
-            act()
-            code = 0
-        except BaseException:  # told by the exit code, and by what pytest captured
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
-
-
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A repository that OWNER owns, in the group of the writer; everybody may pass the folders above."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    root = make(tmp_path / "repo")
-    for path in (root, *root.rglob("*")):
-        os.chown(path, OWNER, WRITER)
-    (tmp_path / "run").mkdir()
-    os.chown(tmp_path / "run", OWNER, WRITER)
-    (tmp_path / "run").chmod(0o755)
-    return root
+def root() -> Iterator[Path]:
+    """A repository that OWNER owns, in the group of the writer."""
+    with open_folder() as folder:
+        root = make(folder / "repo")
+        (folder / "run").mkdir()
+        give(root, OWNER)
+        give(folder / "run", OWNER)
+        yield root
 
 
 @pytest.fixture
@@ -171,11 +146,10 @@ def test_only_names_of_a_repository_are_taken(kept: KeptBlobs, root: Path) -> No
 
 def test_strangers_are_not_heard_and_may_not_read(kept: KeptBlobs, root: Path) -> None:
     def act() -> None:
-        os.setgid(STRANGER) if os.geteuid() == 0 else None
         with pytest.raises(StoreFailed, match="does not answer"):
             kept.put("manifests/a", b"x")
 
-    as_user(STRANGER, act)
+    as_user(STRANGER, act, gid=STRANGER)
 
 
 def test_nonsense_on_the_socket_ends_its_connection_and_no_other(kept: KeptBlobs, root: Path) -> None:

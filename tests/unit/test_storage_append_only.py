@@ -1,0 +1,167 @@
+"""A whole repository whose writer can only add: backups and restores work, and no deletion counts but the owner's."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.blobs import write_all
+from storage.errors import Refused
+from storage.keeper import Keeper, establish
+from storage.marks import MarkKind
+from storage.reclaim import SafetyAges, carry_out, plan_reclaim
+from storage.repository import Repository, open_repository
+from storage.verify import verify
+from tests.storage_kit import BLOCK, NOW, PASSPHRASE, back_up, changed, image, later, make, read_back
+from tests.users import OWNER, WRITER, as_user, give, open_folder
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "encrypted"])
+def root(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty repository that OWNER keeps for WRITER, and folders for their private things."""
+    with open_folder() as folder:
+        root = make(folder / "repo", encrypted=request.param)
+        give(root, OWNER)
+        for name, user in (("run", OWNER), ("owner", OWNER), ("writer", WRITER)):
+            (folder / name).mkdir()
+            give(folder / name, user)
+        yield root
+
+
+@pytest.fixture(autouse=True)
+def keeper(root: Path) -> Iterator[None]:
+    path = root.parent / "run" / "keeper.sock"
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(WRITER)
+            os.setuid(OWNER)
+            Keeper(root, establish(root, path, WRITER)).serve()
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield
+    os.kill(child, 15)
+    os.waitpid(child, 0)
+
+
+def opened(root: Path, who: str) -> Repository:
+    return open_repository(root, now=NOW, passphrase=lambda: PASSPHRASE, owner=who, state_dir=root.parent / who)
+
+
+def _open_to_write(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR))
+
+
+def written(root: Path) -> tuple[str, str]:
+    """Two restore points that the writer made; their ids."""
+
+    def act() -> None:
+        with opened(root, "writer") as repo:
+            disk = image(1, 40)
+            first = back_up(repo, disk)
+            second_disk = changed(disk, 2, (3, 7))
+            second = back_up(repo, second_disk, at=later(hours=1), base=first.id, blocks=(3, 7))
+            assert read_back(repo, second.id) == second_disk
+            assert verify(repo, now=NOW).sound
+            (root.parent / "writer" / "points").write_text(f"{first.id} {second.id}")
+
+    as_user(WRITER, act)
+    first, second = (root.parent / "writer" / "points").read_text().split()
+    return first, second
+
+
+def test_a_writer_backs_up_restores_and_verifies_and_so_does_the_owner(root: Path) -> None:
+    first, second = written(root)
+
+    def act() -> None:
+        with opened(root, "owner") as repo:
+            assert [point.id for point in repo.points()] == [first, second]
+            assert read_back(repo, second) == changed(image(1, 40), 2, (3, 7))  # type: ignore[arg-type]
+
+    as_user(OWNER, act)
+
+
+def test_a_writer_neither_expires_nor_releases_nor_reclaims(root: Path) -> None:
+    first, _ = written(root)
+
+    def act() -> None:
+        with opened(root, "writer") as repo:
+            repo.mark_hold(first, "court", NOW)  # type: ignore[arg-type]
+            with pytest.raises(Refused, match="append-only"):
+                repo.release(first, None, NOW)  # type: ignore[arg-type]
+            with pytest.raises(Refused, match="append-only"):
+                repo.expire(first, "old", NOW)  # type: ignore[arg-type]
+            with pytest.raises(Refused, match="append-only"):
+                carry_out(repo, plan_reclaim(repo, NOW), NOW)
+
+    as_user(WRITER, act)
+
+
+def test_a_tombstone_or_release_that_a_writer_forged_counts_for_nobody(root: Path) -> None:
+    first, second = written(root)
+
+    def forge() -> None:
+        with opened(root, "writer") as repo:
+            repo.mark_hold(first, "court", NOW)  # type: ignore[arg-type]
+            repo.marks.add(first, MarkKind.RELEASE, NOW, "", None)  # type: ignore[arg-type]
+            repo.marks.add(second, MarkKind.EXPIRED, NOW, "", None)  # type: ignore[arg-type]
+
+    def look(who: str) -> None:
+        with opened(root, who) as repo:
+            assert [point.id for point in repo.points()] == [first, second]
+            assert repo.detail(first).holds == ("court",)  # type: ignore[arg-type]
+
+    as_user(WRITER, forge)
+    as_user(OWNER, lambda: look("owner"))
+    as_user(WRITER, lambda: look("writer"))
+
+
+def test_what_the_owner_expires_and_reclaims_is_gone_for_the_writer(root: Path) -> None:
+    first, second = written(root)
+
+    def clear() -> None:
+        with opened(root, "owner") as repo:
+            repo.expire(first, "old", NOW)  # type: ignore[arg-type]
+            plan = plan_reclaim(repo, NOW, SafetyAges())
+            carry_out(repo, plan, NOW)
+
+    def look() -> None:
+        with opened(root, "writer") as repo:
+            assert [point.id for point in repo.points()] == [second]
+            assert read_back(repo, second) == changed(image(1, 40), 2, (3, 7))  # type: ignore[arg-type]
+            back_up(repo, image(5, 20), vm="vm-5", at=later(hours=2))
+
+    as_user(OWNER, clear)
+    as_user(WRITER, look)
+
+
+def test_a_writer_that_was_taken_over_cannot_touch_a_byte(root: Path) -> None:
+    written(root)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and "spool" not in path.parts}
+
+    def attack() -> None:
+        for path in before:
+            for harm in (
+                os.unlink,
+                lambda path: os.open(path, os.O_RDWR),
+                lambda path: path.rename(path.with_name("x")),
+            ):
+                with pytest.raises(PermissionError):
+                    harm(path)
+        with pytest.raises(PermissionError):
+            root.rename(root.with_name("x"))
+        fd = os.open(root / "config", os.O_RDONLY)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            write_all(fd, 0, [bytes(BLOCK)])
+
+    as_user(WRITER, attack)
+    assert {path: path.read_bytes() for path in before} == before
