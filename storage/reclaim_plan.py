@@ -21,7 +21,7 @@ from storage.errors import Damaged, Refused
 from storage.format import PackKind, PackName, parse_pack_key
 from storage.nodes import StoredNodes
 from storage.pack import Footer
-from storage.reachability import Reached, all_held, live_bytes, live_slots
+from storage.reachability import Reached, all_held, live_slots, pack_usage
 from storage.repository import Repository
 from storage.roots import reach
 
@@ -126,9 +126,8 @@ def plan_reclaim(
     reached, points = reach(repo, Reached(StoredNodes(repo.store), repo.config.fan_out), ())
     going = freeing | condemned
     sorter = _Sorter(repo, now, clock, safety, thresholds, reached)
-    for name in packs:
-        if name not in going:
-            sorter.judge(name)
+    for footer, live, body in pack_usage(sorter.footers(name for name in packs if name not in going), reached):
+        sorter.judge(footer, live, body)
     rewrite = sorter.finish()
     free: list[PackFate] = []
     waiting: list[PackFate] = []
@@ -177,21 +176,25 @@ class _Sorter:
         self._safety, self._thresholds, self._reached = safety, thresholds, reached
         self._rewrite: list[PackFate] = []
         self._small: list[PackFate] = []
-        self._judged: list[Footer] = []
+        self._judged: list[PackName] = []
         self._unreadable: list[PackName] = []
 
-    def judge(self, name: PackName) -> None:
-        """Take one pack."""
-        try:
-            footer = self._repo.store.footers.get(name)
-        except Damaged as error:
-            log.warning("pack not judged by its footer: %s", error)
-            self._unreadable.append(name)
-            return
-        self._judged.append(footer)
+    def footers(self, names: Iterable[PackName]) -> Iterator[Footer]:
+        """The footers of these packs, one after the other; remembers what cannot be read."""
+        for name in names:
+            try:
+                yield self._repo.store.footers.get(name)
+            except Damaged as error:
+                log.warning("pack not judged by its footer: %s", error)
+                self._unreadable.append(name)
+            else:
+                self._judged.append(name)
+
+    def judge(self, footer: Footer, live: int, body: int) -> None:
+        """Take one pack: how many stored bytes of its chunks are reached, and all of them."""
+        name = footer.name
         self.total_bytes += footer.size
         self._refuse_future(name, datetime.fromtimestamp(footer.header.created, UTC), self._now)
-        live, body = live_bytes(footer, self._reached)
         if not live:
             into, fate = self.condemn, PackFate(name, footer.size, 0, DEAD)
         elif name in self._repo.store.distrusted.packs:
@@ -209,7 +212,7 @@ class _Sorter:
 
     def finish(self) -> tuple[PackFate, ...]:
         """The packs to write again, now that all were seen; unreadable ones that nobody needs join the condemned."""
-        if self._unreadable and all_held(self._reached, self._judged):
+        if self._unreadable and all_held(self._reached, map(self._repo.store.footers.get, self._judged)):
             sizes = [(name, self._repo.blobs.size(name.key)) for name in self._unreadable if not self._is_young(name)]
             self.condemn += [PackFate(name, size, 0, UNREADABLE) for name, size in sizes]
         for kind in PackKind:
@@ -246,8 +249,8 @@ def needed(repo: Repository, name: PackName, reached: Sequence[Any], going: Coll
     try:
         footer = repo.store.footers.get(name)
     except Damaged:
-        stays = list(_stay(repo, going))
-        return set() if all(all_held(one, stays) for one in reached) else {name.id}
+        held = all(all_held(one, _stay(repo, going)) for one in reached)
+        return set() if held else {name.id}
     chunks = {footer.entry(int(slot)).id for one in reached for slot in live_slots(footer, one).nonzero()[0]}
     return {chunk for chunk in chunks if not any(_trusted(repo, repo.store.holders(chunk), {name, *going}))}
 
