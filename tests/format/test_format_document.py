@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from storage import catalog, format
+from storage import catalog, format, keyslots
 from storage.catalog_rows import TABLES
 from storage.marks import MarkKind
+from storage.repository import open_repository
+from storage.verify import verify
+from tests.format import example
+from tests.storage_kit import read_back
 
 DOCUMENT = Path("docs/format.md").read_text(encoding="utf-8")
 
@@ -30,3 +34,31 @@ def test_the_document_names_every_kind_of_mark_and_table_and_the_versions() -> N
     assert f"format {format.VERSION}\n" in DOCUMENT
     assert f"schema {catalog.SCHEMA}:" in DOCUMENT
     assert catalog.STORAGE_VERSION in DOCUMENT
+
+
+def test_the_document_names_kinds_features_and_the_head_of_a_key_file() -> None:
+    kinds = re.search(r"\| 10 \| 1 \| kind: (1 config.*) \|", DOCUMENT)
+    assert kinds is not None and re.findall(r"\d", kinds[1]) == [str(kind.value) for kind in format.ObjectKind]
+    assert f"`{keyslots.KEY_FILE_HEAD}:`" in DOCUMENT
+    for name in (keyslots.KEY_FILE, keyslots.PASSPHRASE, *format.KNOWN_FEATURES):
+        assert f"`{name}`" in DOCUMENT
+
+
+def test_the_document_shows_a_repository_as_the_code_makes_it() -> None:
+    assert example.documented() == example.made(), "make it again: python -m tests.format.example --write"
+
+
+def test_what_the_document_shows_is_a_repository(tmp_path: Path) -> None:
+    location = tmp_path / "from the document"
+    (location / "spool").mkdir(parents=True)
+    for key, data in example.parse(example.documented()).items():
+        path = location / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (location / "config.copy").write_bytes((location / "config").read_bytes())
+    (location / "index").mkdir()
+    with open_repository(location, now=example.MOMENT) as repo:
+        (point,) = repo.points()
+        assert read_back(repo, point.id) == example.DISK
+        assert repo.mark_state(point.id).holds == ("court",)
+        assert verify(repo, now=example.MOMENT).sound
