@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from policies.facts import PointId, RestorePoint, VmId
 from storage import marks
 from storage.catalog_doubt import Doubtful, is_full, is_trouble
-from storage.catalog_loading import Loader
+from storage.catalog_loading import Loader, Source, intact, known
 from storage.catalog_rows import (
     JOIN,
     TABLES,
@@ -36,7 +36,6 @@ from storage.failpoints import failpoint
 from storage.format import PackName
 from storage.manifest import Manifest
 from storage.marks import Mark, MarkKind
-from storage.pack import Footer
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +44,9 @@ STORAGE_VERSION = "v1.5.0"
 MEMORY_LIMIT = "160MB"
 
 
-class Source(Protocol):
-    """The repository, as the catalog asks it."""
-
-    def packs(self) -> dict[int, PackName]: ...
-    def footer(self, name: PackName) -> Footer: ...
-    def manifest_ids(self) -> set[PointId]: ...
-    def manifest(self, point: PointId) -> Manifest: ...
-    def mark_keys(self) -> set[str]: ...
-    def mark(self, key: str) -> Mark: ...
-    def tombstones(self) -> dict[PointId, str]: ...
-    def latest_expiry(self) -> str: ...
-
-
 VIEW_BATCH_ROWS = 50_000
+PACKS_AT_ONCE = 256
+"""Packs that one transaction takes in when a catalog catches up: memory follows the rows of a transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +74,7 @@ class Catalog:
         self.rebuilds: Counter[str] = Counter()  # by kind: missing, damaged, behind, old_schema
         self.witness = True  # a restore point that it alone knows did not just expire
         self._behind = False
+        self._packs: set[int] | None = None  # numbers of those it has; none when that has to be asked
         self._db: Any = None  # duckdb is imported late: a quarter of a second
 
     def open(self) -> None:
@@ -242,7 +231,7 @@ class Catalog:
         if self._db is not None:
             with suppress(duckdb.Error):
                 self._db.close()
-            self._db = None
+            self._db = self._packs = None
             self._local = threading.local()
 
     def _cursor(self) -> Any:
@@ -264,7 +253,7 @@ class Catalog:
             raise Unsupported(
                 f"the catalog has schema {schema}, this version knows {SCHEMA}",
                 where=str(self._path),
-                hint="use a newer Backstay, or delete the catalog: it is rebuilt",
+                hint="use a newer Backstay, or make the catalog anew: backstay catalog rebuild",
             )
         if schema < SCHEMA:
             raise Doubtful("old_schema", f"it has the older schema {schema}")
@@ -297,12 +286,14 @@ class Catalog:
             gone &= tombstones.keys()  # the rest did not just expire: it is lost, which the repository looks into
         elif gone:
             log.warning("catalog is older than the repository; it forgets %s", ", ".join(sorted(gone)))
+        self._apply(Changes(gone_packs=[number for number, pack in known_packs if (number, pack) not in there]))
+        fresh = [name for key, name in sorted(there.items()) if key not in known_packs]
+        for start in range(0, len(fresh), PACKS_AT_ONCE):
+            self._apply(Changes(packs=fresh[start : start + PACKS_AT_ONCE]))
         self._apply(
             Changes(
-                packs=[name for key, name in there.items() if key not in known_packs],
-                manifests=list(_intact(source.manifest, sorted(manifests - known_points))),
-                marks=list(_intact(source.mark, sorted(mark_keys - known_marks))),
-                gone_packs=[number for number, pack in known_packs if (number, pack) not in there],
+                manifests=list(intact(source.manifest, sorted(manifests - known_points))),
+                marks=list(intact(source.mark, sorted(mark_keys - known_marks))),
                 gone_points=sorted(gone),
                 gone_marks=[key for key in sorted(known_marks - mark_keys) if not marks.lasts(key, manifests)],
                 expiry=None if self.witness else expiry,
@@ -378,12 +369,15 @@ class Catalog:
                 if gone:
                     cursor.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT unnest(?))", [list(gone)])
             # An opening catalog may have seen the very change that is now told: everything is added once.
-            packs = {row[0] for row in cursor.execute("SELECT number FROM packs").fetchall()} if changes.packs else ()
-            points = {row[0] for row in cursor.execute("SELECT id FROM points").fetchall()} if changes.manifests else ()
-            names = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()} if changes.marks else ()
+            if self._packs is None:
+                self._packs = {row[0] for row in cursor.execute("SELECT number FROM packs").fetchall()}
+            packs = self._packs.difference(changes.gone_packs)
+            fresh = [name for name in changes.packs if name.number not in packs]
+            points = known(cursor, "points", "id", [manifest.id for manifest in changes.manifests])
+            names = known(cursor, "marks", "name", [mark.key for mark in changes.marks])
             manifests = [manifest for manifest in changes.manifests if manifest.id not in points]
             load = Loader(cursor, self._spool)
-            load.packs(_intact(self._source.footer, [name for name in changes.packs if name.number not in packs]))
+            loaded = load.packs(intact(self._source.footer, fresh))
             load.rows("points", [point_row(manifest) for manifest in manifests])
             load.rows("disks", [row for manifest in manifests for row in disk_rows(manifest)])
             load.rows("marks", [mark_row(mark) for mark in changes.marks if mark.key not in names])
@@ -394,17 +388,10 @@ class Catalog:
                 cursor.execute("INSERT INTO meta VALUES ('expiry', ?)", [changes.expiry])
             failpoint("catalog.before_commit")
             cursor.execute("COMMIT")
+            self._packs = packs.union(loaded)
             failpoint("catalog.committed")
         except BaseException:
+            self._packs = None
             with suppress(duckdb.Error):  # a failed COMMIT has ended the transaction
                 cursor.execute("ROLLBACK")
             raise
-
-
-def _intact(load: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:
-    """What can be read; what cannot is left to verify, and told."""
-    for key in keys:
-        try:
-            yield load(key)
-        except StorageError as error:
-            log.warning("object left out of the catalog", extra={"object": str(key), "why": str(error)})

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from policies.facts import PointId
 from storage.catalog_rows import TABLES, Row, chunk_arrays, chunk_rows, pack_row
+from storage.errors import StorageError
+from storage.format import PackName
+from storage.manifest import Manifest
+from storage.marks import Mark
 from storage.pack import Footer
 
 ARRAYS_FROM = 60_000
@@ -19,6 +25,22 @@ ARRAYS_FROM = 60_000
 
 BATCH_CHUNKS = 400_000
 FEW_ROWS = 30
+TOLD_ONE_BY_ONE = 20
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """The repository, as the catalog asks it."""
+
+    def packs(self) -> dict[int, PackName]: ...
+    def footer(self, name: PackName) -> Footer: ...
+    def manifest_ids(self) -> set[PointId]: ...
+    def manifest(self, point: PointId) -> Manifest: ...
+    def mark_keys(self) -> set[str]: ...
+    def mark(self, key: str) -> Mark: ...
+    def tombstones(self) -> dict[PointId, str]: ...
+    def latest_expiry(self) -> str: ...
 
 
 class Loader:
@@ -28,17 +50,20 @@ class Loader:
         self._cursor = cursor
         self._spool = spool
 
-    def packs(self, footers: Iterable[Footer]) -> None:
-        """Packs and their chunks."""
+    def packs(self, footers: Iterable[Footer]) -> set[int]:
+        """Packs and their chunks; returns the packs' numbers."""
         batch: list[Footer] = []
         total = 0
+        loaded: set[int] = set()
         for footer in footers:
+            loaded.add(footer.name.number)
             batch.append(footer)
             total += len(footer)
             if total >= BATCH_CHUNKS:
                 self._packs(batch, total)
                 batch, total = [], 0
         self._packs(batch, total)
+        return loaded
 
     def rows(self, table: str, rows: Sequence[Row]) -> None:
         """Rows of any table."""
@@ -79,3 +104,27 @@ class Loader:
             )
         finally:
             path.unlink(missing_ok=True)
+
+
+def known(cursor: Any, table: str, column: str, keys: Sequence[str]) -> set[str]:
+    """Those of these keys that a table has."""
+    if not keys:
+        return set()
+    if len(keys) > FEW_ROWS:
+        return {row[0] for row in cursor.execute(f"SELECT {column} FROM {table}").fetchall()}
+    rows = cursor.execute(f"SELECT {column} FROM {table} WHERE {column} IN (SELECT unnest(?))", [list(keys)]).fetchall()
+    return {row[0] for row in rows}
+
+
+def intact(load: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:
+    """What can be read; what cannot is left to verify, and told."""
+    left_out = 0
+    for key in keys:
+        try:
+            yield load(key)
+        except StorageError as error:
+            left_out += 1
+            if left_out <= TOLD_ONE_BY_ONE:
+                log.warning("object left out of the catalog", extra={"object": str(key), "why": str(error)})
+    if left_out > TOLD_ONE_BY_ONE:
+        log.warning("%d objects left out of the catalog", left_out)

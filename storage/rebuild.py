@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from storage.blobs import translated
-from storage.errors import StorageError
+from storage.errors import StorageError, Unsupported
 from storage.failpoints import failpoint
 from storage.places import Place
 from storage.repository import Repository, open_repository
@@ -54,7 +54,14 @@ def _hear_witness(repository: Repository) -> None:
 def rebuild_catalog(repository: Repository) -> RebuildReport:
     """Make the catalog of an open repository again; backups may be under way."""
     with repository.maintenance:
-        catalog = repository.opened_catalog()
-        catalog.rebuild()
+        try:
+            repository.opened_catalog()
+        except Unsupported as error:  # a newer one is never changed, but it is only derived: it can be made anew
+            log.warning("catalog replaced: %s", error)
+            repository.catalog.rebuild()
+            repository.catalog.close()
+            repository.opened_catalog()
+        else:
+            repository.catalog.rebuild()
         sizes = repository.sizes()
     return RebuildReport(sizes.points, sizes.packs, sizes.chunks)

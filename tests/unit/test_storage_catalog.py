@@ -108,6 +108,29 @@ def test_a_newer_schema_is_refused_and_an_older_one_rebuilt(tmp_path: Path) -> N
                 assert repo.catalog.rows() == rows
 
 
+def test_a_rebuild_makes_a_catalog_anew_whatever_schema_it_has(tmp_path: Path) -> None:
+    rows = _filled(tmp_path / "r")
+    with duckdb.connect(str(tmp_path / "r" / "catalog.duckdb")) as db:
+        db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", [str(catalog.SCHEMA + 1)])
+        db.execute("ALTER TABLE points RENAME COLUMN vm TO machine")
+    report = rebuild(tmp_path / "r", now=NOW)
+    assert report.points == len(rows["points"])
+    with opened(tmp_path / "r") as repo:
+        repo.points()
+        assert repo.catalog.rows() == rows
+
+
+def test_a_catalog_that_lacks_many_packs_takes_them_in_by_portions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = _filled(tmp_path / "r")
+    monkeypatch.setattr("storage.catalog.PACKS_AT_ONCE", 1)
+    rebuild(tmp_path / "r", now=NOW)
+    with opened(tmp_path / "r") as repo:
+        repo.points()
+        assert repo.catalog.rows() == rows
+
+
 @pytest.mark.parametrize(
     ("statement", "kind"),
     [
