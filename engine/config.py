@@ -232,6 +232,7 @@ class Timers(_Section):
     reclaim: Duration = timedelta(days=1)
     verify: Duration = timedelta(days=1)
     copies: Duration = timedelta(minutes=15)
+    locks: Duration = timedelta(days=1)
     policies: Duration = timedelta(seconds=2)
 
     @field_validator("*")

@@ -124,8 +124,10 @@ async def carry_out_run(run: RetentionRun, repository: Repository, threads: Thre
     if run.refusal:
         log.error("retention refused", extra={"why": run.refusal})
         return Retained((), (), (run.refusal,))
-    for one in run.mark:
+    for one in (*run.mark, *(run.expire if repository.append_only else ())):
         await settled(pool, repository.mark_expiring, one.point, one.reason, now)
+    if repository.append_only:  # its owner expires what is marked
+        return Retained((), run.mark)
     expired: list[Expire] = []
     refused: list[str] = []
     for one in run.expire:

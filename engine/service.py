@@ -25,6 +25,7 @@ from connectors.errors import ConnectorError, LoginRefused
 from connectors.nats_login import BusSettings
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import SessionSettings
+from connectors.vsphere.strays import end_strays
 from connectors.vsphere.transport_settings import AttachIntent, TransportSettings, ignore_intent
 from engine import config as configuration
 from engine import logs, second_copies, upkeep
@@ -208,6 +209,7 @@ class Service:
                 loops.create_task(upkeep.every(parts, "retention", timers.retention, upkeep.retain))
                 loops.create_task(upkeep.every(parts, "reclaim", timers.reclaim, upkeep.reclaim))
                 loops.create_task(upkeep.verifying(parts, timers.verify))
+                loops.create_task(upkeep.every(parts, "locks", timers.locks, upkeep.renew_locks))
                 loops.create_task(upkeep.every(parts, "copies", timers.copies, second_copies.copy_all))
                 loops.create_task(self._publish())
                 if parts.config.bus is not None:
@@ -351,6 +353,7 @@ async def run_service(config: Config) -> None:
             version=_version(),
         )
         parts.addresses = endpoints.addresses
+        await asyncio.to_thread(end_strays)
         await recover(parts)
         service = Service(parts, endpoints, partial(connect, on_intent=recorder(state, threads)))
         with _signals(service.stopping):

@@ -111,12 +111,22 @@ async def reclaim(parts: Parts) -> str:
     if parts.sources.clock_doubt:
         return f"waits: {parts.sources.clock_doubt}"
     await forget(parts)
+    if parts.repository.append_only:
+        return "left to the user who owns the repository"
     ages = SafetyAges(min_age=parts.config.maintenance.orphan_pack)
     plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
     outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
     parts.metrics.reclaimed(max(0, outcome.freed_bytes))
     parts.metrics.operation_finished("reclaim", "done")
     return f"{outcome.freed_bytes} bytes freed, {outcome.condemned} packs condemned, {len(plan.waiting)} waiting"
+
+
+async def renew_locks(parts: Parts) -> str:
+    """Lock in the object store what locked restore points need and is not locked for as long."""
+    if parts.repository.locking is None:
+        return "the repository has no Object Lock"
+    count = await settled(parts.threads.long, parts.repository.renew_locks, parts.now())
+    return f"{count} objects got longer locks"
 
 
 async def verifying(parts: Parts, interval: timedelta) -> None:

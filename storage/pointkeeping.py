@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from policies.facts import PointId
@@ -72,6 +72,20 @@ class PointKeeping:
         """Record that retention wants this restore point gone."""
         if self.mark_state(point).expiring_since is None:
             self.add_mark(point, MarkKind.EXPIRING, now, reason)
+
+    def marked_since(self, point: PointId) -> datetime | None:
+        """Since when retention wants it gone, by the store's clock, which no writer sets; None when it does not."""
+        if self.mark_state(point).expiring_since is None:
+            return None
+        ordered = sorted(self.marks.of(point), key=lambda mark: (mark.sequence, mark.key))
+        in_force: Mark | None = None
+        for mark in ordered:
+            if mark.kind is MarkKind.UNMARK:
+                in_force = None
+            elif mark.kind is MarkKind.EXPIRING:
+                in_force = in_force or mark
+        assert in_force is not None
+        return datetime.fromtimestamp(self.blobs.age_stamp(in_force.key), UTC)
 
     def unmark(self, point: PointId, reason: str, now: datetime) -> None:
         """Retention no longer wants it gone."""

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from engine.cli.options import Config, PassphraseFile, Point, Repo
-from engine.cli.output import say
+from engine.cli.options import Config, PassphraseFile, Repo
+from engine.cli.output import printable, say, show
 from engine.cli.reach import detail_of, reach, utc_now
 from engine.client import Engine
+from engine.failures import BadInput, Exit
 from policies.facts import PointId, RestorePoint
+from policies.units import parse_duration, span
 from storage.errors import Refused
 from storage.repository import Repository
 
 
 def expire(
-    point: Point,
+    point: Annotated[str | None, Parameter(help="Id of a restore point, the beginning of one, or NAME@latest.")] = None,
     /,
     *,
+    marked: Annotated[
+        str | None,
+        Parameter(help="Instead of one: all that retention has marked for at least this long, such as 14d."),
+    ] = None,
+    yes: Annotated[bool, Parameter(help="With --marked: do it; without, only show, and end with 3.")] = False,
     reason: Annotated[str, Parameter(help="Why, for the record.")] = "from the command line",
     last: Annotated[bool, Parameter(help="Also when it is the VM's last good restore point.")] = False,
     lost: Annotated[bool, Parameter(help="Give up one whose manifest is gone, so that reclaim may go on.")] = False,
     repo: Repo = None,
     config: Config = None,
     passphrase_file: PassphraseFile = None,
-) -> None:
+) -> int:
     """Forget a restore point.
 
     What only it needs is freed by the next reclaim. A held or locked one is refused, and without --last so is the
-    last good restore point of a VM.
+    last good restore point of a VM. --marked is for the owner of an append-only repository: the engine that writes it
+    only marks what is to go.
     """
+    if (point is None) == (marked is None):
+        raise BadInput("name one restore point, or --marked with an age", where="POINT")
+    if point is None:
+        return _expire_marked(_age(marked or ""), yes, repo, config, passphrase_file)
     with reach(repo, config, passphrase_file, command="expire") as place:
         if isinstance(place, Engine):
             found = point if lost else detail_of(place, point)[0]
@@ -41,6 +55,39 @@ def expire(
                 _guard_last(place, PointId(found))
             place.expire(PointId(found), reason, utc_now(), lost=lost)
     say(f"{found} is forgotten.")
+    return Exit.DONE
+
+
+def _age(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise BadInput(str(error), where="--marked") from None
+
+
+def _expire_marked(
+    age: timedelta, yes: bool, repo: str | None, config: Path | None, passphrase_file: Path | None
+) -> int:
+    """Expire what has been marked for long enough by the store's clock, apart from a VM's last good restore point."""
+    with reach(repo, config, passphrase_file, command="expire") as place:
+        if isinstance(place, Engine):
+            raise BadInput("an engine owns this repository, and expires by itself", where="--marked")
+        clock, going = place.blobs.clock(), []
+        for point in place.points():
+            since = place.marked_since(point.id)
+            if since is not None and clock - since >= age:
+                going.append(point)
+        for point in going:
+            show(printable(f"{point.id}  {point.vm_name}"))
+            if not yes:
+                continue
+            try:
+                _guard_last(place, point.id)
+                place.expire(point.id, "marked by retention", utc_now())
+            except Refused as error:
+                say(f"kept: {error}")
+    say(f"{len(going)} restore points {'were' if yes else 'are'} marked for {span(age)} or longer.")
+    return Exit.PARTIAL if going and not yes else Exit.DONE
 
 
 def _guard_last(repository: Repository, point: PointId) -> None:

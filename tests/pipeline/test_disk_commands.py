@@ -431,3 +431,21 @@ def test_a_restore_point_of_several_disks_becomes_a_folder_or_the_chosen_disk(tm
         "disk", "restore", "web@latest", "--disk", "x", "--repo", repo, "--to", tmp_path / "y", home=tmp_path, expect=2
     )
     assert "Hard disk 1" in ran.err
+
+
+def test_what_retention_marked_is_shown_first_and_expires_on_a_word(tmp_path: Path, repo: Path, image: Path) -> None:
+    points = [
+        backstay("disk", "backup", image, "--repo", repo, "--name", "web", "--json", home=tmp_path).data["id"]
+        for _ in range(2)
+    ]
+    with open_repository(repo, now=datetime.now(UTC)) as opened:
+        for point in points:
+            opened.mark_expiring(point, "not kept", datetime.now(UTC))
+    assert backstay("expire", "--marked", "1h", "--repo", repo, home=tmp_path).out == ""
+    shown = backstay("expire", "--marked", "0s", "--repo", repo, home=tmp_path, expect=3).out
+    assert [line.split()[0] for line in shown.splitlines()] == points
+    ran = backstay("expire", "--marked", "0s", "--yes", "--repo", repo, home=tmp_path)
+    assert "last good restore point" in ran.err
+    left = backstay("points", "--repo", repo, "--json", home=tmp_path).data
+    assert [row["id"] for row in left] == points[1:]
+    assert "name one" in backstay("expire", "--repo", repo, home=tmp_path, expect=2).err

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from policies.facts import PointId
 from storage.blobs import write_all
 from storage.errors import Refused
 from storage.keeper import Keeper, establish
@@ -61,7 +63,7 @@ def _open_to_write(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR))
 
 
-def written(root: Path) -> tuple[str, str]:
+def written(root: Path) -> tuple[PointId, PointId]:
     """Two restore points that the writer made; their ids."""
 
     def act() -> None:
@@ -76,7 +78,7 @@ def written(root: Path) -> tuple[str, str]:
 
     as_user(WRITER, act)
     first, second = (root.parent / "writer" / "points").read_text().split()
-    return first, second
+    return PointId(first), PointId(second)
 
 
 def test_a_writer_backs_up_restores_and_verifies_and_so_does_the_owner(root: Path) -> None:
@@ -85,7 +87,7 @@ def test_a_writer_backs_up_restores_and_verifies_and_so_does_the_owner(root: Pat
     def act() -> None:
         with opened(root, "owner") as repo:
             assert [point.id for point in repo.points()] == [first, second]
-            assert read_back(repo, second) == changed(image(1, 40), 2, (3, 7))  # type: ignore[arg-type]
+            assert read_back(repo, second) == changed(image(1, 40), 2, (3, 7))
 
     as_user(OWNER, act)
 
@@ -95,11 +97,11 @@ def test_a_writer_neither_expires_nor_releases_nor_reclaims(root: Path) -> None:
 
     def act() -> None:
         with opened(root, "writer") as repo:
-            repo.mark_hold(first, "court", NOW)  # type: ignore[arg-type]
+            repo.mark_hold(first, "court", NOW)
             with pytest.raises(Refused, match="append-only"):
-                repo.release(first, None, NOW)  # type: ignore[arg-type]
+                repo.release(first, None, NOW)
             with pytest.raises(Refused, match="append-only"):
-                repo.expire(first, "old", NOW)  # type: ignore[arg-type]
+                repo.expire(first, "old", NOW)
             with pytest.raises(Refused, match="append-only"):
                 carry_out(repo, plan_reclaim(repo, NOW), NOW)
 
@@ -111,14 +113,14 @@ def test_a_tombstone_or_release_that_a_writer_forged_counts_for_nobody(root: Pat
 
     def forge() -> None:
         with opened(root, "writer") as repo:
-            repo.mark_hold(first, "court", NOW)  # type: ignore[arg-type]
-            repo.marks.add(first, MarkKind.RELEASE, NOW, "", None)  # type: ignore[arg-type]
-            repo.marks.add(second, MarkKind.EXPIRED, NOW, "", None)  # type: ignore[arg-type]
+            repo.mark_hold(first, "court", NOW)
+            repo.marks.add(first, MarkKind.RELEASE, NOW, "", None)
+            repo.marks.add(second, MarkKind.EXPIRED, NOW, "", None)
 
     def look(who: str) -> None:
         with opened(root, who) as repo:
             assert [point.id for point in repo.points()] == [first, second]
-            assert repo.detail(first).holds == ("court",)  # type: ignore[arg-type]
+            assert repo.detail(first).holds == ("court",)
 
     as_user(WRITER, forge)
     as_user(OWNER, lambda: look("owner"))
@@ -130,14 +132,14 @@ def test_what_the_owner_expires_and_reclaims_is_gone_for_the_writer(root: Path) 
 
     def clear() -> None:
         with opened(root, "owner") as repo:
-            repo.expire(first, "old", NOW)  # type: ignore[arg-type]
+            repo.expire(first, "old", NOW)
             plan = plan_reclaim(repo, NOW, SafetyAges())
             carry_out(repo, plan, NOW)
 
     def look() -> None:
         with opened(root, "writer") as repo:
             assert [point.id for point in repo.points()] == [second]
-            assert read_back(repo, second) == changed(image(1, 40), 2, (3, 7))  # type: ignore[arg-type]
+            assert read_back(repo, second) == changed(image(1, 40), 2, (3, 7))
             back_up(repo, image(5, 20), vm="vm-5", at=later(hours=2))
 
     as_user(OWNER, clear)
@@ -165,3 +167,20 @@ def test_a_writer_that_was_taken_over_cannot_touch_a_byte(root: Path) -> None:
 
     as_user(WRITER, attack)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_the_writer_marks_the_owner_expires_by_the_stores_clock(root: Path) -> None:
+    first, second = written(root)
+
+    def mark() -> None:
+        with opened(root, "writer") as repo:
+            repo.mark_expiring(first, "not kept", later(days=-300))  # a writer that lies about the time
+            assert repo.marked_since(second) is None
+
+    def look() -> None:
+        with opened(root, "owner") as repo:
+            since = repo.marked_since(first)
+            assert since is not None and abs(repo.blobs.clock() - since) < timedelta(minutes=1)
+
+    as_user(WRITER, mark)
+    as_user(OWNER, look)
