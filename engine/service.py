@@ -295,6 +295,7 @@ def _resources(config: Config) -> Iterator[tuple[State, Repository, Threads, End
             lambda: open_repository(
                 config.place,
                 passphrase=passphrase.read if passphrase is not None else None,
+                must_be_encrypted=passphrase is not None,
                 now=utc_now,
                 owner=f"engine unix:{config.socket}",
             ),

@@ -35,8 +35,9 @@ from engine.records import (
     write_run,
     write_vms,
 )
-from engine.state_schema import open_database, translate
+from engine.state_schema import open_database, sync_directory, translate
 from policies.facts import Address, PointId, VmId
+from storage.blobs import translated
 
 
 class State:
@@ -64,6 +65,8 @@ class State:
                 self._connection.rollback()
                 raise
             self._connection.commit()
+            with translated(str(self.path)):
+                sync_directory(self.path.parent)  # the log may be a new file
         except duckdb.Error as error:
             raise translate(error, self.path) from error
 

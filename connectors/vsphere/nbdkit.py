@@ -21,6 +21,18 @@ LOG_BYTES = 16 * 1024
 
 POLL_SECONDS = 0.01
 
+FOLDER_PREFIX = "backstay-"
+OWNER_FILE = "owner"
+
+
+def identity(pid: int) -> str:
+    """A process, so that no later one with its pid is taken for it: pid and start time; empty when it is not there."""
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{pid} {started}"
+
 
 class NbdkitProcess(asyncio.SubprocessProtocol):
     """A running nbdkit: its pid, whether it has ended, and its last words."""
@@ -106,9 +118,10 @@ async def serving(launch: Launch) -> AsyncIterator[tuple[Path, NbdkitProcess]]:
 
     Raises TransportFailed with nbdkit's own words when it does not come up.
     """
-    folder = Path(tempfile.mkdtemp(prefix="backstay-", dir=launch.scratch))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=launch.scratch))
     process = NbdkitProcess([launch.password])
     try:
+        (folder / OWNER_FILE).write_text(identity(os.getpid()))
         spot = await _start(process, folder, launch)
         await _ready(process, spot, launch)
         yield spot.socket, process

@@ -109,7 +109,12 @@ def set_up(location: Path, kind: str = "plain") -> Stage:
 
 def store_of(location: Path) -> Blobs:
     """The store that a stage's repository lies in."""
-    return LocalBlobs(location / BUCKET if (location / BUCKET).is_dir() else location)
+    if not (location / BUCKET).is_dir():
+        return LocalBlobs(location)
+    blobs = LocalBlobs(location / BUCKET)
+    for spool in (location / "state" / "catalogs").glob("*/spool"):
+        blobs.spool = spool  # as an object store's writers do
+    return blobs
 
 
 def open_at(location: Path, now: datetime, blobs: Blobs | None = None) -> Repository:

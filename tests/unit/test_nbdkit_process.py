@@ -71,7 +71,8 @@ async def test_the_password_goes_through_a_pipe_and_is_in_no_argument_variable_o
 
     async with serving(launch(tmp_path, reading)) as (path, process):
         assert PASSWORD.encode() not in _shown(process.pid)
-        assert names_in(path.parent) == ["pid"]
+        assert sorted(names_in(path.parent)) == ["owner", "pid"]
+        assert PASSWORD not in (path.parent / "owner").read_text()
     assert process.last_words() == f"error: {len(PASSWORD)}"
 
 
