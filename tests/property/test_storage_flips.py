@@ -1,119 +1,102 @@
+"""Every changed byte is found by verification and by each restore that reads it; nothing derived can do harm."""
+
 from __future__ import annotations
 
 import random
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from policies.facts import PointId
-from storage.errors import StorageError
 from storage.format import FLAG_ENCRYPTED
-from storage.verify import verify
-from tests.storage_kit import NOW, back_up, changed, files, image, make, opened, read_back, restored
+from tests.damage_kit import Outcome, Scene, build, in_memory, judge, places_of
+from tests.storage_kit import NOW, back_up, files, make, opened
 
-FLIPS_PER_OBJECT = 5
-
-
-def _repository(location: Path, encrypted: bool) -> tuple[PointId, bytearray]:
-    disk = image(1, 70, used=0.8, tail=77)
-    with opened(make(location, encrypted=encrypted)) as repo:
-        one = back_up(repo, disk)
-        disk = changed(disk, 2, [5])
-        two = back_up(repo, disk, base=one.id, blocks=[5])
-        repo.mark_hold(two.id, "court", NOW)
-        repo.expire(one.id, "old", NOW)
-    return two.id, disk
+FLIPS = {"packs": (2, 8), "manifests": (3, 4), "marks": (3, 2), "config": (2, 8)}
+"""(objects of a kind that are flipped, places in what they hold): more than 150 with the fields of the formats."""
 
 
-def _detected_by_verify(location: Path) -> bool:
-    try:
-        with opened(location) as repo:
-            return not verify(repo, now=NOW).sound
-    except StorageError:
-        return True
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "encrypted"])
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    with in_memory() as folder:
+        yield build(folder / "r", encrypted=request.param)
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Also to the config's copy, which alone would put the other right."""
-    path.write_bytes(data)
-    if path.name == "config":
-        path.with_name("config.copy").write_bytes(data)
+def _flip(scene: Scene, path: Path, place: int, bit: int) -> Outcome:
+    with scene.trial() as location:
+        data = bytearray((location / path).read_bytes())
+        data[place] ^= 1 << bit
+        (location / path).write_bytes(data)
+        return judge(scene, location, to_file=bool(place % 2))
 
 
-def _restored_wrong(location: Path, point: PointId, disk: bytearray, target: Path | None) -> bool:
-    """Whether a restore gives wrong bytes without an error."""
-    try:
-        with opened(location) as repo:
-            way_out = read_back(repo, point) if target is None else restored(repo, point, target)
-            return way_out != disk
-    except StorageError:
-        return False
+@pytest.mark.parametrize("kind", FLIPS)
+def test_a_flipped_bit_is_found_by_verify_and_by_every_restore_that_reads_it(scene: Scene, kind: str) -> None:
+    count, more = FLIPS[kind]
+    chance = random.Random(f"{kind} {scene.encrypted}")
+    objects = scene.objects(kind) if kind != "config" else [Path("config"), Path("config.copy")]
+    if kind == "packs":  # of the full backup, one of each kind, and one of another VM
+        objects = [p for p in objects if p.suffix == ".data"][:1] + [p for p in objects if p.suffix == ".tree"][:1]
+    tried = 0
+    for path in objects[:count]:
+        data = (scene.location / path).read_bytes()
+        for place in places_of(path, data, chance, more):
+            said = f"{path} byte {place} of {len(data)}"
+            outcome = _flip(scene, path, place, chance.randrange(8))
+            assert outcome.found, said
+            assert not outcome.wrong, said
+            if not outcome.refused and kind in ("packs", "manifests"):
+                assert outcome.failed == outcome.hit, said
+                assert outcome.failed, said
+                assert outcome.vms == {scene.names[point] for point in outcome.hit}, said
+            elif kind == "marks":
+                assert not outcome.failed, said
+            elif kind == "config":
+                assert not outcome.refused, f"{said}: the other copy is there"
+                assert not outcome.failed, said
+            tried += 1
+    assert tried >= {"packs": 70, "manifests": 30, "marks": 30, "config": 20}[kind]
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
-@pytest.mark.parametrize("kind", ["config", "packs", "manifests", "marks"])
-def test_a_changed_byte_anywhere_is_found_and_never_restored(tmp_path: Path, kind: str, encrypted: bool) -> None:
-    location = tmp_path / "r"
-    point, disk = _repository(location, encrypted)
-    shutil.rmtree(location / "index")  # so that nothing derived vouches for the packs
-    chance = random.Random(f"{kind}{encrypted}")
-    objects = [location / "config"] if kind == "config" else files(location, kind)
-    assert objects
-    for path in objects:
-        sound = path.read_bytes()
-        places = {0, 8, 10, 11, len(sound) - 1, *chance.sample(range(len(sound)), FLIPS_PER_OBJECT)}
-        for place in sorted(places):
-            broken = bytearray(sound)
-            broken[place] ^= chance.randrange(1, 256)
-            _write(path, broken)
-            assert _detected_by_verify(location), f"{path.name} byte {place} of {len(sound)}"
-            target = tmp_path / "out" if place % 2 else None
-            assert not _restored_wrong(location, point, disk, target), f"{path.name} byte {place}"
-        _write(path, sound)
-        for cut in (0, len(sound) // 2, len(sound) - 1):
-            _write(path, sound[:cut])
-            assert _detected_by_verify(location), f"{path.name} cut to {cut}"
-        _write(path, sound + b"\0")
-        assert _detected_by_verify(location), f"{path.name} with a byte more"
-        _write(path, sound)
-    with opened(location) as repo:
-        assert verify(repo, now=NOW).sound
-        assert read_back(repo, point) == disk
+def test_the_config_is_refused_when_both_copies_are_changed(scene: Scene) -> None:
+    for place in (0, 8, 10, 16, 40, 100, -1):
+        with scene.trial() as location:
+            for name in ("config", "config.copy"):
+                data = bytearray((location / name).read_bytes())
+                data[place] ^= 4
+                (location / name).write_bytes(data)
+            assert judge(scene, location, to_file=False).refused, place
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
-def test_objects_that_change_places_are_found(tmp_path: Path, encrypted: bool) -> None:
-    location = tmp_path / "r"
-    with opened(make(location, encrypted=encrypted)) as repo:
-        disk = image(3, 40)
-        points = [back_up(repo, changed(disk, seed, [3]), vm=f"vm-{seed}").id for seed in range(2)]
-        for point in points:
-            repo.mark_hold(point, f"reason {point}", NOW)
-    for kind in ("packs", "manifests", "marks"):
-        one, two = files(location, kind)[:2]
-        first, second = one.read_bytes(), two.read_bytes()
-        one.write_bytes(second)
-        two.write_bytes(first)
-        assert _detected_by_verify(location), kind
-        one.write_bytes(first)
-        two.write_bytes(second)
-    assert not _detected_by_verify(location)
+DERIVED = ("index", "catalog.duckdb", "distrusted", "expiries", "verified", "owner.json", "reserve", "lock")
 
 
-def test_objects_of_another_repository_are_refused(tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    for location in (ours, theirs):
-        with opened(make(location)) as repo:
-            back_up(repo, image(4, 20))
-    for kind in ("packs", "manifests"):
-        foreign = files(theirs, kind)[0]
-        place = ours / foreign.relative_to(theirs)
-        place.parent.mkdir(exist_ok=True)
-        shutil.copy(foreign, place)
-        assert _detected_by_verify(ours), kind
-        place.unlink()
-    assert not _detected_by_verify(ours)
+def test_a_flipped_bit_in_what_is_derived_harms_nothing(scene: Scene) -> None:
+    """Whether it is noticed is another matter: what matters is that nothing of the truth is lost or slandered."""
+    chance = random.Random(f"derived {scene.encrypted}")
+    paths = [p for p in scene.objects(".") if p.parts[0] in DERIVED and (scene.location / p).stat().st_size]
+    assert {path.parts[0] for path in paths} >= {"index", "catalog.duckdb", "distrusted", "expiries", "verified"}
+    for path in paths:
+        size = (scene.location / path).stat().st_size
+        for _ in range(6):
+            place = chance.randrange(size)
+            outcome = _flip(scene, path, place, chance.randrange(8))
+            said = f"{path} byte {place} of {size}"
+            assert not outcome.refused, said
+            assert not outcome.failed, said
+            assert not outcome.wrong, said
+            assert not outcome.hit, said
+            assert outcome.objects <= {"catalog.duckdb"}, said
+
+
+def test_what_is_derived_may_all_be_gone(scene: Scene) -> None:
+    with scene.trial() as location:
+        for path in scene.objects("."):
+            if path.parts[0] in DERIVED:
+                (location / path).unlink()
+        outcome = judge(scene, location, to_file=True)
+        assert not outcome.found
+        assert not outcome.failed
 
 
 def test_an_encrypted_repository_shows_none_of_its_content(tmp_path: Path) -> None:
