@@ -140,6 +140,7 @@ def _open(parts: Parts, section: configuration.Copy) -> Repository:
     return open_repository(
         section.place(parts.config.state_dir),
         passphrase=passphrase.read if passphrase is not None else None,
+        must_be_encrypted=passphrase is not None,
         now=parts.now,
         owner="the second copies of an engine",
     )

@@ -105,6 +105,7 @@ def _repository(config: Config) -> str:
         with open_repository(
             config.place,
             passphrase=passphrase.read if passphrase is not None else None,
+            must_be_encrypted=passphrase is not None,
             now=utc_now,
             owner="backstay check",
         ) as repository:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.client import Engine
-from storage.repository import open_repository
+from storage.repository import create, open_repository
 from tests.console import BACKSTAY, backstay, environment
 
 POLICY = "schema = 1\n[policy.everything]\nrpo = '24h'\nselect.all = ['*']\n"
@@ -30,6 +30,11 @@ def no_repository(config: Path) -> None:
 
 def wrong_passphrase(config: Path) -> None:
     (config.parent / "repository.passphrase").write_text("wrong")
+
+
+def plain_repository(config: Path) -> None:
+    (config.parent / "repository").rename(config.parent / "elsewhere")
+    create(config.parent / "repository", now=datetime.now(UTC))
 
 
 def open_passphrase(config: Path) -> None:
@@ -60,6 +65,7 @@ def unreachable_login(config: Path) -> None:
     [
         (no_repository, 10, "there is no repository here"),
         (wrong_passphrase, 12, "passphrase"),
+        (plain_repository, 12, "not encrypted"),
         (open_passphrase, 2, "chmod 600"),
         (unknown_key, 2, 'did you mean "total"'),
         (port_in_use, 2, "192.0.2.1:9464"),

@@ -369,3 +369,11 @@ def test_a_store_that_cannot_be_written_is_opened_with_the_copy_that_it_has(tmp_
     with opened(location, blobs=FaultyBlobs(location, 1, once=True)) as repo:
         assert read_back(repo, point.id) == image(1, 5)
     assert not (location / "config").exists()
+
+
+def test_a_plain_repository_in_the_place_of_an_encrypted_one_is_refused(tmp_path: Path) -> None:
+    location = make(tmp_path / "r")
+    with pytest.raises(WrongKey, match="not encrypted"):
+        open_repository(location, passphrase=lambda: PASSPHRASE, must_be_encrypted=True, now=NOW)
+    with opened(location) as repo:  # and its lock was given back
+        assert not repo.encrypted
