@@ -25,12 +25,13 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a process took. Private memory is what is neither a file's pages nor shared."""
+    """What a process took, and what all others did meanwhile. Private memory is no file's and not shared."""
 
     wall_seconds: float
     cpu_seconds: float
-    peak_rss_bytes: int
-    peak_private_bytes: int
+    peak_rss_bytes: int = 0
+    peak_private_bytes: int = 0
+    others_cpu_seconds: float = 0.0
 
 
 class Failed(Exception):
@@ -43,7 +44,7 @@ def run(command: Command, log: Path, *, synced: Path | None = None) -> Measured:
     with log.open("ab") as out:
         out.write(f"$ {' '.join(command.argv)}\n".encode())
         out.flush()
-        began = time.perf_counter()
+        busy, began = busy_seconds(), time.perf_counter()
         process = subprocess.Popen(
             command.argv, cwd=command.folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
         )
@@ -55,13 +56,21 @@ def run(command: Command, log: Path, *, synced: Path | None = None) -> Measured:
         if process.returncode == 0 and synced is not None:
             sync(synced)
         wall = time.perf_counter() - began
+        busy = busy_seconds() - busy
         peaks.over.set()
         sampler.join()
     if process.returncode:
         raise Failed(f"{' '.join(command.argv)} ended with {process.returncode}: {log.read_text()[-1500:]}")
     # The kernel's maximum is at least what this process had when it forked; what was sampled is the process itself.
     rss = peaks.rss or usage.ru_maxrss << 10
-    return Measured(wall, usage.ru_utime + usage.ru_stime, rss, peaks.private)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Measured(wall, cpu, rss, peaks.private, max(0.0, busy - cpu))
+
+
+def busy_seconds() -> float:
+    """CPU time that the whole machine has spent so far, the kernel's included."""
+    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 class _Peaks:

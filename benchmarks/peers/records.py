@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+DISTURBED = 0.25
+"""So much of one core beside a measured process is more than the kernel needs to write its files back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -23,6 +26,12 @@ class Record:
     cpu_seconds: float = 0.0
     peak_rss_bytes: int = 0
     peak_private_bytes: int = 0
+    others_cpu_seconds: float = 0.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else ran beside it: such a time is kept but does not count."""
+        return self.others_cpu_seconds > DISTURBED * self.wall_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +59,9 @@ class Records:
     all: tuple[Record, ...]
 
     def values(self, disk: str, step: str, tool: str) -> dict[int, float]:
-        """Wall seconds by round."""
-        return {r.round: r.wall_seconds for r in self.all if (r.disk, r.step, r.tool) == (disk, step, tool)}
+        """Wall seconds by round; of disturbed ones only where there is nothing else."""
+        found = [r for r in self.all if (r.disk, r.step, r.tool) == (disk, step, tool)]
+        return {r.round: r.wall_seconds for r in [r for r in found if not r.disturbed] or found}
 
     def wall(self, disk: str, step: str, tool: str) -> Spread | None:
         """Wall seconds; None when that was not measured."""

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.peers.goals import goals
-from benchmarks.peers.records import Records, medians, plain
+from benchmarks.peers.records import Record, Records, medians, plain
 
 FORMAT = 1
 
@@ -89,6 +89,9 @@ def _about(results: Mapping[str, Any]) -> str:
     lines = [f"{results['date']}, {', '.join(f'{key} {value}' for key, value in machine.items())}"]
     for name, tool in results["tools"].items():
         lines.append(f"- {name} {tool['version']}: {tool['settings']}. {tool['durability']}.")
+    records = results["records"]
+    if disturbed := sum(Record(**record).disturbed for record in records):
+        lines.append(f"- {disturbed} of {len(records)} processes had others beside them; their times do not count.")
     for name, image in images.items():
         changed = image.get("changed_bytes", {})
         grown = ", ".join(f"{int(size) >> 10} KiB {count / 1e6:.0f} MB" for size, count in changed.items())

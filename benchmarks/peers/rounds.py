@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ from benchmarks.images import comparing
 from benchmarks.images.making import NEXT_DAY, copy_sparse, hints, image
 from benchmarks.peers.drivers import Driver, Source
 from benchmarks.peers.goals import BOUND, OURS
-from benchmarks.peers.measuring import Command, Measured, copy_state, folder_bytes, run, warm
+from benchmarks.peers.measuring import Measured, busy_seconds, copy_state, folder_bytes, run, warm
 from benchmarks.peers.records import Record
 
 STEPS = ("init", "full", "next day", "hinted", "restore", "verify")
@@ -71,7 +74,9 @@ class Bench:
 def one_round(bench: Bench, drivers: Sequence[Driver], disk: str, number: int, steps: Sequence[str]) -> list[Record]:
     """All steps with all tools. The order of the tools turns from step to step and from round to round."""
     records: list[Record] = []
-    for place, step in enumerate(step for step in STEPS if step in steps):
+    for place, step in enumerate(STEPS):
+        if step not in steps:
+            continue
         turn = (number + place) % len(drivers)
         for driver in [*drivers[turn:], *drivers[:turn]]:
             if step == "hinted" and not driver.takes_hints:
@@ -81,7 +86,8 @@ def one_round(bench: Bench, drivers: Sequence[Driver], disk: str, number: int, s
                 records.append(_bound(bench, disk, number))
             settle()
             records.append(_record(number, disk, step, driver.name, _step(bench, driver, disk, step)))
-            bench.say(f"round {number} {disk} {step}: {driver.name} {records[-1].wall_seconds:.2f} s")
+            beside = " (disturbed)" if records[-1].disturbed else ""
+            bench.say(f"round {number} {disk} {step}: {driver.name} {records[-1].wall_seconds:.2f} s{beside}")
             if paired and not number % 2:
                 records.append(_bound(bench, disk, number))
     return records
@@ -156,11 +162,19 @@ def _restore(bench: Bench, driver: Driver, state: Path, source: Source) -> Measu
 
 
 def _bound(bench: Bench, disk: str, number: int) -> Record:
-    command = Command((sys.executable, "-m", "benchmarks.peers.bound", str(image(bench.images, disk))), Path.cwd())
-    told = subprocess.run(command.argv, check=True, capture_output=True, text=True).stdout
-    seconds = float(json.loads(told)["seconds"])
+    command = (sys.executable, "-m", "benchmarks.peers.bound", str(image(bench.images, disk)))
+    used, busy, began = _children(), busy_seconds(), time.perf_counter()
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    used, busy, wall = _children() - used, busy_seconds() - busy, time.perf_counter() - began
+    seconds = float(told["seconds"])
     bench.say(f"round {number} {disk} full: {BOUND} {seconds:.2f} s")
-    return Record(number, disk, "full", BOUND, seconds)
+    share = max(0.0, busy - used) / wall  # the process also reads the image, which is not in its seconds
+    return Record(number, disk, "full", BOUND, seconds, others_cpu_seconds=share * seconds)
+
+
+def _children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _all(parts: Sequence[Measured]) -> Measured:
@@ -169,17 +183,9 @@ def _all(parts: Sequence[Measured]) -> Measured:
         sum(part.cpu_seconds for part in parts),
         max(part.peak_rss_bytes for part in parts),
         max(part.peak_private_bytes for part in parts),
+        sum(part.others_cpu_seconds for part in parts),
     )
 
 
 def _record(number: int, disk: str, step: str, tool: str, measured: Measured) -> Record:
-    return Record(
-        number,
-        disk,
-        step,
-        tool,
-        measured.wall_seconds,
-        measured.cpu_seconds,
-        measured.peak_rss_bytes,
-        measured.peak_private_bytes,
-    )
+    return Record(number, disk, step, tool, **dataclasses.asdict(measured))

@@ -65,6 +65,12 @@ def test_a_ratio_is_of_the_medians_and_its_range_is_of_the_rounds() -> None:
     assert _records().ratio("A", ("full", "benji"), ("full", "backstay")) is None
 
 
+def test_a_disturbed_time_does_not_count_where_there_is_another() -> None:
+    alone, beside = Record(1, "A", "full", "x", 2.0), Record(2, "A", "full", "x", 9.0, others_cpu_seconds=5.0)
+    assert Records((alone, beside)).wall("A", "full", "x") == Spread(2, 2, 2)
+    assert Records((beside,)).wall("A", "full", "x") == Spread(9, 9, 9)
+
+
 def test_goals_compare_with_the_fastest_and_the_smallest_peer() -> None:
     reached = {goal.work: goal for goal in goals(_records(), {"backstay": 80, "restic": 100, "borg": 120})}
     verify = reached["A: verify, backstay against borg, the fastest peer"]
