@@ -117,10 +117,13 @@ class Walker:
 
     def _parsed(self, nodes: Sequence[bytes], level: int, fan_out: int) -> Mapping[bytes, Node | None]:
         found: dict[bytes, Node | None] = {}
+        lacked = self._held.lacks(nodes)  # a footer in memory may still tell of a pack that is broken by now
         for node, data in zip(nodes, self._store.read_each(nodes, node=True, strict=False), strict=True):
             try:
                 if isinstance(data, Damaged):
                     raise data
+                if node in lacked:
+                    raise Damaged("no pack holds it")
                 found[node] = parse_node(bytes(data), level, fan_out, "block map")
             except Damaged as error:
                 self.why[node] = error.what

@@ -33,8 +33,9 @@ from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.commitment import boot_seconds
 from storage.creation import BLOCK_BYTES, create
-from storage.errors import NoSpace, NoSuchPoint, StorageError, StoreFailed, WrongKey
+from storage.errors import Damaged, NoSpace, NoSuchPoint, StorageError, StoreFailed, WrongKey
 from storage.expiry import find_lost, finish_expiry, put_holds_back
+from storage.footerfiles import KeptFooters
 from storage.index import Index
 from storage.locking import Locking
 from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHead
@@ -143,6 +144,8 @@ class Repository(PointKeeping):
         self.locking = (
             Locking(opened.locks, self.store, self.private, self.config.fan_out, name_of) if opened.locks else None
         )
+        if isinstance(self.location, ObjectPlace):
+            self.store.footers = KeptFooters(blobs, sealing, self.work / "footers")
         for damage in self.store.attach():
             log.warning("pack left out of the index", extra={"why": damage})
         if self.shared:
