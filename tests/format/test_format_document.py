@@ -5,7 +5,25 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from storage import catalog, format, keyslots
+from storage import (
+    blobs,
+    catalog,
+    commitment,
+    condemned,
+    creation,
+    distrust,
+    expiry,
+    following,
+    format,
+    keeping,
+    keyslots,
+    locking,
+    manifest,
+    marks,
+    numbering,
+    objects,
+    readings,
+)
 from storage.catalog_rows import TABLES
 from storage.marks import MarkKind
 from storage.repository import open_repository
@@ -42,6 +60,17 @@ def test_the_document_names_kinds_features_and_the_head_of_a_key_file() -> None:
     assert f"`{keyslots.KEY_FILE_HEAD}:`" in DOCUMENT
     for name in (keyslots.KEY_FILE, keyslots.PASSPHRASE, *format.KNOWN_FEATURES):
         assert f"`{name}`" in DOCUMENT
+
+
+def test_the_document_names_every_key() -> None:
+    keys = {
+        format.CONFIG_KEY, format.CONFIG_COPY_KEY, "packs/", manifest.PREFIX, marks.PREFIX, condemned.CONDEMNED,
+        condemned.FREEING, commitment.COMMITTING, numbering.PREFIX, objects.CLOCK_KEY, creation.PROBE,
+        keeping.KEEPER_FILE, blobs.RESERVE, distrust.KEY, expiry.EXPIRIES_KEY, following.FOLLOWED, locking.KNOWN_KEY,
+        readings.KEY, *(f"{name}/" for name in creation.FOLDERS),
+    }  # fmt: skip
+    for key in keys:
+        assert f"`{key}" in DOCUMENT, key
 
 
 def test_the_document_shows_a_repository_as_the_code_makes_it() -> None:
