@@ -42,25 +42,31 @@ _scratch = _Scratch()
 class ChunkReads:
     """What is known of chunks: sealed packs, the index over them, and what this process has not sealed yet."""
 
-    def __init__(self, blobs: Blobs, sealing: Sealing, index: Index) -> None:
+    def __init__(
+        self,
+        blobs: Blobs,
+        sealing: Sealing,
+        index: Index,
+        *,
+        reattach: Callable[[], bool],
+        relearn: Callable[[], bool],
+    ) -> None:
+        """For a chunk that is in no pack: `reattach` mends the index, `relearn` lists the packs that others write.
+
+        Both tell whether more may be known now.
+        """
         keep_freed_memory()
         self.blobs = blobs
         self.sealing = sealing
         self.footers = Footers(blobs, sealing)
         self.live: dict[int, PackName] = {}
         self._index = index
+        self._reattach = reattach
+        self._relearn = relearn
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._delta: dict[bytes, int] = {}
         self._open: dict[int, OpenPack] = {}
-
-    def reattach(self) -> None:
-        """Throw unsound parts of the index away and read their packs again."""
-        raise NotImplementedError
-
-    def relearn(self) -> bool:
-        """List the packs again where other processes write and free them; False where nobody does."""
-        return False
 
     def locate(self, chunk: bytes) -> tuple[PackName, int] | None:
         """The sealed pack and slot of a chunk; None when no pack has it."""
@@ -133,7 +139,7 @@ class ChunkReads:
             except Damaged as error:
                 lost = error
                 if isinstance(error, Missing):
-                    self.relearn()  # reclaim elsewhere may have copied what it held
+                    self._relearn()  # reclaim elsewhere may have copied what it held
             for _, offset, at, footer, entry in group:
                 try:
                     if lost is not None:
@@ -180,13 +186,11 @@ class ChunkReads:
 
     def _entry(self, chunk: bytes) -> tuple[Footer, Entry]:
         place = self.locate(chunk)
+        for look_again in (self._reattach, self._relearn):
+            if place is None and look_again():
+                place = self.locate(chunk)
         if place is None:
-            self.reattach()
-            place = self.locate(chunk)
-        if place is None and self.relearn():
-            place = self.locate(chunk)
-        if place is None:
-            raise Damaged(f"chunk {chunk.hex()} is in no pack", where="packs/")
+            raise Missing(f"chunk {chunk.hex()} is in no pack", where="packs/")
         footer = self.footers.get(place[0])
         entry = footer.entry(place[1])
         if entry.raw > MAX_BLOCK_BYTES:

@@ -6,7 +6,6 @@ A failed write breaks every session that is open, as each may refer to a chunk o
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -15,27 +14,18 @@ from datetime import datetime
 from queue import SimpleQueue
 
 from storage.blobs import Blobs, Buffer
-from storage.chunkreads import PENDING, ChunkReads
+from storage.chunkreads import PENDING
 from storage.codec import encode
-from storage.commitment import Learnt, boot_seconds
-from storage.condemned import CONDEMNED, FREEING, noted
-from storage.distrust import Distrust
-from storage.errors import Damaged, Missing, StorageError, StoreFailed
-from storage.format import Entry, PackKind, PackName, parse_pack_key
+from storage.commitment import Learnt
+from storage.errors import StorageError, StoreFailed
+from storage.format import Codec, PackKind
 from storage.index import Index
+from storage.knownpacks import KnownPacks
 from storage.numbering import PackNumbers
-from storage.pack import Footer, OpenPack, Writer, new_pack_name
-from storage.sealing import Sealing
-
-log = logging.getLogger(__name__)
+from storage.pack import Chunk, OpenPack, Writer, new_pack_name
+from storage.sealing import TAG_BYTES, Sealing
 
 PACK_BYTES = 64 << 20
-DELTA_CHUNKS = 1 << 17
-"""Chunks of sealed packs kept in a dict before they become a run of the index: about 25 MB."""
-
-MAX_RELEARNS = 100
-"""How often one opening lists all packs again because something was not found."""
-
 MAX_SEALING = 3
 """Full packs that may wait for the disk while work goes on."""
 
@@ -66,7 +56,7 @@ class Session:
             raise self.failure
 
 
-class ChunkStore(ChunkReads):
+class ChunkStore(KnownPacks):
     """The packs of one repository and the index over them."""
 
     def __init__(
@@ -80,101 +70,16 @@ class ChunkStore(ChunkReads):
         private: Blobs | None = None,
         numbers: PackNumbers | None = None,
     ) -> None:
-        super().__init__(blobs, sealing, index)
-        self.touched: set[int] = set()
-        self.learnt = Learnt()
-        self._hidden: set[int] = set()
-        self._going: set[PackName] = set()
+        super().__init__(blobs, sealing, index, private, numbers)
         self._writer = writer
         self._now = now
         self._filling: dict[PackKind, OpenPack] = {}
         self._tickets: set[int] = set()
         self._next_ticket = 0
-        self._unindexed: list[PackName] = []
-        self._unindexed_chunks = 0
         self._sessions: set[Session] = set()
         self._jobs: SimpleQueue[OpenPack | None] = SimpleQueue()
         self._sealer: threading.Thread | None = None
         self._room = threading.Semaphore(MAX_SEALING)
-        self._numbers = numbers or PackNumbers()
-        self._shared = numbers is not None
-        self._relearns = 0
-        self._doubted = False
-        self.distrusted = Distrust(private or blobs)
-
-    def attach(self) -> list[str]:
-        """Compare the index with the packs that are there and read the footers it lacks; returns what was damaged.
-
-        May be done again at any time, where other processes write packs, too. Packs that are condemned or being freed
-        are read from, but no new chunk refers to them.
-        """
-        began = boot_seconds()
-        freeing = noted(self.blobs, FREEING)  # before the packs: one that is freed in between is known as such
-        going = freeing | noted(self.blobs, CONDEMNED)
-        with self._lock:
-            before = set(self.live.values())
-        listed = {name for name in map(parse_pack_key, self.blobs.list("packs/")) if name}
-        with self._lock:
-            sealed_meanwhile = set(self.live.values()) - before
-            self.live = {name.number: name for name in sorted(listed | sealed_meanwhile)}
-            self._hidden -= {name.number for name in self._going}
-            self._hidden |= {name.number for name in going & listed}
-            self._going = going & listed
-            self.learnt = Learnt(began, frozenset(freeing - listed))
-            self._numbers.stay_above(self.live)
-        covered = self._index.packs()
-        damaged = []
-        fresh: list[Footer] = []
-        chunks = 0
-        for name in sorted(listed - covered - set(self._unindexed)):
-            try:
-                footer = self.footers.get(name)
-            except Damaged as error:
-                del self.live[name.number]
-                if isinstance(error, Missing):
-                    continue  # freed since it was listed
-                damaged.append(str(error))
-                self.distrusted.packs.add(name)
-                continue
-            fresh.append(footer)
-            chunks += len(footer)
-            if chunks > 8 * DELTA_CHUNKS:
-                self._learn(fresh)
-                fresh, chunks = [], 0
-        if fresh:
-            self._learn(fresh)
-        if not covered:
-            self.compact_index()  # made anew: every later lookup is faster in one run
-        return damaged
-
-    def _learn(self, footers: Sequence[Footer]) -> None:
-        """Index packs; in memory only while the disk is full."""
-        try:
-            self._index.add_packs([(footer.name, footer.entries) for footer in footers])
-            self._index.compact(set(self.live))
-        except StorageError as error:
-            log.warning("index kept in memory: %s", error)
-            with self._lock:
-                for footer in footers:
-                    base = footer.name.number << 16
-                    self._delta.update((footer.entry(s).id, base | s) for s in range(len(footer)))
-
-    def reattach(self) -> None:
-        """Throw unsound parts of the index away and read their packs again."""
-        with self._lock:
-            if not self._doubted and self._index.drop_unsound():
-                self.attach()
-            self._doubted = True  # once for each opening: it reads the whole index
-
-    def relearn(self) -> bool:
-        """List the packs again, as one that was known is gone or a chunk is in none; not for ever in vain."""
-        if not self._shared or self._relearns >= MAX_RELEARNS:
-            return False
-        self._relearns += 1
-        self.attach()
-        return True
-
-    # --- writing ---
 
     def session(self) -> Session:
         """Begin to add chunks for one restore point."""
@@ -234,30 +139,27 @@ class ChunkStore(ChunkReads):
         return added
 
     def _store(self, kind: PackKind, fresh: Sequence[tuple[bytes, Buffer]]) -> int:
-        encoded = [encode(data) if kind is PackKind.DATA else (0, data) for _, data in fresh]
-        overhead = len(fresh) * (16 if self.sealing.encrypted else 0)
-        total = sum(len(stored) for _, stored in encoded) + overhead
+        chunks: list[Chunk]
+        if kind is PackKind.DATA:
+            encoded = encode([data for _, data in fresh])
+            chunks = [
+                (chunk, len(data), codec, stored) for (chunk, data), (codec, stored) in zip(fresh, encoded, strict=True)
+            ]
+        else:
+            chunks = [(chunk, len(data), Codec.RAW, data) for chunk, data in fresh]
+        total = sum([len(stored) for _, _, _, stored in chunks])
+        total += len(fresh) * (TAG_BYTES if self.sealing.encrypted else 0)
         pack, offset, first_slot, full = self._reserve(kind, total, len(fresh))
-        entries, payloads = [], []
-        at = offset
         try:
-            for (chunk, data), (codec, stored) in zip(fresh, encoded, strict=True):
-                payload, check = pack.seal.close_chunk(chunk, at, stored)
-                entries.append(Entry(chunk, at, len(payload), len(data), codec, check))
-                payloads.append(payload)
-                at += len(payload)
+            pack.write(offset, first_slot, chunks)
         finally:
-            try:
-                pack.write(offset, first_slot, entries, payloads)
-            finally:
-                if full is not None:  # only now: who waits for the sealer must not owe a pack a write
-                    self._seal_later(full)
+            if full is not None:  # only now: who waits for the sealer must not owe a pack a write
+                self._seal_later(full)
         with self._lock:
             if pack.name.number not in self._open and pack.name.number not in self.live:
                 raise StoreFailed("a failed write beside this one took its pack along", where=pack.name.key)
-            base = pack.name.number << 16 | first_slot
-            for place, (chunk, _) in enumerate(fresh, base):
-                self._delta[chunk] = place
+            first = pack.name.number << 16 | first_slot
+            self._delta.update(zip([chunk for chunk, _ in fresh], range(first, first + len(fresh)), strict=True))
         return total
 
     def _reserve(self, kind: PackKind, total: int, chunks: int) -> tuple[OpenPack, int, int, OpenPack | None]:
@@ -276,6 +178,11 @@ class ChunkStore(ChunkReads):
         pack = OpenPack(self.blobs, self.sealing, name, self._writer, self._now())
         self._filling[kind] = self._open[name.number] = pack
         return pack
+
+    def _touch(self, number: int, sessions: Iterable[Session]) -> None:
+        self.touched.add(number)
+        for session in sessions:
+            session.touched.add(number)
 
     def _seal_later(self, pack: OpenPack) -> None:
         self._room.acquire()
@@ -309,7 +216,7 @@ class ChunkStore(ChunkReads):
             self._unindexed.append(pack.name)
             self._unindexed_chunks += len(footer)
             self._changed.notify_all()
-        if self._unindexed_chunks >= DELTA_CHUNKS:
+        if self.run_is_due():
             try:
                 self.index_sealed()
             except BaseException as error:  # heard by every session at its next call
@@ -348,23 +255,6 @@ class ChunkStore(ChunkReads):
             session.check()
         self.index_sealed()
 
-    def index_sealed(self) -> None:
-        """Make a run of what was sealed since the last one; if that fails, this process goes on with its dict."""
-        with self._lock:
-            names, self._unindexed = self._unindexed, []
-            self._unindexed_chunks = 0
-            if not names:
-                return
-            footers = [self.footers.get(name) for name in names]
-            try:
-                self._index.add_packs([(footer.name, footer.entries) for footer in footers])
-                for footer in footers:
-                    for chunk in footer.ids():
-                        self._delta.pop(chunk, None)
-                self._index.compact(set(self.live))
-            except StorageError as error:
-                log.warning("index behind: %s", error)
-
     def copy(self, session: Session, kind: PackKind, items: Sequence[tuple[bytes, Buffer]]) -> int:
         """Store chunks although they are known, for packs that are written again; returns the stored bytes."""
         session.check()
@@ -380,69 +270,6 @@ class ChunkStore(ChunkReads):
             with self._lock:
                 self._tickets.discard(ticket)
                 self._changed.notify_all()
-
-    def distrust(self, chunks: Iterable[bytes], packs: Iterable[PackName]) -> None:
-        """Store these chunks again when a disk has them, and let reclaim replace these packs: they are damaged."""
-        with self._lock:
-            self.distrusted.replace(chunks, packs)
-            for name in self.distrusted.packs:
-                self.footers.forget(name)
-
-    def _usable(self, name: PackName, chunk: bytes) -> bool:
-        return name.number in self.live and name.number not in self._hidden and chunk not in self.distrusted.chunks
-
-    def _touch(self, number: int, sessions: Iterable[Session]) -> None:
-        self.touched.add(number)
-        for session in sessions:
-            session.touched.add(number)
-
-    def going(self) -> set[PackName]:
-        """Packs that are condemned or being freed, as far as this process knows."""
-        with self._lock:
-            return set(self._going)
-
-    def condemn(self, name: PackName) -> None:
-        """A hidden pack is condemned: it stays hidden until `reprieve` or `forget`."""
-        with self._lock:
-            self._going.add(name)
-            self._hidden.add(name.number)
-
-    def reprieve(self, name: PackName) -> None:
-        """A pack is not condemned any more."""
-        with self._lock:
-            self._going.discard(name)
-            self._hidden.discard(name.number)
-
-    def hide(self, name: PackName) -> bool:
-        """Let no new chunk refer to this pack; False if a restore point under way does already. Reads go on."""
-        with self._lock:
-            there = self.live.get(name.number) == name or name in self.distrusted.packs
-            if name.number in self.touched or not there:
-                return False
-            self._hidden.add(name.number)
-            return True
-
-    def show(self, names: Iterable[PackName]) -> None:
-        """Undo `hide`; what is condemned stays hidden."""
-        with self._lock:
-            self._hidden.difference_update(name.number for name in names if name not in self._going)
-
-    def forget(self, name: PackName) -> None:
-        """A hidden pack is no more."""
-        with self._lock:
-            self.live.pop(name.number, None)
-            self._hidden.discard(name.number)
-            self._going.discard(name)
-            self.distrusted.packs.discard(name)
-        self.footers.forget(name)
-
-    def compact_index(self) -> None:
-        """Merge the runs of the index and leave out packs that are gone."""
-        try:
-            with self._lock:
-                self._index.compact(set(self.live), everything=True)
-        except StorageError as error:
-            log.warning("index not merged: %s", error)
 
     def close(self) -> None:
         """Stop the side thread and abandon what is not sealed."""

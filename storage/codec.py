@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from typing import cast
 from zlib import crc32
 
 import zstandard
@@ -24,10 +26,16 @@ class _Contexts(threading.local):
 _contexts = _Contexts()
 
 
-def encode(data: Buffer) -> tuple[Codec, Buffer]:
-    """The stored form: compressed, or as it is when that is not smaller."""
-    packed = _contexts.compressor.compress(data)
-    return (Codec.ZSTD, packed) if len(packed) < len(data) else (Codec.RAW, data)
+def encode(chunks: Sequence[Buffer]) -> list[tuple[Codec, Buffer]]:
+    """The stored forms: compressed, or as they are where that is not smaller.
+
+    One call for many chunks, as each call gives Python's lock away and has to get it back.
+    """
+    packed = _contexts.compressor.multi_compress_to_buffer(list(chunks), threads=0)
+    return [
+        (Codec.ZSTD, memoryview(cast(bytes, small))) if len(small) < len(chunk) else (Codec.RAW, chunk)
+        for small, chunk in zip(map(packed.__getitem__, range(len(packed))), chunks, strict=True)
+    ]
 
 
 def decode(codec: int, stored: Buffer, raw: int, where: str) -> Buffer:

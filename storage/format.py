@@ -140,7 +140,7 @@ def pack_entry(entry: Entry) -> bytes:
     return ENTRY.pack(entry.id, entry.offset, entry.stored, entry.codec << 24 | entry.raw, entry.check)
 
 
-def parse_entry(footer: bytes, slot: int) -> Entry:
+def parse_entry(footer: bytes | bytearray, slot: int) -> Entry:
     """The entry in a slot of a footer."""
     chunk, offset, stored, raw, check = ENTRY.unpack_from(footer, slot * ENTRY.size)
     return Entry(chunk, offset, stored, raw & 0xFFFFFF, raw >> 24, check)

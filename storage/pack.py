@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from storage.blobs import Blobs, BlobWriter, Buffer
-from storage.errors import Damaged
+from storage.errors import Damaged, StoreFailed
 from storage.failpoints import failpoint
 from storage.format import (
     ENTRY,
@@ -37,12 +38,23 @@ FOOTER_CACHE_BYTES = 24 << 20
 """Footers kept in memory: those of about 150 full packs."""
 
 
+class PackSource(Protocol):
+    """What footers are read from: a store, or the ends of a pack that were kept."""
+
+    def size(self, key: str) -> int: ...
+    def read_into(self, key: str, offset: int, view: memoryview) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Writer:
     """Who writes: an id for the process that owns the repository, and the count of owners so far."""
 
     id: bytes
     epoch: int
+
+
+Chunk = tuple[bytes, int, int, Buffer]
+"""A chunk on its way into a pack: id, raw length, codec, and its bytes as encoded but not sealed yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +95,9 @@ class OpenPack:
         self.seal = sealing.pack(self.header)
         self.end = HEADER_BYTES
         self.slots = 0
-        self._entries: list[bytes] = []
+        self._entries = bytearray()
         self._writers = 0
+        self._sound = True
         self._idle = threading.Condition()
         self._ending = threading.Lock()
         self._ended = False
@@ -104,20 +117,30 @@ class OpenPack:
         at, slot = self.end, self.slots
         self.end += stored
         self.slots += chunks
-        self._entries += [b""] * chunks
+        self._entries += bytes(chunks * ENTRY.size)
         with self._idle:
             self._writers += 1
         return at, slot
 
-    def write(self, offset: int, first_slot: int, entries: Sequence[Entry], payloads: Sequence[Buffer]) -> None:
-        """Fill what was reserved."""
+    def write(self, offset: int, first_slot: int, chunks: Sequence[Chunk]) -> None:
+        """Seal chunks and fill what was reserved for them."""
+        entries = bytearray()
+        payloads: list[Buffer] = []
+        at, done = offset, False
         try:
+            for chunk, raw, codec, data in chunks:
+                payload, check = self.seal.close_chunk(chunk, at, data)
+                entries += pack_entry(Entry(chunk, at, len(payload), raw, codec, check))
+                payloads.append(payload)
+                at += len(payload)
             failpoint("pack.reserved")
             self._file.write_at(offset, payloads)
-            self._entries[first_slot : first_slot + len(entries)] = [pack_entry(entry) for entry in entries]
+            self._entries[first_slot * ENTRY.size : first_slot * ENTRY.size + len(entries)] = entries
             failpoint("pack.written")
+            done = True
         finally:
             with self._idle:
+                self._sound &= done
                 self._writers -= 1
                 self._idle.notify_all()
 
@@ -126,13 +149,15 @@ class OpenPack:
         with self._ending:
             if self._ended:
                 return None
-            entry = parse_entry(self._entries[slot], 0)
+            entry = parse_entry(self._entries, slot)
             return entry, self._file.read_at(entry.offset, entry.stored)
 
     def close(self) -> Footer:
-        """Wait for the writers, then write footer and trailer and publish."""
+        """Wait for the writers, then write footer and trailer and publish; StoreFailed when one of them failed."""
         self._wait_for_writers()
-        entries = b"".join(self._entries)
+        if not self._sound:
+            raise StoreFailed("a write of this pack failed", where=self.name.key)
+        entries = bytes(self._entries)
         stored = self.seal.close_footer(entries)
         trailer = pack_trailer(pack_header(self.header), stored, self.end, self.slots)
         with self._ending:
@@ -160,14 +185,14 @@ def new_pack_name(number: int, kind: PackKind) -> PackName:
     return PackName(number, secrets.token_bytes(16), kind)
 
 
-def read_range(blobs: Blobs, key: str, offset: int, length: int) -> bytearray:
+def read_range(blobs: PackSource, key: str, offset: int, length: int) -> bytearray:
     """Part of a blob as new bytes."""
     data = bytearray(length)
     blobs.read_into(key, offset, memoryview(data))
     return data
 
 
-def read_footer(blobs: Blobs, sealing: Sealing, name: PackName) -> Footer:
+def read_footer(blobs: PackSource, sealing: Sealing, name: PackName) -> Footer:
     """Header and footer of a sealed pack, checked; Damaged when a byte of them changed or they belong elsewhere."""
     key = name.key
     size = blobs.size(key)
@@ -219,9 +244,15 @@ class Footers:
             if footer is not None:
                 self._cache.move_to_end(name)
                 return footer
-        footer = read_footer(self._blobs, self._sealing, name)
+        footer = self._read(name)
         self.remember(footer)
         return footer
+
+    def expect(self, names: Iterable[PackName]) -> None:
+        """These are asked for next: where that is worth it, they are fetched ahead."""
+
+    def _read(self, name: PackName) -> Footer:
+        return read_footer(self._blobs, self._sealing, name)
 
     def remember(self, footer: Footer) -> None:
         """Keep a footer that is known already."""

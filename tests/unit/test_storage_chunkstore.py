@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from policies.facts import PointId, VmId
-from storage import blockmap, chunkstore, pack
+from storage import blockmap, chunkstore, knownpacks, pack
 from storage.errors import NoSpace
 from storage.repository import DiskHead, PointHead, Repository
 from storage.verify import verify
@@ -30,7 +30,7 @@ from tests.storage_kit import (
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits so small that a small disk meets all of them."""
     monkeypatch.setattr(chunkstore, "PACK_BYTES", 128 << 10)
-    monkeypatch.setattr(chunkstore, "DELTA_CHUNKS", 100)
+    monkeypatch.setattr(knownpacks, "DELTA_CHUNKS", 100)
     monkeypatch.setattr(blockmap, "OPEN_NODES", 6)
     monkeypatch.setattr(blockmap, "READ_NODES", 3)
     monkeypatch.setattr(pack, "FOOTER_CACHE_BYTES", 4000)

@@ -1,0 +1,204 @@
+"""Which packs there are, which of them new chunks may refer to, and the upkeep of the index over them. Thread-safe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from storage.blobs import Blobs
+from storage.chunkreads import ChunkReads
+from storage.commitment import Learnt, boot_seconds
+from storage.condemned import CONDEMNED, FREEING, noted
+from storage.distrust import Distrust
+from storage.errors import Damaged, Missing, StorageError
+from storage.format import PackName, parse_pack_key
+from storage.index import Index
+from storage.numbering import PackNumbers
+from storage.pack import Footer
+from storage.sealing import Sealing
+
+log = logging.getLogger(__name__)
+
+DELTA_CHUNKS = 1 << 17
+"""Chunks of sealed packs kept in a dict before they become a run of the index: about 25 MB."""
+
+MAX_RELEARNS = 100
+"""How often one opening lists all packs again because something was not found."""
+
+
+class KnownPacks(ChunkReads):
+    """The packs of a repository as this process knows them."""
+
+    def __init__(
+        self, blobs: Blobs, sealing: Sealing, index: Index, private: Blobs | None, numbers: PackNumbers | None
+    ) -> None:
+        super().__init__(blobs, sealing, index, reattach=self.reattach, relearn=self.relearn)
+        self.touched: set[int] = set()
+        self.learnt = Learnt()
+        self.distrusted = Distrust(private or blobs)
+        self._hidden: set[int] = set()
+        self._going: set[PackName] = set()
+        self._numbers = numbers or PackNumbers()
+        self.shared = numbers is not None
+        self._relearns = 0
+        self._doubted = False
+        self._unindexed: list[PackName] = []
+        self._unindexed_chunks = 0
+
+    def attach(self) -> list[str]:
+        """Compare the index with the packs that are there and read the footers it lacks; returns what was damaged.
+
+        May be done again at any time, where other processes write packs, too. Packs that are condemned or being freed
+        are read from, but no new chunk refers to them.
+        """
+        began = boot_seconds()
+        freeing = noted(self.blobs, FREEING)  # before the packs: one that is freed in between is known as such
+        going = freeing | noted(self.blobs, CONDEMNED)
+        with self._lock:
+            before = set(self.live.values())
+        listed = {name for name in map(parse_pack_key, self.blobs.list("packs/")) if name}
+        with self._lock:
+            sealed_meanwhile = set(self.live.values()) - before
+            known = self._index.packs()  # these win where something foreign has taken the same number
+            self.live = {n.number: n for n in sorted(listed | sealed_meanwhile, key=lambda n: (n in known, n))}
+            self._hidden -= {name.number for name in self._going}
+            self._hidden |= {name.number for name in going & listed}
+            self._going = going & listed
+            self.learnt = Learnt(began, frozenset(freeing - listed))
+            self._numbers.stay_above(self.live)
+        covered = self._index.packs()
+        damaged = []
+        fresh: list[Footer] = []
+        chunks = 0
+        unread = sorted(listed - covered - set(self._unindexed))
+        self.footers.expect(unread)
+        for name in unread:
+            try:
+                footer = self.footers.get(name)
+            except Damaged as error:
+                if self.live.get(name.number) == name:
+                    del self.live[name.number]
+                if isinstance(error, Missing):
+                    continue  # freed since it was listed
+                damaged.append(str(error))
+                self.distrusted.packs.add(name)
+                continue
+            self.live[name.number] = name
+            fresh.append(footer)
+            chunks += len(footer)
+            if chunks > 8 * DELTA_CHUNKS:
+                self._learn(fresh)
+                fresh, chunks = [], 0
+        if fresh:
+            self._learn(fresh)
+        if not covered:
+            self.compact_index()  # made anew: every later lookup is faster in one run
+        return damaged
+
+    def _learn(self, footers: Sequence[Footer]) -> None:
+        """Index packs; in memory only while the disk is full."""
+        try:
+            self._index.add_packs([(footer.name, footer.entries) for footer in footers])
+            self._index.compact(set(self.live))
+        except StorageError as error:
+            log.warning("index kept in memory: %s", error)
+            with self._lock:
+                for footer in footers:
+                    base = footer.name.number << 16
+                    self._delta.update((footer.entry(s).id, base | s) for s in range(len(footer)))
+
+    def reattach(self) -> bool:
+        """Throw unsound parts of the index away and read their packs again; False when there was nothing to do."""
+        with self._lock:
+            unsound = not self._doubted and self._index.drop_unsound() > 0
+            self._doubted = True  # once for each opening: it reads the whole index
+            if unsound:
+                self.attach()
+            return unsound
+
+    def relearn(self) -> bool:
+        """List the packs again, as one that was known is gone or a chunk is in none; not for ever in vain."""
+        if not self.shared or self._relearns >= MAX_RELEARNS:
+            return False
+        self._relearns += 1
+        self.attach()
+        return True
+
+    def run_is_due(self) -> bool:
+        """Whether so much was sealed since the last run of the index that it should become one."""
+        return self._unindexed_chunks >= DELTA_CHUNKS
+
+    def index_sealed(self) -> None:
+        """Make a run of what was sealed since the last one; if that fails, this process goes on with its dict."""
+        with self._lock:
+            names, self._unindexed = self._unindexed, []
+            self._unindexed_chunks = 0
+            if not names:
+                return
+            footers = [self.footers.get(name) for name in names]
+            try:
+                self._index.add_packs([(footer.name, footer.entries) for footer in footers])
+                for footer in footers:
+                    for chunk in footer.ids():
+                        self._delta.pop(chunk, None)
+                self._index.compact(set(self.live))
+            except StorageError as error:
+                log.warning("index behind: %s", error)
+
+    def distrust(self, chunks: Iterable[bytes], packs: Iterable[PackName]) -> None:
+        """Store these chunks again when a disk has them, and let reclaim replace these packs: they are damaged."""
+        with self._lock:
+            self.distrusted.replace(chunks, packs)
+            for name in self.distrusted.packs:
+                self.footers.forget(name)
+
+    def _usable(self, name: PackName, chunk: bytes) -> bool:
+        return name.number in self.live and name.number not in self._hidden and chunk not in self.distrusted.chunks
+
+    def going(self) -> set[PackName]:
+        """Packs that are condemned or being freed, as far as this process knows."""
+        with self._lock:
+            return set(self._going)
+
+    def condemn(self, name: PackName) -> None:
+        """A hidden pack is condemned: it stays hidden until `reprieve` or `forget`."""
+        with self._lock:
+            self._going.add(name)
+            self._hidden.add(name.number)
+
+    def reprieve(self, name: PackName) -> None:
+        """A pack is not condemned any more."""
+        with self._lock:
+            self._going.discard(name)
+            self._hidden.discard(name.number)
+
+    def hide(self, name: PackName) -> bool:
+        """Let no new chunk refer to this pack; False if a restore point under way does already. Reads go on."""
+        with self._lock:
+            there = self.live.get(name.number) == name or name in self.distrusted.packs
+            if name.number in self.touched or not there:
+                return False
+            self._hidden.add(name.number)
+            return True
+
+    def show(self, names: Iterable[PackName]) -> None:
+        """Undo `hide`; what is condemned stays hidden."""
+        with self._lock:
+            self._hidden.difference_update(name.number for name in names if name not in self._going)
+
+    def forget(self, name: PackName) -> None:
+        """A hidden pack is no more."""
+        with self._lock:
+            self.live.pop(name.number, None)
+            self._hidden.discard(name.number)
+            self._going.discard(name)
+            self.distrusted.packs.discard(name)
+        self.footers.forget(name)
+
+    def compact_index(self) -> None:
+        """Merge the runs of the index and leave out packs that are gone."""
+        try:
+            with self._lock:
+                self._index.compact(set(self.live), everything=True)
+        except StorageError as error:
+            log.warning("index not merged: %s", error)
