@@ -104,7 +104,7 @@ class ChunkStore(KnownPacks):
         """Store the chunks that are not known yet. They are durable after `flush`."""
         session.check()
         added = Added()
-        candidates = [None if chunk in self._delta else self.locate(chunk) for chunk, _ in items]
+        candidates = [None if chunk in self._delta else self.referable(chunk) for chunk, _ in items]
         fresh: list[tuple[bytes, Buffer]] = []
         with self._lock:
             session.check()

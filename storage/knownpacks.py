@@ -152,6 +152,10 @@ class KnownPacks(ChunkReads):
             for name in self.distrusted.packs:
                 self.footers.forget(name)
 
+    def referable(self, chunk: bytes) -> tuple[PackName, int] | None:
+        """A sealed place of a chunk in a pack that is not on its way out; None when there is no such place."""
+        return next((place for place in self._places(chunk) if place[0].number not in self._hidden), None)
+
     def _usable(self, name: PackName, chunk: bytes) -> bool:
         return name.number in self.live and name.number not in self._hidden and chunk not in self.distrusted.chunks
 
