@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from storage.blobs import Buffer
 from storage.chunkstore import ChunkStore, Session
-from storage.errors import Damaged
+from storage.errors import Damaged, Missing, Overtaken
 from storage.format import PackKind
 
 
@@ -29,7 +29,9 @@ class StoredNodes:
     def get_nodes(self, ids: Sequence[bytes]) -> list[Buffer]:
         try:
             return self.store.read_many(ids, node=True)
-        except Damaged:
+        except Damaged as error:
             if self._session is not None:
                 self._session.check()  # nodes of a lost pack are no damage
+                if self.store.shared and isinstance(error, Missing):
+                    raise Overtaken("a pack that it builds on was freed meanwhile", where=error.where) from error
             raise
