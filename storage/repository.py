@@ -42,7 +42,7 @@ from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHea
 from storage.numbering import ClaimedNumbers
 from storage.opening import Opened, open_store
 from storage.pending import PendingPoint
-from storage.places import Place, parse_place
+from storage.places import ObjectPlace, Place, parse_place
 from storage.pointkeeping import GIVE_UP, PointKeeping
 from storage.pointmarks import PointMarks
 from storage.points import PointDetail, RepositorySizes, detail_of, resolve
@@ -97,7 +97,7 @@ def open_repository(
             raise WrongKey(
                 "there is a passphrase for this repository, but it is not encrypted",
                 where=str(place),
-                hint="take the passphrase out of the configuration if it is meant to be plain",
+                hint="name no passphrase if it is meant to be plain",
             )
         if not opened.append_only:
             configs.mend(opened.blobs, opened.config, opened.sealing)

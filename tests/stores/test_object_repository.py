@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 
 from storage.errors import NoRepository, Refused
+from storage.format import PackKind
+from storage.objects import ObjectBlobs
 from storage.places import open_blobs
-from tests.storage_kit import back_up, image, make, opened, read_back, restored
+from storage.repository import Repository
+from storage.verify import verify
+from tests.storage_kit import NOW, back_up, image, make, opened, read_back, restored
 from tests.stores.fixtures import PlaceOf
 
 
@@ -41,3 +45,42 @@ def test_a_place_that_holds_something_is_left_alone(writer_place: PlaceOf) -> No
     open_blobs(place).put("photos/holiday.jpg", b"x")
     with pytest.raises(Refused, match=r"photos/holiday\.jpg"):
         make(place)
+
+
+def test_footers_are_fetched_once_and_checked_where_they_are_kept(writer_place: PlaceOf) -> None:
+    place, disk = make(writer_place("a")), image(1, 100)
+    with opened(place) as repo:
+        point = back_up(repo, disk)
+        folder = repo.work / "footers"
+    with opened(place) as repo:
+        asked = store_of(repo).calls.counts["get"]
+        for name in repo.store.live.values():
+            repo.store.footers.get(name)
+        assert store_of(repo).calls.counts["get"] == asked
+    for path in folder.iterdir():
+        kept = bytearray(path.read_bytes())
+        kept[-100] ^= 1
+        path.write_bytes(kept)
+    with opened(place) as repo:
+        assert read_back(repo, point.id) == disk
+    with opened(writer_place("b")) as repo:  # fetched from the store, by another writer
+        assert read_back(repo, point.id) == disk
+
+
+def test_verification_reads_the_store_and_not_what_is_kept(writer_place: PlaceOf) -> None:
+    place = make(writer_place("a"))
+    with opened(place) as repo:
+        point = back_up(repo, image(1, 100))
+        (name,) = [one for one in repo.store.live.values() if one.kind is PackKind.DATA]
+        content = bytearray(repo.blobs.get(name.key))
+        content[-100] ^= 1  # in the footer
+        repo.blobs.replace(name.key, bytes(content))
+    with opened(place) as repo:
+        report = verify(repo, now=NOW)
+        assert not report.sound
+        assert point.id in {one for damage in report.damaged for one in damage.points}
+
+
+def store_of(repo: Repository) -> ObjectBlobs:
+    assert isinstance(repo.blobs, ObjectBlobs)
+    return repo.blobs

@@ -86,11 +86,11 @@ def test_commands_take_the_url_of_an_object_store(
     assert refused.returncode == Exit.NO_REPOSITORY
     made = run(object_server, tmp_path, "repo", "init", secret="not looked at: the configuration names a file")
     assert (made.returncode, made.stderr) == (0, f"Made a plain repository at {url}.\n")
-    backup = run(object_server, tmp_path, "disk", "backup", str(disk), "--vm", "web")
+    backup = run(object_server, tmp_path, "disk", "backup", str(disk), "--name", "web")
     assert backup.returncode == 0, backup.stderr
     listed = run(object_server, tmp_path, "points", "--json")
     (row,) = json.loads(listed.stdout)
-    restored = run(object_server, tmp_path, "disk", "restore", row["id"], str(tmp_path / "back"))
+    restored = run(object_server, tmp_path, "disk", "restore", row["id"], "--to", str(tmp_path / "back"))
     assert restored.returncode == 0, restored.stderr
     assert (tmp_path / "back").read_bytes() == disk.read_bytes()
     wrong = run(object_server, tmp_path, "points", "--repo", url, secret="hunter2")

@@ -1,4 +1,4 @@
-"""One writer as a process: python -m tests.stores.writing URL STATE_DIR VM COUNT makes restore points and prints them."""
+"""One writer as a process: python -m tests.stores.writing URL STATE_DIR VM COUNT makes and prints restore points."""
 
 from __future__ import annotations
 
