@@ -257,12 +257,15 @@ class Catalog:
             )
         if schema < SCHEMA:
             raise Doubtful("old_schema", f"it has the older schema {schema}")
+        if found.get("repository") != self._source.repository():
+            raise Doubtful("damaged", "it is of another repository")
 
     def _create(self) -> None:
         cursor = self._cursor()
         cursor.execute("BEGIN")
         cursor.execute("CREATE TABLE meta (key VARCHAR, value VARCHAR)")
         cursor.execute("INSERT INTO meta VALUES ('schema', ?)", [str(SCHEMA)])
+        cursor.execute("INSERT INTO meta VALUES ('repository', ?)", [self._source.repository()])
         for table, columns in TABLES.items():
             cursor.execute(f"CREATE TABLE {table} ({', '.join(f'{c} {t}' for c, t in columns.items())})")
         cursor.execute("COMMIT")

@@ -22,6 +22,8 @@ class Home(Protocol):
     store: ChunkStore
     marks: PointMarks
 
+    @property
+    def repository_id(self) -> str: ...
     def point_ids(self) -> set[PointId]: ...
     def manifest(self, point: PointId) -> Manifest: ...
 
@@ -56,3 +58,6 @@ class CatalogSource:
 
     def latest_expiry(self) -> str:
         return latest_expiry(self._home.private)
+
+    def repository(self) -> str:
+        return self._home.repository_id
