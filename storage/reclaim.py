@@ -131,6 +131,7 @@ def _free(repo: Repository, plan: ReclaimPlan, fates: Sequence[PackFate], now: d
     hidden = [fate for fate in fates if repo.store.hide(fate.name)]
     failpoint("reclaim.hidden")
     gone: list[PackFate] = []
+    locked = False
     try:
         if repo.shared:
             for fate in hidden:
@@ -151,6 +152,10 @@ def _free(repo: Repository, plan: ReclaimPlan, fates: Sequence[PackFate], now: d
                 continue
             if _delete(repo, fate, fate.name in condemned):
                 gone.append(fate)
+            else:
+                locked = True
+        if locked:
+            repo.store.attach()  # what the store does not let go of is still there
     finally:
         repo.store.show(fate.name for fate in hidden)
         if gone:
@@ -167,7 +172,6 @@ def _delete(repo: Repository, fate: PackFate, condemned: bool) -> bool:
         repo.blobs.delete(fate.name.key)
     except Refused as error:
         log.info("pack stays, as the store locks it: %s", error)
-        repo.store.attach()
         return False
     failpoint("reclaim.pack_deleted")
     if condemned:

@@ -30,6 +30,7 @@ from tests.storage_kit import BLOCK, NOW, back_up, changed, image, later, make, 
 
 EAGER = Thresholds(dead_share=0.01)
 SOAK = bool(os.environ.get("BACKSTAY_SOAK"))
+pytestmark = pytest.mark.timeout(4 * 3600 if SOAK else 180)
 DAY_SECONDS = 25 * 3600
 
 

@@ -185,3 +185,26 @@ def test_what_was_freed_can_be_told_for_two_days(tmp_path: Path) -> None:
         blobs.ahead = FREED_KEPT + timedelta(minutes=1)
         _reclaim(repo)
         assert not noted(blobs, FREEING)
+
+
+def test_a_pack_that_the_store_does_not_let_go_of_stays_and_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = make(tmp_path / "r")
+    with opened(location) as repo:
+        point = back_up(repo, image(10, 10))
+        repo.expire(point.id, "old", NOW)
+        delete = repo.blobs.delete
+
+        def locked(key: str) -> None:
+            if key.startswith("packs/"):
+                raise Refused("locked", where=key)
+            delete(key)
+
+        plan = plan_reclaim(repo, NOW, SafetyAges(timedelta(0)))
+        with monkeypatch.context() as patched:
+            patched.setattr(repo.blobs, "delete", locked)
+            outcome = carry_out(repo, plan, NOW)
+        assert (outcome.freed, outcome.kept) == (0, 2)
+        assert back_up(repo, image(10, 10), at=later(hours=1)).stored_bytes == 0
+        assert verify(repo, now=NOW).sound
