@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,17 @@ from storage.repository import Repository, open_repository
 
 START_SECONDS = 5.0
 """How long an engine that holds the repository may take until its API listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passphrase:
+    """What gives the passphrase when it is needed. `named` says that a file or the configuration names one."""
+
+    read: Callable[[], str]
+    named: bool
+
+    def __call__(self) -> str:
+        return self.read()
 
 
 @contextmanager
@@ -38,7 +50,13 @@ def reach(
         yield engine
         return
     try:
-        repository = open_repository(directory, passphrase=passphrase, now=utc_now, owner=f"backstay {command}")
+        repository = open_repository(
+            directory,
+            passphrase=passphrase,
+            must_be_encrypted=passphrase.named,
+            now=utc_now,
+            owner=f"backstay {command}",
+        )
     except Locked:
         engine = _starting(directory)
         if engine is None:
@@ -49,10 +67,10 @@ def reach(
         yield repository
 
 
-def locate(repo: str | None, config: Path | None, passphrase_file: Path | None) -> tuple[Place, Callable[[], str]]:
+def locate(repo: str | None, config: Path | None, passphrase_file: Path | None) -> tuple[Place, Passphrase]:
     """Where the repository lies, and what gives its passphrase when it is needed."""
     place, secret = (place_of(repo), None) if repo is not None else configured_place(config)
-    return place, _passphrase(passphrase_file, secret)
+    return place, Passphrase(_passphrase(passphrase_file, secret), passphrase_file is not None or secret is not None)
 
 
 def place_of(text: str) -> Place:

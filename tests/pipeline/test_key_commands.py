@@ -103,3 +103,10 @@ def test_a_plain_repository_has_no_keys(tmp_path: Path) -> None:
     assert "not encrypted" in backstay("repo", "key", "list", "--repo", "r", home=tmp_path).err
     assert "not encrypted" in backstay("repo", "key", "add", "--repo", "r", home=tmp_path, expect=5).err
     assert backstay("repo", "key", "list", "--repo", "none", home=tmp_path, expect=10).out == ""
+
+
+def test_a_named_passphrase_refuses_a_repository_that_is_not_encrypted(home: Path) -> None:
+    backstay("repo", "init", "plain", home=home)
+    ran = backstay("points", "--repo", "plain", "--passphrase-file", "old", home=home, expect=12)
+    assert "not encrypted" in ran.err
+    backstay("points", "--repo", "plain", home=home, env={"BACKSTAY_PASSPHRASE": "for another one"})
