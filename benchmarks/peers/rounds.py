@@ -24,8 +24,8 @@ from benchmarks.peers.records import Record
 STEPS = ("init", "full", "next day", "hinted", "restore", "verify")
 SERIES = (("A", 1), ("B", 1), ("C", 1), ("A", 2), ("C", 2))
 
-CALM_SECONDS, CALM_SHARE, CALM_WAIT_SECONDS = 0.5, 0.1, 10.0
-"""Half a second in which all others use less than a tenth of a core is calm; after ten seconds it is measured anyway."""
+CALM_SECONDS, CALM_SHARE = 0.5, 0.1
+"""Half a second in which all others use less than a tenth of a core is calm."""
 
 Say = Callable[[str], None]
 
@@ -41,6 +41,17 @@ class Bench:
     images: Path
     work: Path
     say: Say
+    patience_seconds: float = 10.0
+
+    def settle(self) -> None:
+        """What the step before left to be written does not burden the next, nor what soon ends beside us."""
+        os.sync()
+        end = time.monotonic() + self.patience_seconds
+        while time.monotonic() < end:
+            busy = busy_seconds()
+            time.sleep(CALM_SECONDS)
+            if busy_seconds() - busy < CALM_SHARE * CALM_SECONDS:
+                return
 
     def state(self, driver: Driver) -> Path:
         return self.work / "states" / driver.name
@@ -87,7 +98,7 @@ def one_round(bench: Bench, drivers: Sequence[Driver], disk: str, number: int, s
             paired = step == "full" and driver.name == OURS
             if paired and number % 2:
                 records.append(_bound(bench, disk, number))
-            settle()
+            bench.settle()
             records.append(_record(number, disk, step, driver.name, _step(bench, driver, disk, step)))
             beside = " (disturbed)" if records[-1].disturbed else ""
             bench.say(f"round {number} {disk} {step}: {driver.name} {records[-1].wall_seconds:.2f} s{beside}")
@@ -105,7 +116,7 @@ def series(bench: Bench, driver: Driver) -> tuple[list[Record], dict[str, int]]:
         run(command, bench.log(driver))
     for disk, day in (*SERIES, ("N", 1)):
         source = bench.source(disk, day)
-        settle()
+        bench.settle()
         measured = run(driver.backup(state, source), bench.log(driver))
         records.append(_record(1, "series", source.point, driver.name, measured))
         bench.say(f"series {source.point}: {driver.name} {measured.wall_seconds:.2f} s")
@@ -114,17 +125,6 @@ def series(bench: Bench, driver: Driver) -> tuple[list[Record], dict[str, int]]:
         _restore(bench, driver, state, bench.source(disk, day))
     shutil.rmtree(state)
     return records, {"kept_bytes": sizes["C-2"], **sizes}
-
-
-def settle() -> None:
-    """What the step before left to be written does not burden the next, nor what soon ends beside us."""
-    os.sync()
-    patience = time.monotonic() + CALM_WAIT_SECONDS
-    while time.monotonic() < patience:
-        busy = busy_seconds()
-        time.sleep(CALM_SECONDS)
-        if busy_seconds() - busy < CALM_SHARE * CALM_SECONDS:
-            return
 
 
 def _step(bench: Bench, driver: Driver, disk: str, step: str) -> Measured:
@@ -162,7 +162,7 @@ def _restore(bench: Bench, driver: Driver, state: Path, source: Source) -> Measu
     target.mkdir()
     warm(state)
     command, file = driver.restore(state, source, target)
-    settle()
+    bench.settle()
     measured = run(command, bench.log(driver), synced=file)
     if different := comparing.differences(source.file, file):
         raise Mismatch(f"{driver.name} restored {source.point} with {len(different)} different blocks, see {file}")

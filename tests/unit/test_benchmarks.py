@@ -220,7 +220,7 @@ def test_a_round_of_our_own_measures_restores_and_compares(tmp_path: Path) -> No
     said: list[str] = []
     steps = ("init", "full", "next day", "hinted", "restore", "verify")
     driver = Backstay("ours", encrypted=False)
-    records = one_round(Bench(images, tmp_path / "work", said.append), [driver], "A", 1, steps)
+    records = one_round(Bench(images, tmp_path / "work", said.append, patience_seconds=0), [driver], "A", 1, steps)
     assert tuple(record.step for record in records) == steps
     assert len(said) == len(steps)
     source = Source("A", 2, images / "A2.img", images / "A2.changed.json")
