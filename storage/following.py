@@ -10,6 +10,7 @@ private catalog can tell an expired restore point from a lost one.
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -68,10 +69,12 @@ def forget_outdated_catalog(work: Path, now: datetime) -> None:
             (work / name).unlink(missing_ok=True)
 
 
-def followed_now(work: Path) -> None:
+def followed_now(work: Path, now: datetime) -> None:
     """Remember that the catalog knows what the store knows."""
-    with translated(str(work)):
-        (work / FOLLOWED).touch()
+    with suppress(OSError):  # then the catalog is made again sooner than it had to be
+        path = work / FOLLOWED
+        path.touch()
+        os.utime(path, (now.timestamp(), now.timestamp()))
 
 
 def follow(home: Home, *, catalog_open: bool) -> None:
@@ -83,7 +86,7 @@ def follow(home: Home, *, catalog_open: bool) -> None:
     finish_for_others(home)
     if catalog_open:
         find_lost(home)
-    followed_now(home.work)
+    followed_now(home.work, home.now())
 
 
 def finish_for_others(home: Home) -> None:

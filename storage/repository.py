@@ -33,7 +33,7 @@ from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.commitment import boot_seconds
 from storage.creation import BLOCK_BYTES, create
-from storage.errors import Damaged, NoSpace, NoSuchPoint, StorageError, StoreFailed, WrongKey
+from storage.errors import UNREADABLE, NoSpace, NoSuchPoint, StorageError, StoreFailed, WrongKey
 from storage.expiry import find_lost, finish_expiry, put_holds_back
 from storage.footerfiles import KeptFooters
 from storage.index import Index
@@ -210,7 +210,7 @@ class Repository(PointKeeping):
             if point.complete and not point.damaged:
                 try:
                     return self.detail(point.id)
-                except Damaged as error:  # nobody has verified since it happened
+                except UNREADABLE as error:  # nobody has verified since it happened
                     log.error("restore point passed over: %s", error)
         return None
 
@@ -283,10 +283,10 @@ class Repository(PointKeeping):
                 with suppress(StoreFailed, NoSpace):
                     put_holds_back(self)
                     if self.append_only:
-                        following.followed_now(self.work)
+                        following.followed_now(self.work, self.now())
                     elif self.shared:
                         following.finish_for_others(self)
-                        following.followed_now(self.work)
+                        following.followed_now(self.work, self.now())
                     else:
                         for point in sorted(self.marks.expired()):
                             finish_expiry(self, point)

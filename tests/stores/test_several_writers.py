@@ -86,6 +86,19 @@ def test_a_restore_point_that_another_writer_expired_is_not_lost(writer_place: P
         assert first.points() == []
     with opened(writer_place("a")) as first:
         assert first.points() == first.lost_points() == []
+        assert not first.catalog.rebuilds
+
+
+def test_a_catalog_that_followed_nobody_for_long_is_made_again(writer_place: PlaceOf) -> None:
+    make(writer_place("a"))
+    with opened(writer_place("a")) as first, opened(writer_place("b")) as second:
+        point = back_up(first, image(1, 20))
+        second.refresh()
+        second.expire(point.id, "old", NOW)
+        for mark in [one for one in second.marks.of(point.id)]:  # as after TOMBSTONE_KEPT
+            second.blobs.delete(mark.key)
+    with opened(writer_place("a"), now=NOW + following.TOMBSTONE_KEPT) as first:
+        assert first.points() == first.lost_points() == []
 
 
 def test_a_manifest_that_vanished_is_lost_for_every_writer(writer_place: PlaceOf) -> None:
