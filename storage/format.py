@@ -1,6 +1,6 @@
 """Every byte on disk. docs/format.md tells the same in prose; neither changes without the other.
 
-Integers are little endian. Format 0 is unreleased: it may change, and nothing promises to read it later.
+Integers are little endian. Format 1 is a candidate until it is released; from then on it is read for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from storage.errors import Damaged, Unsupported
 
-VERSION = 0
+VERSION = 1
 ID_BYTES = 32
 HASH_BLAKE3 = 1
 """The only hash kind so far. In an encrypted repository the same hash is keyed."""

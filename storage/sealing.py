@@ -43,7 +43,7 @@ class Aead(Protocol):
 
 def derive(context: str, *material: bytes, length: int = KEY_BYTES) -> bytes:
     """A key for one purpose from key material."""
-    return blake3(b"".join(material), derive_key_context=f"backstay 2026 format 0 {context}").digest(length)
+    return blake3(b"".join(material), derive_key_context=f"backstay 2026 format 1 {context}").digest(length)
 
 
 class PackSeal:
@@ -172,7 +172,7 @@ def open_plain(kind: ObjectKind, name: str, data: bytes, where: str = "") -> byt
 
 
 def _object_digest(head: bytes, name: str, payload: bytes) -> bytes:
-    hasher = blake3(head, derive_key_context="backstay 2026 format 0 object digest")
+    hasher = blake3(head, derive_key_context="backstay 2026 format 1 object digest")
     hasher.update(len(name.encode()).to_bytes(4, "little") + name.encode())
     hasher.update(payload)
     return hasher.digest()

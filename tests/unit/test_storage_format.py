@@ -49,7 +49,8 @@ def test_headers_that_are_cut_changed_foreign_or_newer_are_told_apart() -> None:
     for place, value, error in (
         (0, 0, Damaged),
         (10, 3, Damaged),
-        (8, 1, Unsupported),
+        (8, 0, Unsupported),
+        (8, fmt.VERSION + 1, Unsupported),
         (11, 0x80, Unsupported),
         (12, 2, Unsupported),
         (13, 1, Unsupported),
@@ -82,7 +83,7 @@ def test_a_trailer_binds_header_and_footer() -> None:
         with pytest.raises(Damaged):
             parse_trailer(broken, "x")
     with pytest.raises(Unsupported):
-        parse_trailer(trailer[:16] + b"\1" + trailer[17:], "x")
+        parse_trailer(trailer[:16] + b"\2" + trailer[17:], "x")
 
 
 @pytest.mark.parametrize("kind", list(PackKind))
