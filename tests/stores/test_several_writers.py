@@ -86,7 +86,7 @@ def test_a_restore_point_that_another_writer_expired_is_not_lost(writer_place: P
         assert first.points() == []
     with opened(writer_place("a")) as first:
         assert first.points() == first.lost_points() == []
-        assert not first.catalog.rebuilds
+        assert not first.catalog.rebuilds.total()
 
 
 def test_a_catalog_that_followed_nobody_for_long_is_made_again(writer_place: PlaceOf) -> None:
