@@ -255,7 +255,7 @@ class _Maker:
         return disks, trees
 
     def night(self, point: int, disks: list[Any], trees: list[_Tree]) -> PointId:
-        """A further restore point of every VM: about ten clusters change; half is new, half is elsewhere already."""
+        """A further restore point of every VM: about ten clusters change; half is new, half was elsewhere already."""
         shape = self._shape
         length = max(2, shape.changed // 10)
         made = PointId("")
@@ -263,7 +263,8 @@ class _Maker:
             starts = np.sort(self._chance.integers(0, shape.disk_blocks // length, 10)) * length
             blocks = (np.unique(starts)[:, None] + np.arange(length)).reshape(-1)
             fresh = shape.changed // 2
-            numbers = self._chance.integers(0, shape.disk_blocks // 2, len(blocks), dtype=np.uint32)
+            known = int(self._chance.integers(0, max(1, shape.disk_blocks // 2 - len(blocks))))
+            numbers = np.arange(known, known + len(blocks), dtype=np.uint32)
             there = min(fresh, len(blocks))
             numbers[:there] = np.arange(self._next, self._next + there)
             self.packs.data(self._next, fresh)
@@ -284,7 +285,8 @@ class _Maker:
         for point in range(1, shape.points):
             starts = np.unique(self._chance.integers(0, BIG_BLOCKS // 1000, 10)) * 1000
             blocks = (starts[:, None] + np.arange(1000)).reshape(-1)
-            disk[blocks] = self._chance.integers(0, self._next, len(blocks)).astype(np.uint32)
+            known = int(self._chance.integers(0, self._next))
+            disk[blocks] = np.arange(known, known + len(blocks)) % self._next
             made = self.manifest(shape.vms, point, tree.update(disk, np.unique(blocks // FAN_OUT)), BIG_BLOCKS)
         return made
 

@@ -131,11 +131,11 @@ def _lookups(root: Path, made: Made) -> Figures:
     chance = np.random.default_rng(4)
     figures: dict[str, list[float]] = {}
     with _opened(root) as repo:
-        disk = repo.read_disk(made.big, DISK)
+        disk = repo.read_disk(made.newest, DISK)
         whole = read_map(repo.store, disk.record.root, FAN_OUT)
     wanted: dict[str, Callable[[], Any]] = {
         "4,096 new chunks": lambda: as_words([os.urandom(32) for _ in range(LOOKUPS)]),
-        "4,096 blocks of a disk": lambda: whole.ids[int(chance.integers(0, BIG_BLOCKS - LOOKUPS)) :][:LOOKUPS],
+        "4,096 blocks of a disk": lambda: whole.ids[int(chance.integers(0, len(whole.ids) - LOOKUPS)) :][:LOOKUPS],
         "4,096 chunks anywhere": lambda: chunk_ids(chance.integers(0, made.shape.chunks, LOOKUPS)),
     }
     for name, ids in wanted.items():
