@@ -372,7 +372,8 @@ def after_a_crash(
         for point, disk in {**stage.kept, **stage.going}.items():
             assert point not in points or read_back(repo, point) == disk, f"{point} is not what it was"
         for point in new:
-            assert read_back(repo, point) in [disks()[disk] for disk in scene.made], "a new point is not its disk"
+            data = read_back(repo, point, repo.manifest(point).disks[0].head.name)
+            assert data in [disks()[disk] for disk in scene.made], "a new point is not its disk"
         _keeps_its_word(repo, told)
         if scene.after is not None:
             scene.after(location)

@@ -29,12 +29,12 @@ from tests.crash.scenes import KINDS, SCENES, Scene, Stage, fresh_copy, set_up
 from tests.storage_kit import BLOCK, NOW, back_up, image, later, opened, read_back
 
 FAULTED = (
-    "hinted-encrypted", "many-packs", "grown", "marks", "expire", "reclaim", "verify", "rebuild-open",
+    "hinted-encrypted", "grown", "marks", "expire", "reclaim-in-phases", "copy", "verify", "rebuild-open",
     "open-nothing-derived", "open-half-expired", "shared-hinted", "shared-reclaim", "key-rotated",
 )  # fmt: skip
-BENEATH = ("hinted-encrypted", "reclaim", "open-nothing-derived")
+BENEATH = ("hinted-encrypted", "expire", "key-rotated", "rebuild")
 MOST = 400
-READ_STEP = 9
+READ_STEP = 13
 
 
 @pytest.fixture(scope="module")
