@@ -18,7 +18,8 @@ def keep_freed_memory() -> None:
     """Keep what one batch frees for the next one.
 
     By default glibc gives the top of a heap back as soon as 128 KiB of it are free. Each batch of chunks frees more,
-    and then pays a page fault for every 4 KiB that it touches again: 50,000 faults for a backup of 1 GB, 12,000 without. Other C libraries have no such switch and are left alone.
+    and then pays a page fault for every 4 KiB that it touches again: 50,000 faults for a backup of 1 GB, and 12,000
+    with this. Other C libraries have no such switch and are left alone.
     """
     import ctypes  # a millisecond and a half, which only those pay who move chunks
 
