@@ -106,7 +106,7 @@ def _make_newer(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("part", ["config", "packs", "manifests", "marks"])
+@pytest.mark.parametrize("part", ["config", "packs", "manifests"])
 @pytest.mark.parametrize("name", ["plain", "encrypted"])
 def test_what_a_newer_format_wrote_is_refused_in_a_clear_sentence(tmp_path: Path, name: str, part: str) -> None:
     golden = GOLDEN / str(format.VERSION) / name
@@ -119,6 +119,21 @@ def test_what_a_newer_format_wrote_is_refused_in_a_clear_sentence(tmp_path: Path
     ):
         for point in repo.point_ids():
             repo.detail(point)
+
+
+@pytest.mark.parametrize("name", ["plain", "encrypted"])
+def test_a_hold_of_a_newer_format_holds_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    golden = GOLDEN / str(format.VERSION) / name
+    location, facts = copied(golden, tmp_path / "r"), expected_of(golden)
+    for path in files(location, "marks"):
+        _make_newer(path)
+    with opened(location, (facts["openers"] or [None])[0]) as repo:
+        held = {point for point, fact in facts["points"].items() if fact["marks"]["holds"]}
+        assert held and held <= {point for point in repo.point_ids() if repo.mark_state(point).holds}
+        assert not verify(repo, now=BEGIN).sound
+    assert f"format {format.VERSION + 1}" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["plain", "encrypted"])
