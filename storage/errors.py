@@ -59,6 +59,10 @@ class Unsupported(StorageError):
     """The repository was written by a newer version or uses a feature that this one lacks."""
 
 
+UNREADABLE = (Damaged, Unsupported)
+"""What one object of a repository that opened may be told as: a flipped bit can pose as a newer version."""
+
+
 class NoSpace(StorageError):
     """The blob store is full."""
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from storage.errors import Damaged
+from storage.errors import UNREADABLE, Damaged
 from storage.format import Node, parse_node
 from storage.index import prefix_of
 from storage.manifest import Manifest
@@ -66,7 +66,7 @@ def reach(repo: Repository, manifests: Iterable[Manifest]) -> Any:
             for disk in manifest.disks:
                 of_fan.add_root(disk.root)
         return _united([one.sorted() for one in reached.values()])
-    except Damaged:
+    except UNREADABLE:
         return None
 
 
@@ -125,7 +125,7 @@ class Walker:
                 if node in lacked:
                     raise Damaged("no pack holds it")
                 found[node] = parse_node(bytes(data), level, fan_out, "block map")
-            except Damaged as error:
+            except UNREADABLE as error:
                 self.why[node] = error.what
                 found[node] = None
         return found

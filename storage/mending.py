@@ -14,7 +14,7 @@ from storage import marks
 from storage.catalog import Changes
 from storage.catalog_rows import mark_of
 from storage.damage import Damage
-from storage.errors import Damaged, StorageError
+from storage.errors import UNREADABLE, Damaged, StorageError, Unsupported
 from storage.marks import Mark, MarkKind
 from storage.repository import Repository
 
@@ -26,34 +26,38 @@ def check_marks(repo: Repository) -> list[Damage]:
     return [_judge(repo, key, error) for key, error in _unsound(repo, sorted(repo.blobs.list(marks.PREFIX)))]
 
 
-def _unsound(repo: Repository, keys: Iterable[str]) -> Iterable[tuple[str, Damaged]]:
+def _unsound(repo: Repository, keys: Iterable[str]) -> Iterable[tuple[str, Damaged | Unsupported]]:
     for key in keys:
         try:
             repo.marks.read(key)
-        except Damaged as error:
+        except UNREADABLE as error:
             yield key, error
 
 
-def _judge(repo: Repository, key: str, error: Damaged) -> Damage:
+def _judge(repo: Repository, key: str, error: Damaged | Unsupported) -> Damage:
     points = (PointId(key.split("/")[1]),)
     try:
         marks.parse_key(key)
     except Damaged:
         return Damage(key, "", points, error.what)  # not ours to touch
     try:
-        return Damage(key, "", points, error.what, mended=_mend(repo, key))
+        return Damage(key, "", points, error.what, mended=_mend(repo, key, certain=isinstance(error, Damaged)))
     except StorageError as trouble:
         log.error("damaged mark stays: %s", trouble)
         return Damage(key, "", points, error.what)
 
 
-def _mend(repo: Repository, key: str) -> str:
+def _mend(repo: Repository, key: str, *, certain: bool) -> str:
     point, sequence, kind = marks.parse_key(key)
     remembered = [mark_of(row) for row in repo.opened_catalog().query("SELECT * FROM marks WHERE name = ?", [key])]
+    if not certain and not remembered:
+        return ""  # it may be of a newer version
     guarded = [mark for mark in repo.marks.of(point) if mark.key == key]  # as it is taken while it is unreadable
     source = next(iter(remembered + guarded), None)
     anew: list[Mark] = []
-    if source is not None and kind is not MarkKind.EXPIRED:
+    # Where the damaged one could not be removed, it was written anew before.
+    done = any(mark.sequence == sequence and mark.key != key for mark in repo.marks.of(point))
+    if source is not None and kind is not MarkKind.EXPIRED and not done:
         anew.append(marks.new_mark(point, sequence, source.kind, source.at, source.text, source.until))
         repo.marks.put_back(anew[0])
     damaged = Mark(key, point, sequence, kind, repo.now())

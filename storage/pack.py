@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from storage.blobs import Blobs, BlobWriter, Buffer
-from storage.errors import Damaged, StoreFailed
+from storage.errors import Damaged, StoreFailed, Unsupported
 from storage.failpoints import failpoint
 from storage.format import (
     ENTRY,
@@ -203,7 +203,10 @@ def read_footer(blobs: PackSource, sealing: Sealing, name: PackName) -> Footer:
     if (header.pack, header.number, header.kind) != (name.id, name.number, name.kind):
         raise Damaged("another pack lies in this place", where=key)
     seal = sealing.pack(header)
-    trailer = parse_trailer(bytes(read_range(blobs, key, size - TRAILER_BYTES, TRAILER_BYTES)), key)
+    try:
+        trailer = parse_trailer(bytes(read_range(blobs, key, size - TRAILER_BYTES, TRAILER_BYTES)), key)
+    except Unsupported as error:  # the header, which has a digest of its own, says a version that we read
+        raise Damaged("the pack's trailer is not what was written", where=key) from error
     if trailer.footer_offset + trailer.footer_bytes + TRAILER_BYTES != size or trailer.footer_offset < HEADER_BYTES:
         raise Damaged("the pack's length is not what was written", where=key)
     stored = bytes(read_range(blobs, key, trailer.footer_offset, trailer.footer_bytes))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from policies.facts import PointId
 from storage.damage import Damage
-from storage.errors import Damaged, NoSuchPoint
+from storage.errors import UNREADABLE, Damaged, NoSuchPoint
 from storage.manifest import Manifest
 from storage.repository import Repository
 
@@ -53,7 +53,7 @@ def check_points(
                         step(len(data))
         except NoSuchPoint:
             del found.judged[point]
-        except Damaged as error:
+        except UNREADABLE as error:
             damaged.setdefault((error.where, "", error.what), []).append(point)
             found.judged[point].append(error.what)
     for (where, chunk_id, what), of in damaged.items():

@@ -13,7 +13,7 @@ from datetime import datetime
 from policies.facts import PointId
 from storage import marks
 from storage.blobs import Blobs
-from storage.errors import Damaged, Missing, Refused
+from storage.errors import UNREADABLE, Damaged, Missing, Refused
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
 from storage.marks import Mark, MarkKind, MarkState
@@ -143,7 +143,7 @@ class PointMarks:
         """A mark; what cannot be read is taken for what keeps more: a hold or a lock for a hold, lost for lost."""
         try:
             return self.read(key)
-        except Damaged as error:
+        except UNREADABLE as error:
             if self._shared and isinstance(error, Missing):
                 return None  # removed by another process since it was listed
             log.warning("mark not readable: %s", error)

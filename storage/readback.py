@@ -13,7 +13,7 @@ from datetime import datetime
 
 from storage.blobs import Blobs
 from storage.codec import decode
-from storage.errors import Damaged, StoreFailed
+from storage.errors import UNREADABLE, Damaged, StoreFailed
 from storage.format import ENTRY, HEADER_BYTES, MAX_BLOCK_BYTES, TRAILER_BYTES, Entry, PackKind, PackName
 from storage.pack import Footer, read_footer
 from storage.parallel import for_each
@@ -135,7 +135,7 @@ class Packs:
                 plain = decode(entry.codec, seal.open_chunk(entry, view[at : at + stored], where), entry.raw, where)
                 if hash_of(plain) != chunk:
                     raise Damaged("this chunk is not what was written", where=where)
-            except Damaged as error:
+            except UNREADABLE as error:
                 bad.append(Bad(chunk, job.name, error.what))
         return bad
 
@@ -166,7 +166,7 @@ def read_all(
         for name in names:
             try:
                 state, footer = packs.state(name), packs.footer(name)
-            except Damaged as error:
+            except UNREADABLE as error:
                 with findings.lock:
                     findings.broken[name] = error.what
                     findings.read.add(name)

@@ -12,8 +12,9 @@ from typing import Any
 from policies.facts import PointId
 from storage import config as configs
 from storage.catalog_rows import TABLES
+from storage.condemned import CONDEMNED, FREEING, noted, read_note
 from storage.damage import Damage
-from storage.errors import Damaged, NoSuchPoint, StorageError
+from storage.errors import UNREADABLE, Missing, NoSuchPoint, StorageError
 from storage.format import CONFIG_KEY, PackName, parse_pack_key
 from storage.manifest import Manifest, manifest_key
 from storage.mapcheck import reach
@@ -62,7 +63,7 @@ def survey(
 ) -> Survey:
     """Look at everything but the packs' payloads. It runs beside the threads that read those."""
     found = Survey()
-    found.damaged += _check_config(repo) + check_marks(repo)
+    found.damaged += _check_config(repo) + check_marks(repo) + _check_notes(repo)
     found.damaged += _check_catalog(repo)
     lost = repo.lost_points()
     found.damaged += [Damage(manifest_key(one.id), "", (one.id,), one.reason, (one.vm_name,)) for one in lost]
@@ -73,7 +74,7 @@ def survey(
             manifest = repo.manifest(point)
         except NoSuchPoint:
             continue
-        except Damaged as error:
+        except UNREADABLE as error:
             found.unreadable[point] = error.what
         else:
             found.manifests.append(manifest)
@@ -81,7 +82,7 @@ def survey(
     for name in names:
         try:
             found.heads[name] = heads(packs.footer(name))
-        except Damaged as error:
+        except UNREADABLE as error:
             found.broken[name] = error.what
         if name not in to_read:
             packs.done_with(name)
@@ -98,6 +99,20 @@ def _check_config(repo: Repository) -> list[Damage]:
             configs.mend(repo.blobs, replace(repo.config, whole=False), repo.sealing)
             mended = "" if configs.damage(repo.blobs, repo.sealing) else "written again from the other copy"
     return [Damage(error.where or CONFIG_KEY, "", (), error.what, mended=mended) for error in found]
+
+
+def _check_notes(repo: Repository) -> list[Damage]:
+    """What reclaim noted of packs. A note that cannot be read still counts as one: it keeps nothing from being kept."""
+    damaged = []
+    for prefix in (CONDEMNED, FREEING):
+        for name in sorted(noted(repo.blobs, prefix)):
+            try:
+                read_note(repo.blobs, repo.sealing, prefix, name)
+            except Missing:
+                continue  # taken back meanwhile
+            except UNREADABLE as error:
+                damaged.append(Damage(error.where or prefix, "", (), error.what))
+    return damaged
 
 
 def _check_catalog(repo: Repository) -> list[Damage]:

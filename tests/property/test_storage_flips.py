@@ -12,7 +12,7 @@ from storage.format import FLAG_ENCRYPTED
 from tests.damage_kit import Outcome, Scene, build, in_memory, judge, places_of
 from tests.storage_kit import NOW, back_up, files, make, opened
 
-FLIPS = {"packs": (2, 8), "manifests": (3, 4), "marks": (3, 2), "config": (2, 8)}
+FLIPS = {"packs": (2, 8), "manifests": (2, 4), "marks": (3, 2), "config": (2, 8)}
 """(objects of a kind that are flipped, places in what they hold): more than 150 with the fields of the formats."""
 
 
@@ -45,17 +45,15 @@ def test_a_flipped_bit_is_found_by_verify_and_by_every_restore_that_reads_it(sce
             outcome = _flip(scene, path, place, chance.randrange(8))
             assert outcome.found, said
             assert not outcome.wrong, said
-            if not outcome.refused and kind in ("packs", "manifests"):
+            assert not outcome.refused, f"{said}: one object keeps nobody out"
+            if kind in ("packs", "manifests"):
                 assert outcome.failed == outcome.hit, said
                 assert outcome.failed, said
                 assert outcome.vms == {scene.names[point] for point in outcome.hit}, said
-            elif kind == "marks":
-                assert not outcome.failed, said
-            elif kind == "config":
-                assert not outcome.refused, f"{said}: the other copy is there"
+            elif kind == "marks" or kind == "config":
                 assert not outcome.failed, said
             tried += 1
-    assert tried >= {"packs": 70, "manifests": 30, "marks": 30, "config": 20}[kind]
+    assert tried >= {"packs": 70, "manifests": 20, "marks": 30, "config": 20}[kind]
 
 
 def test_the_config_is_refused_when_both_copies_are_changed(scene: Scene) -> None:
@@ -78,7 +76,7 @@ def test_a_flipped_bit_in_what_is_derived_harms_nothing(scene: Scene) -> None:
     assert {path.parts[0] for path in paths} >= {"index", "catalog.duckdb", "distrusted", "expiries", "verified"}
     for path in paths:
         size = (scene.location / path).stat().st_size
-        for _ in range(6):
+        for _ in range(4):
             place = chance.randrange(size)
             outcome = _flip(scene, path, place, chance.randrange(8))
             said = f"{path} byte {place} of {size}"

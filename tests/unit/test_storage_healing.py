@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from policies.facts import VmId
+from storage.condemned import CONDEMNED, Condemnation, write_note
 from storage.errors import Damaged, Refused
+from storage.format import PackKind
 from storage.reclaim import plan_reclaim
 from storage.verify import verify
 from tests.storage_kit import NOW, back_up, changed, files, image, later, make, opened, read_back
@@ -103,7 +105,7 @@ def test_a_damaged_mark_is_written_anew_and_still_holds(tmp_path: Path, forgotte
         point = back_up(repo, image(6, 10))
         repo.mark_hold(point.id, "court", NOW)
     (mark,) = files(location, "marks")
-    _flip(mark, 100)
+    _flip(mark, 100 if forgotten else 8)
     if forgotten:
         for path in location.glob("catalog.duckdb*"):
             path.unlink()
@@ -133,6 +135,25 @@ def test_a_damaged_copy_of_the_config_is_written_again_from_the_other(tmp_path: 
             assert damage.mended
             assert (location / name).read_bytes() == sound
             assert verify(repo, now=later(hours=2)).sound
+
+
+def test_a_damaged_note_of_reclaim_is_told_and_harms_no_restore_point(tmp_path: Path) -> None:
+    location, disk = make(tmp_path / "r"), image(9, 20)
+    with opened(location) as repo:
+        gone = back_up(repo, image(10, 20), vm="vm-2")
+        name = next(name for name in repo.store.live.values() if name.kind is PackKind.DATA)
+        write_note(repo.blobs, repo.sealing, CONDEMNED, Condemnation(name, "nothing reaches it", NOW, "me"))
+        repo.expire(gone.id, "old", NOW)
+        one = back_up(repo, disk)
+        assert verify(repo, now=later(hours=1)).sound
+    (note,) = files(location, "condemned")
+    sound = note.read_bytes()
+    for place in (0, 8, 10, 11, 12, 16, 70, len(sound) - 1):
+        note.write_bytes(sound)
+        _flip(note, place)
+        with opened(location) as repo:
+            assert [damage.points for damage in verify(repo, now=later(hours=2)).damaged] == [()]
+            assert read_back(repo, one.id) == disk
 
 
 def test_what_a_verification_of_one_restore_point_finds_is_stored_again_too(tmp_path: Path) -> None:
