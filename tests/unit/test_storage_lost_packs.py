@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs import Buffer
 from storage.errors import NoSpace, StorageError
-from storage.format import Entry, PackKind
-from storage.pack import OpenPack
+from storage.format import PackKind
+from storage.pack import Chunk, OpenPack
 from tests.storage_kit import make, opened
 
 
@@ -26,13 +25,11 @@ def test_a_chunk_whose_write_ends_after_its_pack_was_lost_is_stored_again_by_the
         slow_id, bad_id = store.sealing.chunk_id(slow), store.sealing.chunk_id(bad)
         write = OpenPack.write
 
-        def writing(
-            pack: OpenPack, offset: int, first_slot: int, entries: Sequence[Entry], payloads: Sequence[Buffer]
-        ) -> None:
-            write(pack, offset, first_slot, entries, payloads)
-            if entries[0].id == bad_id:
+        def writing(pack: OpenPack, offset: int, first_slot: int, chunks: Sequence[Chunk]) -> None:
+            write(pack, offset, first_slot, chunks)
+            if chunks[0][0] == bad_id:
                 raise NoSpace("the disk is full")
-            if entries[0].id == slow_id:
+            if chunks[0][0] == slow_id:
                 written.set()
                 assert failed.wait(10)
 
