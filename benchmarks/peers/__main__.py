@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     known = drivers_of(ensure_tools(folder / "tools", _say))
     chosen = [driver for driver in known if not options.tools or driver.name in options.tools]
-    bench = Bench(images, folder / "work", _say)
+    bench = Bench(images, folder / "work", _say, options.patience)
     bench.work.mkdir(parents=True, exist_ok=True)
     earlier = read_results(options.results) if options.results else {}
     records, sizes = list(records_of(earlier).all), dict(earlier.get("sizes", {}))
@@ -118,6 +118,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--results", type=Path, help="add to the rounds in this JSON file")
     add("--keep", action="store_true", help="keep the repositories, for other steps of the same round")
     add("--resume", action="store_true", help="the steps belong to the last round in --results, whose work was kept")
+    add("--patience", type=float, default=10, help="seconds to wait for a calm machine before each process")
     add("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)
 
