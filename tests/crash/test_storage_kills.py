@@ -15,8 +15,8 @@ from tests.crash.kills import chosen, kill
 from tests.crash.scenes import KINDS, SCENES, Scene, Stage, fresh_copy, set_up
 from tests.crash.victim import Victims
 
-ELSEWHERE = ("keeper.",)
-"""Points of another process than the one that is killed here."""
+ELSEWHERE = ("keeper.", "commit.packs_locked")
+"""Points of another process than the one that is killed here, and one that needs a store with Object Lock."""
 
 POINT = re.compile(r'failpoint\("([a-z_.]+)"\)')
 
