@@ -295,8 +295,8 @@ class Catalog:
             self._apply(Changes(packs=fresh[start : start + PACKS_AT_ONCE]))
         self._apply(
             Changes(
-                manifests=list(intact(source.manifest, sorted(manifests - known_points))),
-                marks=list(intact(source.mark, sorted(mark_keys - known_marks))),
+                manifests=list(intact(source.manifest, sorted(manifests - known_points), source.readers)),
+                marks=list(intact(source.mark, sorted(mark_keys - known_marks), source.readers)),
                 gone_points=sorted(gone),
                 gone_marks=[key for key in sorted(known_marks - mark_keys) if not marks.lasts(key, manifests)],
                 expiry=None if self.witness else expiry,

@@ -7,7 +7,9 @@ import json
 import logging
 import secrets
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,15 +119,40 @@ def known(cursor: Any, table: str, column: str, keys: Sequence[str]) -> set[str]
     return {row[0] for row in rows}
 
 
-def intact(load: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:
-    """What can be read; what cannot is left to verify, and told."""
+def intact(load: Callable[[Any], Any], keys: Iterable[Any], readers: int = 1) -> Iterator[Any]:
+    """What can be read; what cannot is left to verify, and told. Several readers are for a store that is far away."""
     left_out = 0
-    for key in keys:
-        try:
-            yield load(key)
-        except StorageError as error:
+    for key, found in _loaded(load, keys, readers):
+        if not isinstance(found, StorageError):
+            yield found
+        else:
+            error = found
             left_out += 1
             if left_out <= TOLD_ONE_BY_ONE:
                 log.warning("object left out of the catalog", extra={"object": str(key), "why": str(error)})
     if left_out > TOLD_ONE_BY_ONE:
         log.warning("%d objects left out of the catalog", left_out)
+
+
+def _loaded(load: Callable[[Any], Any], keys: Iterable[Any], readers: int) -> Iterator[tuple[Any, Any]]:
+    """Each key with what it stands for, or with the error that kept it from being read, in order."""
+
+    def tried(key: Any) -> Any:
+        try:
+            return load(key)
+        except StorageError as error:
+            return error
+
+    if readers == 1:
+        yield from ((key, tried(key)) for key in keys)
+        return
+    with ThreadPoolExecutor(readers, "catalog reader") as pool:
+        waiting: deque[tuple[Any, Future[Any]]] = deque()
+        for key in keys:
+            waiting.append((key, pool.submit(tried, key)))
+            if len(waiting) >= 4 * readers:
+                first, found = waiting.popleft()
+                yield first, found.result()
+        while waiting:
+            first, found = waiting.popleft()
+            yield first, found.result()

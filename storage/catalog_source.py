@@ -12,13 +12,14 @@ from storage.format import PackName
 from storage.manifest import Manifest
 from storage.marks import Mark, MarkKind
 from storage.pack import Footer
-from storage.pointmarks import PointMarks
+from storage.pointmarks import READERS, PointMarks
 
 
 class Home(Protocol):
     """The repository, as far as the catalog follows it."""
 
     private: Blobs
+    shared: bool
     store: ChunkStore
     marks: PointMarks
 
@@ -33,6 +34,7 @@ class CatalogSource:
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        self.readers = READERS if home.shared else 1
 
     def packs(self) -> dict[int, PackName]:
         return dict(self._home.store.live)
