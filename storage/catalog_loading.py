@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 class Source(Protocol):
     """The repository, as the catalog asks it."""
 
+    readers: int
+    """How many manifests or marks are asked for at once."""
+
     def packs(self) -> dict[int, PackName]: ...
     def footer(self, name: PackName) -> Footer: ...
     def manifest_ids(self) -> set[PointId]: ...
