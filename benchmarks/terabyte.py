@@ -27,7 +27,7 @@ from benchmarks.peers.report import table
 from policies.facts import VmId
 from storage.blobs import Buffer
 from storage.blockmap import MapBuilder, Root
-from storage.format import ObjectKind
+from storage.format import VERSION, ObjectKind
 from storage.manifest import DiskHead, DiskRecord, Manifest, PointHead, encode, manifest_key
 from storage.nodes import StoredNodes
 from storage.repository import Repository, create, open_repository
@@ -173,12 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content = unique_blocks(image(images, "A"))
     folder = (options.folder / "terabyte").resolve()
     for size, capacity in SIZES.items():
-        if not (folder / f"{size}.made").exists():
+        if not (folder / f"{size}.made{VERSION}").exists():
             _say(f"synthesising a disk of {size}")
             shutil.rmtree(folder / size, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             make_base(folder / size, capacity, content[-SEEDS:])
-            (folder / f"{size}.made").touch()
+            (folder / f"{size}.made{VERSION}").touch()
     timed: dict[str, dict[str, list[Measured]]] = {}
     for shape in ("clustered", "random"):
         timed[shape] = {size: [] for size in SIZES}
