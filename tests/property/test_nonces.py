@@ -22,7 +22,7 @@ PACKS = 42
 
 CHUNKS = 1000
 LOST_CHUNKS = 20
-BATCH = 250
+BATCH = 1000
 SPREAD = 0x9E3779B97F4A7C15
 """Odd: makes ids that differ in their first bytes, as hashes do."""
 
