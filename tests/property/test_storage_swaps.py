@@ -63,7 +63,7 @@ def test_objects_that_change_places_are_found(scenes: Scenes) -> None:
     scene, tried = scenes[0], 0
     packs, manifests, marks = (scene.objects(kind) for kind in ("packs", "manifests", "marks"))
     pairs = [*itertools.combinations(packs, 2), *itertools.combinations(manifests, 2)]
-    pairs += [*zip(marks, marks[1:], strict=False), (manifests[0], marks[0]), (packs[0], manifests[1])]
+    pairs += [*itertools.pairwise(marks), (manifests[0], marks[0]), (packs[0], manifests[1])]
     pairs += [(Path("config"), manifests[0]), (Path("config"), marks[0])]
     for one, two in pairs:
         outcome = _after(scene, lambda at, one=one, two=two: _swap(at / one, at / two))  # type: ignore[misc]
