@@ -91,7 +91,8 @@ def _about(results: Mapping[str, Any]) -> str:
         lines.append(f"- {name} {tool['version']}: {tool['settings']}. {tool['durability']}.")
     records = results["records"]
     if disturbed := sum(Record(**record).disturbed for record in records):
-        lines.append(f"- {disturbed} of {len(records)} processes had others beside them; their times do not count.")
+        said = "had others beside them; such a time counts only where there is no other"
+        lines.append(f"- {disturbed} of {len(records)} processes {said}.")
     for name, image in images.items():
         changed = image.get("changed_bytes", {})
         grown = ", ".join(f"{int(size) >> 10} KiB {count / 1e6:.0f} MB" for size, count in changed.items())
