@@ -19,8 +19,9 @@ from enum import StrEnum
 
 from policies.facts import PointId
 from storage.catalog_rows import aware
+from storage.condemned import FREEING, noted
 from storage.damage import Damage
-from storage.errors import Damaged, NoSpace, NoSuchPoint, StorageError, StoreFailed
+from storage.errors import Damaged, NoSpace, NoSuchPoint, Overtaken, StorageError, StoreFailed
 from storage.failpoints import failpoint
 from storage.format import PackKind, PackName
 from storage.manifest import manifest_key, stamp
@@ -177,6 +178,7 @@ class _Whole:
         self._readings = readings
         self._scope = bounds.scope
         self._now = now
+        repo.refresh()
         self._points = sorted(repo.point_ids())  # before the packs: every pack of these is listed
         self._damaged, self.names = list_packs(repo)
         self._packs = Packs(repo.blobs, repo.sealing)
@@ -228,6 +230,7 @@ class _Whole:
 
     def _judge(self, findings: Findings, seen: Survey) -> VerifyReport:
         broken = {**seen.broken, **findings.broken}
+        self._refuse_freed(broken)
         damaged = self._damaged + seen.damaged + [Damage(n.key, "", (), what) for n, what in sorted(broken.items())]
         for point, what in seen.unreadable.items():
             damaged.append(Damage(manifest_key(point), "", (point,), what, _named([point], seen.names)))
@@ -265,6 +268,16 @@ class _Whole:
             left_bytes=sum(self._sizes[name] for name in left),
             read_back_since=since,
         )
+
+    def _refuse_freed(self, broken: Iterable[PackName]) -> None:
+        """Overtaken when a reclaim elsewhere freed packs meanwhile: what they held lies in packs that were not read."""
+        freeing = noted(self._repo.blobs, FREEING) if self._repo.shared else set()
+        if freed := sorted(name.key for name in broken if name in freeing):
+            raise Overtaken(
+                f"{len(freed)} packs were freed by another process while they were verified",
+                where=freed[0],
+                hint="run it again; what was read back counts",
+            )
 
     def _lacking(self, seen: Survey, held: Held) -> tuple[Mapping[PointId, set[bytes]], Mapping[bytes, str]]:
         """What each restore point lacks. Looked for one by one only when something is missing at all."""

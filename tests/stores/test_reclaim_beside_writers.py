@@ -80,3 +80,22 @@ def test_two_phases_on_an_object_store(writer_place: PlaceOf) -> None:
         assert condemned == freed == 2
         assert read_back(one, kept.id) == image(5, 20)
         assert verify(one, now=_now()).sound
+
+
+def test_packs_that_a_reclaim_elsewhere_frees_are_no_damage(writer_place: PlaceOf) -> None:
+    create(writer_place("one"), now=_now(), block_bytes=BLOCK)
+    with _writer(writer_place, "one") as one:
+        gone = back_up(one, image(1, 30), at=_now())
+        kept = back_up(one, image(2, 30), vm="vm-2", at=_now())
+        with _writer(writer_place, "two") as two:
+
+            def free(_: int) -> None:
+                if gone.id in one.point_ids():
+                    one.expire(gone.id, "old", _now())
+                    assert carry_out(one, plan_reclaim(one, _now(), AT_ONCE), _now()).freed
+
+            with pytest.raises(Overtaken, match="freed by another process"):
+                verify(two, now=_now(), progress=free, threads=1)
+            assert verify(two, now=_now()).sound
+            assert [(point.id, point.damaged) for point in two.points()] == [(kept.id, False)]
+            assert not two.store.distrusted.packs
