@@ -6,24 +6,29 @@ further points only those blocks are looked at that differ from a point which bo
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
 from policies.facts import PointId, RestorePoint, VmId
-from storage.errors import Damaged, NoSuchPoint, Refused, StoreFailed
+from storage.errors import UNREADABLE, AlreadyExists, Damaged, NoSuchPoint, Refused, StoreFailed
 from storage.ingest import DiskIngest
-from storage.manifest import DiskRecord
+from storage.manifest import DiskRecord, PointHead
 from storage.mapdiff import differences
 from storage.marks import MarkKind
 from storage.nodes import StoredNodes
 from storage.parallel import for_each
 from storage.pending import PendingPoint
 from storage.points import PointDetail
+from storage.reachability import Reached
 from storage.reading import PointDisk
 from storage.repository import Repository
+
+log = logging.getLogger(__name__)
 
 COPIED_FROM = "copied_from"
 """The attribute of a copied restore point that names the repository it came from."""
@@ -36,10 +41,14 @@ Extent = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class CopyPlan:
-    """What a copy would move: restore points that the target lacks, oldest first. `there` counts those that it has."""
+    """What a copy would move: restore points that the target lacks, oldest first. `there` counts those that it has.
+
+    `expired` counts those that were expired in the target and still have their tombstone, under which nothing lasts.
+    """
 
     missing: tuple[RestorePoint, ...]
     there: int
+    expired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +70,13 @@ def plan_copy(source: Repository, target: Repository, points: Sequence[PointId] 
     if source.repository_id == target.repository_id:
         raise Refused("source and target are the same repository", where=str(target.location))
     wanted = [point for point in source.points() if points is None or point.id in set(points)]
-    there = target.point_ids() | target.marks.lost()
-    return CopyPlan(tuple(p for p in wanted if p.id not in there), sum(p.id in there for p in wanted))
+    target.refresh()
+    there, expired = target.point_ids() | target.marks.lost(), target.marks.expired()
+    return CopyPlan(
+        tuple(p for p in wanted if p.id not in there and p.id not in expired),
+        sum(p.id in there for p in wanted),
+        sum(p.id in expired for p in wanted),
+    )
 
 
 def copy_points(
@@ -76,43 +90,59 @@ def copy_points(
 ) -> CopyOutcome:
     """Carry a plan out. Each restore point is complete in the target as soon as it is committed there.
 
-    Every chunk is verified as it is read. A point whose source is damaged is left out and told; an error of the
+    Every chunk is verified as it is read. A point that cannot be read is left out and told; another error of the
     target ends the copy. Holds and locks of all points that both have are carried over. `progress` gets the bytes
     read so far.
     """
     count = _Count(progress)
     copied: list[PointId] = []
     failed: list[tuple[PointId, str]] = []
-    stored = 0
+    stored, there = 0, plan.there
     for point in plan.missing:
         try:
             stored += _copy_point(source, target, point.id, threads, count)
         except NoSuchPoint:
             continue  # expired since the plan
-        except Damaged as error:
+        except AlreadyExists:
+            there += 1  # another process copied it meanwhile
+        except UNREADABLE as error:
             failed.append((point.id, str(error)))
         else:
             copied.append(point.id)
     carry_marks(source, target, now())
-    return CopyOutcome(tuple(copied), plan.there, count.total, stored, tuple(failed))
+    return CopyOutcome(tuple(copied), there, count.total, stored, tuple(failed))
 
 
 def carry_marks(source: Repository, target: Repository, now: datetime) -> None:
     """Hold, lock and join in the target what is so in the source. A release is never carried over."""
     vms = {point.id: point.vm for point in target.points()}
+    longer = False
     for original in source.points():
-        point = original.id
-        if point not in vms:
-            continue
-        if original.vm != vms[point]:
-            target.add_mark(point, MarkKind.JOINED, now, original.vm)
-        wanted, state = source.mark_state(point), target.mark_state(point)
-        for hold in wanted.holds:
-            if hold not in state.holds:
-                target.add_mark(point, MarkKind.HOLD, now, hold)
-        until = wanted.locked_until
-        if until is not None and until > (state.locked_until or now):
-            target.mark_lock(point, until, "as in the repository that it was copied from", now)
+        if original.id in vms:
+            with suppress(NoSuchPoint):  # expired meanwhile
+                longer |= _carry(source, target, original, vms[original.id], now)
+    if longer:
+        target.renew_locks(now)
+
+
+def _carry(source: Repository, target: Repository, original: RestorePoint, vm: VmId, now: datetime) -> bool:
+    """Carry the marks of one restore point over; whether its lock became longer."""
+    point = original.id
+    if original.vm != vm:
+        target.add_mark(point, MarkKind.JOINED, now, original.vm)
+    wanted, state = source.mark_state(point), target.mark_state(point)
+    for hold in wanted.holds:
+        if hold not in state.holds:
+            target.add_mark(point, MarkKind.HOLD, now, hold)
+    until = wanted.locked_until
+    if until is None or until <= (state.locked_until or now):
+        return False
+    target.mark_lock(point, until, "as in the repository that it was copied from", now)
+    return True
+
+
+class _SourceUnreadable(Damaged):
+    """A block of the source that cannot be read, whatever the copy builds on."""
 
 
 class _Count:
@@ -136,7 +166,41 @@ def _copy_point(source: Repository, target: Repository, point: PointId, threads:
     origin = detail.head.attributes.get(COPIED_FROM, source.repository_id)
     head = replace(detail.head, attributes={**detail.head.attributes, COPIED_FROM: origin})
     shared = _newest_shared(source, target, detail.head.vm, detail)
-    stored = 0
+    if shared is not None:
+        try:
+            return _write(source, target, head, detail, shared, threads, count)
+        except _SourceUnreadable:
+            raise
+        except (*UNREADABLE, NoSuchPoint) as error:
+            log.warning("restore point copied in full: what it would build on cannot be read: %s", error)
+    stored = _write(source, target, head, detail, None, threads, count)
+    if shared is not None:
+        _require_readable(target, point)
+    return stored
+
+
+def _require_readable(target: Repository, point: PointId) -> None:
+    """Damaged unless the whole map of a copied restore point can be read: what it shares may be damaged, too."""
+    reached = Reached(StoredNodes(target.store), target.config.fan_out)
+    try:
+        for disk in target.manifest(point).disks:
+            reached.add_root(disk.root)
+        reached.sorted()
+    except UNREADABLE as error:
+        target.add_mark(point, MarkKind.DAMAGED, target.now(), str(error))
+        raise Damaged(f"the copy shares what is damaged: {error}", where=point, hint="verify the target") from None
+
+
+def _write(
+    source: Repository,
+    target: Repository,
+    head: PointHead,
+    detail: PointDetail,
+    shared: PointDetail | None,
+    threads: int,
+    count: _Count,
+) -> int:
+    point, stored = detail.id, 0
     with target.new_point(head, point=point) as pending:
         for record in detail.disks:
             stored += _copy_disk(source, pending, target.block_bytes, point, record, shared, threads, count)
@@ -224,7 +288,10 @@ def _mover(disk: PointDisk, ingest: DiskIngest, room: int, count: _Count) -> Cal
     def move(piece: Extent) -> None:
         offset, length = piece
         view = buffer[:length]
-        disk.read_into(offset, view)
+        try:
+            disk.read_into(offset, view)
+        except UNREADABLE as error:
+            raise _SourceUnreadable(error.what, where=error.where, hint=error.hint) from error
         ingest.write(offset, view)
         count.add(length)
 

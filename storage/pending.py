@@ -132,6 +132,8 @@ class PendingPoint:
             raise Refused(f"the manifest would have {len(payload)} bytes", hint="record fewer attributes")
         key = manifests.manifest_key(self.id)
         until = self.head.locked_until
+        if until is not None and until <= home.now():
+            until = None  # of a copy: its lock is over, and a store refuses one that ends in the past
         if home.locking is not None and until is not None:
             home.locking.protect(manifest, until)
             failpoint("commit.packs_locked")

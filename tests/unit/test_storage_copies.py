@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import UTC
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from policies.facts import PointId, VmId
 from storage.copies import COPIED_FROM, copy_points, pieces, plan_copy
 from storage.errors import Refused, StoreFailed
 from storage.joining import join
-from storage.repository import Repository
+from storage.repository import Repository, open_repository
 from storage.verify import verify
 from tests.storage_kit import (
     BLOCK,
@@ -171,3 +172,93 @@ def test_pieces_lie_on_the_targets_grid_and_cover_the_extents() -> None:
     assert found == [(0, 12288), (36864, 45_000 - 36864)]
     large = list(pieces(iter([(0, 5 << 20)]), 65536, 5 << 20))
     assert [length for _, length in large] == [1 << 20] * 5
+
+
+def test_a_manifest_of_a_newer_version_keeps_no_other_restore_point_from_being_copied(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "b")
+    with opened(tmp_path / "a") as source:
+        first, second = back_up(source, image(1, 40)), back_up(source, image(2, 40), at=later(hours=1))
+    _flip(tmp_path / "a" / "manifests" / first.id, 8)
+    with opened(tmp_path / "a") as source, opened(tmp_path / "b") as target:
+        outcome = copy_points(source, target, plan_copy(source, target), now=lambda: NOW)
+        assert outcome.copied == (second.id,)
+        assert [point for point, _ in outcome.failed] == [first.id]
+
+
+@pytest.mark.parametrize("what", ["manifest", "map"])
+def test_damage_in_the_target_keeps_no_later_restore_point_from_being_copied(tmp_path: Path, what: str) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "b")
+    with opened(tmp_path / "a") as source:
+        disk = image(1, 200)
+        first = back_up(source, disk)
+        with opened(tmp_path / "b") as target:
+            copy_points(source, target, plan_copy(source, target), now=lambda: NOW)
+        blocks = (3, 70, 140, 199)  # a new node everywhere
+        newer = changed(disk, 2, blocks)
+        second = back_up(source, newer, at=later(hours=1), base=first.id, blocks=blocks)
+        tree = next(path for path in files(tmp_path / "b", "packs") if path.suffix == ".tree")
+        _flip(tmp_path / "b" / "manifests" / first.id if what == "manifest" else tree, 140)
+        with opened(tmp_path / "b") as target:
+            outcome = copy_points(source, target, plan_copy(source, target), now=lambda: NOW)
+            assert outcome.copied == (second.id,)
+            assert read_back(target, second.id) == newer
+
+
+def test_a_copy_that_shares_what_is_damaged_is_not_called_sound(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "b")
+    with opened(tmp_path / "a") as source:
+        disk = image(1, 200)
+        first = back_up(source, disk)
+        with opened(tmp_path / "b") as target:
+            copy_points(source, target, plan_copy(source, target), now=lambda: NOW)
+        second = back_up(source, changed(disk, 2, (3,)), at=later(hours=1), base=first.id, blocks=(3,))
+        (tree,) = (path for path in files(tmp_path / "b", "packs") if path.suffix == ".tree")
+        data = bytearray(tree.read_bytes())
+        footer = int.from_bytes(data[-64:-56], "little")
+        data[128:footer] = bytes(footer - 128)  # every node
+        _write(tree, bytes(data))
+        with opened(tmp_path / "b") as target:
+            outcome = copy_points(source, target, plan_copy(source, target), now=lambda: NOW)
+            assert [point for point, _ in outcome.failed] == [second.id]
+            assert target.mark_state(second.id).damaged
+
+
+def test_what_was_expired_in_a_copy_is_not_said_to_be_copied_under_its_tombstone(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    terms = {"socket": str(tmp_path / "keeper.sock"), "writer_uid": 12345}
+    (make(tmp_path / "b") / "keeper.json").write_text(json.dumps(terms))  # several processes may write it
+    (tmp_path / "b" / "spool" / "owner").mkdir(parents=True)
+    with (
+        opened(tmp_path / "a") as source,
+        open_repository(tmp_path / "b", now=NOW, owner="test", state_dir=tmp_path / "state") as target,
+    ):
+        point = back_up(source, image(1, 40))
+        copy_points(source, target, plan_copy(source, target), now=lambda: NOW)
+        target.expire(point.id, "by hand", NOW)
+        plan = plan_copy(source, target)
+        assert (plan.missing, plan.there, plan.expired) == ((), 0, 1)
+
+
+def test_what_another_process_copied_meanwhile_is_there(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "b")
+    with opened(tmp_path / "a") as source, opened(tmp_path / "b") as target:
+        back_up(source, image(1, 40))
+        plan = plan_copy(source, target)
+        copy_points(source, target, plan, now=lambda: NOW)
+        outcome = copy_points(source, target, plan, now=lambda: NOW)
+        assert (outcome.copied, outcome.there, outcome.failed) == ((), 1, ())
+
+
+def _flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 2
+    _write(path, bytes(data))
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.chmod(0o600)
+    path.write_bytes(data)
