@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 # Only what the interpreter has loaded already: an interruption while more is loaded is met by what stands below.
-import gc
 import io
 import os
 import sys
@@ -23,12 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Without arguments it is the process's own: those of the command line, and signals that end it.
     """
     try:
-        if arguments is not None:
-            return _main(list(arguments))
-        _clean_up_when_ended()
-        code = _main(sys.argv[1:])
-        gc.freeze()  # what is left is freed without a search for cycles: 20 ms after DuckDB was loaded
-        return code
+        if arguments is None:
+            _clean_up_when_ended()
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -141,3 +141,8 @@ def test_nothing_is_loaded_before_an_interruption_can_be_met() -> None:
     code = "import sys; before = set(sys.modules); import engine.__main__; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["__future__", "engine", "engine.__main__"]
+
+
+def test_a_command_that_has_nothing_to_say_says_nothing_at_its_end(tmp_path: Path, repo: Path) -> None:
+    assert backstay("points", "--repo", repo, "--json", home=tmp_path).err == ""
+    assert backstay("sql", "--views", "--repo", repo, home=tmp_path).err == ""
