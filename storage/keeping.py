@@ -67,7 +67,7 @@ def terms_of(root: Path) -> Terms | None:
         if stat.S_IMODE(owner.st_mode) & 0o022:
             raise Damaged("others than its owner may write here: it is not append-only", where=str(root))
         return Terms(Path(document["socket"]), int(document["writer_uid"]), owner.st_uid)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise StoreFailed(f"it cannot be read: {error.strerror}", where=str(path)) from None

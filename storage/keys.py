@@ -58,6 +58,12 @@ def remove_slot(repository: Repository, slot_id: str) -> None:
     _change(repository, edit)
 
 
+def require_slot(repository: Repository, slot_id: str) -> None:
+    """Refused when no slot has this id."""
+    _master(repository)
+    _require(repository.config, slot_id)
+
+
 def rotate(repository: Repository, opener: str, slot_id: str | None = None) -> str:
     """Put a new wrapping in the place of a slot's, by default of the one that opened the repository; its id stays.
 

@@ -17,6 +17,7 @@ from engine.plain import point_row
 from engine.units import show_size
 from policies.facts import PointId
 from storage.copies import CopyPlan, copy_points, plan_copy
+from storage.errors import WrongKey
 from storage.repository import Repository, open_repository
 
 
@@ -43,8 +44,8 @@ def copy(
     if place_of(source) == place_of(target):
         raise BadInput("source and target are the same repository", where=target)
     with ExitStack() as stack, progress(quiet=json) as bar:
-        here = stack.enter_context(_open(source, passphrase_file))
-        there = stack.enter_context(_open(target, to_passphrase_file or passphrase_file))
+        here = stack.enter_context(_open(source, passphrase_file, "--passphrase-file"))
+        there = stack.enter_context(_open(target, to_passphrase_file or passphrase_file, "--to-passphrase-file"))
         work = plan_copy(here, there, _chosen(here, point, vm))
         if plan:
             _show_plan(work, json)
@@ -63,17 +64,28 @@ def copy(
     return Exit.DAMAGED if outcome.failed else Exit.DONE
 
 
-def _open(text: str, passphrase_file: Path | None) -> Repository:
+def _open(text: str, passphrase_file: Path | None, option: str) -> Repository:
     where, passphrase = locate(text, None, passphrase_file)
     refuse_engine(where)
-    return open_repository(where, passphrase=passphrase, now=utc_now, owner="backstay copy")
+    try:
+        return open_repository(where, passphrase=passphrase, now=utc_now, owner="backstay copy")
+    except WrongKey as error:  # of two repositories
+        raise WrongKey(error.what, where=str(where), hint=f"{option} or BACKSTAY_PASSPHRASE") from None
 
 
 def _chosen(repository: Repository, references: tuple[str, ...], vms: tuple[str, ...]) -> list[PointId] | None:
     if not references and not vms:
         return None
-    found = [repository.find(reference) for reference in references]
-    return found + [one.id for one in repository.points() if {one.vm, one.vm_name} & set(vms)]
+    chosen = [repository.find(reference) for reference in references]
+    points = repository.points()
+    for vm in vms:
+        found = [one.id for one in points if vm in (one.vm, one.vm_name)]
+        if not found:
+            raise BadInput(
+                f"there is no restore point of {vm}", where=str(repository.location), hint="see: backstay points"
+            )
+        chosen += found
+    return chosen
 
 
 def _show_plan(work: CopyPlan, json: bool) -> None:

@@ -167,7 +167,9 @@ def configured_place(config: Path | None) -> tuple[Place, Secret | None]:
     place = config or find()
     if config is None and not place.exists():
         raise NoRepository(
-            "no repository was named", where=str(place), hint="use --repo DIR, or write a configuration: backstay init"
+            "no repository was named, and there is no configuration",
+            where=str(place),
+            hint="name one, or write a configuration: backstay init",
         )
     loaded = load(place)
     return loaded.place, loaded.repository.passphrase

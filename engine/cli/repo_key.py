@@ -17,7 +17,7 @@ from engine.credentials import read_secret_file
 from engine.failures import BadInput, Declined
 from storage.blobs import LocalBlobs, sync_folder
 from storage.config import list_slots
-from storage.keys import add_slot, described, remove_slot, rotate
+from storage.keys import add_slot, described, remove_slot, require_slot, rotate
 from storage.keyslots import new_key_file
 from storage.places import open_blobs
 from storage.repository import Repository, open_repository
@@ -98,6 +98,8 @@ def rotate_key(
     Ends with 11 while an engine owns the repository.
     """
     with _opened(repo, config, passphrase_file, "rotate") as repository:
+        if key is not None:
+            require_slot(repository, key)  # before a key file is made for it
         rotated = rotate(repository, _new(repository, new_passphrase_file, new_key_file), key)
     say(f"Key {rotated} is another one now; what opened it before does so no more.")
 

@@ -60,6 +60,34 @@ def test_a_source_that_is_no_disk_is_bad_input(tmp_path: Path, repo: Path, sourc
     assert "neither a file nor a block device" in ran.err
 
 
+def test_a_file_is_no_repository(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    assert "no repository here" in backstay("points", "--repo", tmp_path / "file", home=tmp_path, expect=10).err
+
+
+def test_a_copy_of_a_vm_that_nobody_knows_is_bad_input(tmp_path: Path, repo: Path) -> None:
+    backstay("repo", "init", tmp_path / "other", home=tmp_path)
+    ran = backstay("copy", repo, tmp_path / "other", "--vm", "wbe", home=tmp_path, expect=2)
+    assert "no restore point of wbe" in ran.err
+
+
+def test_a_copy_names_the_repository_that_lacks_its_passphrase(tmp_path: Path, repo: Path) -> None:
+    other = tmp_path / "other"
+    backstay("repo", "init", other, "--encrypt", home=tmp_path, env={"BACKSTAY_PASSPHRASE": "one"})
+    ran = backstay("copy", repo, other, home=tmp_path, expect=12)
+    assert str(other) in ran.err
+    assert "--to-passphrase-file" in ran.err
+
+
+def test_no_key_file_is_made_for_a_key_that_is_not_there(tmp_path: Path) -> None:
+    env = {"BACKSTAY_PASSPHRASE": "one"}
+    backstay("repo", "init", tmp_path / "e", "--encrypt", home=tmp_path, env=env)
+    new = tmp_path / "new.key"
+    backstay("repo", "key", "rotate", "00", "--new-key-file", new, "--repo", tmp_path / "e", home=tmp_path, env=env,
+             expect=5)  # fmt: skip
+    assert not new.exists()
+
+
 def test_a_repository_cannot_be_made_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "a directory is wanted" in backstay("repo", "init", tmp_path / "file", home=tmp_path, expect=2).err
@@ -84,7 +112,7 @@ def test_the_folder_that_is_missing_is_told_with_the_name_that_was_given(tmp_pat
     [
         ("nosuch", "backstay --help"),
         ("disk nosuch", "backstay disk --help"),
-        ("repo init", "backstay repo init --help"),
+        ("disk backup", "backstay disk backup --help"),
     ],
 )
 def test_wrong_usage_points_to_a_help_that_there_is(tmp_path: Path, words: str, help: str) -> None:
