@@ -29,7 +29,9 @@ def _sentence(kind: str, said: str, keys: Sequence[str], root: type[BaseModel]) 
         case "extra_forbidden":
             return f"unknown key {name}{_suggestion(root, keys)}"
         case "missing":
-            return f"{name} is missing, add it"
+            return f"{name} is missing, add it{': schema = 1' if name == 'schema' else ''}"
+        case "path_type":
+            return f'{name}: write a path in quotes, such as "/etc/backstay/{keys[-1]}"'
         case _:
             said = said.removeprefix("Value error, ")
             return f"{name + ': ' if name else ''}{said[:1].lower() + said[1:]}"

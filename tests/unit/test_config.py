@@ -69,6 +69,7 @@ verify = "3d"
         ("schema = 1\n", "/etc/backstay/backstay.toml:1:1: repository is missing"),
         ("schema = 1\nrepository = 3\n", ":2:"),
         ("[repository]\npath = 'x'\n", "schema is missing"),
+        ("schema = 1\n[repository]\npath = 'x'\n[policies]\nx = 1\n", "policies: write a path in quotes, such as"),
         ("schema = 2\n[repository]\npath = 'x'\n", ":1:1: schema: input should be 1"),
         (LEAST + "[timers]\nverfiy = '7d'\n", ':5:1: unknown key timers.verfiy, did you mean "verify"?'),
         ("polices = 'x'\n" + LEAST, ':1:1: unknown key polices, did you mean "policies"?'),
