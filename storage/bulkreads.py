@@ -7,9 +7,10 @@ id as everywhere; what cannot be had in bulk (not sealed yet, damaged in one of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 from storage.chunkreads import ChunkReads
@@ -89,6 +90,10 @@ def locate_many(store: ChunkReads, ids: Any) -> Places:
     return places
 
 
+Filled = tuple[Any, Any, memoryview]
+"""Rows, where in the buffer each of them begins, and the buffer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Nodes:
     """Verified nodes one after the other in `data`; `rows` tells which of those asked for each one is."""
@@ -109,8 +114,10 @@ def read_nodes(store: ChunkReads, ids: Any) -> Iterator[Nodes]:
     left = np.flatnonzero(~plain)
     rows = np.flatnonzero(plain)
     rows = rows[np.argsort(places.pack[rows] << 32 | places.offset[rows])]
-    buffer = memoryview(bytearray(min(BATCH_BYTES, 4 * int(places.stored[rows].sum()))))
-    for batch, starts in _fill(store, places, rows, buffer):
+    total = int(places.stored[rows].sum())
+    buffers = [memoryview(bytearray(min(BATCH_BYTES, 4 * total))) for _ in range(1 if total <= BATCH_BYTES else 2)]
+    filled = _fill(store, places, rows, buffers)
+    for batch, starts, buffer in _ahead(filled) if len(buffers) > 1 else filled:
         lengths = places.stored[batch]
         wrong = _wrong(store, ids[batch], buffer, starts, lengths)
         if wrong.any():
@@ -125,8 +132,17 @@ def read_nodes(store: ChunkReads, ids: Any) -> Iterator[Nodes]:
         yield Nodes(part, memoryview(b"".join(read)), np.cumsum(lengths) - lengths, lengths)
 
 
-def _fill(store: ChunkReads, places: Places, rows: Any, buffer: memoryview) -> Iterator[tuple[Any, Any]]:
-    """Read spans of sorted places into the buffer until it is full: (rows, where each begins in the buffer)."""
+def _ahead(filled: Iterator[Filled]) -> Iterator[Filled]:
+    """One batch is read while the one before it is looked at."""
+    with ThreadPoolExecutor(1, "read ahead") as thread:
+        coming = thread.submit(next, filled, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, filled, None)
+            yield batch
+
+
+def _fill(store: ChunkReads, places: Places, rows: Any, buffers: Sequence[memoryview]) -> Iterator[Filled]:
+    """Read spans of sorted places into the buffers by turns: (rows, where each begins in the buffer, the buffer)."""
     import numpy as np
 
     pack, offset = places.pack[rows], places.offset[rows]
@@ -134,13 +150,15 @@ def _fill(store: ChunkReads, places: Places, rows: Any, buffer: memoryview) -> I
     far = np.flatnonzero((pack[1:] != pack[:-1]) | (offset[1:] - ends[:-1] > GAP_BYTES)) + 1
     bounds = [0, *far.tolist(), len(rows)] if len(rows) else []
     filled, first, starts = 0, 0, offset.copy()
+    turns = cycle(buffers)
+    buffer = next(turns)
     for low, high in pairwise(bounds):
         while low < high:
             begin = int(offset[low])
             until = low + int(np.searchsorted(ends[low:high], begin + len(buffer) - filled, "right"))
             if until < high and filled:  # what does not fit begins a new batch
-                yield rows[first:low], starts[first:low]
-                filled, first = 0, low
+                yield rows[first:low], starts[first:low], buffer
+                filled, first, buffer = 0, low, next(turns)
                 continue
             end = int(ends[low:until].max())
             with suppress(Damaged, KeyError):  # else what stands there is found wrong, and read another way
@@ -148,7 +166,7 @@ def _fill(store: ChunkReads, places: Places, rows: Any, buffer: memoryview) -> I
             starts[low:until] += filled - begin
             filled, low = filled + end - begin, until
     if first < len(rows):
-        yield rows[first:], starts[first:]
+        yield rows[first:], starts[first:], buffer
 
 
 def _wrong(store: ChunkReads, ids: Any, data: memoryview, starts: Any, lengths: Any) -> Any:

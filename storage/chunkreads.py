@@ -14,6 +14,7 @@ from storage.errors import Damaged, Missing
 from storage.format import MAX_BLOCK_BYTES, Entry, PackName
 from storage.index import Index
 from storage.pack import Footer, Footers, OpenPack
+from storage.runs import Columns
 from storage.sealing import Sealing
 
 READ_GAP_BYTES = 32 << 10
@@ -94,6 +95,10 @@ class ChunkReads:
     def candidates(self, heads: Any) -> tuple[Any, Any, Any]:
         """What `Index.find_many` finds for many 64-bit prefixes."""
         return self._index.find_many(heads)
+
+    def indexed(self, entries: int) -> Iterator[Columns]:
+        """What `Index.slices` gives."""
+        return self._index.slices(entries)
 
     def footer_of(self, number: int) -> Footer | None:
         """The footer of the pack that has this number now; None if there is none, or it is damaged."""

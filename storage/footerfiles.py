@@ -14,8 +14,16 @@ from struct import Struct
 
 from storage.blobs import Blobs, translated
 from storage.errors import Damaged
-from storage.format import HEADER_BYTES, TRAILER_BYTES, PackName, pack_header, pack_trailer, parse_trailer
-from storage.pack import Footer, Footers, read_footer, read_range
+from storage.format import (
+    HEADER_BYTES,
+    TRAILER_BYTES,
+    PackHeader,
+    PackName,
+    pack_header,
+    pack_trailer,
+    parse_trailer,
+)
+from storage.pack import Footer, Footers, read_footer, read_header, read_range
 from storage.parallel import for_each
 from storage.sealing import Sealing
 
@@ -106,6 +114,15 @@ class KeptFooters(Footers):
         footer = read_footer(ends, self._sealing, name)
         self._keep(name, ends)
         return footer
+
+    def _glance(self, name: PackName) -> tuple[PackHeader, int]:
+        with suppress(OSError, Damaged), self._path(name).open("rb") as kept:
+            start = kept.read(_SIZE.size + HEADER_BYTES)
+            if len(start) == _SIZE.size + HEADER_BYTES:
+                size = _SIZE.unpack_from(start)[0]
+                return read_header(Ends(size, start[_SIZE.size :], b""), name), size
+        footer = self.get(name)
+        return footer.header, footer.size
 
     def _fetched(self, name: PackName) -> Ends:
         key = name.key

@@ -7,7 +7,7 @@ hit is only a candidate until the full id in the pack's footer agrees.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,13 @@ class Index:
             return np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.uint16)
         rows, numbers, slots = (np.concatenate(column) for column in zip(*found, strict=True))
         return order[rows], numbers, slots
+
+    def slices(self, entries: int) -> Iterator[Columns]:
+        """All entries, sorted by prefix within each run, as numpy arrays of at most so many over the files."""
+        for run in self._runs:
+            for low in range(0, run.count, entries):
+                yield run.columns(low, min(low + entries, run.count))
+            run.unmap_pages()
 
     def add(self, packs: Sequence[PackName], entries: Iterable[Located]) -> None:
         """A further run, durable before it is used."""

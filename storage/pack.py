@@ -192,6 +192,18 @@ def read_range(blobs: PackSource, key: str, offset: int, length: int) -> bytearr
     return data
 
 
+def read_header(blobs: PackSource, name: PackName) -> PackHeader:
+    """The header of a sealed pack, checked; Damaged when a byte of it changed or it belongs elsewhere."""
+    return _header_of(bytes(read_range(blobs, name.key, 0, HEADER_BYTES)), name)
+
+
+def _header_of(head: bytes, name: PackName) -> PackHeader:
+    header = parse_pack_header(head, name.key)
+    if (header.pack, header.number, header.kind) != (name.id, name.number, name.kind):
+        raise Damaged("another pack lies in this place", where=name.key)
+    return header
+
+
 def read_footer(blobs: PackSource, sealing: Sealing, name: PackName) -> Footer:
     """Header and footer of a sealed pack, checked; Damaged when a byte of them changed or they belong elsewhere."""
     key = name.key
@@ -199,9 +211,7 @@ def read_footer(blobs: PackSource, sealing: Sealing, name: PackName) -> Footer:
     if size < HEADER_BYTES + TRAILER_BYTES:
         raise Damaged("the pack is too short", where=key)
     head = bytes(read_range(blobs, key, 0, HEADER_BYTES))
-    header = parse_pack_header(head, key)
-    if (header.pack, header.number, header.kind) != (name.id, name.number, name.kind):
-        raise Damaged("another pack lies in this place", where=key)
+    header = _header_of(head, name)
     seal = sealing.pack(header)
     try:
         trailer = parse_trailer(bytes(read_range(blobs, key, size - TRAILER_BYTES, TRAILER_BYTES)), key)
@@ -250,6 +260,15 @@ class Footers:
         footer = self._read(name)
         self.remember(footer)
         return footer
+
+    def glance(self, name: PackName) -> tuple[PackHeader, int]:
+        """A sealed pack's header and size, or Damaged. Cheaper than its footer, which is not looked at."""
+        with self._lock:
+            footer = self._cache.get(name)
+        return (footer.header, footer.size) if footer is not None else self._glance(name)
+
+    def _glance(self, name: PackName) -> tuple[PackHeader, int]:
+        return read_header(self._blobs, name), self._blobs.size(name.key)
 
     def expect(self, names: Iterable[PackName]) -> None:
         """These are asked for next: where that is worth it, they are fetched ahead."""

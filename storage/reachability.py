@@ -24,6 +24,9 @@ PENDING_CHILDREN = 4 << 20
 
 USAGE_ENTRIES = 1 << 20
 
+RECENT_BITS = 21
+"""Two million ids of nodes in a table: at most 64 MB, of which only what is used is touched."""
+
 
 class Reached:
     """Collects what roots reach; shared nodes are visited once. Roots are followed when `sorted` is asked."""
@@ -65,15 +68,36 @@ class Reached:
         fresh = visited.fresh(ids)
         self._prefixes.add(heads_of(fresh))
         pending: list[Any] = []
+        recent = _Recent() if level else None
         for nodes in read_nodes(self._store, fresh):
             children = children_of(nodes, layout_of(nodes, level, self._fan))
-            if level == 0:
+            if recent is None:
                 self._prefixes.add(heads_of(children))
                 continue
-            pending.append(children)
+            pending.append(recent.unseen(children))
             if sum(map(len, pending)) > PENDING_CHILDREN:
                 pending = [_distinct(_together(pending))]
         return _together(pending)
+
+
+class _Recent:
+    """A table of ids that came by, one for each beginning; most references are to what neighbours refer to."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._ids: Any = np.zeros((1 << RECENT_BITS, WORDS), np.uint64)
+        self._ids[0] = 1  # no id stands for an empty place: one of zeros would belong here
+
+    def unseen(self, ids: Any) -> Any:
+        """These without what the table has by its full id; some that came by before may stay."""
+        import numpy as np
+
+        places = (heads_of(ids) >> np.uint64(64 - RECENT_BITS)).astype(np.int64)
+        fresh = np.flatnonzero((self._ids[places] != ids).any(axis=1))
+        ids = ids[fresh]
+        self._ids[places[fresh]] = ids
+        return ids
 
 
 class _Visited:

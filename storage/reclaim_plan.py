@@ -8,6 +8,7 @@ The packs are listed before the manifests, so that a newer pack is never a candi
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,14 +19,19 @@ from policies.facts import PointId
 from storage.chunkstore import PACK_BYTES
 from storage.condemned import CONDEMNED, FREEING, note_key, noted, stored_at
 from storage.errors import Damaged, Refused
-from storage.format import PackKind, PackName, parse_pack_key
+from storage.format import ENTRY, HEADER_BYTES, TRAILER_BYTES, PackKind, PackName, parse_pack_key
 from storage.nodes import StoredNodes
 from storage.pack import Footer
+from storage.packcounts import THREADS, count_chunks
+from storage.parallel import for_each
 from storage.reachability import Reached, all_held, live_slots, pack_usage
 from storage.repository import Repository
 from storage.roots import reach
 
 log = logging.getLogger(__name__)
+
+SEAL_BYTES = 64
+"""More than encryption adds to a chunk or a footer."""
 
 UNREADABLE = "its footer is damaged, and other packs hold all that restore points reach"
 DEAD = "no restore point reaches any of it"
@@ -126,7 +132,8 @@ def plan_reclaim(
     reached, points = reach(repo, Reached(StoredNodes(repo.store), repo.config.fan_out), ())
     going = freeing | condemned
     sorter = _Sorter(repo, now, clock, safety, thresholds, reached)
-    for footer, live, body in pack_usage(sorter.footers(name for name in packs if name not in going), reached):
+    doubtful = sorter.settle([name for name in packs if name not in going])
+    for footer, live, body in pack_usage(sorter.footers(doubtful), reached):
         sorter.judge(footer, live, body)
     rewrite = sorter.finish()
     free: list[PackFate] = []
@@ -177,7 +184,40 @@ class _Sorter:
         self._rewrite: list[PackFate] = []
         self._small: list[PackFate] = []
         self._judged: list[PackName] = []
+        self._settled: set[PackName] = set()
         self._unreadable: list[PackName] = []
+
+    def settle(self, names: Sequence[PackName]) -> list[PackName]:
+        """Those of these packs that have to be judged by their footers; the others stay as they are.
+
+        By the lookup index enough of a pack that stays is reached, and it is not small. A wrong index keeps a pack.
+        """
+        counts, dead = count_chunks(self._repo.store, self._reached)
+        store = self._repo.store
+        known = [
+            name for name in names
+            if name.number < len(counts) and counts[name.number] and store.live.get(name.number) == name
+            and name not in store.distrusted.packs
+        ]  # fmt: skip
+        lock = threading.Lock()
+        settled: set[PackName] = set()
+
+        def look(name: PackName) -> None:
+            with suppress(Damaged):  # told by its footer
+                header, size = store.footers.glance(name)
+                chunks, unreached = int(counts[name.number]), int(dead[name.number])
+                body = size - HEADER_BYTES - TRAILER_BYTES - chunks * ENTRY.size - SEAL_BYTES
+                most_dead = unreached * (self._repo.config.block_bytes + SEAL_BYTES)
+                if size < self._thresholds.small_pack_bytes or most_dead > body * self._thresholds.dead_share:
+                    return
+                self._refuse_future(name, datetime.fromtimestamp(header.created, UTC), self._now)
+                with lock:
+                    settled.add(name)
+                    self.total_bytes += size
+
+        for_each(known, lambda: look, THREADS)
+        self._settled = settled
+        return [name for name in names if name not in settled]
 
     def footers(self, names: Iterable[PackName]) -> Iterator[Footer]:
         """The footers of these packs, one after the other; remembers what cannot be read."""
@@ -212,7 +252,7 @@ class _Sorter:
 
     def finish(self) -> tuple[PackFate, ...]:
         """The packs to write again, now that all were seen; unreadable ones that nobody needs join the condemned."""
-        if self._unreadable and all_held(self._reached, map(self._repo.store.footers.get, self._judged)):
+        if self._unreadable and all_held(self._reached, _sound(self._repo, (*self._judged, *sorted(self._settled)))):
             sizes = [(name, self._repo.blobs.size(name.key)) for name in self._unreadable if not self._is_young(name)]
             self.condemn += [PackFate(name, size, 0, UNREADABLE) for name, size in sizes]
         for kind in PackKind:
@@ -260,7 +300,10 @@ def _trusted(repo: Repository, holders: Iterable[PackName], going: Collection[Pa
 
 
 def _stay(repo: Repository, going: Collection[PackName]) -> Iterator[Footer]:
-    for name in list(repo.store.live.values()):
-        if name not in going:
-            with suppress(Damaged):
-                yield repo.store.footers.get(name)
+    return _sound(repo, [name for name in list(repo.store.live.values()) if name not in going])
+
+
+def _sound(repo: Repository, names: Iterable[PackName]) -> Iterator[Footer]:
+    for name in names:
+        with suppress(Damaged):
+            yield repo.store.footers.get(name)
