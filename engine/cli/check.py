@@ -19,6 +19,7 @@ from engine.config import Bus, Config, VCenter, find, load
 from engine.credentials import Secret
 from engine.failures import FAMILIES, BadInput, Exit, NotReachable, verdict
 from engine.looking import unreadable
+from engine.stores import RepositorySection
 from engine.units import show_size
 from policies.linting import lint
 from policies.loading import load as load_policies
@@ -36,7 +37,7 @@ class Finding:
 
 
 def check(*, config: ConfigFile = None, json: Json = False) -> int:
-    """Check that everything is ready for the engine: secrets, policies, repository, vCenters, transports, bus.
+    """Check that everything is ready for the engine: secrets, policies, repository, copies, vCenters, transports, bus.
 
     Ends with the exit code of the first thing that is not.
     """
@@ -69,7 +70,9 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     for place, secret in _secrets(config):
         yield f"secret {place}", partial(_secret, secret)
     yield "policies", lambda: _policies(config.policies)
-    yield "repository", lambda: _repository(config)
+    yield "repository", lambda: _repository(config, config.repository)
+    for name, section in config.copies.items():
+        yield f"copy {name}", partial(_repository, config, section)
     yield "engine", lambda: _engine(config)
     if "nbd" in config.transport.order:
         yield "transport nbd", lambda: _nbd(config)
@@ -99,11 +102,11 @@ def _policies(folder: Path) -> str:
     return "; ".join([f"{len(policies.policies)} policies in {folder}", *(str(one) for one in advice)])
 
 
-def _repository(config: Config) -> str:
-    passphrase = config.repository.passphrase
+def _repository(config: Config, section: RepositorySection) -> str:
+    place, passphrase = section.place(config.state_dir), section.passphrase
     try:
         with open_repository(
-            config.place,
+            place,
             passphrase=passphrase.read if passphrase is not None else None,
             must_be_encrypted=passphrase is not None,
             now=utc_now,
@@ -112,10 +115,10 @@ def _repository(config: Config) -> str:
             sizes = repository.sizes()
     except Locked:
         if Engine(config.socket).listens():
-            return f"{config.place}: the engine has it"
+            return f"{place}: the engine has it"
         raise
     free = f", {show_size(sizes.free_bytes)} free" if sizes.free_bytes is not None else ""
-    return f"{config.place}: {sizes.points} restore points{free}"
+    return f"{place}: {sizes.points} restore points{free}"
 
 
 def _engine(config: Config) -> str:
