@@ -17,6 +17,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 from storage.blobs import LocalBlobs, translated
 from storage.errors import AlreadyExists, NoRepository, Refused, StorageError, StoreFailed
 from storage.failpoints import failpoint
-from storage.format import CONFIG_COPY_KEY, CONFIG_KEY
+from storage.format import CONFIG_COPY_KEY, CONFIG_KEY, parse_pack_key
 from storage.keeping import (
     KEEPER_FILE,
     LARGEST_BLOB_BYTES,
@@ -41,11 +42,22 @@ from storage.keeping import (
     terms_of,
     told,
 )
+from storage.numbering import BLOCK_BITS
+from storage.numbering import PREFIX as NUMBERS
 
 log = logging.getLogger(__name__)
 
 MAX_SPOOLED = 64
 """Large blobs that one connection may have begun."""
+
+MAX_CONNECTIONS = 64
+"""Writers served at once, so that none takes all descriptors and threads from its keeper."""
+
+MAX_CLAIMED_AHEAD = 16
+"""How many blocks of pack numbers a claim may leave out: a writer could else use up all of them with one."""
+
+STILL_WRITTEN_SECONDS = 5.0
+"""A process that the writer has just forked may hold the file open for a moment longer."""
 
 
 def establish(root: Path, terms_socket: Path, writer_uid: int) -> Terms:
@@ -94,6 +106,7 @@ class Keeper:
     terms: Terms
     stop: threading.Event = field(default_factory=threading.Event)
     ready: threading.Event = field(default_factory=threading.Event)
+    _places: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_CONNECTIONS))
 
     def serve(self) -> None:
         """Listen and answer, one thread for each writer's connection. StoreFailed when it cannot listen."""
@@ -125,8 +138,18 @@ class Keeper:
             log.warning("connection refused", extra={"pid": pid, "uid": uid})
             connection.close()
             return
+        if not self._places.acquire(blocking=False):
+            log.warning("connection refused: there are too many", extra={"pid": pid, "uid": uid})
+            connection.close()
+            return
         talk = _Conversation(connection, blobs, self.root)
-        threading.Thread(target=talk.run, name=f"writer {pid}", daemon=True).start()
+        threading.Thread(target=self._serve_one, args=(talk,), name=f"writer {pid}", daemon=True).start()
+
+    def _serve_one(self, talk: _Conversation) -> None:
+        try:
+            talk.run()
+        finally:
+            self._places.release()
 
     def _probe_leases(self) -> None:
         """StoreFailed on a file system that cannot tell whether somebody may still write."""
@@ -179,7 +202,7 @@ class _Conversation:
                     for descriptor in descriptors:
                         os.close(descriptor)
                     self._answer(message)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             log.warning("connection given up: %s", error)
         finally:
             for path in self._spooled.values():
@@ -226,6 +249,8 @@ class _Conversation:
         data = receive_exactly(self._connection, length)
         if not may_create(key) or key.startswith("packs/"):
             raise _refused(key)
+        if key.startswith(NUMBERS) and not self._is_near(int(key.removeprefix(NUMBERS), 16)):
+            raise _refused(key)
         self._blobs.put(key, data)
         failpoint("keeper.put")
 
@@ -241,13 +266,19 @@ class _Conversation:
 
     def _publish(self, token: str, key: str) -> None:
         path = self._spooled.get(token)
-        if path is None or not may_create(key) or not key.startswith("packs/"):
+        if path is None:
+            raise StoreFailed("what was begun is gone, as the keeper was started anew", where=key, hint="run it again")
+        pack = parse_pack_key(key)
+        if pack is None or not may_create(key) or not self._is_claimed(pack.number >> BLOCK_BITS):
             raise _refused(key)
         with translated(key):
             if path.stat().st_size > LARGEST_PACK_BYTES:
                 raise _refused(key)
-            if _is_written(path):
-                raise Refused("somebody may still write to it", where=key, hint="close it first")
+            until = time.monotonic() + STILL_WRITTEN_SECONDS
+            while _is_written(path):
+                if time.monotonic() > until:
+                    raise Refused("somebody may still write to it", where=key, hint="close it first")
+                time.sleep(0.02)
             sync_file(path)
             failpoint("keeper.synced")
             try:
@@ -257,6 +288,16 @@ class _Conversation:
                 raise
             finally:
                 self._spooled.pop(token)
+
+    def _is_claimed(self, block: int) -> bool:
+        return (self._root / f"{NUMBERS}{block:06x}").exists()
+
+    def _is_near(self, block: int) -> bool:
+        """Whether a claim follows upon what was claimed or used before."""
+        claimed = [int(key.removeprefix(NUMBERS), 16) for key in self._blobs.list(NUMBERS)]
+        packs = map(parse_pack_key, self._blobs.list("packs/"))
+        used = [pack.number >> BLOCK_BITS for pack in packs if pack is not None]
+        return block <= max([*claimed, *used], default=0) + MAX_CLAIMED_AHEAD
 
 
 def sync_file(path: Path) -> None:

@@ -90,6 +90,14 @@ def stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+def moment(text: str) -> datetime:
+    """What `stamp` wrote; ValueError, also where the time zone is missing, as such a time compares with no other."""
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return found
+
+
 def encode(manifest: Manifest) -> bytes:
     """Canonical JSON: sorted keys, no spaces, ASCII."""
     head = manifest.head
@@ -143,13 +151,13 @@ def decode(payload: bytes, where: str) -> Manifest:
             head=PointHead(
                 vm=VmId(document["vm"]),
                 vm_name=document["vm_name"],
-                taken_at=datetime.fromisoformat(document["taken_at"]),
+                taken_at=moment(document["taken_at"]),
                 aliases=document["aliases"],
                 consistency=Consistency(document["consistency"]),
                 attributes=document["attributes"],
-                locked_until=datetime.fromisoformat(locked) if locked else None,
+                locked_until=moment(locked) if locked else None,
             ),
-            committed_at=datetime.fromisoformat(document["committed_at"]),
+            committed_at=moment(document["committed_at"]),
             writer=document["writer"],
             epoch=document["epoch"],
             fan_out=document["fan_out"],
@@ -158,7 +166,7 @@ def decode(payload: bytes, where: str) -> Manifest:
             unprotected=tuple((label, reason) for label, reason in document["unprotected"]),
             configuration=tuple(bytes.fromhex(chunk) for chunk in document["configuration"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"the manifest does not say what a manifest says: {error}", where=where) from error
 
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from policies.facts import PointId
 from storage.errors import Damaged
-from storage.manifest import stamp
+from storage.manifest import moment, stamp
 
 PREFIX = "marks/"
 
@@ -103,9 +103,12 @@ def decode(key: str, payload: bytes) -> Mark:
     point, sequence, kind = parse_key(key)
     try:
         document = json.loads(payload)
-        until = datetime.fromisoformat(document["until"]) if document["until"] else None
-        return Mark(key, point, sequence, kind, datetime.fromisoformat(document["at"]), document["text"], until)
-    except (ValueError, KeyError, TypeError) as error:
+        until = moment(document["until"]) if document["until"] else None
+        text = document["text"]
+        if not isinstance(text, str):
+            raise TypeError("its text is none")
+        return Mark(key, point, sequence, kind, moment(document["at"]), text, until)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"the mark does not say what a mark says: {error}", where=key) from error
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from storage.keeper import Keeper, establish
 from storage.keeping import KEEPER_FILE, may_create, may_delete, terms_of
 from storage.kept import KeptBlobs
 from tests.storage_kit import make
-from tests.users import OWNER, STRANGER, WRITER, as_user, give, open_folder
+from tests.users import OWNER, STRANGER, WRITER, as_user, give, open_folder, serving
 
 PACK = "packs/01/00000001-" + "ab" * 16 + ".data"
 
@@ -38,26 +39,12 @@ def root() -> Iterator[Path]:
 def kept(root: Path) -> Iterator[KeptBlobs]:
     """The store as a writer sees it; its keeper runs as OWNER in a process of its own."""
     path = root.parent / "run" / "keeper.sock"
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(WRITER)
-            os.setuid(OWNER)
-            Keeper(root, establish(root, path, WRITER)).serve()
-        finally:
-            os._exit(1)
-    deadline = time.monotonic() + 10
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    terms = terms_of(root)
-    assert terms is not None
-    blobs = KeptBlobs(root, terms)
-    yield blobs
-    blobs.close()
-    os.kill(child, 15)
-    os.waitpid(child, 0)
+    with serving(OWNER, lambda: Keeper(root, establish(root, path, WRITER)).serve(), path):
+        terms = terms_of(root)
+        assert terms is not None
+        blobs = KeptBlobs(root, terms)
+        yield blobs
+        blobs.close()
 
 
 def test_a_writer_adds_and_reads_what_it_added(kept: KeptBlobs) -> None:
@@ -144,6 +131,61 @@ def test_only_names_of_a_repository_are_taken(kept: KeptBlobs, root: Path) -> No
     assert {path.name for path in root.parent.iterdir()} == {"repo", "run"}
 
 
+def test_a_pack_has_a_number_that_was_claimed_and_nobody_claims_all_of_them(kept: KeptBlobs) -> None:
+    def act() -> None:
+        kept.put("numbers/000003", b"some writers died after their claims\n")
+        with pytest.raises(Refused, match="append-only"):
+            kept.put("numbers/ffffff", b"")
+        for number, taken in ((0x3FF, True), (0x4FF, False), (0xFFFFFFFF, False)):
+            writer = kept.writer()
+            writer.write_at(0, [b"x"])
+            key = f"packs/ff/{number:08x}-{'ab' * 16}.data"
+            with nullcontext() if taken else pytest.raises(Refused, match="append-only"):
+                writer.publish(key)
+
+    as_user(WRITER, act)
+
+
+def test_a_file_that_a_forked_process_holds_for_a_moment_is_published(kept: KeptBlobs) -> None:
+    def act() -> None:
+        writer = kept.writer()
+        writer.write_at(0, [b"whole"])
+        reader, speaker = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(reader, 1)  # with a copy of every descriptor
+            os._exit(0)
+        threading.Timer(0.3, os.write, (speaker, b"x")).start()
+        writer.publish(PACK)
+        os.waitpid(child, 0)
+
+    as_user(WRITER, act)
+
+
+def test_a_keeper_that_was_started_anew_is_no_refusal(kept: KeptBlobs) -> None:
+    def act() -> None:
+        writer = kept.writer()
+        writer.write_at(0, [b"whole"])
+        kept.close()  # as when it dies: what was begun goes
+        with pytest.raises(StoreFailed, match="started anew"):
+            writer.publish(PACK)
+
+    as_user(WRITER, act)
+
+
+def test_many_connections_do_not_end_the_keeper(kept: KeptBlobs, root: Path) -> None:
+    path = str(root.parent / "run" / "keeper.sock")
+
+    def act() -> None:
+        kept.put("marks/a/000001-hold-00000000", b"")
+        with ExitStack() as crowd:
+            for _ in range(200):
+                crowd.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
+            kept.put("marks/a/000002-hold-00000000", b"")
+
+    as_user(WRITER, act)
+
+
 def test_strangers_are_not_heard_and_may_not_read(kept: KeptBlobs, root: Path) -> None:
     def act() -> None:
         with pytest.raises(StoreFailed, match="does not answer"):
@@ -158,7 +200,13 @@ def test_nonsense_on_the_socket_ends_its_connection_and_no_other(kept: KeptBlobs
     path = str(terms.socket)
 
     def act() -> None:
-        nonsense = (b"\xff\xff\xff\xff", b"\x02\0\0\0[]", b'\x05\0\0\0{"op"', b'\x0b\0\0\0{"op":"rm"}x')
+        nonsense = (
+            b"\xff\xff\xff\xff",
+            b"\x02\0\0\0[]",
+            b'\x05\0\0\0{"op"',
+            b'\x0b\0\0\0{"op":"rm"}x',
+            (60000).to_bytes(4, "little") + b"[" * 60000,
+        )
         for said in nonsense:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as raw:
                 raw.connect(path)
