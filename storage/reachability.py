@@ -7,6 +7,7 @@ Nodes are told apart by their full ids, so that none is passed over.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from storage.blockmap import Root
@@ -150,24 +151,40 @@ class _Prefixes:
         self._sorted: Any = None
         self._pending: list[Any] = []
         self._count = 0
+        self._coming: Future[Any] | None = None
 
     def add(self, heads: Any) -> None:
         self._pending.append(heads)
         self._count += len(heads)
         if self._count > PENDING_PREFIXES:
-            self.sorted()
+            parts = self._taken()
+            thread = ThreadPoolExecutor(1, "sort")
+            self._coming = thread.submit(_sorted_apart, parts)  # while nodes are read and hashed
+            del parts
+            thread.shutdown(wait=False)
 
     def sorted(self) -> Any:
         """All of them, sorted and different."""
-        import numpy as np
+        self._sorted = _sorted_apart(self._taken())
+        return self._sorted
 
+    def _taken(self) -> list[Any]:
+        """Everything so far, which this object then has no more."""
+        if self._coming is not None:
+            self._sorted, self._coming = self._coming.result(), None
         parts = [*([] if self._sorted is None else [self._sorted]), *self._pending]
         self._sorted, self._pending, self._count = None, [], 0
-        heads = np.concatenate([np.empty(0, np.uint64), *parts])
-        del parts
-        heads.sort()
-        self._sorted = heads[np.append(True, heads[1:] != heads[:-1])] if len(heads) else heads
-        return self._sorted
+        return parts
+
+
+def _sorted_apart(parts: list[Any]) -> Any:
+    """Prefixes sorted and told apart. Empties the list, so that they are not in memory twice."""
+    import numpy as np
+
+    heads = np.concatenate([np.empty(0, np.uint64), *parts])
+    parts.clear()
+    heads.sort()
+    return heads[np.append(True, heads[1:] != heads[:-1])] if len(heads) else heads
 
 
 def live_slots(footer: Footer, reached: Any) -> Any:
