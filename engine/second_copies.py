@@ -97,6 +97,8 @@ async def _one(parts: Parts, name: str, section: configuration.Copy) -> Pass:
         parts.metrics.copy_lacks(name, len(plan.missing))
         expired = await _retain(parts, name, target)
         freed = await _reclaim(parts, name, target)
+        if outcome.copied or freed:
+            await settled(parts.threads.long, target.renew_locks, parts.now())
     finally:
         await settled(parts.threads.long, target.close)
     return Pass(outcome, expired, freed)

@@ -18,6 +18,9 @@ from storage.keeping import Terms, frame, raised, receive
 HINT = "start it as the user who owns the repository: backstay repo keep DIR --writer USER"
 
 
+ANSWER_SECONDS = 300.0
+"""A keeper that syncs a large pack on a slow disk takes its time; one that was stopped must not hang its writer."""
+
 Answer = tuple[dict[str, Any], list[int]]
 """What the keeper said, and open files that came with it."""
 
@@ -90,6 +93,7 @@ class KeptBlobs:
             try:
                 if self._connection is None:
                     self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                    self._connection.settimeout(ANSWER_SECONDS)
                     self._connection.connect(str(self._terms.socket))
                 self._connection.sendall(frame(message) + payload)
                 received = receive(self._connection)

@@ -8,11 +8,15 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import signal
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
 
 OWNER, WRITER, STRANGER = 61_001, 61_002, 61_003
 """Users without a name. WRITER is also the group that OWNER and WRITER share."""
@@ -52,6 +56,35 @@ def give(root: Path, uid: int) -> None:
     for path in (root, *root.rglob("*")):
         os.chown(path, uid, WRITER)
     root.chmod(0o755)
+
+
+@contextmanager
+def serving(uid: int, serve: Callable[[], object], ready: Path) -> Iterator[None]:
+    """Let another user's process serve until the block ends; it ends with this process, too. It makes `ready`."""
+    _load()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(WRITER)
+            os.setuid(uid)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() == parent:
+                serve()
+        except BaseException:  # told by what is missing
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    try:
+        deadline = time.monotonic() + 20
+        while not ready.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ async def test_the_password_is_shown_nowhere(fresh_lab: FreshLab, tmp_path: Path
             assert lab.password.encode() not in shown
             assert b"password=-" in shown
             (folder,) = (name for name in names_in(tmp_path) if name.startswith("backstay-"))
-            assert names_in(tmp_path / folder) == ["nbd", "pid"]
+            assert names_in(tmp_path / folder) == ["nbd", "owner", "pid"]
 
 
 async def test_a_refused_login_is_told_in_nbdkit_s_words_without_the_password(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +18,7 @@ from storage.reclaim import SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository, open_repository
 from storage.verify import verify
 from tests.storage_kit import BLOCK, NOW, PASSPHRASE, back_up, changed, image, later, make, read_back
-from tests.users import OWNER, WRITER, as_user, give, open_folder
+from tests.users import OWNER, WRITER, as_user, give, open_folder, serving
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "encrypted"])
@@ -37,22 +36,8 @@ def root(request: pytest.FixtureRequest) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def keeper(root: Path) -> Iterator[None]:
     path = root.parent / "run" / "keeper.sock"
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(WRITER)
-            os.setuid(OWNER)
-            Keeper(root, establish(root, path, WRITER)).serve()
-        finally:
-            os._exit(1)
-    deadline = time.monotonic() + 10
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    yield
-    os.kill(child, 15)
-    os.waitpid(child, 0)
+    with serving(OWNER, lambda: Keeper(root, establish(root, path, WRITER)).serve(), path):
+        yield
 
 
 def opened(root: Path, who: str) -> Repository:

@@ -42,6 +42,7 @@ def kept(root: Path) -> Iterator[KeptBlobs]:
     with serving(OWNER, lambda: Keeper(root, establish(root, path, WRITER)).serve(), path):
         terms = terms_of(root)
         assert terms is not None
+        as_user(WRITER, partial(KeptBlobs(root, terms).put, "numbers/000000", b"claimed"))
         blobs = KeptBlobs(root, terms)
         yield blobs
         blobs.close()
