@@ -11,8 +11,14 @@ from typing import Any
 from policies.facts import Consistency, PointId, VmId
 from storage.blockmap import Root
 from storage.errors import Damaged
+from storage.format import ID_BYTES, MAX_BLOCK_BYTES, MAX_FAN_OUT
 
 PREFIX = "manifests/"
+
+MOST = (1 << 62) - 1
+"""No size or count is greater: the catalog keeps them as 64-bit numbers, and sums of them."""
+
+MOST_LEVELS = 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,48 +148,79 @@ def _encode_disk(disk: DiskRecord) -> dict[str, Any]:
 
 
 def decode(payload: bytes, where: str) -> Manifest:
-    """The manifest, or Damaged when it is not one (its digest was right, so a broken writer made it)."""
+    """The manifest, or Damaged when it is not one (its digest was right, so a broken or hostile writer made it)."""
     try:
         document = json.loads(payload)
         locked = document["locked_until"]
         return Manifest(
-            id=PointId(document["id"]),
+            id=PointId(_text(document["id"])),
             head=PointHead(
-                vm=VmId(document["vm"]),
-                vm_name=document["vm_name"],
+                vm=VmId(_text(document["vm"])),
+                vm_name=_text(document["vm_name"]),
                 taken_at=moment(document["taken_at"]),
-                aliases=document["aliases"],
+                aliases=_texts(document["aliases"]),
                 consistency=Consistency(document["consistency"]),
-                attributes=document["attributes"],
+                attributes=_texts(document["attributes"]),
                 locked_until=moment(locked) if locked else None,
             ),
             committed_at=moment(document["committed_at"]),
-            writer=document["writer"],
-            epoch=document["epoch"],
-            fan_out=document["fan_out"],
-            block_bytes=document["block_bytes"],
+            writer=_text(document["writer"]),
+            epoch=_number(document["epoch"], most=0xFFFF_FFFF),
+            fan_out=_number(document["fan_out"], 2, MAX_FAN_OUT),
+            block_bytes=_number(document["block_bytes"], 1, MAX_BLOCK_BYTES),
             disks=tuple(_decode_disk(disk) for disk in document["disks"]),
-            unprotected=tuple((label, reason) for label, reason in document["unprotected"]),
-            configuration=tuple(bytes.fromhex(chunk) for chunk in document["configuration"]),
+            unprotected=tuple((_text(label), _text(reason)) for label, reason in document["unprotected"]),
+            configuration=tuple(_id(chunk) for chunk in document["configuration"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"the manifest does not say what a manifest says: {error}", where=where) from error
 
 
 def _decode_disk(document: dict[str, Any]) -> DiskRecord:
+    root = document["root"]
     return DiskRecord(
         head=DiskHead(
-            name=document["name"],
-            capacity_bytes=document["capacity_bytes"],
-            uuid=document["uuid"],
-            change_id=document["change_id"],
-            key=document["key"],
-            attributes=document["attributes"],
+            name=_text(document["name"]),
+            capacity_bytes=_number(document["capacity_bytes"]),
+            uuid=_text(document["uuid"]),
+            change_id=_text(document["change_id"]),
+            key=_number(document["key"], -MOST),
+            attributes=_texts(document["attributes"]),
         ),
-        root=Root(bytes.fromhex(document["root"]), document["levels"], document["mapped_blocks"]),
-        read_bytes=document["read_bytes"],
-        new_bytes=document["new_bytes"],
-        stored_bytes=document["stored_bytes"],
-        dedup_bytes=document["dedup_bytes"],
-        mapped_bytes=document["mapped_bytes"],
+        root=Root(
+            _id(root) if root else b"",
+            _number(document["levels"], 1, MOST_LEVELS),
+            _number(document["mapped_blocks"]),
+        ),
+        read_bytes=_number(document["read_bytes"]),
+        new_bytes=_number(document["new_bytes"]),
+        stored_bytes=_number(document["stored_bytes"]),
+        dedup_bytes=_number(document["dedup_bytes"]),
+        mapped_bytes=_number(document["mapped_bytes"]),
     )
+
+
+def _number(value: object, least: int = 0, most: int = MOST) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"not a number from {least} to {most}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    value.encode()  # no lone surrogate, which no catalog could keep
+    return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError("not a table of texts")
+    return {_text(name): _text(text) for name, text in value.items()}
+
+
+def _id(value: object) -> bytes:
+    found = bytes.fromhex(_text(value))
+    if len(found) != ID_BYTES:
+        raise ValueError("not the id of a chunk or node")
+    return found

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from blake3 import blake3
 
+from policies.facts import PointId, VmId
 from storage import format as fmt
+from storage.blockmap import Root
 from storage.errors import Damaged, Unsupported
 from storage.format import (
     Entry,
@@ -24,6 +28,8 @@ from storage.format import (
     parse_pack_key,
     parse_trailer,
 )
+from storage.manifest import DiskHead, DiskRecord, Manifest, PointHead, decode, encode
+from tests.storage_kit import NOW
 
 HEADER = PackHeader(PackKind.TREE, 1, b"r" * 16, b"p" * 16, b"w" * 16, 7, 42, 1_700_000_000, b"s" * 32)
 
@@ -144,3 +150,24 @@ def test_a_node_of_another_place_or_length_is_damage() -> None:
     ):
         with pytest.raises(Damaged):
             parse_node(broken, level, fan_out, "x")
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 1 << 70, 1.5, "", "\ud800", [], {}, [1], {"a": 1}, "zz"])
+def test_a_manifest_with_any_other_value_in_any_place_is_damaged_or_one_that_says_what_one_says(value: object) -> None:
+    head = PointHead(VmId("vm"), "web", NOW, aliases={"moref": "vm-1"}, attributes={"policy": "gold"})
+    disk = DiskRecord(DiskHead("Hard disk 1", 4096, uuid="u"), Root(bytes(32), 1, 1))
+    good = Manifest(
+        PointId("p"), head, NOW, "w", 1, 64, 65536, (disk,), (("Hard disk 2", "independent"),), (bytes(32),)
+    )
+    document = json.loads(encode(good))
+    places = [(document, key) for key in document] + [(document["disks"][0], key) for key in document["disks"][0]]
+    for table, key in places:
+        before, table[key] = table[key], value
+        try:
+            read = decode(json.dumps(document).encode(), "manifests/p")
+        except Damaged:
+            pass
+        else:
+            assert decode(encode(read), "manifests/p") == read
+            assert all(0 <= one.head.capacity_bytes < 1 << 62 and 1 <= one.root.levels <= 62 for one in read.disks)
+        table[key] = before
