@@ -41,7 +41,7 @@ class KnownPacks(ChunkReads):
         self._numbers = numbers or PackNumbers()
         self.shared = numbers is not None
         self._relearns = 0
-        self._doubted = False
+        self._doubted = self._mended = False
         self._unindexed: list[PackName] = []
         self._unindexed_chunks = 0
 
@@ -110,11 +110,12 @@ class KnownPacks(ChunkReads):
     def reattach(self) -> bool:
         """Throw unsound parts of the index away and read their packs again; False when there was nothing to do."""
         with self._lock:
-            unsound = not self._doubted and self._index.drop_unsound() > 0
-            self._doubted = True  # once for each opening: it reads the whole index
-            if unsound:
-                self.attach()
-            return unsound
+            if not self._doubted:
+                self._doubted = True  # once for each opening: it reads the whole index
+                self._mended = self._index.drop_unsound() > 0
+                if self._mended:
+                    self.attach()
+            return self._mended  # also to a thread that waited for another to mend it
 
     def relearn(self) -> bool:
         """List the packs again, as one that was known is gone or a chunk is in none; not for ever in vain."""

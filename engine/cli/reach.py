@@ -169,7 +169,7 @@ def configured_place(config: Path | None) -> tuple[Place, Secret | None]:
         raise NoRepository(
             "no repository was named, and there is no configuration",
             where=str(place),
-            hint="name one, or write a configuration: backstay init",
+            hint="name one (for most commands by --repo), or write a configuration: backstay init",
         )
     loaded = load(place)
     return loaded.place, loaded.repository.passphrase

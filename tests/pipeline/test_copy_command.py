@@ -57,8 +57,8 @@ def test_what_cannot_be_copied_is_told_with_its_exit_code(tmp_path: Path, two: t
     wrong.chmod(0o600)
     said = backstay("copy", here, there, "--to-passphrase-file", wrong, home=tmp_path, expect=12).err
     assert SECRET not in said and "Traceback" not in said
-    chosen = backstay("copy", here, there, "--vm", "db", "--json", "--to-passphrase-file", secret, home=tmp_path).data
-    assert chosen["copied"] == []
+    unknown = backstay("copy", here, there, "--vm", "db", "--to-passphrase-file", secret, home=tmp_path, expect=2).err
+    assert "no restore point of db" in unknown
 
 
 def test_a_damaged_source_is_told_and_ends_with_4(tmp_path: Path, two: tuple[Path, Path, Path]) -> None:
