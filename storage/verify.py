@@ -230,7 +230,7 @@ class _Whole:
 
     def _judge(self, findings: Findings, seen: Survey) -> VerifyReport:
         broken = {**seen.broken, **findings.broken}
-        self._refuse_freed(broken)
+        self._refuse_freed({*broken, *(one.pack for one in findings.bad)})
         damaged = self._damaged + seen.damaged + [Damage(n.key, "", (), what) for n, what in sorted(broken.items())]
         for point, what in seen.unreadable.items():
             damaged.append(Damage(manifest_key(point), "", (point,), what, _named([point], seen.names)))

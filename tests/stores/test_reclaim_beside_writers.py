@@ -94,8 +94,11 @@ def test_packs_that_a_reclaim_elsewhere_frees_are_no_damage(writer_place: PlaceO
                     one.expire(gone.id, "old", _now())
                     assert carry_out(one, plan_reclaim(one, _now(), AT_ONCE), _now()).freed
 
-            with pytest.raises(Overtaken, match="freed by another process"):
-                verify(two, now=_now(), progress=free, threads=1)
+            # What the other reads first decides whether it meets a freed pack; damage it never tells.
+            try:
+                assert verify(two, now=_now(), progress=free, threads=1).sound
+            except Overtaken as told:
+                assert "freed by another process" in str(told)
             assert verify(two, now=_now()).sound
             assert [(point.id, point.damaged) for point in two.points()] == [(kept.id, False)]
             assert not two.store.distrusted.packs
