@@ -351,24 +351,40 @@ class LocalBlobs:
         return removed
 
 
-class LocalWriter:
+class SpoolFile:
+    """An open file in which a large blob grows, under a descriptor that it owns."""
+
+    def __init__(self, descriptor: int, where: str) -> None:
+        self._fd = descriptor
+        self._where = where
+
+    def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """See `BlobWriter`."""
+        with translated(self._where):
+            write_all(self._fd, offset, buffers)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """See `BlobWriter`."""
+        data = bytearray(length)
+        with translated(self._where):
+            if not read_full(self._fd, offset, memoryview(data)):
+                raise Damaged("a spooled pack is shorter than what was written", where=self._where)
+        return bytes(data)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(OSError):
+                os.close(fd)
+
+
+class LocalWriter(SpoolFile):
     """A file in the spool folder."""
 
     def __init__(self, blobs: LocalBlobs) -> None:
         self._blobs = blobs
         self._path = blobs.spool / secrets.token_hex(8)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, blobs.mode)
-
-    def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        with translated(str(self._path)):
-            write_all(self._fd, offset, buffers)
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        data = bytearray(length)
-        with translated(str(self._path)):
-            if not read_full(self._fd, offset, memoryview(data)):
-                raise Damaged("a spooled pack is shorter than what was written", where=str(self._path))
-        return bytes(data)
+        super().__init__(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, blobs.mode), str(self._path))
 
     def publish(self, key: str) -> None:
         with translated(key):
@@ -381,9 +397,3 @@ class LocalWriter:
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
         self._close()
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with suppress(OSError):
-                os.close(fd)

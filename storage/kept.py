@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from storage.blobs import Buffer, LocalBlobs, read_full, translated, write_all
-from storage.errors import AlreadyExists, Changed, Damaged, Refused, StoreFailed
+from storage.blobs import LocalBlobs, SpoolFile, translated
+from storage.errors import AlreadyExists, Changed, Refused, StoreFailed
 from storage.keeping import Terms, frame, raised, receive
 
 HINT = "start it as the user who owns the repository: backstay repo keep DIR --writer USER"
@@ -117,24 +117,13 @@ class KeptBlobs:
             self._connection = None
 
 
-class KeptWriter:
+class KeptWriter(SpoolFile):
     """A file of the keeper's, open for writing here until it is published."""
 
     def __init__(self, blobs: KeptBlobs, token: str, descriptor: int) -> None:
         self._blobs = blobs
         self._token = token
-        self._fd = descriptor
-
-    def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        with translated("spool"):
-            write_all(self._fd, offset, buffers)
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        data = bytearray(length)
-        with translated("spool"):
-            if not read_full(self._fd, offset, memoryview(data)):
-                raise Damaged("a spooled pack is shorter than what was written", where="spool")
-        return bytes(data)
+        super().__init__(descriptor, "spool")
 
     def publish(self, key: str) -> None:
         with translated(key):
@@ -147,9 +136,3 @@ class KeptWriter:
             self._close()
             with suppress(StoreFailed, Refused):
                 self._blobs.ask({"op": "abandon", "token": self._token})
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with suppress(OSError):
-                os.close(fd)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from storage.blobs import Buffer, read_full, translated, write_all
+from storage.blobs import Buffer, SpoolFile, translated
 from storage.errors import AccessRefused, AlreadyExists, Changed, Damaged, Missing, Refused
 from storage.objectcalls import Again, Calls, Patience
 
@@ -239,7 +239,7 @@ def _changed(key: str) -> Changed:
     return Changed("another writer changed this meanwhile", where=key, hint="run it again")
 
 
-class ObjectWriter:
+class ObjectWriter(SpoolFile):
     """A file in the spool folder. It need not outlive this process, so nothing is synced."""
 
     def __init__(self, blobs: ObjectBlobs) -> None:
@@ -247,18 +247,7 @@ class ObjectWriter:
             raise ValueError("this store has no spool folder")
         self._blobs = blobs
         self._path = blobs.spool / secrets.token_hex(8)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-
-    def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        with translated(str(self._path)):
-            write_all(self._fd, offset, buffers)
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        data = bytearray(length)
-        with translated(str(self._path)):
-            if not read_full(self._fd, offset, memoryview(data)):
-                raise Damaged("a spooled pack is shorter than what was written", where=str(self._path))
-        return bytes(data)
+        super().__init__(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), str(self._path))
 
     def publish(self, key: str) -> None:
         if os.fstat(self._fd).st_size == 0:
@@ -271,7 +260,4 @@ class ObjectWriter:
     def abandon(self) -> None:
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with suppress(OSError):
-                os.close(fd)
+        self._close()
