@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+from storage.blobs import Buffer
 from storage.blockmap import lookup, walk
 from storage.chunkstore import ChunkStore
 from storage.manifest import DiskRecord, Manifest
@@ -64,6 +65,10 @@ class PointDisk:
             first, count = first + len(part), count - len(part)
         return found
 
+    def blocks(self, ids: Sequence[bytes]) -> list[Buffer]:
+        """What the map's slots stand for, in the order of their ids; none of them empty. Damaged, Missing."""
+        return self.store.read_many(ids)
+
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill view from offset on, zeros included. Damaged, before view is complete, when a byte is not intact."""
         if offset < 0 or offset + len(view) > self.capacity_bytes:
@@ -80,7 +85,7 @@ class PointDisk:
             view_end = min((start + len(ids)) * block_bytes - offset, len(view))
             if len(wanted) < len(ids):
                 view[view_start:view_end] = bytes(view_end - view_start)
-            for (block, _), data in zip(wanted, self.store.read_many([chunk for _, chunk in wanted]), strict=True):
+            for (block, _), data in zip(wanted, self.blocks([chunk for _, chunk in wanted]), strict=True):
                 at = block * block_bytes - offset
                 low, high = max(at, 0), min(at + block_bytes, len(view))
                 piece = memoryview(data)[low - at : high - at]

@@ -103,7 +103,7 @@ def _run(work: _Work, disk: PointDisk, target_fd: int, progress: Callable[[int],
 def _restore_piece(disk: PointDisk, piece: _Piece, target_fd: int) -> int:
     first, ids = piece
     sparse = stat.S_ISREG(os.fstat(target_fd).st_mode)
-    data = iter(disk.store.read_many([chunk for chunk in ids if chunk]))
+    data = iter(disk.blocks([chunk for chunk in ids if chunk]))
     run: list[Buffer] = []
     run_at = first * disk.block_bytes
     done = 0
