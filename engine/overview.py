@@ -114,6 +114,7 @@ async def publish_repository(parts: Parts) -> None:
             last_verified=parts.verified.at,
             verify=parts.verified.state,
             read_back_since=parts.verified.since,
+            verify_left_bytes=parts.verified.left_bytes,
         )
     )
 

@@ -129,16 +129,18 @@ async def renew_locks(parts: Parts) -> str:
     return f"{count} objects got longer locks"
 
 
-async def verifying(parts: Parts, interval: timedelta) -> None:
+async def verifying(
+    parts: Parts, interval: timedelta, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
     """Verify each interval, within the window; where a window was too short, go on in the next one."""
     settings = parts.config.maintenance
     wait = interval
     while True:
-        await asyncio.sleep(wait.total_seconds())
+        await sleep(wait.total_seconds())
         now = parts.now()
         opens = next_open(settings.verify_window, settings.timezone, now)
         if opens > now:
-            await asyncio.sleep((opens - now).total_seconds())
+            await sleep((opens - now).total_seconds())
         started = parts.now()
         await once(parts, "verify", verify)
         wait = timedelta(0) if parts.verified.left_bytes else max(timedelta(0), started + interval - parts.now())

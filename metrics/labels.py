@@ -94,6 +94,7 @@ class RepositoryState:
     last_verified: datetime | None = None
     verify: VerifyState = VerifyState.NEVER
     read_back_since: datetime | None = None
+    verify_left_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

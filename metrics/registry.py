@@ -169,6 +169,9 @@ class Metrics:
             "Every stored byte was read back, or written, at this time or later; 0 for unknown",
             repository=(),
         )
+        self._verify_left = gauge(
+            "verify_left_bytes", "Bytes that the newest verification left for its next window", repository=()
+        )
         self._verify_state = gauge(
             "verify_state", "1 for the newest verification's state", repository=(), state=tuple(VerifyState)
         )
@@ -335,6 +338,7 @@ class Metrics:
         self._damaged.labels(name).set(state.damaged_objects)
         self._verified.labels(name).set(_stamp(state.last_verified))
         self._read_back.labels(name).set(_stamp(state.read_back_since))
+        self._verify_left.labels(name).set(state.verify_left_bytes)
         for verify in VerifyState:
             self._verify_state.labels(name, verify).set(verify is state.verify)
 
