@@ -15,14 +15,14 @@ from typing import Any
 
 from storage.chunkreads import ChunkReads
 from storage.errors import Damaged
-from storage.format import COUNT_BYTES, ID_BYTES, MAX_FAN_OUT, NODE_HEAD, Codec
+from storage.format import COUNT_BYTES, HAS_PIECED, ID_BYTES, MAX_FAN_OUT, NODE_HEAD, Codec
 from storage.pack import Footer
 
 GAP_BYTES = 128 << 10
 """Two nodes this near to each other in a pack are read by one call: copying the gap costs no more than a call."""
 
 BATCH_BYTES = 16 << 20
-MAX_NODE_BYTES = NODE_HEAD.size + MAX_FAN_OUT * (ID_BYTES + COUNT_BYTES) + MAX_FAN_OUT // 8
+MAX_NODE_BYTES = NODE_HEAD.size + MAX_FAN_OUT * (ID_BYTES + COUNT_BYTES) + MAX_FAN_OUT // 4
 WORDS = ID_BYTES // 8
 WHERE = "block map"
 
@@ -182,30 +182,47 @@ def _wrong(store: ChunkReads, ids: Any, data: memoryview, starts: Any, lengths: 
 class Layout:
     """How verified nodes of one level are laid out: their used slots as (nodes, fan_out) bits, and how many they are.
 
-    `begins` is where each node's ids begin in the batch; the counts of an inner node follow its ids.
+    `begins` is where each node's ids begin in the batch; the counts of an inner node follow its ids. `pieced` are the
+    slots of leaves that hold the id of a piece list, as bits; None where there is none.
     """
 
     bits: Any
     used: Any
     begins: Any
+    pieced: Any
 
 
 def layout_of(nodes: Nodes, level: int, fan_out: int) -> Layout:
     """Take nodes apart. Damaged if one is not of this level and fan-out."""
     import numpy as np
 
-    begin = NODE_HEAD.size + (fan_out + 7) // 8
+    width = (fan_out + 7) // 8
+    begin = NODE_HEAD.size + width
     if len(nodes.rows) and int(nodes.lengths.min()) < begin:
         raise Damaged("a node of a block map has the wrong length", where=WHERE)
     heads = np.frombuffer(nodes.data, np.uint8)[nodes.starts[:, None] + np.arange(begin)]
-    if (heads[:, : NODE_HEAD.size] != np.frombuffer(NODE_HEAD.pack(level, 0, fan_out), np.uint8)).any():
+    flags = heads[:, 1].copy()
+    heads[:, 1] = 0
+    if (heads[:, : NODE_HEAD.size] != np.frombuffer(NODE_HEAD.pack(level, 0, fan_out), np.uint8)).any() or (
+        flags > (0 if level else HAS_PIECED)
+    ).any():
         raise Damaged("a node of a block map is not what its place says", where=WHERE)
     bits = np.unpackbits(heads[:, NODE_HEAD.size :], axis=1, bitorder="little")
     used = bits.sum(axis=1, dtype=np.int64)
+    begins = begin + flags.astype(np.int64) * width
     entry_bytes = ID_BYTES + (COUNT_BYTES if level else 0)
-    if bits[:, fan_out:].any() or (nodes.lengths != begin + used * entry_bytes).any():
+    if bits[:, fan_out:].any() or (nodes.lengths != begins + used * entry_bytes).any():
         raise Damaged("a node of a block map has the wrong length", where=WHERE)
-    return Layout(bits[:, :fan_out], used, nodes.starts + begin)
+    pieced = None
+    if flags.any():
+        pieced = np.zeros_like(bits)
+        rows = np.flatnonzero(flags)
+        places = (nodes.starts[rows] + begin)[:, None] + np.arange(width)
+        pieced[rows] = np.unpackbits(np.frombuffer(nodes.data, np.uint8)[places], axis=1, bitorder="little")
+        if (pieced > bits).any() or not pieced[rows].any(axis=1).all():
+            raise Damaged("a node of a block map has the wrong length", where=WHERE)
+        pieced = pieced[:, :fan_out]
+    return Layout(bits[:, :fan_out], used, nodes.starts + begins, pieced)
 
 
 def children_of(nodes: Nodes, layout: Layout) -> Any:

@@ -7,7 +7,7 @@ A failed write breaks every session that is open, as each may refer to a chunk o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -94,17 +94,39 @@ class ChunkStore(KnownPacks):
             self._sessions.discard(session)
             if not self._sessions:
                 self.touched.clear()
+                self.pages.expect_nothing()
 
     def sessions(self) -> int:
         """How many restore points are being written."""
         with self._lock:
             return len(self._sessions)
 
-    def add(self, session: Session, kind: PackKind, items: Sequence[tuple[bytes, Buffer]]) -> Added:
-        """Store the chunks that are not known yet. They are durable after `flush`."""
+    def add(
+        self,
+        session: Session,
+        kind: PackKind,
+        items: Sequence[tuple[bytes, Buffer]],
+        *,
+        instead: Callable[[Sequence[tuple[bytes, Buffer]]], Collection[bytes]] | None = None,
+    ) -> Added:
+        """Store the chunks that are not known yet. They are durable after `flush`.
+
+        `instead` is shown what no pack has and returns the ids of what need not be stored.
+        """
         session.check()
         added = Added()
         candidates = [None if chunk in self._delta else self.referable(chunk) for chunk, _ in items]
+        if instead is not None:
+            lost = self.distrusted.chunks
+            new = [
+                item
+                for item, place in zip(items, candidates, strict=True)
+                if place is None and item[0] not in self._delta and item[0] not in lost
+            ]
+            left_out = instead(new) if new else ()
+            if left_out:
+                kept = [(i, p) for i, p in zip(items, candidates, strict=True) if i[0] not in left_out]
+                items, candidates = [i for i, _ in kept], [p for _, p in kept]
         fresh: list[tuple[bytes, Buffer]] = []
         with self._lock:
             session.check()
@@ -142,6 +164,8 @@ class ChunkStore(KnownPacks):
         chunks: list[Chunk]
         if kind is PackKind.DATA:
             encoded = encode([data for _, data in fresh])
+            for chunk, data in fresh:
+                self.pages.expect(chunk, data)
             chunks = [
                 (chunk, len(data), codec, stored) for (chunk, data), (codec, stored) in zip(fresh, encoded, strict=True)
             ]

@@ -48,6 +48,7 @@ class ObjectKind(IntEnum):
     MARK = 3
     CONDEMNATION = 4
     COMMITTING = 5
+    PAGES = 6
 
 
 class Codec(IntEnum):
@@ -256,10 +257,18 @@ NODE_HEAD = Struct("<BBH4x")
 COUNT_BYTES = 4
 """An inner entry is a node id and the number of mapped blocks beneath it."""
 MAX_FAN_OUT = 1024
+HAS_PIECED = 1
+"""A leaf's flag: a second bitmap follows the first, of the slots whose id is that of a piece list."""
+
+
+class Pieced(bytes):
+    """In a leaf, the id of a piece list in place of a chunk's: the block is put together from parts of chunks."""
+
+    __slots__ = ()
 
 
 class Node(NamedTuple):
-    """One node: `children` maps a slot to a chunk id (level 0) or node id; `counts` has the blocks beneath each."""
+    """One node: `children` maps a slot to a chunk id, Pieced or a node id; `counts` has the blocks beneath each."""
 
     level: int
     children: dict[int, bytes]
@@ -269,10 +278,15 @@ class Node(NamedTuple):
 def pack_node(level: int, fan_out: int, children: dict[int, bytes], counts: dict[int, int]) -> bytes:
     """A node as bytes: head, bitmap of used slots, ids, and above level 0 the counts. Absent slots read as zeros."""
     slots = sorted(children)
-    bitmap = 0
+    bitmap = pieced = 0
     for slot in slots:
         bitmap |= 1 << slot
-    parts = [NODE_HEAD.pack(level, 0, fan_out), bitmap.to_bytes((fan_out + 7) // 8, "little")]
+        if type(children[slot]) is Pieced:
+            pieced |= 1 << slot
+    width = (fan_out + 7) // 8
+    parts = [NODE_HEAD.pack(level, HAS_PIECED if pieced else 0, fan_out), bitmap.to_bytes(width, "little")]
+    if pieced:
+        parts.append(pieced.to_bytes(width, "little"))
     parts += [children[slot] for slot in slots]
     if level:
         parts += [counts[slot].to_bytes(COUNT_BYTES, "little") for slot in slots]
@@ -283,20 +297,68 @@ def parse_node(data: bytes, level: int, fan_out: int, where: str) -> Node:
     """A node that must be of this level and fan-out."""
     width = (fan_out + 7) // 8
     start = NODE_HEAD.size + width
-    if data[: NODE_HEAD.size] != NODE_HEAD.pack(level, 0, fan_out) or len(data) < start:
+    flags = HAS_PIECED if not level and data[1:2] == bytes([HAS_PIECED]) else 0
+    if data[: NODE_HEAD.size] != NODE_HEAD.pack(level, flags, fan_out) or len(data) < start + flags * width:
         raise Damaged("a node of a block map is not what its place says", where=where)
     bitmap = int.from_bytes(data[NODE_HEAD.size : start], "little")
+    pieced = int.from_bytes(data[start : start + width], "little") if flags else 0
+    start += flags * width
     used = bitmap.bit_count()
     entry_bytes = ID_BYTES + (COUNT_BYTES if level else 0)
-    if len(data) != start + used * entry_bytes or bitmap >> fan_out:
+    if len(data) != start + used * entry_bytes or bitmap >> fan_out or pieced & ~bitmap or (flags and not pieced):
         raise Damaged("a node of a block map has the wrong length", where=where)
     slots = range(fan_out) if used == fan_out else [s for s in range(fan_out) if bitmap >> s & 1]
     end = start + used * ID_BYTES
     children = dict(zip(slots, [data[i : i + ID_BYTES] for i in range(start, end, ID_BYTES)], strict=True))
     if not level:
+        if pieced:
+            children.update((slot, Pieced(children[slot])) for slot in slots if pieced >> slot & 1)
         return Node(0, children, {})
     counts = [int.from_bytes(data[i : i + COUNT_BYTES], "little") for i in range(end, len(data), COUNT_BYTES)]
     return Node(level, children, dict(zip(slots, counts, strict=True)))
+
+
+# --- piece lists: blocks that are put together from parts of chunks --------------------------------------------
+
+PIECES_HEAD = Struct("<BBHH2x32s")
+PIECES_LEVEL = 255
+"""Stands where a node of a block map has its level, so that neither passes for the other."""
+PIECE = Struct("<HxxII")
+MAX_PIECES = 1024
+
+
+class PieceList(NamedTuple):
+    """A block as a row of pieces: (which of `chunks`, offset, length in bytes); `content` is the block's chunk id."""
+
+    content: bytes
+    chunks: tuple[bytes, ...]
+    pieces: tuple[tuple[int, int, int], ...]
+
+
+def pack_pieces(pieces: PieceList) -> bytes:
+    """A piece list as bytes."""
+    head = PIECES_HEAD.pack(PIECES_LEVEL, 0, len(pieces.chunks), len(pieces.pieces), pieces.content)
+    return b"".join([head, *pieces.chunks, *(PIECE.pack(*piece) for piece in pieces.pieces)])
+
+
+def parse_pieces(data: bytes, where: str) -> PieceList:
+    """A piece list, or Damaged. Whether each chunk is as long as a piece needs is for the reader to see."""
+    if len(data) < PIECES_HEAD.size:
+        raise Damaged("a piece list is too short", where=where)
+    level, flags, chunks, count, content = PIECES_HEAD.unpack_from(data)
+    start = PIECES_HEAD.size + chunks * ID_BYTES
+    if (
+        (level, flags, data[6:8]) != (PIECES_LEVEL, 0, bytes(2))
+        or not 0 < chunks <= count <= MAX_PIECES
+        or len(data) != start + count * PIECE.size
+    ):
+        raise Damaged("a piece list is not what its place says", where=where)
+    pieces = tuple(PIECE.iter_unpack(data[start:]))
+    lengths = [length for _, _, length in pieces]
+    if {which for which, _, _ in pieces} != set(range(chunks)) or not min(lengths) or sum(lengths) > MAX_BLOCK_BYTES:
+        raise Damaged("a piece list does not make a block", where=where)
+    ids = tuple(data[at : at + ID_BYTES] for at in range(PIECES_HEAD.size, start, ID_BYTES))
+    return PieceList(content, ids, pieces)
 
 
 # --- runs of the lookup index (derived; may be deleted) --------------------------------------------------------

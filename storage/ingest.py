@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from storage.blobs import Buffer
 from storage.blockmap import MapBuilder, Root, lookup
 from storage.chunking import BATCH_BYTES, check_placement, split
-from storage.chunkstore import ChunkStore, Session
-from storage.format import PackKind
+from storage.chunkstore import Added, ChunkStore, Session
+from storage.format import PackKind, Pieced
 from storage.manifest import DiskHead, DiskRecord, DiskStats
 from storage.nodes import StoredNodes
+from storage.piecelists import read_blocks
+from storage.piecing import Piecing
 
 
 class DiskIngest:
@@ -40,6 +42,10 @@ class DiskIngest:
         self._blocks = -(-head.capacity_bytes // block_bytes)
         base_blocks = -(-base.head.capacity_bytes // block_bytes) if base else 0
         self._map = MapBuilder(self._nodes, fan_out, self._blocks, base.root if base else None, base_blocks)
+        self._base = base.root if base else None
+        self._base_blocks = base_blocks
+        self._fan_out = fan_out
+        self._piecing = Piecing(store, session, block_bytes, self._before)
         self._finished = False
         if base is not None and head.capacity_bytes < base.head.capacity_bytes and head.capacity_bytes % block_bytes:
             self._cut_last_block(base.root, fan_out)
@@ -77,6 +83,14 @@ class DiskIngest:
         chunk_id = self._store.sealing.chunk_id
         items: list[tuple[bytes, Buffer]] = []
         placed: list[tuple[int, bytes | None]] = []
+        pieced: dict[bytes, Pieced] = {}
+        composed = Added()
+
+        def compose(new: Sequence[tuple[bytes, Buffer]]) -> Collection[bytes]:
+            blocks = {chunk: block for block, chunk in placed if chunk}
+            pieced.update(self._piecing.compose([(blocks[chunk], chunk, data) for chunk, data in new], composed))
+            return pieced.keys()
+
         for block, data in split(offset, view, self._block_bytes, self._zeros):
             if data is None:
                 placed.append((block, None))
@@ -84,20 +98,34 @@ class DiskIngest:
                 chunk = chunk_id(data)
                 items.append((chunk, data))
                 placed.append((block, chunk))
-        added = self._store.add(self._session, PackKind.DATA, items) if items else None
+        if items:
+            instead = compose if self._piecing.worth_trying else None
+            added = self._store.add(self._session, PackKind.DATA, items, instead=instead)
+        else:
+            added = Added()
+        if pieced:
+            placed = [(block, pieced.get(chunk, chunk) if chunk else None) for block, chunk in placed]
         self._map.set(placed)
         with self._lock:
             self._read += len(view)
-            if added is not None:
-                self._new += added.new_bytes
-                self._stored += added.stored_bytes
-                self._known += added.known_bytes
+            for one in (added, composed):
+                self._new += one.new_bytes
+                self._stored += one.stored_bytes
+                self._known += one.known_bytes
+
+    def _before(self, blocks: Sequence[int]) -> list[bytes]:
+        """What the base's map has for these blocks; empty where it has nothing."""
+        if self._base is None:
+            return [b""] * len(blocks)
+        there = [block for block in blocks if block < self._base_blocks]
+        found = dict(zip(there, lookup(self._nodes, self._base, self._fan_out, there), strict=True))
+        return [found.get(block, b"") for block in blocks]
 
     def _cut_last_block(self, base: Root, fan_out: int) -> None:
         """The disk shrank within a block: what lay behind its new end must not come back when it grows again."""
         offset = (self._blocks - 1) * self._block_bytes
         chunk = lookup(self._nodes, base, fan_out, [self._blocks - 1])[0]
         if chunk:
-            data = memoryview(self._store.read(chunk))[: self.head.capacity_bytes - offset]
+            data = memoryview(read_blocks(self._store, [chunk])[0])[: self.head.capacity_bytes - offset]
             self._write_batch(offset, data)
             self._read -= len(data)

@@ -11,10 +11,11 @@ from storage.commitment import Learnt, boot_seconds
 from storage.condemned import CONDEMNED, FREEING, noted
 from storage.distrust import Distrust
 from storage.errors import Damaged, Missing, StorageError
-from storage.format import PackName, parse_pack_key
+from storage.format import PackKind, PackName, parse_pack_key
 from storage.index import Index
 from storage.numbering import PackNumbers
 from storage.pack import Footer
+from storage.pagetable import PageTable
 from storage.sealing import Sealing
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class KnownPacks(ChunkReads):
         self.touched: set[int] = set()
         self.learnt = Learnt()
         self.distrusted = Distrust(private or blobs)
+        self.pages = PageTable(private or blobs, sealing)
         self._hidden: set[int] = set()
         self._going: set[PackName] = set()
         self._numbers = numbers or PackNumbers()
@@ -145,6 +147,10 @@ class KnownPacks(ChunkReads):
                 self._index.compact(set(self.live))
             except StorageError as error:
                 log.warning("index behind: %s", error)
+            for footer in footers:
+                if footer.name.kind is PackKind.DATA:
+                    self.pages.learn(footer.name.number, footer.ids())
+            self.pages.save()
 
     def distrust(self, chunks: Iterable[bytes], packs: Iterable[PackName]) -> None:
         """Store these chunks again when a disk has them, and let reclaim replace these packs: they are damaged."""
@@ -156,6 +162,21 @@ class KnownPacks(ChunkReads):
     def referable(self, chunk: bytes) -> tuple[PackName, int] | None:
         """A sealed place of a chunk in a pack that is not on its way out; None when there is no such place."""
         return next((place for place in self._places(chunk) if place[0].number not in self._hidden), None)
+
+    def chunk_at(self, place: int) -> bytes | None:
+        """The chunk in a place (pack number, slot in the lower 16 bits) of a data pack, if new blocks may name it."""
+        name = self.live.get(place >> 16)
+        if name is None or name.kind is not PackKind.DATA or name.number in self._hidden:
+            return None
+        footer = self.footer_of(name.number)
+        if footer is None or place & 0xFFFF >= len(footer):
+            return None
+        chunk = footer.entry(place & 0xFFFF).id
+        return chunk if self._usable(name, chunk) else None
+
+    def trusted(self, chunk: bytes) -> bool:
+        """Whether new blocks may name this chunk: a pack that stays has it, and it is not known to be damaged."""
+        return chunk not in self.distrusted.chunks and self.referable(chunk) is not None
 
     def _usable(self, name: PackName, chunk: bytes) -> bool:
         return name.number in self.live and name.number not in self._hidden and chunk not in self.distrusted.chunks

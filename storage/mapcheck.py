@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from storage.errors import UNREADABLE, Damaged
-from storage.format import Node, parse_node
+from storage.format import Node, Pieced, parse_node, parse_pieces
 from storage.index import prefix_of
 from storage.manifest import Manifest
 from storage.nodes import StoredNodes
@@ -103,7 +103,7 @@ class Walker:
             if parsed is None:
                 lacked = {node}
             elif level == 0:
-                lacked = self._held.lacks(list(parsed.children.values()))
+                lacked = self._chunks(list(parsed.children.values()))
             else:
                 lacked = self._below(list(parsed.children.values()), level - 1, fan_out)
             if lacked:
@@ -111,6 +111,23 @@ class Walker:
             else:
                 self._clean.add((node, level))
         return set().union(*(self._dirty.get((node, level), ()) for node in nodes))
+
+    def _chunks(self, ids: Sequence[bytes]) -> set[bytes]:
+        """What a leaf lacks: of its chunks, its piece lists, and the chunks that those put together."""
+        lacked = self._held.lacks([chunk for chunk in ids if not isinstance(chunk, Pieced)])
+        lists = [piece_list for piece_list in ids if isinstance(piece_list, Pieced)]
+        gone = self._held.lacks(lists)
+        for piece_list, data in zip(lists, self._store.read_each(lists, node=True, strict=False), strict=True):
+            try:
+                if isinstance(data, Damaged):
+                    raise data
+                if piece_list in gone:
+                    raise Damaged("no pack holds it")
+                lacked |= self._held.lacks(parse_pieces(bytes(data), "piece list").chunks)
+            except UNREADABLE as error:
+                self.why[piece_list] = error.what
+                lacked.add(piece_list)
+        return lacked
 
     def _judged(self, node: bytes, level: int) -> bool:
         return (node, level) in self._clean or (node, level) in self._dirty

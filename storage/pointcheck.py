@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from policies.facts import PointId
 from storage.damage import Damage
 from storage.errors import UNREADABLE, Damaged, NoSuchPoint
+from storage.format import Pieced, parse_pieces
 from storage.manifest import Manifest
 from storage.repository import Repository
 
@@ -42,8 +43,8 @@ def check_points(
         try:
             manifest = repo.manifest(point)
             names[point] = manifest.head.vm_name
-            for batch in _batches(repo, manifest):
-                for chunk, data in zip(batch, repo.store.read_each(batch, strict=False), strict=True):
+            for batch, are_lists in _batches(repo, manifest):
+                for chunk, data in zip(batch, repo.store.read_each(batch, node=are_lists, strict=False), strict=True):
                     if isinstance(data, Damaged):
                         damaged.setdefault((data.where, chunk.hex(), data.what), []).append(point)
                         found.judged[point].append(data.what)
@@ -62,11 +63,20 @@ def check_points(
     return found
 
 
-def _batches(repo: Repository, manifest: Manifest) -> Iterator[list[bytes]]:
+def _batches(repo: Repository, manifest: Manifest) -> Iterator[tuple[list[bytes], bool]]:
+    """Ids of what is needed, a few at a time, and whether they are of piece lists."""
     if manifest.configuration:
-        yield list(manifest.configuration)
+        yield list(manifest.configuration), False
     for disk in manifest.disks:
         for _, children in repo.read_disk(manifest.id, disk.head.name).leaves():
-            ids = list(children.values())
+            ids = [id_ for id_ in children.values() if not isinstance(id_, Pieced)]
+            lists: list[bytes] = [id_ for id_ in children.values() if isinstance(id_, Pieced)]
+            for start in range(0, len(lists), _BATCH):
+                part = lists[start : start + _BATCH]
+                yield part, True
+                for data in repo.store.read_each(part, node=True, strict=False):
+                    if not isinstance(data, Damaged):
+                        ids += parse_pieces(bytes(data), "piece list").chunks
+            ids = list(dict.fromkeys(ids))
             for start in range(0, len(ids), _BATCH):
-                yield ids[start : start + _BATCH]
+                yield ids[start : start + _BATCH], False

@@ -12,6 +12,7 @@ from typing import Any
 
 from storage.blockmap import Root
 from storage.bulkreads import WORDS, as_words, children_of, entries_of, heads_of, layout_of, read_nodes
+from storage.format import PIECES_LEVEL, parse_pieces
 from storage.membership import Members
 from storage.nodes import StoredNodes
 from storage.pack import Footer
@@ -71,14 +72,29 @@ class Reached:
         pending: list[Any] = []
         recent = _Recent() if level else None
         for nodes in read_nodes(self._store, fresh):
-            children = children_of(nodes, layout_of(nodes, level, self._fan))
+            layout = layout_of(nodes, level, self._fan)
+            children = children_of(nodes, layout)
             if recent is None:
                 self._prefixes.add(heads_of(children))
+                if layout.pieced is not None:
+                    self._pieced(children[layout.pieced[layout.bits.astype(bool)].astype(bool)])
                 continue
             pending.append(recent.unseen(children))
             if sum(map(len, pending)) > PENDING_CHILDREN:
                 pending = [_distinct(_together(pending))]
         return _together(pending)
+
+    def _pieced(self, lists: Any) -> None:
+        """Visit piece lists: what they put together is reached, too."""
+        visited = self._visited.setdefault(PIECES_LEVEL, _Visited())
+        for nodes in read_nodes(self._store, visited.fresh(lists)):
+            ends = (nodes.starts + nodes.lengths).tolist()
+            chunks = [
+                chunk
+                for start, end in zip(nodes.starts.tolist(), ends, strict=True)
+                for chunk in parse_pieces(bytes(nodes.data[start:end]), "piece list").chunks
+            ]
+            self._prefixes.add(heads_of(as_words(chunks)))
 
 
 class _Recent:

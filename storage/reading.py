@@ -11,6 +11,7 @@ from storage.blockmap import lookup, walk
 from storage.chunkstore import ChunkStore
 from storage.manifest import DiskRecord, Manifest
 from storage.nodes import StoredNodes
+from storage.piecelists import read_blocks
 
 
 class PointDisk:
@@ -67,7 +68,7 @@ class PointDisk:
 
     def blocks(self, ids: Sequence[bytes]) -> list[Buffer]:
         """What the map's slots stand for, in the order of their ids; none of them empty. Damaged, Missing."""
-        return self.store.read_many(ids)
+        return read_blocks(self.store, ids)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill view from offset on, zeros included. Damaged, before view is complete, when a byte is not intact."""

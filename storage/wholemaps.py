@@ -14,10 +14,14 @@ from storage.format import ID_BYTES
 
 @dataclass(frozen=True, slots=True)
 class WholeMap:
-    """Numpy arrays: the mapped blocks, rising, and the id of the chunk of each as four 64-bit words."""
+    """Numpy arrays: the mapped blocks, rising, and the id of the chunk of each as four 64-bit words.
+
+    `pieced` is true for those blocks whose id is that of a piece list.
+    """
 
     blocks: Any
     ids: Any
+    pieced: Any
 
 
 def read_map(store: ChunkReads, root: Root, fan_out: int) -> WholeMap:
@@ -25,7 +29,7 @@ def read_map(store: ChunkReads, root: Root, fan_out: int) -> WholeMap:
     import numpy as np
 
     if not root.node:
-        return WholeMap(np.empty(0, np.int64), np.empty((0, WORDS), np.uint64))
+        return WholeMap(np.empty(0, np.int64), np.empty((0, WORDS), np.uint64), np.empty(0, bool))
     index, ids, counts = np.zeros(1, np.int64), as_words([root.node]), np.array([root.mapped_blocks])
     for level in range(root.levels - 1, 0, -1):
         index, ids, counts = _below(store, index, ids, counts, level, fan_out)
@@ -53,6 +57,7 @@ def _leaves(store: ChunkReads, index: Any, ids: Any, counts: Any, fan_out: int) 
     import numpy as np
 
     bits = np.empty((len(index), fan_out), np.uint8)
+    pieced = np.zeros((len(index), fan_out), bool)
     begins = np.cumsum(counts) - counts
     found = np.empty((int(counts.sum()), WORDS), np.uint64)
     into = found.data.cast("B") if len(found) else memoryview(b"")
@@ -61,9 +66,12 @@ def _leaves(store: ChunkReads, index: Any, ids: Any, counts: Any, fan_out: int) 
         if (layout.used != counts[nodes.rows]).any():
             raise Damaged("a leaf maps another number of blocks than its parent says", where="block map")
         bits[nodes.rows] = layout.bits
+        if layout.pieced is not None:
+            pieced[nodes.rows] = layout.pieced
         data, lengths = nodes.data, layout.used * ID_BYTES
         places = (layout.begins, begins[nodes.rows] * ID_BYTES, lengths)
         for at, to, length in zip(*(column.tolist() for column in places), strict=True):
             into[to : to + length] = data[at : at + length]
-    row, slot = np.divmod(np.flatnonzero(bits), fan_out)
-    return WholeMap(index[row] * fan_out + slot, found)
+    used = np.flatnonzero(bits)
+    row, slot = np.divmod(used, fan_out)
+    return WholeMap(index[row] * fan_out + slot, found, pieced.ravel()[used])

@@ -1,0 +1,142 @@
+"""By which page of it a chunk is found again: a small table from samples of pages to the places of chunks.
+
+It finds what deduplication on a fixed grid misses: files that lie elsewhere within their blocks, blocks of which one
+page changed. It is derived, private and may be deleted; then less is found, and nothing is lost. What it finds is
+a guess that bytes confirm. Its size is bounded: in a large repository newer places push out older ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Iterable
+from struct import Struct
+from zlib import crc32
+
+from storage.blobs import Blobs, Buffer
+from storage.errors import Damaged, StorageError, Unsupported
+from storage.format import ObjectKind
+from storage.sealing import Sealing
+
+log = logging.getLogger(__name__)
+
+KEY = "pages"
+PAGE_BYTES = 4096
+SPAN_BYTES = 16 * PAGE_BYTES
+"""One page for each part of this length stands for it in the table."""
+
+FIRST_BITS = 10
+LAST_BITS = 19
+"""The table has at most half a million places of ten bytes: all chunks of 32 GiB of new data, a sample of more."""
+
+_SAMPLE_AT = PAGE_BYTES // 2
+_SAMPLE_END = _SAMPLE_AT + 512
+_ZEROS = crc32(bytes(_SAMPLE_END - _SAMPLE_AT))
+_EMPTY = 0xFFFFFFFF
+_HEAD = Struct("<II")
+
+
+def page_key(data: Buffer, page: int) -> int:
+    """What a page is found by: the CRC-32 of a part of it. Pages of zeros, and others, may have the same."""
+    at = page * PAGE_BYTES
+    return crc32(data[at + _SAMPLE_AT : at + _SAMPLE_END])
+
+
+class PageTable:
+    """Places of chunks by pages. Read when first asked for. The caller locks what changes it."""
+
+    def __init__(self, blobs: Blobs, sealing: Sealing) -> None:
+        self._blobs = blobs
+        self._sealing = sealing
+        self._loaded = self._changed = False
+        self._expected: dict[bytes, tuple[int, ...]] = {}
+        self._reset(FIRST_BITS)
+
+    def empty(self) -> bool:
+        """Whether nothing can be found."""
+        self._load()
+        return not self._used
+
+    def find(self, key: int) -> int | None:
+        """Pack number and slot (the lower 16 bits) of a chunk that has such a page."""
+        at = key & self._mask
+        if self._keys[at] != key or self._numbers[at] == _EMPTY:
+            return None
+        return self._numbers[at] << 16 | self._slots[at]
+
+    def expect(self, chunk: bytes, data: Buffer) -> None:
+        """A chunk is being stored; once its pack is sealed, `learn` enters it."""
+        keys = []
+        for start in range(0, len(data) // PAGE_BYTES, SPAN_BYTES // PAGE_BYTES):
+            end = min(start + SPAN_BYTES // PAGE_BYTES, len(data) // PAGE_BYTES)
+            middle = (start + end) // 2
+            for page in (*range(middle, end), *range(start, middle)):
+                key = page_key(data, page)
+                if key != _ZEROS:
+                    keys.append(key)
+                    break
+        if keys:
+            self._expected[chunk] = tuple(keys)
+
+    def learn(self, number: int, chunks: Iterable[bytes]) -> None:
+        """A sealed pack holds these chunks, by slot."""
+        if not self._expected:
+            return
+        self._load()
+        for slot, chunk in enumerate(chunks):
+            for key in self._expected.pop(chunk, ()):
+                self._put(key, number, slot)
+                self._changed = True
+
+    def save(self) -> None:
+        """Keep what was learnt. A table that cannot be written is one that finds less."""
+        if not self._changed:
+            return
+        payload = b"".join(
+            [_HEAD.pack(self._bits, self._used), self._keys.tobytes(), self._numbers.tobytes(), self._slots.tobytes()]
+        )
+        try:
+            self._blobs.replace(KEY, self._sealing.close(ObjectKind.PAGES, KEY, payload))
+            self._changed = False
+        except StorageError as error:
+            log.warning("table of pages not written: %s", error)
+
+    def expect_nothing(self) -> None:
+        """No chunk is on its way any more."""
+        self._expected.clear()
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        try:
+            payload = memoryview(self._sealing.open(ObjectKind.PAGES, KEY, self._blobs.get(KEY)))
+            bits, used = _HEAD.unpack_from(payload)
+            if not FIRST_BITS <= bits <= LAST_BITS or len(payload) != _HEAD.size + (10 << bits):
+                raise Damaged("the table of pages has the wrong length", where=KEY)
+            self._reset(bits)
+            at = _HEAD.size
+            self._keys = array("I", bytes(payload[at : at + (4 << bits)]))
+            self._numbers = array("I", bytes(payload[at + (4 << bits) : at + (8 << bits)]))
+            self._slots = array("H", bytes(payload[at + (8 << bits) :]))
+            self._used = used
+        except (Damaged, Unsupported) as error:
+            log.debug("begins with an empty table of pages: %s", error)
+
+    def _reset(self, bits: int) -> None:
+        self._bits = bits
+        self._mask = (1 << bits) - 1
+        self._keys = array("I", bytes(4 << bits))
+        self._numbers = array("I", b"\xff" * (4 << bits))
+        self._slots = array("H", bytes(2 << bits))
+        self._used = 0
+
+    def _put(self, key: int, number: int, slot: int) -> None:
+        at = key & self._mask
+        self._used += self._numbers[at] == _EMPTY
+        self._keys[at], self._numbers[at], self._slots[at] = key, number, slot
+        if 2 * self._used > self._mask and self._bits < LAST_BITS:
+            old = [row for row in zip(self._keys, self._numbers, self._slots, strict=True) if row[1] != _EMPTY]
+            self._reset(self._bits + 2 if self._bits + 2 <= LAST_BITS else LAST_BITS)
+            for row in old:
+                self._put(*row)
