@@ -39,7 +39,7 @@ from storage.marks import Mark, MarkKind
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 2
+SCHEMA = 3
 STORAGE_VERSION = "v1.5.0"
 MEMORY_LIMIT = "160MB"
 
@@ -216,7 +216,6 @@ class Catalog:
                 "threads": 2,
                 "memory_limit": MEMORY_LIMIT,
                 "temp_directory": str(self._spool),
-                "preserve_insertion_order": False,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
             },

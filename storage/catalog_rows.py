@@ -21,7 +21,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "chunks": {
         "h0": "UBIGINT", "h1": "UBIGINT", "h2": "UBIGINT", "h3": "UBIGINT", "pack": "UINTEGER", "slot": "USMALLINT",
-        "byte_offset": "UINTEGER", "stored_bytes": "UINTEGER", "raw_bytes": "UINTEGER", "codec": "UTINYINT",
+        "stored_bytes": "UINTEGER", "raw_bytes": "UINTEGER", "codec": "UTINYINT",
     },
     "points": {
         "id": "VARCHAR", "vm": "VARCHAR", "vm_name": "VARCHAR", "taken_at": "TIMESTAMP", "committed_at": "TIMESTAMP",
@@ -49,8 +49,8 @@ VIEWS = {
     " FROM points GROUP BY vm ORDER BY name",
     "disks": "SELECT * FROM disks ORDER BY point, position",
     "packs": "SELECT * FROM packs ORDER BY number",
-    "chunks": "SELECT printf('%016x%016x%016x%016x', h0, h1, h2, h3) AS id, pack, slot, byte_offset,"
-    " stored_bytes, raw_bytes, codec FROM chunks",
+    "chunks": "SELECT printf('%016x%016x%016x%016x', h0, h1, h2, h3) AS id, pack, slot, stored_bytes,"
+    " raw_bytes, codec FROM chunks",
     "marks": "SELECT * FROM marks ORDER BY point, sequence",
 }
 """What read-only SQL elsewhere may see."""
@@ -63,7 +63,7 @@ JOIN = """UPDATE points SET vm = joined.vm FROM (
 LOST = "lost: its manifest is gone and nobody expired it"
 
 _HASH = Struct(">QQQQ16x")
-_PLACE = Struct("<32xIII4x")
+_PLACE = Struct("<36xII4x")
 Row = tuple[object, ...]
 
 
@@ -177,8 +177,8 @@ def chunk_rows(footer: Footer) -> Iterator[Row]:
     """A row for each chunk of a pack."""
     number = footer.name.number
     places = zip(_HASH.iter_unpack(footer.entries), _PLACE.iter_unpack(footer.entries), strict=True)
-    for slot, (h, (offset, stored, raw)) in enumerate(places):
-        yield (*h, number, slot, offset, stored, raw & 0xFFFFFF, raw >> 24)
+    for slot, (h, (stored, raw)) in enumerate(places):
+        yield (*h, number, slot, stored, raw & 0xFFFFFF, raw >> 24)
 
 
 def mark_of(row: tuple[Any, ...]) -> Mark:
@@ -199,7 +199,6 @@ def chunk_arrays(footers: Sequence[Footer]) -> dict[str, Any]:
         **{f"h{i}": np.ascontiguousarray(hashes[:, i]) for i in range(4)},
         "pack": np.repeat(np.array([footer.name.number for footer in footers], np.uint32), lengths),
         "slot": np.concatenate([np.arange(n, dtype=np.uint16) for n in lengths]),
-        "byte_offset": np.ascontiguousarray(all_entries["offset"]),
         "stored_bytes": np.ascontiguousarray(all_entries["stored"]),
         "raw_bytes": np.ascontiguousarray(all_entries["raw"] & 0xFFFFFF),
         "codec": (all_entries["raw"] >> 24).astype(np.uint8),
