@@ -131,16 +131,18 @@ def load(blobs: Blobs, passphrase: Callable[[], str] | None) -> tuple[Config, Se
         _refuse(blobs, copies)
     if len({config.repository for config in configs}) > 1:
         raise Damaged("config and config.copy are of two repositories", where=CONFIG_KEY, hint="put the right one back")
-    _require_features(configs[0])
     if not configs[0].encrypted:
+        _require_features(configs[0], candidates[0].key)
         return replace(configs[0], whole=whole), Sealing(configs[0].repository, None)
-    if passphrase is None:
-        raise WrongKey("the repository is encrypted and no passphrase was given", hint="set BACKSTAY_PASSPHRASE")
-    opener = passphrase()
-    opened_by, sealing = _unlocked(configs if not whole else configs[:1], opener)
+    try:
+        opener = _opener(passphrase)
+        opened_by, sealing = _unlocked(configs if not whole else configs[:1], opener)
+    except WrongKey as error:
+        raise WrongKey(error.what, where=error.where or _place(blobs), hint=error.hint) from None
     newest = _newest(copies, sealing)
     if newest is None or newest.config is None:
         raise Damaged("the config is not what was written with this key", where=CONFIG_KEY)
+    _require_features(newest.config, newest.key)  # not before its seal: anybody can write a name into a copy
     config = newest.config
     if opened_by not in {slot.get("id") for slot in config.slots}:
         log.warning("a change of keys that was cut short gets finished: this key opened the repository a last time")
@@ -232,9 +234,17 @@ def _refuse(blobs: Blobs, copies: list[_Copy]) -> None:
     for copy in copies:
         if copy.trouble is not None:
             raise copy.trouble
-    raise NoRepository(
-        "there is no repository here", where=str(getattr(blobs, "root", "")), hint="make one with: backstay repo init"
-    )
+    raise NoRepository("there is no repository here", where=_place(blobs), hint="make one with: backstay repo init")
+
+
+def _place(blobs: Blobs) -> str:
+    return str(getattr(blobs, "root", ""))
+
+
+def _opener(passphrase: Callable[[], str] | None) -> str:
+    if passphrase is None:
+        raise WrongKey("the repository is encrypted and no passphrase was given", hint="set BACKSTAY_PASSPHRASE")
+    return passphrase()
 
 
 def _unlocked(configs: list[Config], opener: str) -> tuple[str, Sealing]:
@@ -341,11 +351,11 @@ def _names(document: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _require_features(config: Config) -> None:
+def _require_features(config: Config, where: str) -> None:
     unknown = sorted(set(config.features) - KNOWN_FEATURES)
     if unknown:
         raise Unsupported(
             f"the repository uses what this version does not know: {', '.join(unknown)}",
-            where=CONFIG_KEY,
+            where=where,
             hint="use a newer Backstay",
         )

@@ -107,7 +107,7 @@ def finish_for_others(home: Home) -> None:
             if age is not None and half_done and age >= EXPIRY_SETTLE:
                 if point in listed:
                     settle(home, point)
-                else:  # what marks it still has came too late
+                elif _is_expired(home, point):  # what marks it still has came too late
                     finish_expiry(home, point)
             elif age is not None and age >= TOMBSTONE_KEPT:
                 home.marks.drop(tombs)
@@ -115,8 +115,12 @@ def finish_for_others(home: Home) -> None:
 
 
 def settle(home: Home, point: PointId) -> bool:
-    """Carry an expiry out, or take its tombstone back when the restore point is held or locked; which it was."""
-    home.marks.refresh(point)
+    """Carry an expiry out, or take its tombstone back when the restore point is held or locked; which it was.
+
+    False also when another writer has taken the tombstone back since it was seen: then the restore point stays.
+    """
+    if not _is_expired(home, point):
+        return False
     state = home.marks.state(point)
     if state.holds or (state.locked_until is not None and state.locked_until > home.now()):
         tombs = [mark for mark in home.marks.of(point) if mark.kind is MarkKind.EXPIRED]
@@ -126,6 +130,12 @@ def settle(home: Home, point: PointId) -> bool:
         return False
     finish_expiry(home, point)
     return True
+
+
+def _is_expired(home: Home, point: PointId) -> bool:
+    """Whether a restore point has a tombstone now."""
+    home.marks.refresh(point)
+    return home.marks.state(point).expired
 
 
 def _age(blobs: Blobs, tombs: list[Mark], clock: datetime) -> timedelta | None:

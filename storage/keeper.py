@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import struct
@@ -23,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from storage import marks
 from storage.blobs import LocalBlobs, translated
-from storage.errors import AlreadyExists, NoRepository, Refused, StorageError, StoreFailed
+from storage.errors import AlreadyExists, Damaged, NoRepository, Refused, StorageError, StoreFailed
 from storage.failpoints import failpoint
 from storage.format import CONFIG_COPY_KEY, CONFIG_KEY, parse_pack_key
 from storage.keeping import (
@@ -55,6 +57,9 @@ MAX_CONNECTIONS = 64
 
 MAX_CLAIMED_AHEAD = 16
 """How many blocks of pack numbers a claim may leave out: a writer could else use up all of them with one."""
+
+VEILED = re.compile(r"[0-9a-f]{96,512}")
+"""How storage/veil.py names what an encrypted repository hides: 16 bytes and a multiple of 32."""
 
 STILL_WRITTEN_SECONDS = 5.0
 """A process that the writer has just forked may hold the file open for a moment longer."""
@@ -251,6 +256,8 @@ class _Conversation:
             raise _refused(key)
         if key.startswith(NUMBERS) and not self._is_near(int(key.removeprefix(NUMBERS), 16)):
             raise _refused(key)
+        if key.startswith(marks.PREFIX) and not _is_mark(key):
+            raise _refused(key)
         self._blobs.put(key, data)
         failpoint("keeper.put")
 
@@ -298,6 +305,16 @@ class _Conversation:
         packs = map(parse_pack_key, self._blobs.list("packs/"))
         used = [pack.number >> BLOCK_BITS for pack in packs if pack is not None]
         return block <= max([*claimed, *used], default=0) + MAX_CLAIMED_AHEAD
+
+
+def _is_mark(key: str) -> bool:
+    """Whether a name is that of a mark; what an encrypted one says only its readers know."""
+    if not VEILED.fullmatch(key.rpartition("/")[2]):
+        try:
+            marks.parse_key(key)
+        except Damaged:
+            return False
+    return True
 
 
 def sync_file(path: Path) -> None:

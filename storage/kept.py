@@ -91,12 +91,8 @@ class KeptBlobs:
         """The keeper's answer. StoreFailed when there is none, and whatever error the keeper tells."""
         with self._lock:
             try:
-                if self._connection is None:
-                    self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                    self._connection.settimeout(ANSWER_SECONDS)
-                    self._connection.connect(str(self._terms.socket))
-                self._connection.sendall(frame(message) + payload)
-                received = receive(self._connection)
+                connection = self._sent(frame(message) + payload)
+                received = receive(connection)
                 if received is None:
                     raise ConnectionError("it hung up")
             except (OSError, ValueError) as error:
@@ -111,10 +107,37 @@ class KeptBlobs:
             raise raised(answer)
         return answer, descriptors
 
+    def _sent(self, request: bytes) -> socket.socket:
+        """The connection on which the keeper has a request; a new one where the old one died while it was idle."""
+        if self._connection is not None:
+            try:
+                if not _is_over(self._connection):
+                    self._connection.sendall(request)
+                    return self._connection
+            except ConnectionError:
+                pass  # what was not sent to its end was not done
+            self._hang_up()
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connection.settimeout(ANSWER_SECONDS)
+        self._connection.connect(str(self._terms.socket))
+        self._connection.sendall(request)
+        return self._connection
+
     def _hang_up(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _is_over(connection: socket.socket) -> bool:
+    """Whether the other side of an idle connection has hung up."""
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    finally:
+        connection.settimeout(ANSWER_SECONDS)
 
 
 class KeptWriter(SpoolFile):

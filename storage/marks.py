@@ -6,6 +6,7 @@ Nothing edits a manifest. A mark's name carries a sequence number, so that the s
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from policies.facts import PointId
-from storage.errors import Damaged
+from storage.errors import Damaged, Refused
 from storage.manifest import moment, stamp
 
 PREFIX = "marks/"
@@ -36,6 +37,14 @@ class MarkKind(StrEnum):
 
 LASTING = (MarkKind.HOLD, MarkKind.RELEASE, MarkKind.LOCK)
 """Marks that go with their restore point and never before."""
+
+MAX_SEQUENCE = 999_999_999
+"""Of a mark. Written with six digits at least, so a name has six to nine."""
+
+OWNER_SEQUENCES = 900_000_000
+"""From here on only the owner of an append-only repository numbers marks: its writer cannot use all numbers up."""
+
+_NAME = re.compile(rf"([0-9]{{6,9}})-({'|'.join(MarkKind)})-[0-9a-f]{{8}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,11 @@ class MarkState:
 def new_mark(
     point: PointId, sequence: int, kind: MarkKind, at: datetime, text: str = "", until: datetime | None = None
 ) -> Mark:
-    """A mark with a key that no other has."""
+    """A mark with a key that no other has; Refused when the numbers are used up."""
+    if sequence > MAX_SEQUENCE:
+        raise Refused(
+            f"restore point {point} has had {MAX_SEQUENCE} marks, and there are no more", where=PREFIX + point
+        )
     key = f"{PREFIX}{point}/{sequence:06d}-{kind.value}-{secrets.token_hex(4)}"
     return Mark(key, point, sequence, kind, at, text, until)
 
@@ -85,11 +98,10 @@ def encode(mark: Mark) -> bytes:
 def parse_key(key: str) -> tuple[PointId, int, MarkKind]:
     """(point, sequence, kind) of a mark's key; Damaged if it is none."""
     point, _, name = key.removeprefix(PREFIX).partition("/")
-    try:
-        sequence, kind, _ = name.split("-")
-        return PointId(point), int(sequence), MarkKind(kind)
-    except ValueError:
-        raise Damaged("this is not a mark", where=key) from None
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        raise Damaged("this is not a mark", where=key)
+    return PointId(point), int(parts[1]), MarkKind(parts[2])
 
 
 def lasts(key: str, points: set[PointId]) -> bool:

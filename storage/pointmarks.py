@@ -61,7 +61,7 @@ class PointMarks:
 
         def take(key: str) -> None:
             mark = self._read_guarded(key)
-            if mark is not None and mark.kind in TAKING and not self._trusted(key):
+            if mark is not None and self._is_owners(mark) and not self._trusted(key):
                 log.error("mark ignored: only the repository's owner may write it", extra={"mark": key})
                 self._ignored.add(key)
             elif mark is not None:
@@ -122,6 +122,9 @@ class PointMarks:
     def lost(self) -> set[PointId]:
         """Restore points whose manifest was found gone, and that nobody has given up."""
         return self._with(MarkKind.LOST) - self.expired()
+
+    def _is_owners(self, mark: Mark) -> bool:
+        return mark.kind in TAKING or mark.sequence >= marks.OWNER_SEQUENCES
 
     def _forget(self, mark: Mark) -> None:
         left = [other for other in self._marks.get(mark.point, ()) if other.key != mark.key]

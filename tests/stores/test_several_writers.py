@@ -113,6 +113,18 @@ def test_a_manifest_that_vanished_is_lost_for_every_writer(writer_place: PlaceOf
         assert [one.id for one in first.points() if one.damaged] == [point.id]
 
 
+def test_an_expiry_that_was_taken_back_since_it_was_seen_removes_nothing(writer_place: PlaceOf) -> None:
+    make(writer_place("a"))
+    with opened(writer_place("a")) as first, opened(writer_place("b")) as second:
+        disk = image(1, 20)
+        point = back_up(first, disk).id
+        tombstone = first.marks.add(point, MarkKind.EXPIRED, NOW, "old", None)
+        second.refresh()
+        first.marks.drop([tombstone])
+        assert not following.settle(second, point)
+        assert read_back(second, point) == disk
+
+
 def between(repo: Repository, kind: str, act: Callable[[], object]) -> AbstractContextManager[object]:
     """A patch after which `act` runs once, as soon as this repository has written a mark of a kind."""
     put = repo.blobs.put

@@ -12,8 +12,9 @@ import pytest
 from policies.facts import PointId
 from storage.blobs import write_all
 from storage.errors import Refused
+from storage.format import ObjectKind
 from storage.keeper import Keeper, establish
-from storage.marks import MarkKind
+from storage.marks import MAX_SEQUENCE, OWNER_SEQUENCES, MarkKind, encode, new_mark
 from storage.reclaim import SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository, open_repository
 from storage.verify import verify
@@ -110,6 +111,25 @@ def test_a_tombstone_or_release_that_a_writer_forged_counts_for_nobody(root: Pat
     as_user(WRITER, forge)
     as_user(OWNER, lambda: look("owner"))
     as_user(WRITER, lambda: look("writer"))
+
+
+def test_a_writer_cannot_use_up_the_numbers_of_marks(root: Path) -> None:
+    first, _ = written(root)
+
+    def forge() -> None:
+        with opened(root, "writer") as repo:
+            for sequence in (OWNER_SEQUENCES - 1, MAX_SEQUENCE):
+                mark = new_mark(first, sequence, MarkKind.HOLD, NOW, "for ever")
+                repo.blobs.put(mark.key, repo.sealing.close(ObjectKind.MARK, mark.key, encode(mark)))
+
+    def release() -> None:
+        with opened(root, "owner") as repo:
+            repo.release(first, None, NOW)
+            assert repo.detail(first).holds == ()
+            repo.expire(first, "old", NOW)
+
+    as_user(WRITER, forge)
+    as_user(OWNER, release)
 
 
 def test_what_the_owner_expires_and_reclaims_is_gone_for_the_writer(root: Path) -> None:

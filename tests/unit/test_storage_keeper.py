@@ -21,6 +21,7 @@ from storage.kept import KeptBlobs
 from tests.storage_kit import make
 from tests.users import OWNER, STRANGER, WRITER, as_user, give, open_folder, serving
 
+MARKS = ("marks/a/x", "marks/a/1-hold-00000000", "marks/a/1000000000-hold-00000000", "marks/a/000001-hold-00000000x")
 PACK = "packs/01/00000001-" + "ab" * 16 + ".data"
 
 
@@ -119,7 +120,15 @@ def test_what_can_still_be_written_is_never_published(kept: KeptBlobs) -> None:
 
 def test_only_names_of_a_repository_are_taken(kept: KeptBlobs, root: Path) -> None:
     def act() -> None:
-        for key in ("../out", "keeper.json", "packs/01/x.data", "manifests/../config2", "condemned/x", "index/a.run"):
+        for key in (
+            "../out",
+            "keeper.json",
+            "packs/01/x.data",
+            "manifests/../config2",
+            "condemned/x",
+            "index/a.run",
+            *MARKS,
+        ):
             with pytest.raises(Refused):
                 kept.put(key, b"x")
             writer = kept.writer()
@@ -170,6 +179,16 @@ def test_a_keeper_that_was_started_anew_is_no_refusal(kept: KeptBlobs) -> None:
         kept.close()  # as when it dies: what was begun goes
         with pytest.raises(StoreFailed, match="started anew"):
             writer.publish(PACK)
+
+    as_user(WRITER, act)
+
+
+def test_an_idle_connection_that_died_is_made_anew(kept: KeptBlobs) -> None:
+    def act() -> None:
+        kept.put("committing/00", b"before")
+        assert kept._connection is not None
+        kept._connection.shutdown(socket.SHUT_RDWR)  # as when the keeper is started anew
+        kept.put("committing/01", b"after")
 
     as_user(WRITER, act)
 

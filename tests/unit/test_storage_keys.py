@@ -275,6 +275,32 @@ def test_an_unknown_feature_is_refused_by_its_name(tmp_path: Path, encrypted: bo
         opened(location)
 
 
+def test_a_feature_that_somebody_without_the_key_wrote_stops_nobody(tmp_path: Path) -> None:
+    location = make(tmp_path / "r", encrypted=True)
+    sound = (location / "config.copy").read_bytes()
+    spoil(location, lambda document: document.update(features=["striped-packs"], revision=9))
+    (location / "config.copy").write_bytes(sound)
+    with opened(location) as repo:
+        assert repo.config.features == ()
+
+
+def test_an_unknown_feature_is_told_with_the_copy_that_has_it(tmp_path: Path) -> None:
+    location = make(tmp_path / "r")
+    sound = (location / CONFIG_KEY).read_bytes()
+    spoil(location, lambda document: document.update(features=["striped-packs"], revision=9))
+    (location / CONFIG_KEY).write_bytes(sound)
+    with pytest.raises(Unsupported) as told:
+        opened(location)
+    assert told.value.where == "config.copy"
+
+
+def test_a_wrong_passphrase_is_told_with_the_repository(tmp_path: Path) -> None:
+    location = make(tmp_path / "r", encrypted=True)
+    with pytest.raises(WrongKey, match="does not open") as told:
+        opened_with(location, "wrong")
+    assert told.value.where == str(location)
+
+
 def _slot(**fields: object) -> Callable[[dict[str, Any]], None]:
     return lambda document: document["slots"][0].update(fields)
 

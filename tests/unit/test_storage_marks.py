@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from policies.facts import PointId
 from storage import marks
-from storage.errors import Damaged
+from storage.errors import Damaged, Refused
+from storage.marks import MarkKind
+from tests.storage_kit import NOW
 
 
 @pytest.mark.parametrize(
@@ -21,3 +24,25 @@ from storage.errors import Damaged
 def test_a_mark_that_nothing_could_be_done_with_is_damage(payload: bytes) -> None:
     with pytest.raises(Damaged):
         marks.decode("marks/a/000001-lock-00000000", payload)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1-hold-0000000a",
+        "4294967296-hold-0000000a",
+        "00000\u0661-hold-0000000a",
+        "+00001-hold-0000000a",
+        "000001-hold-x",
+    ],
+)
+def test_a_name_that_no_mark_can_have_is_damage(name: str) -> None:
+    with pytest.raises(Damaged, match="not a mark"):
+        marks.parse_key(f"marks/a/{name}")
+
+
+def test_the_numbers_of_marks_end() -> None:
+    last = marks.new_mark(PointId("a"), marks.MAX_SEQUENCE, MarkKind.HOLD, NOW)
+    assert marks.parse_key(last.key) == ("a", marks.MAX_SEQUENCE, MarkKind.HOLD)
+    with pytest.raises(Refused, match="no more"):
+        marks.new_mark(PointId("a"), marks.MAX_SEQUENCE + 1, MarkKind.HOLD, NOW)
