@@ -29,17 +29,21 @@ FIRST_BITS = 10
 LAST_BITS = 19
 """The table has at most half a million places of ten bytes: all chunks of 32 GiB of new data, a sample of more."""
 
-_SAMPLE_AT = PAGE_BYTES // 2
-_SAMPLE_END = _SAMPLE_AT + 512
-_ZEROS = crc32(bytes(_SAMPLE_END - _SAMPLE_AT))
+_ZEROS = crc32(bytes(512))
 _EMPTY = 0xFFFFFFFF
+_STEPS = 8
+"""How far from its own place in the table a key may stand."""
+
 _HEAD = Struct("<II")
 
 
 def page_key(data: Buffer, page: int) -> int:
-    """What a page is found by: the CRC-32 of a part of it. Pages of zeros, and others, may have the same."""
+    """What a page is found by: the CRC-32 of two parts of it. Pages of zeros, and others, may have the same.
+
+    Small files have the first part; the second tells large ones apart that begin in the same way.
+    """
     at = page * PAGE_BYTES
-    return crc32(data[at + _SAMPLE_AT : at + _SAMPLE_END])
+    return crc32(data[at + 2048 : at + 2304], crc32(data[at + 128 : at + 384]))
 
 
 class PageTable:
@@ -59,10 +63,15 @@ class PageTable:
 
     def find(self, key: int) -> int | None:
         """Pack number and slot (the lower 16 bits) of a chunk that has such a page."""
-        at = key & self._mask
-        if self._keys[at] != key or self._numbers[at] == _EMPTY:
-            return None
-        return self._numbers[at] << 16 | self._slots[at]
+        keys, numbers, at = self._keys, self._numbers, key & self._mask
+        for _ in range(_STEPS):
+            number = numbers[at]
+            if number == _EMPTY:
+                return None
+            if keys[at] == key:
+                return number << 16 | self._slots[at]
+            at = at + 1 & self._mask
+        return None
 
     def expect(self, chunk: bytes, data: Buffer) -> None:
         """A chunk is being stored; once its pack is sealed, `learn` enters it."""
@@ -132,7 +141,13 @@ class PageTable:
         self._used = 0
 
     def _put(self, key: int, number: int, slot: int) -> None:
-        at = key & self._mask
+        own = at = key & self._mask
+        for _ in range(_STEPS):
+            if self._numbers[at] == _EMPTY or self._keys[at] == key:
+                break
+            at = at + 1 & self._mask
+        else:
+            at = own
         self._used += self._numbers[at] == _EMPTY
         self._keys[at], self._numbers[at], self._slots[at] = key, number, slot
         if 2 * self._used > self._mask and self._bits < LAST_BITS:

@@ -81,14 +81,10 @@ class Piecing:
         keys: dict[bytes, tuple[int, ...]] = {}
         places: set[int] = set()
         for _, chunk, data in blocks:
-            if len(data) != self._block_bytes:
-                continue
-            of_block = tuple([page_key(data, page) for page in range(self._pages)])
-            found = {place for place in map(find, of_block) if place is not None}
-            if found:
-                keys[chunk] = of_block
-                places |= found
-        if not keys:
+            if len(data) == self._block_bytes:
+                keys[chunk] = of_block = tuple([page_key(data, page) for page in range(self._pages)])
+                places.update(place for place in map(find, of_block) if place is not None)
+        if not places:
             return {}
         asked = [(block, chunk, data) for block, chunk, data in blocks if chunk in keys]
         made = self._unchanged(asked)
