@@ -73,11 +73,16 @@ def _run(given: list[str]) -> int:
 
 
 def _command(given: list[str]) -> int:
-    # Loaded late: the overview needs none of it.
+    # Loaded late: the overview needs none of it, and most commands need no parser.
+    from engine.cli.calling import plain_call
+    from engine.failures import Exit
+
+    call = plain_call(given)
+    if call is not None:
+        return int(call() or Exit.DONE)
     from cyclopts import CycloptsError
 
     from engine.cli.frame import build
-    from engine.failures import Exit
 
     try:
         return int(build(given)(given, exit_on_error=False, print_error=False) or Exit.DONE)

@@ -75,11 +75,11 @@ class Catalog:
         self.witness = True  # a restore point that it alone knows did not just expire
         self._behind = False
         self._packs: set[int] | None = None  # numbers of those it has; none when that has to be asked
-        self._db: Any = None  # duckdb is imported late: a quarter of a second
+        self._db: Any = None  # duckdb is imported late: a tenth of a second
 
     def open(self) -> None:
         """Open, compare with the repository and catch up; rebuild when in doubt. Unsupported if it is newer."""
-        import duckdb
+        from storage import duckdb_engine as duckdb
 
         with self._writing:
             missing = not self._path.exists()
@@ -104,7 +104,7 @@ class Catalog:
 
     def rebuild(self) -> None:
         """Make the catalog again from the repository."""
-        import duckdb
+        from storage import duckdb_engine as duckdb
 
         with self._writing:
             self._disconnect()
@@ -118,7 +118,7 @@ class Catalog:
 
     def apply(self, changes: Changes) -> bool:
         """Carry a change of the repository over; False when it could not be written: the next open catches up."""
-        import duckdb
+        from storage import duckdb_engine as duckdb
 
         if self._db is None:
             self.open()
@@ -140,7 +140,7 @@ class Catalog:
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of one of our own statements. Opens again when an earlier write failed."""
-        import duckdb
+        from storage import duckdb_engine as duckdb
 
         if self._db is None:
             self.open()
@@ -206,7 +206,7 @@ class Catalog:
         return self._path.with_name(self._path.name + ".wal")
 
     def _connect(self, *, read_only: bool = False) -> None:
-        import duckdb
+        from storage import duckdb_engine as duckdb
 
         self._db = duckdb.connect(
             str(self._path),
@@ -225,7 +225,7 @@ class Catalog:
         failpoint("catalog.connected")
 
     def _disconnect(self) -> None:
-        import duckdb
+        from storage import duckdb_engine as duckdb
 
         if self._db is not None:
             with suppress(duckdb.Error):
@@ -305,7 +305,7 @@ class Catalog:
 
     def _stay_behind(self, missing: bool, error: Exception) -> None:
         """The store cannot be written: what the catalog knows is better than nothing, and it is no worse for it."""
-        import duckdb
+        from storage import duckdb_engine as duckdb
 
         self._disconnect()
         if missing:
@@ -352,7 +352,7 @@ class Catalog:
     # --- writing ---
 
     def _apply(self, changes: Changes) -> None:
-        import duckdb
+        from storage import duckdb_engine as duckdb
 
         if not any((changes.packs, changes.manifests, changes.marks)) and not any(
             (changes.gone_packs, changes.gone_points, changes.gone_marks, changes.expiry is not None)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, Json, Repo
+from engine.cli.options import Config, Json, Parameter, Repo
 from engine.cli.output import printable, say, show_json
 from engine.cli.progress import progress
 from engine.cli.reach import running

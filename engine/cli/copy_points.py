@@ -6,9 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from engine.cli.options import Json, PassphraseFile
+from engine.cli.options import Json, Parameter, PassphraseFile
 from engine.cli.output import printable, say, show, show_json
 from engine.cli.progress import Steps, progress
 from engine.cli.reach import locate, place_of, refuse_engine, utc_now

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from connectors.disk_files import is_nbd
 from connectors.disks import Extent
-from engine.cli.options import Config, Json, PassphraseFile, Repo
+from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import say, show_json
 from engine.cli.progress import Progress, progress
 from engine.cli.reach import reach, utc_now

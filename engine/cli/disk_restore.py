@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, Json, PassphraseFile, Point, Repo
+from engine.cli.options import Config, Json, Parameter, PassphraseFile, Point, Repo
 from engine.cli.output import say, show_json
 from engine.cli.progress import Progress, Steps, progress
 from engine.cli.reach import reach

@@ -1,11 +1,21 @@
-"""The options that several commands share, with one wording each."""
+"""How commands say what their arguments are, and the options that several share, with one wording each."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-from cyclopts import Parameter
+
+class Parameter(NamedTuple):
+    """What a signature does not say of an argument: cyclopts' Parameter, which `frame` makes of it, without its weight.
+
+    Without a name it is the argument's own; `negative` is what switches an option off.
+    """
+
+    name: str | tuple[str, ...] | None = None
+    help: str | None = None
+    negative: str | None = None
+
 
 Repo = Annotated[
     str | None,

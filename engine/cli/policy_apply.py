@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, Json, Repo
+from engine.cli.options import Config, Json, Parameter, Repo
 from engine.cli.output import say, show, show_json
 from engine.cli.reach import running
 from engine.failures import Exit

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, PassphraseFile, Point, Repo
+from engine.cli.options import Config, Parameter, PassphraseFile, Point, Repo
 from engine.cli.output import say
 from engine.cli.reach import detail_of, reach, utc_now
 from engine.client import Engine

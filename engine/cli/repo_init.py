@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, PassphraseFile
+from engine.cli.options import Config, Parameter, PassphraseFile
 from engine.cli.output import say
 from engine.cli.reach import configured_place, new_passphrase, place_of, utc_now
 from engine.failures import BadInput

@@ -8,8 +8,7 @@ import threading
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
+from engine.cli.options import Parameter
 from engine.cli.output import say
 from engine.failures import BadInput
 from storage.keeper import Keeper, establish

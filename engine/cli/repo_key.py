@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, Json, PassphraseFile, Repo
+from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import say, show_json, show_table
 from engine.cli.reach import ask_new_passphrase, locate, refuse_engine, utc_now
 from engine.credentials import read_secret_file
 from engine.failures import BadInput, Declined
+from engine.plain import show_time
 from storage.blobs import LocalBlobs, sync_folder
 from storage.config import list_slots
 from storage.keys import add_slot, described, remove_slot, require_slot, rotate
@@ -42,7 +41,7 @@ def list_keys(*, repo: Repo = None, config: Config = None, json: Json = False) -
     elif not keys:
         say("The repository is not encrypted and has no keys.")
     else:
-        rows = [(key.id, key.kind, key.created_at[:19] + "Z", key.derivation) for key in keys]
+        rows = [(key.id, key.kind, key.created_at and show_time(key.created_at.replace(microsecond=0)), key.derivation) for key in keys]
         show_table(("KEY", "KIND", "MADE", "DERIVATION"), rows)
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from engine.cli.disk_restore import restore_here
-from engine.cli.options import Config, Json, PassphraseFile, Point, Repo
+from engine.cli.options import Config, Json, Parameter, PassphraseFile, Point, Repo
 from engine.cli.output import say, show_json
 from engine.cli.progress import progress
 from engine.cli.reach import reach, running

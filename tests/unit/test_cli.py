@@ -101,7 +101,7 @@ def test_a_bug_shows_a_short_text_and_keeps_its_details_privately(
     def broken(given: object) -> object:
         raise ValueError("password=hunter2")
 
-    monkeypatch.setattr("engine.cli.frame.build", broken)
+    monkeypatch.setattr("engine.cli.calling.plain_call", broken)
     monkeypatch.setenv("BACKSTAY_BUG_DIR", str(tmp_path))
     assert main(["points"]) == 1
     said = capsys.readouterr().err
