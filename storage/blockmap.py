@@ -13,10 +13,20 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from storage.blobs import Buffer
-from storage.format import Node, pack_node, parse_node
+from storage.format import pack_node, parse_node
+from storage.nodemerge import changed_node, child_of, mapped_by
 
-OPEN_NODES = 4096
-"""Nodes being filled that a builder keeps before it stores the oldest ones: about 30 MB at a fan-out of 64."""
+OPEN_SLOTS = 1 << 18
+"""Changed slots that a builder keeps before it stores the oldest nodes: about 30 MB."""
+
+NODE_SLOTS = 8
+"""A node that is being filled weighs as much as so many slots of it."""
+
+STORE_NODES = 2048
+"""Nodes that are read, changed and stored at once."""
+
+INNER_BYTES = 16 << 20
+"""Inner nodes of the base that a builder keeps, as each is asked for again when what is beneath it was stored."""
 
 READ_NODES = 512
 """Nodes that a walk fetches at once."""
@@ -53,10 +63,9 @@ def levels_for(blocks: int, fan_out: int) -> int:
 
 @dataclass(slots=True)
 class _Filling:
-    """A node that is being filled: `touched` are the slots that no longer follow what was there before."""
+    """A node that is being filled: slots that no longer follow what was there before, None for those not used."""
 
-    touched: set[int] = field(default_factory=set)
-    children: dict[int, bytes] = field(default_factory=dict)
+    changes: dict[int, bytes | None] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
 
 
@@ -73,7 +82,10 @@ class MapBuilder:
         self._levels = levels_for(max(blocks, base_blocks), fan_out)
         self._blocks = blocks
         self._open: OrderedDict[_Place, _Filling] = OrderedDict()
+        self._weight = 0
         self._full: set[_Place] = set()
+        self._inner: dict[bytes, bytes] = {}
+        self._inner_bytes = 0
         self._lock = threading.Lock()
         self._top = b"" if base is None else self._raise_to(base, self._levels)
         if base is not None and base_blocks > blocks:
@@ -85,10 +97,10 @@ class MapBuilder:
             for block, chunk in blocks:
                 self._touch(0, block // self._fan, block % self._fan, chunk, 1)
             self._store_full()
-            if len(self._open) > OPEN_NODES:
-                oldest = list(self._open)[: OPEN_NODES // 2]
+            if self._weight > OPEN_SLOTS:
+                oldest = list(self._open)[: len(self._open) // 2]
                 for level in range(self._levels - 1):
-                    self._store_nodes([place for place in oldest if place[0] == level])
+                    self._store_nodes(sorted(place for place in oldest if place[0] == level))
 
     def clear(self, first: int, count: int) -> None:
         """Map a run of blocks to zeros; cheap for whole subtrees."""
@@ -112,11 +124,10 @@ class MapBuilder:
                 self._store_nodes(sorted(place for place in self._open if place[0] == level))
             levels, top = self._levels, self._top
             while levels > levels_for(self._blocks, self._fan) and top:
-                levels, top = levels - 1, self._load([top], levels - 1)[0].children.get(0, b"")
+                levels, top = levels - 1, child_of(self._load([top], levels - 1)[0], levels - 1, self._fan, 0)
             if not top:
                 return Root(b"", levels_for(self._blocks, self._fan), 0)
-            node = self._load([top], levels - 1)[0]
-            return Root(top, levels, sum(node.counts.values()) if levels > 1 else len(node.children))
+            return Root(top, levels, mapped_by(self._load([top], levels - 1)[0], levels - 1, self._fan))
 
     def _raise_to(self, base: Root, levels: int) -> bytes:
         top, count = base.node, base.mapped_blocks
@@ -129,15 +140,18 @@ class MapBuilder:
         node = self._open.get(place)
         if node is None:
             node = self._open[place] = _Filling()
-        node.touched.add(slot)
-        if child is None:
-            node.children.pop(slot, None)
-            node.counts.pop(slot, None)
-        else:
-            node.children[slot] = child
+            self._weight += NODE_SLOTS
+        self._weight += slot not in node.changes
+        node.changes[slot] = child
+        if level:
             node.counts[slot] = count
-        if len(node.touched) == self._fan and level + 1 < self._levels:
+        if len(node.changes) == self._fan and level + 1 < self._levels:
             self._full.add(place)
+
+    def _taken(self, place: _Place) -> _Filling:
+        node = self._open.pop(place)
+        self._weight -= NODE_SLOTS + len(node.changes)
+        return node
 
     def _store_full(self) -> None:
         """Store nodes that no longer need what was there before."""
@@ -150,39 +164,35 @@ class MapBuilder:
 
     def _forget_below(self, level: int, index: int) -> None:
         for place in [p for p in self._open if p[0] < level and p[1] // self._fan ** (level - 1 - p[0]) == index]:
-            del self._open[place]
+            self._taken(place)
 
     def _store_nodes(self, places: Sequence[_Place]) -> None:
         """Merge nodes of one level with what was there before, store them and tell their parents."""
-        if not places:
-            return
+        for start in range(0, len(places), STORE_NODES):
+            self._store_some(places[start : start + STORE_NODES])
+
+    def _store_some(self, places: Sequence[_Place]) -> None:
         level = places[0][0]
-        nodes = [self._open.pop(place) for place in places]
-        partial = [at for at, node in enumerate(nodes) if len(node.touched) < self._fan]
+        nodes = [self._taken(place) for place in places]
+        partial = [at for at, node in enumerate(nodes) if len(node.changes) < self._fan]
         before = self._current(level, [places[at][1] for at in partial])
         known = [at for at, child in enumerate(before) if child]
-        for at, old in zip(known, self._load([before[at] for at in known], level), strict=True):
-            node = nodes[partial[at]]
-            for slot, child in old.children.items():
-                if slot not in node.touched:
-                    node.children[slot] = child
-                    node.counts[slot] = old.counts[slot] if level else 1
-        used = [at for at, node in enumerate(nodes) if node.children]
-        ids = dict(
-            zip(
-                used,
-                self._store.put_nodes(
-                    [pack_node(level, self._fan, nodes[at].children, nodes[at].counts) for at in used]
-                ),
-                strict=True,
-            )
-        )
-        for at, (_, index) in enumerate(places):
+        old = [b""] * len(nodes)
+        for at, data in zip(known, self._load([before[at] for at in known], level), strict=True):
+            old[partial[at]] = data
+        new = [
+            changed_node(data, level, self._fan, node.changes, node.counts)
+            for data, node in zip(old, nodes, strict=True)
+        ]
+        used = [data for data in new if data]
+        ids = iter(self._store.put_nodes(used) if used else ())
+        for (_, index), data in zip(places, new, strict=True):
+            child = next(ids) if data else b""
             if level + 1 < self._levels:
-                count = sum(nodes[at].counts.values())
-                self._touch(level + 1, index // self._fan, index % self._fan, ids.get(at), count)
+                count = mapped_by(data, level, self._fan) if data else 0
+                self._touch(level + 1, index // self._fan, index % self._fan, child or None, count)
             else:
-                self._top = ids.get(at, b"")
+                self._top = child
 
     def _current(self, level: int, indices: Sequence[int]) -> list[bytes]:
         """The stored nodes that stand in these places now; empty where there is none."""
@@ -194,8 +204,8 @@ class MapBuilder:
         asked: dict[int, list[int]] = {}
         for at, index in enumerate(indices):
             parent = self._open.get((level + 1, index // self._fan))
-            if parent is not None and index % self._fan in parent.touched:
-                found[at] = parent.children.get(index % self._fan, b"")
+            if parent is not None and index % self._fan in parent.changes:
+                found[at] = parent.changes[index % self._fan] or b""
             else:
                 asked.setdefault(index // self._fan, []).append(at)
         parents = [(p, node) for p, node in zip(asked, self._current(level + 1, list(asked)), strict=True) if node]
@@ -203,15 +213,25 @@ class MapBuilder:
             parents, self._load([child for _, child in parents], level + 1), strict=True
         ):
             for at in asked[parent_index]:
-                found[at] = node.children.get(indices[at] % self._fan, b"")
+                found[at] = child_of(node, level + 1, self._fan, indices[at] % self._fan)
         return found
 
-    def _load(self, ids: Sequence[bytes], level: int) -> list[Node]:
-        nodes: list[Node] = []
-        for start in range(0, len(ids), READ_NODES):
-            part = ids[start : start + READ_NODES]
-            nodes += [parse_node(bytes(data), level, self._fan, "block map") for data in self._store.get_nodes(part)]
-        return nodes
+    def _load(self, ids: Sequence[bytes], level: int) -> list[bytes]:
+        if not level:
+            return self._fetched(ids)
+        have = {node: self._inner[node] for node in ids if node in self._inner}
+        missing = [node for node in ids if node not in have]
+        fresh = dict(zip(missing, self._fetched(missing), strict=True))
+        for node, data in fresh.items():
+            if self._inner_bytes > INNER_BYTES:
+                self._inner.clear()
+                self._inner_bytes = 0
+            self._inner[node] = data
+            self._inner_bytes += len(data)
+        return [have.get(node) or fresh[node] for node in ids]
+
+    def _fetched(self, ids: Sequence[bytes]) -> list[bytes]:
+        return [bytes(data) for data in self._store.get_nodes(ids)] if ids else []
 
 
 def walk(store: NodeStore, root: Root, fan_out: int) -> Iterator[tuple[int, dict[int, bytes]]]:
@@ -244,12 +264,9 @@ def lookup(store: NodeStore, root: Root, fan_out: int, blocks: Sequence[int]) ->
     reach = fan_out ** (root.levels - 1)
     for level in range(root.levels - 1, -1, -1):
         wanted = sorted({node for node in found if node})
-        parsed = {
-            node: parse_node(bytes(data), level, fan_out, "block map").children
-            for node, data in zip(wanted, store.get_nodes(wanted), strict=True)
-        }
+        read = {node: bytes(data) for node, data in zip(wanted, store.get_nodes(wanted), strict=True)}
         found = [
-            parsed[node].get(block // reach % fan_out, b"") if node else b""
+            child_of(read[node], level, fan_out, block // reach % fan_out) if node else b""
             for node, block in zip(found, blocks, strict=True)
         ]
         reach //= fan_out

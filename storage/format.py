@@ -293,8 +293,8 @@ def pack_node(level: int, fan_out: int, children: dict[int, bytes], counts: dict
     return b"".join(parts)
 
 
-def parse_node(data: bytes, level: int, fan_out: int, where: str) -> Node:
-    """A node that must be of this level and fan-out."""
+def open_node(data: bytes, level: int, fan_out: int, where: str) -> tuple[int, int, int]:
+    """(bitmap of used slots, of those with piece lists, where the ids begin) of a node of this level and fan-out."""
     width = (fan_out + 7) // 8
     start = NODE_HEAD.size + width
     flags = HAS_PIECED if not level and data[1:2] == bytes([HAS_PIECED]) else 0
@@ -307,6 +307,13 @@ def parse_node(data: bytes, level: int, fan_out: int, where: str) -> Node:
     entry_bytes = ID_BYTES + (COUNT_BYTES if level else 0)
     if len(data) != start + used * entry_bytes or bitmap >> fan_out or pieced & ~bitmap or (flags and not pieced):
         raise Damaged("a node of a block map has the wrong length", where=where)
+    return bitmap, pieced, start
+
+
+def parse_node(data: bytes, level: int, fan_out: int, where: str) -> Node:
+    """A node that must be of this level and fan-out."""
+    bitmap, pieced, start = open_node(data, level, fan_out, where)
+    used = bitmap.bit_count()
     slots = range(fan_out) if used == fan_out else [s for s in range(fan_out) if bitmap >> s & 1]
     end = start + used * ID_BYTES
     children = dict(zip(slots, [data[i : i + ID_BYTES] for i in range(start, end, ID_BYTES)], strict=True))
