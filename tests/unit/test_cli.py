@@ -208,3 +208,23 @@ def test_sql_answers_from_the_repository_and_refuses_files(tmp_path: Path) -> No
         ran = backstay("sql", query, "--repo", "r", home=tmp_path, expect=2)
         assert "root:" not in ran.out and ran.err.startswith("sql: ")
     assert backstay("sql", "FROM range(9)", "--rows", "3", "--repo", "r", home=tmp_path, expect=3).out.count("\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("import atexit; atexit.register(print, 'at the end')", "at the end"),
+        ("import threading; t = threading.Timer(0.2, print, ['later']); t.start()", "later"),
+        ("import asyncio, weakref; weakref.finalize(sys, print, 'the long way')", "the long way"),
+    ],
+    ids=["registered", "thread", "long lived"],
+)
+def test_a_process_does_what_is_left_before_it_ends(before: str, said: str) -> None:
+    code = f"import sys; {before}; sys.argv = ['backstay', 'disk', 'what']; from engine.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", f"{code}"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert said in done.stdout and "what" in done.stderr
+
+
+def test_what_a_command_printed_arrives_and_its_exit_code_too(tmp_path: Path) -> None:
+    assert backstay("points", "--repo", "nowhere", home=tmp_path, expect=10).err.count("\n") == 1
+    assert backstay("policy", "schema", home=tmp_path).out.endswith("}\n")
