@@ -143,15 +143,33 @@ def told(repo: Repository, point: PointId) -> dict[str, Any]:
     return found
 
 
-def make(location: Path, *, encrypted: bool) -> dict[str, Any]:
+def fill_pieced(repo: Repository) -> dict[PointId, list[Disk]]:
+    """Blocks that are put together from pages of others; what each restore point holds."""
+    first = letters(20, 64)
+    elsewhere = letters(21, 5) + first[: -5 * BLOCK]
+    pages = bytearray(elsewhere)
+    for page in (3, 20, 21, 40):
+        pages[page * BLOCK : (page + 1) * BLOCK] = noise(page, BLOCK)
+    made: dict[PointId, list[Disk]] = {}
+    for hour, (name, content) in enumerate((("one", first), ("two", elsewhere), ("two", bytes(pages)))):
+        with repo.new_point(PointHead(VmId(f"vm-{name}"), name, BEGIN + timedelta(hours=hour))) as pending:
+            ingest = pending.disk(DiskHead("Hard disk 1", len(content)), base=None)
+            ingest.write(0, memoryview(content))
+            ingest.finish()
+            made[pending.commit().id] = [Disk("Hard disk 1", content)]
+    return made
+
+
+def make(location: Path, *, encrypted: bool, pieced: bool) -> dict[str, Any]:
     """One golden repository; what is expected of it."""
     openers = [PASSPHRASE, keyslots.new_key_file()] if encrypted else []
     with patch.object(keyslots, "KDF_MEMORY_KIB", 256):
-        create(location, now=BEGIN, passphrase=openers[0] if openers else None, block_bytes=BLOCK)
+        block_bytes = 16 * BLOCK if pieced else BLOCK
+        create(location, now=BEGIN, passphrase=openers[0] if openers else None, block_bytes=block_bytes)
         with open_repository(location, now=datetime.now(UTC), passphrase=lambda: PASSPHRASE, owner="golden") as repo:
             for opener in openers[1:]:
                 add_slot(repo, opener)
-            return expected(repo, fill(repo), openers)
+            return expected(repo, fill_pieced(repo) if pieced else fill(repo), openers)
 
 
 def main() -> None:
@@ -159,12 +177,12 @@ def main() -> None:
     version = GOLDEN / str(VERSION)
     if (version / "FROZEN").exists():
         sys.exit(f"format {VERSION} is released: its repositories stay as they are")
-    for name in ("plain", "encrypted"):
+    for name in ("plain", "encrypted", "pieced"):
         target = version / name
         shutil.rmtree(target, ignore_errors=True)
         with tempfile.TemporaryDirectory() as folder:
             location = Path(folder) / name
-            facts = make(location, encrypted=name == "encrypted")
+            facts = make(location, encrypted=name == "encrypted", pieced=name == "pieced")
             target.mkdir(parents=True)
             for part in TRUTH:
                 if (location / part).is_dir():

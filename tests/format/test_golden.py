@@ -18,7 +18,7 @@ from storage import config as configs
 from storage import format
 from storage.errors import Unsupported
 from storage.rebuild import rebuild_catalog
-from storage.repository import Repository, open_repository
+from storage.repository import DiskHead, Repository, open_repository
 from storage.restore import restore_disk
 from storage.verify import verify
 from tests.format.golden_maker import BEGIN, BLOCK, GOLDEN, Disk, letters, take, told
@@ -55,7 +55,11 @@ def sha256_of_restored(repo: Repository, point: PointId, name: str, target: Path
 
 
 def test_today_s_format_has_its_golden_repositories() -> None:
-    assert {path.name for path in REPOSITORIES if path.parent.name == str(format.VERSION)} == {"plain", "encrypted"}
+    assert {path.name for path in REPOSITORIES if path.parent.name == str(format.VERSION)} == {
+        "plain",
+        "encrypted",
+        "pieced",
+    }
     for path in REPOSITORIES:
         assert sum(one.stat().st_size for one in files(path, ".")) < MAX_BYTES
 
@@ -85,7 +89,9 @@ def test_everything_in_a_golden_repository_is_as_it_was(tmp_path: Path, golden: 
             assert verify(repo, now=BEGIN).sound
 
 
-@pytest.mark.parametrize("golden", REPOSITORIES, ids=lambda path: f"{path.parent.name}-{path.name}")
+@pytest.mark.parametrize(
+    "golden", [one for one in REPOSITORIES if one.name != "pieced"], ids=lambda path: f"{path.parent.name}-{path.name}"
+)
 def test_an_increment_on_top_of_what_an_earlier_version_wrote(tmp_path: Path, golden: Path) -> None:
     facts = expected_of(golden)
     point = next(one for one, fact in facts["points"].items() if "empty" in fact["disks"])
@@ -96,6 +102,26 @@ def test_an_increment_on_top_of_what_an_earlier_version_wrote(tmp_path: Path, go
         new = take(repo, replace(repo.detail(point).head, taken_at=BEGIN), [Disk("ünïcode", after, [9])], point)
         for one, content in ((point, before), (new, after)):
             assert sha256_of_restored(repo, one, "ünïcode", tmp_path / "disk") == sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "golden", [one for one in REPOSITORIES if one.name == "pieced"], ids=lambda path: path.parent.name
+)
+def test_an_increment_on_top_of_pieced_blocks(tmp_path: Path, golden: Path) -> None:
+    point = max(expected_of(golden)["points"])
+    with opened(copied(golden, tmp_path / "r"), None) as repo:
+        disk = repo.read_disk(point, "Hard disk 1")
+        before = bytearray(disk.capacity_bytes)
+        disk.read_into(0, memoryview(before))
+        assert any(isinstance(id_, format.Pieced) for _, children in disk.leaves() for id_ in children.values())
+        after = before[: 2 * repo.block_bytes] + letters(99, 16) + before[3 * repo.block_bytes :]
+        with repo.new_point(replace(repo.detail(point).head, taken_at=BEGIN)) as pending:
+            ingest = pending.disk(DiskHead("Hard disk 1", len(after)), base=(point, "Hard disk 1"))
+            ingest.write(2 * repo.block_bytes, memoryview(after)[2 * repo.block_bytes : 3 * repo.block_bytes])
+            ingest.finish()
+            new = pending.commit().id
+        for one, content in ((point, before), (new, after)):
+            assert sha256_of_restored(repo, one, "Hard disk 1", tmp_path / "disk") == sha256(content).hexdigest()
 
 
 def _make_newer(path: Path) -> None:
