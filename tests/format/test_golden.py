@@ -25,6 +25,7 @@ from tests.format.golden_maker import BEGIN, BLOCK, GOLDEN, Disk, letters, take,
 from tests.storage_kit import files
 
 REPOSITORIES = sorted(path for path in GOLDEN.glob("*/*") if path.is_dir())
+PIECED = [path for path in REPOSITORIES if path.name == "pieced"]
 MAX_BYTES = 200 << 10
 
 
@@ -90,7 +91,7 @@ def test_everything_in_a_golden_repository_is_as_it_was(tmp_path: Path, golden: 
 
 
 @pytest.mark.parametrize(
-    "golden", [one for one in REPOSITORIES if one.name != "pieced"], ids=lambda path: f"{path.parent.name}-{path.name}"
+    "golden", [path for path in REPOSITORIES if path not in PIECED], ids=lambda path: f"{path.parent.name}-{path.name}"
 )
 def test_an_increment_on_top_of_what_an_earlier_version_wrote(tmp_path: Path, golden: Path) -> None:
     facts = expected_of(golden)
@@ -104,9 +105,7 @@ def test_an_increment_on_top_of_what_an_earlier_version_wrote(tmp_path: Path, go
             assert sha256_of_restored(repo, one, "ünïcode", tmp_path / "disk") == sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize(
-    "golden", [one for one in REPOSITORIES if one.name == "pieced"], ids=lambda path: path.parent.name
-)
+@pytest.mark.parametrize("golden", PIECED, ids=lambda path: path.parent.name)
 def test_an_increment_on_top_of_pieced_blocks(tmp_path: Path, golden: Path) -> None:
     point = max(expected_of(golden)["points"])
     with opened(copied(golden, tmp_path / "r"), None) as repo:
