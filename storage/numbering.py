@@ -14,6 +14,7 @@ from pathlib import Path
 
 from storage.blobs import Blobs, translated
 from storage.errors import AlreadyExists, StoreFailed
+from storage.failpoints import failpoint
 from storage.pack import Writer
 
 PREFIX = "numbers/"
@@ -79,6 +80,7 @@ class ClaimedNumbers(PackNumbers):
             except AlreadyExists:
                 block += 1
                 continue
+            failpoint("numbers.claimed")
             self._next, self._end = block << BLOCK_BITS, (block + 1) << BLOCK_BITS
             log.info("pack numbers claimed", extra={"first": self._next})
             return
@@ -90,6 +92,7 @@ class ClaimedNumbers(PackNumbers):
         with translated(str(self._memory)):
             temporary.write_text(document)
             temporary.replace(self._memory)
+        failpoint("numbers.remembered")
 
 
 def _boot_id() -> str:

@@ -73,11 +73,16 @@ class Outcome:
         return self.refused or self.noticed
 
 
+MEMORY = Path("/dev/shm")
+MEMORY_NEEDED_BYTES = 512 << 20
+"""Containers often have a small one."""
+
+
 @contextmanager
 def in_memory() -> Iterator[Path]:
-    """A folder whose fsync costs nothing."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="backstay-", dir=memory if memory.is_dir() else None))
+    """A folder whose fsync costs nothing, where the machine has room for one; removed at the end."""
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_NEEDED_BYTES
+    folder = Path(tempfile.mkdtemp(prefix="backstay-", dir=MEMORY if roomy else None))
     try:
         yield folder
     finally:

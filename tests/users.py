@@ -32,8 +32,8 @@ def _load() -> None:
     ctypes.CDLL(None)
 
 
-def as_user(uid: int, act: Callable[[], object], *, gid: int = WRITER) -> None:
-    """Do something in a process of another user; whatever it raises fails the test."""
+def as_user(uid: int, act: Callable[[], object], *, gid: int = WRITER, status: int = 0) -> None:
+    """Do something in a process of another user; whatever it raises, or another end than expected, fails the test."""
     _load()
     child = os.fork()
     if child == 0:
@@ -48,7 +48,7 @@ def as_user(uid: int, act: Callable[[], object], *, gid: int = WRITER) -> None:
             traceback.print_exc()
         finally:
             os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
 
 
 def give(root: Path, uid: int) -> None:

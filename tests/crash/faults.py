@@ -15,7 +15,9 @@ from unittest.mock import patch
 
 from storage.blobs import Blobs
 from storage.errors import NoSpace, StorageError, StoreFailed
-from tests.crash.scenes import Scene, Stage, after_a_crash, clear, fresh_copy, store_of
+from tests.crash.aftermath import after_a_crash
+from tests.crash.scenes import Scene
+from tests.crash.stages import Stage, clear, fresh_copy, store_of
 
 KINDS: dict[str, Callable[[str], StorageError]] = {
     "EIO": lambda where: StoreFailed("the store reported: Input/output error", where=where),

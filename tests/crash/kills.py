@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.crash.scenes import Scene, Stage, after_a_crash, again, clear, fresh_copy
+from tests.crash.aftermath import after_a_crash, again
+from tests.crash.scenes import Scene
+from tests.crash.stages import Stage, clear, fresh_copy
 from tests.crash.victim import Victims
 
 MANIFEST = ("commit.packs_sealed", "commit.manifest_written")

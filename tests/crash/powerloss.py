@@ -14,9 +14,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 from engine.state import State
+from tests.crash.aftermath import after_a_crash
 from tests.crash.recorded import job
 from tests.crash.recording import ROOT, Ack, Move, Name, Operation, Recording, Sync, Truncate, Unname, Write
-from tests.crash.scenes import Scene, Stage, after_a_crash
+from tests.crash.scenes import Scene
+from tests.crash.stages import Stage
 from tests.storage_kit import NOW
 
 SECTOR = 512

@@ -1,44 +1,33 @@
-"""What the crash tests play: a small repository, things that are done to it, and what must hold after a crash."""
+"""What the crash tests play: things that are done to a stage's repository."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
 from policies.facts import PointId, RestorePoint
 from storage import chunkstore, keyslots
-from storage.blobs import Blobs, LocalBlobs
+from storage.blobs import Blobs
 from storage.condemned import CONDEMNED, FREEING, Condemnation, write_note
 from storage.copies import copy_points, plan_copy
 from storage.errors import NoRepository
 from storage.joining import join
 from storage.keys import add_slot, remove_slot, rotate
 from storage.marks import MarkKind
-from storage.places import ObjectPlace
 from storage.rebuild import rebuild, rebuild_catalog
 from storage.reclaim import SafetyAges, Thresholds, carry_out, plan_reclaim
 from storage.repository import Repository
 from storage.verify import verify
-from tests.storage_kit import BLOCK, NOW, PASSPHRASE, back_up, changed, image, later, make, opened, read_back, restored
+from tests.crash.stages import HINTED, NEW, OLD, WEB, at_work, disks, open_at
+from tests.storage_kit import PASSPHRASE, back_up, later, make, opened
 
 AGELESS = SafetyAges(timedelta(0), timedelta(days=36500))
 SHORT = SafetyAges(timedelta(microseconds=1), timedelta(days=36500))
 EAGER = Thresholds(dead_share=0.01)
-BLOCKS = 60
-HINTED = (2, 40)
-FIRST_CHANGED = (7, 8, 9)
-
-BUCKET = "bucket"
-KINDS = ("plain", "encrypted", "shared")
-"""Shared: as in an object store, which other processes write too; here a folder stands for the bucket."""
-
-OLD, WEB, NEW = "vm-0", "vm-1", "vm-2"
-"""What may expire, what must stay, and what the scenes add."""
 
 
 @dataclass(frozen=True)
@@ -60,77 +49,7 @@ class Scene:
     """Whether `play` can be given a store."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A repository before anything is done to it, and copies of its restore points kept aside."""
-
-    location: Path
-    kept: Mapping[PointId, bytes]
-    going: Mapping[PointId, bytes]
-    holds: tuple[str, ...] = field(default=("audit",))
-
-
-@cache
-def disks() -> dict[str, bytearray]:
-    """Every disk that is played with, by name."""
-    first = image(1, BLOCKS)
-    web = changed(first, 2, FIRST_CHANGED)
-    new = image(6, BLOCKS, used=0.9)
-    return {
-        "dead": image(4, BLOCKS),
-        "half dead": image(3, BLOCKS)[: 30 * BLOCK] + first[30 * BLOCK :],
-        "first": first,
-        "web": web,
-        "hinted": changed(web, 5, HINTED),
-        "new": new,
-        "newer": changed(new, 6, HINTED),
-        "grown": changed(web + image(7, 20), 8, HINTED),
-        "shrunk": changed(web[: 20 * BLOCK + 512], 8, (2, 20)),
-        "next": changed(web, 9, (1, 11, 50)),
-    }
-
-
-def set_up(location: Path, kind: str = "plain") -> Stage:
-    """A repository with two restore points that stay, and two of which one is wholly and one half its own."""
-    make(location / BUCKET if kind == "shared" else location, encrypted=kind == "encrypted")
-    disk = disks()
-    with open_at(location, NOW) as repo:
-        dead = back_up(repo, disk["dead"], vm=OLD, name="old")
-        half = back_up(repo, disk["half dead"], vm=OLD, name="old", at=later(minutes=1))
-        first = back_up(repo, disk["first"], vm=WEB, at=later(hours=1))
-        web = back_up(repo, disk["web"], vm=WEB, base=first.id, blocks=FIRST_CHANGED, at=later(hours=2))
-        repo.mark_hold(first.id, "audit", later(hours=2))
-    return Stage(
-        location,
-        {first.id: bytes(disk["first"]), web.id: bytes(disk["web"])},
-        {dead.id: bytes(disk["dead"]), half.id: bytes(disk["half dead"])},
-    )
-
-
-def store_of(location: Path) -> Blobs:
-    """The store that a stage's repository lies in."""
-    if not (location / BUCKET).is_dir():
-        return LocalBlobs(location)
-    blobs = LocalBlobs(location / BUCKET)
-    for spool in (location / "state" / "catalogs").glob("*/spool"):
-        blobs.spool = spool  # as an object store's writers do
-    return blobs
-
-
-def open_at(location: Path, now: datetime, blobs: Blobs | None = None) -> Repository:
-    """A stage's repository, open."""
-    if not (location / BUCKET).is_dir():
-        return opened(location, now=now, blobs=blobs)
-    place = ObjectPlace("s3", BUCKET, state_dir=location / "state")
-    return opened(place, now=now, blobs=blobs or store_of(location))
-
-
-def at_work(location: Path, blobs: Blobs | None) -> Repository:
-    """The repository as the scenes open it."""
-    return open_at(location, later(hours=5), blobs)
-
-
-def _newest(repo: Repository, vm: str = WEB) -> PointId:
+def newest(repo: Repository, vm: str = WEB) -> PointId:
     return [point.id for point in repo.points() if point.vm == vm][-1]
 
 
@@ -141,9 +60,9 @@ def _of(repo: Repository, vm: str) -> list[RestorePoint]:
 # --- what is done ---
 
 
-def _hinted_backup(location: Path, blobs: Blobs | None) -> None:
+def hinted_backup(location: Path, blobs: Blobs | None) -> None:
     with at_work(location, blobs) as repo:
-        back_up(repo, disks()["hinted"], base=_newest(repo), blocks=HINTED, vm=WEB, at=later(hours=5))
+        back_up(repo, disks()["hinted"], base=newest(repo), blocks=HINTED, vm=WEB, at=later(hours=5))
 
 
 def _full_backup(location: Path, blobs: Blobs | None) -> None:
@@ -160,18 +79,18 @@ def _many_packs(location: Path, blobs: Blobs | None) -> None:
 def _grown(location: Path, blobs: Blobs | None) -> None:
     with at_work(location, blobs) as repo:
         back_up(
-            repo, disks()["grown"], base=_newest(repo), blocks=[2, 40, *range(60, 80)], vm=WEB, at=later(hours=5)
+            repo, disks()["grown"], base=newest(repo), blocks=[2, 40, *range(60, 80)], vm=WEB, at=later(hours=5)
         )  # fmt: skip
 
 
 def _shrunk(location: Path, blobs: Blobs | None) -> None:
     with at_work(location, blobs) as repo:
-        back_up(repo, disks()["shrunk"], base=_newest(repo), blocks=(2, 20), vm=WEB, at=later(hours=5))
+        back_up(repo, disks()["shrunk"], base=newest(repo), blocks=(2, 20), vm=WEB, at=later(hours=5))
 
 
 def _marks(location: Path, blobs: Blobs | None) -> None:
     with at_work(location, blobs) as repo:
-        point = _newest(repo)
+        point = newest(repo)
         repo.mark_hold(point, "court", later(hours=5))
         repo.mark_hold(point, "police", later(hours=5))
         repo.mark_lock(point, later(days=9), "law", later(hours=5))
@@ -186,25 +105,25 @@ def _join(location: Path, blobs: Blobs | None) -> None:
             join(repo, vm, _of(repo, WEB)[0].vm, later(hours=5))
 
 
-def _expire(location: Path, blobs: Blobs | None) -> None:
+def expire(location: Path, blobs: Blobs | None) -> None:
     with at_work(location, blobs) as repo:
         for point in _of(repo, OLD):
             repo.expire(point.id, "old", later(hours=5))
 
 
-def _reclaim(location: Path, blobs: Blobs | None, ages: SafetyAges = AGELESS) -> None:
-    _expire(location, blobs)
+def reclaim(location: Path, blobs: Blobs | None, ages: SafetyAges = AGELESS) -> None:
+    expire(location, blobs)
     with at_work(location, blobs) as repo:
         now = later(days=3650)
         carry_out(repo, plan_reclaim(repo, now, ages, EAGER), now)
 
 
 def _reclaim_in_phases(location: Path, blobs: Blobs | None) -> None:
-    _reclaim(location, blobs, SHORT)
-    _reclaim(location, blobs, SHORT)
+    reclaim(location, blobs, SHORT)
+    reclaim(location, blobs, SHORT)
 
 
-def _reclaim_what_is_needed(location: Path, blobs: Blobs | None) -> None:
+def reclaim_what_is_needed(location: Path, blobs: Blobs | None) -> None:
     with at_work(location, blobs) as repo:
         now = later(days=3650)
         carry_out(repo, plan_reclaim(repo, now, SHORT, EAGER), now)
@@ -305,16 +224,21 @@ def _condemn_everything(location: Path, prefix: str = CONDEMNED) -> None:
             write_note(repo.blobs, repo.sealing, prefix, Condemnation(name, "by mistake", later(hours=4), "test"))
 
 
-def _begin_to_free(location: Path) -> None:
+def begin_to_free(location: Path) -> None:
     """Another process began to free every pack, and what it took for dead turned out to be needed."""
     _condemn_everything(location, FREEING)
+
+
+def forget_writer(location: Path) -> None:
+    """The next writer is another one: it knows nothing of what is private to the one before it."""
+    shutil.rmtree(location / "state")
 
 
 SCENES = {
     scene.name: scene
     for scene in (
-        Scene("hinted", _hinted_backup, ("hinted",)),
-        Scene("hinted-encrypted", _hinted_backup, ("hinted",), kind="encrypted"),
+        Scene("hinted", hinted_backup, ("hinted",)),
+        Scene("hinted-encrypted", hinted_backup, ("hinted",), kind="encrypted"),
         Scene("full", _full_backup, ("new",)),
         Scene("many-packs", _many_packs, ("new",)),
         Scene("many-packs-encrypted", _many_packs, ("new",), kind="encrypted"),
@@ -322,20 +246,21 @@ SCENES = {
         Scene("shrunk", _shrunk, ("shrunk",)),
         Scene("marks", _marks),
         Scene("join", _join),
-        Scene("expire", _expire, goes=True),
-        Scene("reclaim", _reclaim, goes=True),
+        Scene("expire", expire, goes=True),
+        Scene("reclaim", reclaim, goes=True),
         Scene("reclaim-in-phases", _reclaim_in_phases, goes=True),
-        Scene("reclaim-what-is-needed", _reclaim_what_is_needed, prepare=_condemn_everything),
+        Scene("reclaim-what-is-needed", reclaim_what_is_needed, prepare=_condemn_everything),
         Scene("copy", _copy, ("new", "newer"), prepare=_lay_source),
         Scene("copy-encrypted", _copy, ("new", "newer"), kind="encrypted", prepare=_lay_source),
         Scene("create", _create, after=_is_made_or_can_be, own_store=False),
         Scene("key-added", _add_key, kind="encrypted"),
         Scene("key-rotated", _rotate_key, kind="encrypted"),
-        Scene("reclaim-encrypted", _reclaim, goes=True, kind="encrypted"),
-        Scene("shared-hinted", _hinted_backup, ("hinted",), kind="shared"),
-        Scene("shared-expire", _expire, goes=True, kind="shared"),
+        Scene("reclaim-encrypted", reclaim, goes=True, kind="encrypted"),
+        Scene("shared-hinted", hinted_backup, ("hinted",), kind="shared"),
+        Scene("shared-other-writer", hinted_backup, ("hinted",), kind="shared", prepare=forget_writer),
+        Scene("shared-expire", expire, goes=True, kind="shared"),
         Scene("shared-reclaim", _reclaim_in_phases, goes=True, kind="shared"),
-        Scene("shared-rescue", _reclaim_what_is_needed, kind="shared", prepare=_begin_to_free),
+        Scene("shared-rescue", reclaim_what_is_needed, kind="shared", prepare=begin_to_free),
         Scene("verify", _verify),
         Scene("rebuild", _rebuild, own_store=False),
         Scene("rebuild-open", _rebuild_open),
@@ -344,95 +269,3 @@ SCENES = {
         Scene("open-half-expired", _open, goes=True, prepare=_leave_expiry),
     )
 }
-
-
-def after_a_crash(
-    location: Path,
-    stage: Stage,
-    scene: Scene,
-    *,
-    least: int = 0,
-    most: int = 0,
-    thorough: bool = True,
-    told: Sequence[str] = (),
-) -> None:
-    """AssertionError unless the repository opens by itself, holds what it must, and goes on as if nothing happened.
-
-    `least` and `most`: how many restore points of the scene may be seen. `thorough`: compare the catalog with
-    one that is made again, and back up once more. `told`: what was acknowledged before the crash.
-    """
-    with open_at(location, later(hours=6)) as repo:
-        points = {point.id: point for point in repo.points()}
-        assert points.keys() == repo.point_ids(), "the catalog and the manifests disagree"
-        assert stage.kept.keys() <= points.keys(), "a restore point is gone"
-        if not scene.goes:
-            assert stage.going.keys() <= points.keys(), "a restore point is gone that nobody expired"
-        new = points.keys() - stage.kept.keys() - stage.going.keys()
-        assert least <= len(new) <= most, f"{len(new)} new restore points, not {least} to {most}"
-        for point, disk in {**stage.kept, **stage.going}.items():
-            assert point not in points or read_back(repo, point) == disk, f"{point} is not what it was"
-        for point in new:
-            data = read_back(repo, point, repo.manifest(point).disks[0].head.name)
-            assert data in [disks()[disk] for disk in scene.made], "a new point is not its disk"
-        _keeps_its_word(repo, told)
-        if scene.after is not None:
-            scene.after(location)
-        held = [point for point in stage.kept if "audit" in repo.mark_state(point).holds]
-        assert len(held) == 1, "a hold is gone"
-        report = verify(repo, now=later(hours=6))
-        assert report.sound, report.damaged
-        left = sorted(path.name for path in (repo.work / "spool").iterdir())
-        assert not left, f"left in spool: {left}"
-        if not thorough:
-            return
-        rows = repo.catalog.rows()
-        repo.catalog.rebuild()
-        assert repo.catalog.rows() == rows, "the catalog is not what a rebuild makes"
-        base = next(iter(sorted(stage.kept)))
-        nxt = disks()["next"]
-        changes = [*FIRST_CHANGED, 1, 11, 50]
-        made = back_up(repo, nxt, vm=WEB, base=base, blocks=changes, at=later(hours=7))
-        target = location.with_name(location.name + ".restored")
-        assert restored(repo, made.id, target) == nxt, "the next backup does not restore"
-        target.unlink()
-
-
-def _keeps_its_word(repo: Repository, told: Sequence[str]) -> None:
-    for what, point, *reason in (said.split() for said in told if " " in said):
-        match what:
-            case "committed":
-                assert PointId(point) in repo.point_ids(), f"acknowledged and gone: {point}"
-            case "expired":
-                assert PointId(point) not in repo.point_ids(), f"expired and back: {point}"
-            case "held":
-                assert reason != ["court"] or "court" in (repo.mark_state(PointId(point)).holds), (
-                    f"held and not held: {point}"
-                )
-
-
-def again(location: Path, stage: Stage, scene: Scene) -> None:
-    """AssertionError unless what was cut off can simply be done again."""
-    scene.play(location, None)
-    with open_at(location, later(hours=8)) as repo:
-        points = {point.id for point in repo.points()}
-        assert stage.kept.keys() <= points
-        if scene.goes:
-            assert not stage.going.keys() & points, "done again, it leaves what it should forget"
-        assert verify(repo, now=later(hours=8)).sound
-
-
-def fresh_copy(stage: Stage, to: Path, prepare: Callable[[Path], None] | None = None) -> Path:
-    """The stage once more, in another place."""
-    shutil.copytree(stage.location, to)
-    if prepare is not None:
-        prepare(to)
-    return to
-
-
-def clear(location: Path) -> None:
-    """Remove a copy and what lies beside it."""
-    for path in location.parent.glob(location.name + "*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

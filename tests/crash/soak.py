@@ -29,7 +29,8 @@ from tests.crash.faults import (
 from tests.crash.kills import every, kill, kill_after
 from tests.crash.powerloss import Cut, after_a_cut, cuts, digest, left
 from tests.crash.recording import Recording, python, record
-from tests.crash.scenes import KINDS, SCENES, Scene, Stage, clear, fresh_copy, set_up
+from tests.crash.scenes import SCENES, Scene
+from tests.crash.stages import KINDS, Stage, clear, fresh_copy, set_up
 from tests.crash.victim import Victims
 
 Case = tuple[str, Callable[[Path], object]]

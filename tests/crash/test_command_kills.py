@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.console import backstay
-from tests.crash.scenes import SCENES, Stage, after_a_crash, disks, set_up
+from tests.crash.aftermath import after_a_crash
+from tests.crash.scenes import SCENES
+from tests.crash.stages import Stage, disks, set_up
 
 COMMANDS = {
     "backup": ("disk", "backup", "IMAGE", "--name", "new"),
@@ -31,9 +33,9 @@ KILLS = (
 
 
 @pytest.mark.parametrize(("command", "point"), KILLS)
-def test_a_command_that_is_killed_harms_no_restore_point(tmp_path: Path, command: str, point: str) -> None:
-    stage: Stage = set_up(tmp_path / "repo")
-    image = tmp_path / "image"
+def test_a_command_that_is_killed_harms_no_restore_point(trials: Path, command: str, point: str) -> None:
+    stage: Stage = set_up(trials / "repo")
+    image = trials / "image"
     image.write_bytes(disks()["new"])
     words = {"IMAGE": str(image), "POINT": min(stage.going)}
     arguments = [words.get(word, word) for word in COMMANDS[command]]
@@ -41,7 +43,7 @@ def test_a_command_that_is_killed_harms_no_restore_point(tmp_path: Path, command
         *arguments,
         "--repo",
         stage.location,
-        home=tmp_path,
+        home=trials,
         env={"BACKSTAY_FAILPOINT": point},
         expect=-signal.SIGKILL,
     )

@@ -11,7 +11,8 @@ import pytest
 
 from tests.crash.powerloss import Cut, after_a_cut, cuts, digest, left
 from tests.crash.recording import Recording, python, record
-from tests.crash.scenes import KINDS, SCENES, Stage, fresh_copy, set_up
+from tests.crash.scenes import SCENES
+from tests.crash.stages import Stage, fresh_copy
 
 RECORDED = (
     "hinted", "hinted-encrypted", "many-packs", "marks", "expire", "reclaim", "reclaim-in-phases", "copy",
@@ -19,12 +20,6 @@ RECORDED = (
 )  # fmt: skip
 STATES = 17
 """Different states that are looked at for each scene."""
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
-    folder = tmp_path_factory.mktemp("stages")
-    return {kind: set_up(folder / kind, kind) for kind in KINDS}
 
 
 def played(name: str, stages: dict[str, Stage], folder: Path) -> tuple[Recording, Stage]:
@@ -46,22 +41,22 @@ def different(recording: Recording, seeds: range, most: int) -> list[Cut]:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_power_cut_at_any_moment_breaks_no_acknowledged_word(
-    tmp_path: Path, stages: dict[str, Stage], name: str
+    trials: Path, stages: dict[str, Stage], name: str
 ) -> None:
-    (tmp_path / "recorded").mkdir()
-    recording, stage = played(name, stages, tmp_path / "recorded")
+    (trials / "recorded").mkdir()
+    recording, stage = played(name, stages, trials / "recorded")
     chosen = different(recording, range(2), STATES)
     assert len(chosen) == STATES
     for number, cut in enumerate(chosen):
         try:
-            after_a_cut(recording, cut, stage, SCENES.get(name), tmp_path / f"cut-{cut}", thorough=number % 4 == 0)
+            after_a_cut(recording, cut, stage, SCENES.get(name), trials / f"cut-{cut}", thorough=number % 4 == 0)
         except BaseException as error:
             error.add_note(f"cut {cut}; again: python -m tests.crash.soak --cut {name}/{cut}")
             raise
 
 
-def test_the_model_leaves_what_is_there_when_everything_survives(tmp_path: Path, stages: dict[str, Stage]) -> None:
-    folder = tmp_path / "recorded"
+def test_the_model_leaves_what_is_there_when_everything_survives(trials: Path, stages: dict[str, Stage]) -> None:
+    folder = trials / "recorded"
     folder.mkdir()
     recording, _ = played("reclaim", stages, folder)
     found = left(recording, Cut(len(recording.operations), "all"))
@@ -69,8 +64,8 @@ def test_the_model_leaves_what_is_there_when_everything_survives(tmp_path: Path,
     assert found == {str(path.relative_to(folder)): data for path, data in there.items()}
 
 
-def test_what_was_not_synced_may_be_gone_and_a_name_may_outlive_its_content(tmp_path: Path) -> None:
-    folder = tmp_path / "small"
+def test_what_was_not_synced_may_be_gone_and_a_name_may_outlive_its_content(trials: Path) -> None:
+    folder = trials / "small"
     folder.mkdir()
     (folder / "old").write_bytes(b"old")
     script = (
@@ -82,8 +77,8 @@ def test_what_was_not_synced_may_be_gone_and_a_name_may_outlive_its_content(tmp_
         "fd = os.open(folder, os.O_RDONLY)\n"
         "os.fsync(fd)\n"
     )
-    (tmp_path / "script.py").write_text(script)
-    recording = record([*python()[:1], str(tmp_path / "script.py"), str(folder)], folder)
+    (trials / "script.py").write_text(script)
+    recording = record([*python()[:1], str(trials / "script.py"), str(folder)], folder)
     states = {frozenset(left(recording, cut).items()) for cut in cuts(recording, range(20))}
     names = {name: data for name, data in left(recording, Cut(len(recording.operations), "none")).items()}
     assert names == {"old": b""}, "the name is synced, the content is not"

@@ -25,7 +25,8 @@ from tests.crash.faults import (
     one_system_fault,
     system_call_fails,
 )
-from tests.crash.scenes import KINDS, SCENES, Scene, Stage, fresh_copy, set_up
+from tests.crash.scenes import SCENES, Scene
+from tests.crash.stages import Stage, fresh_copy, set_up
 from tests.storage_kit import BLOCK, NOW, back_up, image, later, opened, read_back
 
 FAULTED = (
@@ -37,20 +38,14 @@ MOST = 400
 READ_STEP = 13
 
 
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
-    folder = tmp_path_factory.mktemp("stages")
-    return {kind: set_up(folder / kind, kind) for kind in KINDS}
-
-
 @pytest.mark.parametrize("scene", [SCENES[name] for name in FAULTED], ids=FAULTED)
 def test_no_failing_call_to_the_store_harms_what_was_there(
-    tmp_path: Path, stages: dict[str, Stage], scene: Scene
+    trials: Path, stages: dict[str, Stage], scene: Scene
 ) -> None:
     for nth in range(1, MOST):
         fault = one_fault(nth, reads=False)
         try:
-            fired = injected(stages[scene.kind], scene, fault, tmp_path / "trial", thorough=nth % 4 == 0)
+            fired = injected(stages[scene.kind], scene, fault, trials / "trial", thorough=nth % 4 == 0)
         except BaseException as error:
             error.add_note(f"fault {fault}; again: python -m tests.crash.soak --fault {scene.name}/{fault}")
             raise
@@ -60,11 +55,11 @@ def test_no_failing_call_to_the_store_harms_what_was_there(
 
 
 @pytest.mark.parametrize("scene", [SCENES[name] for name in FAULTED], ids=FAULTED)
-def test_no_failing_read_harms_what_was_there(tmp_path: Path, stages: dict[str, Stage], scene: Scene) -> None:
+def test_no_failing_read_harms_what_was_there(trials: Path, stages: dict[str, Stage], scene: Scene) -> None:
     for nth in range(1, 4 * MOST, READ_STEP):
         fault = one_fault(nth, reads=True)
         try:
-            fired = injected(stages[scene.kind], scene, fault, tmp_path / "trial")
+            fired = injected(stages[scene.kind], scene, fault, trials / "trial")
         except BaseException as error:
             error.add_note(f"fault {fault}; again: python -m tests.crash.soak --fault {scene.name}/{fault}")
             raise
@@ -74,12 +69,12 @@ def test_no_failing_read_harms_what_was_there(tmp_path: Path, stages: dict[str, 
 
 
 @pytest.mark.parametrize("name", BENEATH)
-def test_no_failing_system_call_harms_what_was_there(tmp_path: Path, stages: dict[str, Stage], name: str) -> None:
+def test_no_failing_system_call_harms_what_was_there(trials: Path, stages: dict[str, Stage], name: str) -> None:
     scene = SCENES[name]
     for nth in range(1, MOST):
         fault = one_system_fault(nth)
         try:
-            fired = system_call_fails(stages[scene.kind], scene, fault, tmp_path / "trial")
+            fired = system_call_fails(stages[scene.kind], scene, fault, trials / "trial")
         except BaseException as error:
             error.add_note(f"fault {fault}; again: python -m tests.crash.soak --system-call {scene.name}/{fault}")
             raise
@@ -88,10 +83,10 @@ def test_no_failing_system_call_harms_what_was_there(tmp_path: Path, stages: dic
     pytest.fail("the scene never ended")
 
 
-def test_there_are_at_least_300_faults(tmp_path: Path, stages: dict[str, Stage]) -> None:
+def test_there_are_at_least_300_faults(trials: Path, stages: dict[str, Stage]) -> None:
     def calls(name: str, *, reads: bool = False, beneath: bool = False) -> int:
         scene = SCENES[name]
-        location = fresh_copy(stages[scene.kind], tmp_path / f"{name}-{reads}-{beneath}", scene.prepare)
+        location = fresh_copy(stages[scene.kind], trials / f"{name}-{reads}-{beneath}", scene.prepare)
         return count_calls(scene, location, reads=reads, beneath=beneath)
 
     mutating = sum(calls(name) for name in FAULTED)
@@ -100,8 +95,8 @@ def test_there_are_at_least_300_faults(tmp_path: Path, stages: dict[str, Stage])
     assert mutating + reading + beneath >= 300
 
 
-def test_a_full_store_is_told_as_such_and_a_later_run_succeeds(stages: dict[str, Stage], tmp_path: Path) -> None:
-    stage = set_up(tmp_path / "stage")
+def test_a_full_store_is_told_as_such_and_a_later_run_succeeds(stages: dict[str, Stage], trials: Path) -> None:
+    stage = set_up(trials / "stage")
     disk = image(8, 30)
     trouble = Trouble(Fault(3, "ENOSPC", once=True))
     with opened(stage.location, blobs=cast(Blobs, FailingStore(LocalBlobs(stage.location), trouble))) as repo:
@@ -113,8 +108,8 @@ def test_a_full_store_is_told_as_such_and_a_later_run_succeeds(stages: dict[str,
         assert verify(repo, now=later(hours=1)).sound
 
 
-def test_a_failure_of_one_run_breaks_those_beside_it_but_not_those_after(tmp_path: Path) -> None:
-    stage = set_up(tmp_path / "stage")
+def test_a_failure_of_one_run_breaks_those_beside_it_but_not_those_after(trials: Path) -> None:
+    stage = set_up(trials / "stage")
     trouble = Trouble(Fault(3, "EIO", once=True))
     fresh = image(77, 20, used=1.0)
     with opened(stage.location, blobs=cast(Blobs, FailingStore(LocalBlobs(stage.location), trouble))) as repo:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import failpoints
+from tests.crash.objects import OBJECT_SCENES
 from tests.crash.scenes import SCENES
 
 
@@ -71,7 +72,7 @@ def _child(question: dict[str, Any], answer: int) -> None:
     os.dup2(log, 2)
     passed: list[str] = []
     failpoints.watch(failpoints.dying_at(question["point"]) if question["point"] else passed.append)
-    SCENES[question["scene"]].play(Path(question["location"]), None)
+    (SCENES | OBJECT_SCENES)[question["scene"]].play(Path(question["location"]), None)
     os.write(answer, json.dumps(passed).encode())
 
 
