@@ -6,26 +6,18 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from storage.blobs import Buffer, translated, write_all
+from storage.parallel import for_each
 from storage.reading import PointDisk
+from storage.stretches import StretchReads
+from storage.writeback import WriteBehind
 
 STEP_BYTES = 1 << 20
 ZEROS = bytes(STEP_BYTES)
 
 _Piece = tuple[int, list[bytes]]
 """(first block, chunk ids of adjacent mapped blocks, empty ids between them for zeros)"""
-
-
-@dataclass(slots=True)
-class _Work:
-    """What the threads share."""
-
-    pieces: Iterator[_Piece]
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    failure: BaseException | None = None
-    done_bytes: int = 0
 
 
 def restore_disk(
@@ -45,19 +37,27 @@ def restore_disk(
         if sparse:
             os.ftruncate(target_fd, 0)
             os.ftruncate(target_fd, disk.capacity_bytes)
-    work = _Work(_pieces(disk, sparse))
-    helpers = [
-        threading.Thread(target=_run, args=(work, disk, target_fd, progress), name=f"restore {n}", daemon=True)
-        for n in range(1, threads)
-    ]
-    for helper in helpers:
-        helper.start()
-    _run(work, disk, target_fd, progress)
-    for helper in helpers:
-        helper.join()
-    if work.failure is not None:
-        raise work.failure
-    return work.done_bytes
+    lock = threading.Lock()
+    done_bytes = 0
+
+    def worker() -> Callable[[_Piece], None]:
+        reads = StretchReads(disk.store, disk.blocks)
+
+        def restore(piece: _Piece) -> None:
+            nonlocal done_bytes
+            done = _restore_piece(disk, piece, reads, target_fd, sparse)
+            behind.wrote(done)
+            with lock:
+                done_bytes += done
+                total = done_bytes
+            if progress is not None:
+                progress(total)
+
+        return restore
+
+    with WriteBehind(target_fd) as behind:
+        for_each(_pieces(disk, sparse), worker, threads)
+    return done_bytes
 
 
 def _pieces(disk: PointDisk, sparse: bool) -> Iterator[_Piece]:
@@ -82,28 +82,9 @@ def _zeros(first: int, end: int, step: int) -> Iterator[_Piece]:
         yield start, [b""] * min(step, end - start)
 
 
-def _run(work: _Work, disk: PointDisk, target_fd: int, progress: Callable[[int], None] | None) -> None:
-    try:
-        while True:
-            with work.lock:
-                piece = next(work.pieces, None) if work.failure is None else None
-            if piece is None:
-                return
-            done = _restore_piece(disk, piece, target_fd)
-            with work.lock:
-                work.done_bytes += done
-                total = work.done_bytes
-            if progress is not None:
-                progress(total)
-    except BaseException as error:  # raised by restore_disk in the caller's thread
-        with work.lock:
-            work.failure = work.failure or error
-
-
-def _restore_piece(disk: PointDisk, piece: _Piece, target_fd: int) -> int:
+def _restore_piece(disk: PointDisk, piece: _Piece, reads: StretchReads, target_fd: int, sparse: bool) -> int:
     first, ids = piece
-    sparse = stat.S_ISREG(os.fstat(target_fd).st_mode)
-    data = iter(disk.blocks([chunk for chunk in ids if chunk]))
+    data = iter(reads.read([chunk for chunk in ids if chunk]))
     run: list[Buffer] = []
     run_at = first * disk.block_bytes
     done = 0
