@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from connectors.hypervisor import Fallback
 from policies.facts import Disk, Vm
 from policies.policyset import PolicySet
+from policies.units import counted
 
 
 class Foreseen(Protocol):
@@ -66,7 +67,9 @@ def unreadable(vms: Sequence[Vm], ways: Mapping[tuple[str, int], Foreseen]) -> l
         if not disk.unprotected and (way := ways.get((vm.address.moref, disk.key))) is not None and not way.transport
     )
     total = sum(not disk.unprotected for vm in vms for disk in vm.disks)
-    return [f"{disks} of {total} disks cannot be read from here: {why}" for why, disks in reasons.most_common()]
+    return [
+        f"{disks} of {counted(total, 'disk')} cannot be read from here: {why}" for why, disks in reasons.most_common()
+    ]
 
 
 def _vm_row(

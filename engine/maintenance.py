@@ -21,7 +21,7 @@ from policies.decision import Expire, RetentionPlan
 from policies.facts import PointId, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
 from policies.retention import mass_expiry, plan_retention
-from policies.units import span
+from policies.units import counted, span
 from storage.errors import Refused
 from storage.reclaim import ReclaimOutcome, ReclaimPlan, SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository
@@ -90,9 +90,8 @@ def plan_run(
     if refusal:
         refusal += "; look at the policies, then raise the guard or expire some by hand"
     elif max_expire is not None and going > max_expire:
-        refusal = (
-            f"{going} restore points would expire in one run, more than maintenance.max_expire ({max_expire}) allows"
-        )
+        points = counted(going, "restore point")
+        refusal = f"{points} would expire in one run, more than maintenance.max_expire ({max_expire}) allows"
     return RetentionRun(plans, refusal)
 
 

@@ -16,6 +16,7 @@ from policies.decision import BackUp
 from policies.facts import Vm, VmId
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection
+from policies.units import counted
 
 
 def coverage(parts: Parts) -> list[VmCoverage]:
@@ -132,7 +133,8 @@ def problems(parts: Parts) -> list[str]:
     found += [f"{name}: {why}" for name, why in sorted(parts.sources.troubles.items())]
     found += [f"policies: {problem}" for problem in parts.rulebook.problems]
     if parts.announcer is not None and parts.announcer.trouble:
-        found.append(f"bus: {len(parts.announcer.waiting)} messages about runs wait: {parts.announcer.trouble}")
+        waiting = counted(len(parts.announcer.waiting), "message")
+        found.append(f"bus: {waiting} about runs not sent: {parts.announcer.trouble}")
     if parts.retention_refused:
         found.append(f"retention: {parts.retention_refused}")
     found += [sentence for vm, sentence in parts.world.alerts.items() if vm in parts.world.vms]

@@ -26,6 +26,7 @@ from policies.decision import RetentionPlan
 from policies.facts import VmId
 from policies.policy import DEFAULT_GRACE
 from policies.retention import plan_retention
+from policies.units import counted
 from storage.errors import StorageError
 from storage.joining import begin_grace_anew, join
 
@@ -84,7 +85,7 @@ def _shown(parts: Parts, old: VmId, new: VmId) -> dict[str, Any]:
         f"NEW  {_line(rows['new'])}",
         f"The VM that stands in the inventory as {new} goes on as {old}, with the restore points of both.",
         "Its next backup reads it in full.",
-        f"Retention, counting both together, keeps {kept} restore points"
+        f"Retention, counting both together, keeps {counted(kept, 'restore point')}"
         + (f" and marks {going}, which expire after their grace unless you hold them." if going else "."),
     ]
     if not rows["new"]["restore_points"]:
@@ -114,7 +115,7 @@ def _row(parts: Parts, vm: VmId) -> dict[str, Any]:
 def _line(row: Mapping[str, Any]) -> str:
     stands = "in the inventory" if row["stands"] else "not in the inventory"
     span = f", {show_time(row['oldest'])} to {show_time(row['newest'])}" if row["restore_points"] else ""
-    return f"{row['id']}  {row['name']}  {stands}, {row['restore_points']} restore points{span}"
+    return f"{row['id']}  {row['name']}  {stands}, {counted(row['restore_points'], 'restore point')}{span}"
 
 
 async def _join(parts: Parts, old: VmId, new: VmId, who: str) -> Mapping[str, Any]:
@@ -132,7 +133,7 @@ async def _join(parts: Parts, old: VmId, new: VmId, who: str) -> Mapping[str, An
     try:
         moved = await settled(threads.repository, join, parts.repository, new, old, now)
         names = f"{shown['new']['name']} goes on as {shown['old']['name']}"
-        entry = Audited(now, who, "relink", old, f"{new} joined: {names}, {len(moved)} restore points moved")
+        entry = Audited(now, who, "relink", old, f"{new} joined: {names}, {counted(len(moved), 'restore point')} moved")
         await settled(threads.state, parts.state.join, new, joining.row, joining.run, joining.fired, entry)
     except BaseException:
         joining.undo()

@@ -18,6 +18,7 @@ from engine.threads import interruptible, settled
 from policies.facts import PointId, RestorePoint, VmId
 from policies.policyset import PolicySet
 from policies.protection import copies_of
+from policies.units import counted
 from storage.copies import CopyOutcome, copy_points, plan_copy
 from storage.errors import StorageError
 from storage.reclaim import SafetyAges
@@ -39,7 +40,7 @@ class Pass:
     def __str__(self) -> str:
         failed = f", {len(self.outcome.failed)} failed" if self.outcome.failed else ""
         return (
-            f"{len(self.outcome.copied)} restore points copied, {self.outcome.there} were there{failed};"
+            f"{counted(len(self.outcome.copied), 'restore point')} copied, {self.outcome.there} there already{failed};"
             f" {self.expired} expired"
         )
 

@@ -37,6 +37,7 @@ from engine.records import (
 )
 from engine.state_schema import open_database, sync_directory, translate
 from policies.facts import Address, PointId, VmId
+from policies.units import counted
 from storage.blobs import translated
 
 
@@ -303,7 +304,7 @@ class State:
                 ("VARCHAR", "VARCHAR", "TIMESTAMP", "VARCHAR"),
                 ((name, text, stamp(now), who) for name, text in files.items()),
             )
-            write_audit(connection, (Audited(now, who, "apply policies", f"{len(files)} files", detail),))
+            write_audit(connection, (Audited(now, who, "apply policies", counted(len(files), "file"), detail),))
 
     def adopt(self, rows: Iterable[VmRow], distrust: Iterable[Distrust], *, now: datetime) -> None:
         """Take VM ids over that the repository's restore points remember."""

@@ -18,6 +18,7 @@ from engine.records import Audited
 from engine.threads import settled
 from metrics.labels import VerifyState
 from policies.facts import PointId
+from policies.units import counted
 from policies.windows import next_open, open_at
 from storage.errors import StorageError
 from storage.reclaim import SafetyAges
@@ -60,7 +61,7 @@ async def janitor(parts: Parts, vcenter: str, interval: timedelta) -> None:
 
     async def sweep(parts: Parts) -> str:
         swept = await parts.crew.sweep(vcenter)
-        return f"{len(swept.removed)} left-overs removed, {len(swept.stuck)} stay"
+        return f"{counted(len(swept.removed), 'left-over')} removed, {len(swept.stuck)} stay"
 
     name = f"janitor of {parts.names.get(vcenter, vcenter)}"
     while True:
@@ -118,7 +119,8 @@ async def reclaim(parts: Parts) -> str:
     outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
     parts.metrics.reclaimed(max(0, outcome.freed_bytes))
     parts.metrics.operation_finished("reclaim", "done")
-    return f"{outcome.freed_bytes} bytes freed, {outcome.condemned} packs condemned, {len(plan.waiting)} waiting"
+    condemned = counted(outcome.condemned, "pack")
+    return f"{outcome.freed_bytes} bytes freed, {condemned} condemned, {len(plan.waiting)} waiting"
 
 
 async def renew_locks(parts: Parts) -> str:
@@ -126,7 +128,7 @@ async def renew_locks(parts: Parts) -> str:
     if parts.repository.locking is None:
         return "the repository has no Object Lock"
     count = await settled(parts.threads.long, parts.repository.renew_locks, parts.now())
-    return f"{count} objects got longer locks"
+    return f"{counted(count, 'object')} locked for longer"
 
 
 async def verifying(
@@ -160,7 +162,7 @@ async def verify(parts: Parts) -> str:
     if not report.sound:
         log.error("damage found", extra={"objects": len(report.damaged), "vms": ", ".join(report.vms)})
     left = f", {report.left_bytes} left for the next window" if report.left_bytes else ""
-    return f"{report.checked_bytes} bytes read, {len(report.damaged)} damaged objects{left}"
+    return f"{report.checked_bytes} bytes read, {counted(len(report.damaged), 'damaged object')}{left}"
 
 
 async def read_back(

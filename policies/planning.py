@@ -22,6 +22,7 @@ from policies.protection import combine
 from policies.retention import SMALLEST_MASS, kept_reasons
 from policies.selection import match
 from policies.settings import settings_of
+from policies.units import counted
 
 Kind = Literal["gains", "loses", "changes"]
 
@@ -139,12 +140,12 @@ class ReloadPlan:
         for kind, title in _KINDS:
             changes = [change for change in self.vms if change.kind == kind]
             if changes:
-                lines += ["", f"{title}: {_count(len(changes), 'VM')}"]
+                lines += ["", f"{title}: {counted(len(changes), 'VM')}"]
             for change in changes:
                 lines.append(f"  {change.sentence}")
                 lines += [f"    restore point {point}" for point in change.points]
         if self.expiring:
-            lines += ["", f"Would expire: {_count(len(self.expiring), 'restore point')}"]
+            lines += ["", f"Would expire: {counted(len(self.expiring), 'restore point')}"]
             lines += [f"  {change.sentence}" for change in self.expiring]
         if self.refusals:
             lines += ["", "Refused by a guard:", *(f"  {sentence}" for sentence in self.refusals)]
@@ -218,7 +219,7 @@ def _vm_change(old: PolicySet, new: PolicySet, vm: Vm, facts: Facts) -> VmChange
     if _level(after) < _level(before):
         points = facts.points.get(vm.id, ())
         sentence = f"{vm.name} loses {'its schedule' if _level(after) else 'protection'}: {_why(before, new, vm)}"
-        held = f"; its {_count(len(points), 'restore point')} would stay" if points and not after else ""
+        held = f"; its {counted(len(points), 'restore point')} would stay" if points and not after else ""
         return VmChange(vm.id, vm.name, "loses", *names, sentence + held, tuple(point.id for point in points))
     if _level(after) > _level(before):
         gained = f"{vm.name} gains {'protection' if not _level(before) else 'a schedule'} by {', '.join(names[1])}"
@@ -279,7 +280,7 @@ def _refusals(guarded: PolicySet, losing: int, expiring: int, facts: Facts) -> t
     refusals = []
     if losing > guard.max_vms_losing_protection:
         refusals.append(
-            f"{_count(losing, 'VM')} would lose protection, more than the {guard.max_vms_losing_protection} of "
+            f"{counted(losing, 'VM')} would lose protection, more than the {guard.max_vms_losing_protection} of "
             "guard.max_vms_losing_protection"
         )
     total = sum(len(points) for points in facts.points.values())
@@ -289,7 +290,3 @@ def _refusals(guarded: PolicySet, losing: int, expiring: int, facts: Facts) -> t
             "guard.max_expire_share"
         )
     return tuple(refusals)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -50,6 +50,13 @@ def span(duration: timedelta) -> str:
     return " ".join(shown) or "0 s"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things for a sentence: "1 restore point", "2 restore points", "3 policies"."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun.removesuffix('y')}ies" if noun.endswith("cy") else f"{number} {noun}s"
+
+
 def clock(at: datetime, zone: tzinfo, now: datetime | None = None) -> str:
     """A time for a sentence, in the zone; the date is left out when it is the date of now."""
     local = at.astimezone(zone)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from storage.errors import AlreadyExists, Changed, Damaged, Missing, NoSpace, StorageError, StoreFailed
+from storage.errors import AlreadyExists, Changed, Damaged, Missing, NoSpace, StorageError, StoreFailed, no_permission
 from storage.failpoints import failpoint
 
 RESERVE = "reserve"
@@ -113,6 +113,8 @@ def as_storage_error(error: OSError, where: str) -> StorageError:
     """Ours for an OSError: NoSpace or StoreFailed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace("no space left", where=where, hint="free some space, for example by reclaim, then run again")
+    if isinstance(error, PermissionError):
+        return no_permission(error, where)
     return StoreFailed(f"the store reported: {error.strerror or error}", where=where)
 
 

@@ -13,6 +13,7 @@ from storage import config as configs
 from storage.blobs import Blobs, LocalBlobs, sync_folder, translated
 from storage.errors import AlreadyExists, Changed, Refused, StorageError
 from storage.format import CONFIG_COPY_KEY, CONFIG_KEY
+from storage.objectlock import ObjectLocks
 from storage.places import ObjectPlace, Place, open_blobs, parse_place
 
 BLOCK_BYTES = 64 << 10
@@ -28,7 +29,8 @@ def create(
 ) -> None:
     """Make an empty repository; encrypted if there is a passphrase or the line of a key file.
 
-    AlreadyExists if there is one. Refused where anything else lies: what is in `spool/` is removed at every open.
+    AlreadyExists if there is one. Refused where anything else lies: what is in `spool/` is removed at every open; and
+    where locks are asked for in a bucket that has none.
     """
     root = parse_place(location) if isinstance(location, str) else location
     if isinstance(root, ObjectPlace):
@@ -52,6 +54,8 @@ def create(
 def _create_in_store(place: ObjectPlace, config: bytes) -> None:
     blobs = open_blobs(place)
     blobs.check()
+    if place.object_lock:
+        ObjectLocks(place).check()
     keys = sorted(blobs.list(""))
     if CONFIG_KEY in keys or CONFIG_COPY_KEY in keys:
         raise AlreadyExists("there is a repository already", where=str(place))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+from pathlib import Path
+
 
 class StorageError(Exception):
     """The repository could not do what was asked.
@@ -89,3 +93,27 @@ class NoSuchPoint(StorageError):
 
 class Refused(StorageError):
     """A guard forbids this: a hold, a lock, or a safety age."""
+
+
+def no_permission(error: PermissionError, where: str) -> StoreFailed:
+    """What to tell of a place that this user may not use: the nearest folder that can be seen, and whose it is."""
+    user = _user(os.geteuid())
+    path = Path(error.filename) if isinstance(error.filename, str) else Path(where)
+    path = path if path.is_absolute() else Path(where)
+    for seen in (path, *path.parents) if path.is_absolute() else ():
+        try:
+            owner = _user(seen.stat().st_uid)
+        except OSError:
+            continue
+        hint = f"it belongs to user {owner}: run the command as {owner}, or give {user} the right to it"
+        if owner == user:
+            hint = "it belongs to this user: look at its mode (ls -ld), and at how its file system is mounted"
+        return StoreFailed(f"permission denied for user {user}", where=str(seen), hint=hint)
+    return StoreFailed(f"permission denied for user {user}", where=where)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import errors
-from storage.errors import Damaged, StorageError, StoreFailed
+from storage.errors import Damaged, StorageError, StoreFailed, no_permission
 
 KEEPER_FILE = "keeper.json"
 """Makes a directory an append-only repository: where its keeper listens, and who may write through it."""
@@ -69,6 +69,8 @@ def terms_of(root: Path) -> Terms | None:
         return Terms(Path(document["socket"]), int(document["writer_uid"]), owner.st_uid)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise no_permission(error, str(root)) from None
     except OSError as error:
         raise StoreFailed(f"it cannot be read: {error.strerror}", where=str(path)) from None
     except (ValueError, KeyError, TypeError):

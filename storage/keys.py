@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from storage import config as configs
 from storage.config import Config
-from storage.errors import Refused
-from storage.keyslots import MAX_SLOTS, Slot, new_slot
+from storage.errors import Damaged, Refused, Unsupported, WrongKey
+from storage.keyslots import MAX_SLOTS, Slot, is_key_file, new_slot, unlock
+from storage.manifest import moment
 from storage.repository import Repository
 
 
@@ -17,7 +19,7 @@ class KeySlot:
 
     id: str
     kind: str
-    created_at: str
+    created_at: datetime | None
     derivation: str
 
 
@@ -27,6 +29,7 @@ def add_slot(repository: Repository, opener: str) -> str:
     slot = new_slot(repository.config.repository, master, opener, repository.now())
 
     def edit(config: Config) -> Config:
+        _require_new(config, opener)
         if len(config.slots) >= MAX_SLOTS:
             raise Refused(f"there are {MAX_SLOTS} keys already", hint="remove one that is not needed")
         return replace(config, slots=(*config.slots, slot))
@@ -75,6 +78,7 @@ def rotate(repository: Repository, opener: str, slot_id: str | None = None) -> s
 
     def edit(config: Config) -> Config:
         _require(config, chosen)
+        _require_new(config, opener, apart_from=chosen)
         return replace(config, slots=tuple(new if slot.get("id") == chosen else slot for slot in config.slots))
 
     _change(repository, edit)
@@ -86,7 +90,11 @@ def described(slot: Slot) -> KeySlot:
     derivation = str(slot.get("kdf", ""))
     if derivation == "argon2id":
         derivation += f", {slot.get('memory_kib')} KiB, {slot.get('iterations')} times, {slot.get('lanes')} lanes"
-    return KeySlot(str(slot.get("id", "")), str(slot.get("kind", "")), str(slot.get("created_at", "")), derivation)
+    try:
+        created_at = moment(str(slot.get("created_at", "")))
+    except ValueError:
+        created_at = None
+    return KeySlot(str(slot.get("id", "")), str(slot.get("kind", "")), created_at, derivation)
 
 
 def _master(repository: Repository) -> bytes:
@@ -99,6 +107,16 @@ def _require(config: Config, slot_id: str) -> None:
     known = [str(slot.get("id")) for slot in config.slots]
     if slot_id not in known:
         raise Refused(f"there is no key {slot_id}", hint=f"its keys: {', '.join(known)}")
+
+
+def _require_new(config: Config, opener: str, *, apart_from: str = "") -> None:
+    others = [slot for slot in config.slots if slot.get("id") != apart_from]
+    try:
+        known, _ = unlock(config.repository, others, opener)
+    except (WrongKey, Damaged, Unsupported):
+        return
+    what = "key file" if is_key_file(opener) else "passphrase"
+    raise Refused(f"this {what} is key {known} already", hint="name another one; two keys alike are no more than one")
 
 
 def _change(repository: Repository, edit: configs.Edit) -> None:

@@ -39,11 +39,8 @@ class PointKeeping:
     store: ChunkStore
     catalog: Catalog
     now: Callable[[], datetime]
+    tell_catalog: Callable[[Changes], bool]
     _lock: threading.RLock
-
-    def tell_catalog(self, changes: Changes) -> bool:
-        """Carry a change over; False when the catalog has to catch up later."""
-        raise NotImplementedError
 
     def mark_hold(self, point: PointId, reason: str, now: datetime) -> None:
         """Keep this restore point until the hold is released. Idempotent for one reason."""

@@ -92,4 +92,4 @@ def _refuse_short_listing(repo: Repository, known: set[PointId], listed: set[Poi
 def _refuse_lost(repo: Repository) -> None:
     if lost := repo.lost_points():
         names = ", ".join(f"{point.id} of {point.vm_name}" for point in lost[:5])
-        raise Refused(f"{len(lost)} restore points are lost, and what they reach with them: {names}", hint=GIVE_UP)
+        raise Refused(f"restore points are lost, and what they reach with them: {names}", hint=GIVE_UP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.cli.options import Config, Json, PassphraseFile, Repo
 from engine.cli.output import say, show_json
 from engine.cli.reach import locate, refuse_engine, utc_now
+from policies.units import counted
 from storage.rebuild import rebuild
 
 
@@ -22,4 +23,5 @@ def catalog_rebuild(
     if json:
         show_json(report)
     else:
-        say(f"The catalog holds {report.points} restore points, {report.chunks} chunks in {report.packs} packs.")
+        points, chunks = counted(report.points, "restore point"), counted(report.chunks, "chunk")
+        say(f"The catalog holds {points}, {chunks} in {counted(report.packs, 'pack')}.")

@@ -23,6 +23,7 @@ from engine.stores import RepositorySection
 from engine.units import show_size
 from policies.linting import lint
 from policies.loading import load as load_policies
+from policies.units import counted
 from storage.errors import Locked
 from storage.repository import open_repository
 
@@ -69,15 +70,15 @@ def _try(name: str, work: Callable[[], str]) -> Finding:
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     for place, secret in _secrets(config):
         yield f"secret {place}", partial(_secret, secret)
-    yield "policies", lambda: _policies(config.policies)
-    yield "repository", lambda: _repository(config, config.repository)
+    yield "policies", partial(_policies, config.policies)
+    yield "repository", partial(_repository, config, config.repository)
     for name, section in config.copies.items():
         yield f"copy {name}", partial(_repository, config, section)
-    yield "engine", lambda: _engine(config)
+    yield "engine", partial(_engine, config)
     if "nbd" in config.transport.order:
-        yield "transport nbd", lambda: _nbd(config)
+        yield "transport nbd", partial(_nbd, config)
     for name, vcenter in config.vcenter.items():
-        yield f"vcenter {name}", lambda name=name, vcenter=vcenter: asyncio.run(_vcenter(name, vcenter, config))  # type: ignore[misc]
+        yield f"vcenter {name}", partial(_vcenter, name, vcenter, config)
     if config.bus is not None:
         yield "bus", partial(_bus, config.bus)
 
@@ -99,7 +100,7 @@ def _secret(secret: Secret) -> str:
 def _policies(folder: Path) -> str:
     policies = load_policies(folder)
     advice = lint(policies)
-    return "; ".join([f"{len(policies.policies)} policies in {folder}", *(str(one) for one in advice)])
+    return "; ".join([f"{counted(len(policies.policies), 'policy')} in {folder}", *(str(one) for one in advice)])
 
 
 def _repository(config: Config, section: RepositorySection) -> str:
@@ -118,7 +119,7 @@ def _repository(config: Config, section: RepositorySection) -> str:
             return f"{place}: the engine has it"
         raise
     free = f", {show_size(sizes.free_bytes)} free" if sizes.free_bytes is not None else ""
-    return f"{place}: {sizes.points} restore points{free}"
+    return f"{place}: {counted(sizes.points, 'restore point')}{free}"
 
 
 def _engine(config: Config) -> str:
@@ -141,7 +142,11 @@ def _nbd(config: Config) -> str:
     return f"{found}, VDDK in {libdir}" if libdir is not None else f"{found}, no VDDK configured (transport.libdir)"
 
 
-async def _vcenter(name: str, vcenter: VCenter, config: Config) -> str:
+def _vcenter(name: str, vcenter: VCenter, config: Config) -> str:
+    return asyncio.run(_looked_at(name, vcenter, config))
+
+
+async def _looked_at(name: str, vcenter: VCenter, config: Config) -> str:
     from engine.service import connect
 
     hypervisor = await connect(name, vcenter, config)
@@ -151,9 +156,9 @@ async def _vcenter(name: str, vcenter: VCenter, config: Config) -> str:
     finally:
         await hypervisor.aclose()
     if without:
-        raise NotReachable(without[0], where=f"{len(vms)} VMs", hint=f"all of it: backstay look {name}")
+        raise NotReachable(without[0], where=counted(len(vms), "VM"), hint=f"all of it: backstay look {name}")
     refused = sum(bool(vm.refusal) for vm in vms)
-    return f"{len(vms)} VMs" + (
+    return counted(len(vms), "VM") + (
         f", {refused} of which cannot be protected; see: backstay look {name}" if refused else ""
     )
 

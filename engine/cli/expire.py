@@ -6,15 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, PassphraseFile, Repo
+from engine.cli.options import Config, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show
 from engine.cli.reach import detail_of, reach, utc_now
 from engine.client import Engine
 from engine.failures import BadInput, Exit
 from policies.facts import PointId, RestorePoint
-from policies.units import parse_duration, span
+from policies.units import counted, parse_duration, span
 from storage.errors import Refused
 from storage.repository import Repository
 
@@ -86,7 +84,7 @@ def _expire_marked(
                 place.expire(point.id, "marked by retention", utc_now())
             except Refused as error:
                 say(f"kept: {error}")
-    say(f"{len(going)} restore points {'were' if yes else 'are'} marked for {span(age)} or longer.")
+    say(f"Marked for {span(age)} or longer: {counted(len(going), 'restore point')}.")
     return Exit.PARTIAL if going and not yes else Exit.DONE
 
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from engine.cli.options import Config as ConfigFile
-from engine.cli.options import PassphraseFile
+from engine.cli.options import Parameter, PassphraseFile
 from engine.cli.output import printable, say
 from engine.cli.reach import given_passphrase, utc_now
 from engine.cli.visiting import PASSWORD_VARIABLE, Address, parse_address, password_source, read_authority, user_of
@@ -25,6 +23,7 @@ from engine.credentials import Secret
 from engine.failures import BadInput, Declined
 from engine.stores import RepositorySection
 from engine.trust import check_fingerprint, fetch_certificate, is_trusted
+from policies.units import counted
 from storage.places import SCHEMES
 from storage.repository import create
 
@@ -218,7 +217,7 @@ async def _log_in(name: str, address: Address, user: str, secret: Secret, pem: s
         hypervisor = await connect(name, settings, nowhere)
         try:
             vms = await hypervisor.inventory()
-            say(f"Logged in to {address.host}: {len(vms)} VMs.")
+            say(f"Logged in to {address.host}: {counted(len(vms), 'VM')}.")
             for sentence in unreadable(vms, await hypervisor.predictions(vms)):
                 say(printable(f"Not ready yet: {sentence}"))
         finally:

@@ -11,10 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from engine.cli.options import Config as ConfigFile
-from engine.cli.options import Json
+from engine.cli.options import Json, Parameter
 from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import utc_now
 from engine.cli.visiting import configured, parse_address, password_source, read_authority, user_of
@@ -27,7 +25,7 @@ from engine.trust import check_fingerprint, fetch_certificate, is_trusted
 from engine.units import show_size
 from policies.loading import load
 from policies.policyset import PolicySet
-from policies.units import span
+from policies.units import counted, span
 
 
 def look(
@@ -126,19 +124,21 @@ def _tell(found: Mapping[str, Any], chosen: Path | None) -> None:
     )
     show("")
     for reason, disks in _obstacles(found).most_common():
-        show(printable(f"{disks} of {found['summary']['disks']} disks not by {reason}"))
+        show(printable(f"{disks} of {counted(found['summary']['disks'], 'disk')} not by {reason}"))
     for one in found["policies"]:
         show(printable(f"{one['policy']} would select {len(one['vms'])}: {_some(one['vms']) or 'none'}"))
     if chosen is not None:
         show(printable(f"selected by nothing: {_some(found['selected_by_none']) or 'none'}"))
-    counted = found["summary"]
+    summary = found["summary"]
     say(
-        f"{counted['protectable_vms']} of {counted['vms']} VMs and {counted['protectable_disks']} of"
-        f" {counted['disks']} disks ({show_size(counted['disk_bytes'])}) can be protected;"
-        f" change tracking is on for {counted['tracking_on']}, {counted['foreign_snapshots']} foreign snapshots."
+        f"{summary['protectable_vms']} of {counted(summary['vms'], 'VM')} and {summary['protectable_disks']} of"
+        f" {counted(summary['disks'], 'disk')} ({show_size(summary['disk_bytes'])}) can be protected;"
+        f" change tracking is on for {summary['tracking_on']},"
+        f" {counted(summary['foreign_snapshots'], 'foreign snapshot')}."
     )
-    if counted["without_transport"]:
-        say(f"No transport reaches {counted['without_transport']} disks from this machine yet: see the reasons above.")
+    if summary["without_transport"]:
+        unreached = counted(summary["without_transport"], "disk")
+        say(f"No transport reaches {unreached} from this machine yet: see the reasons above.")
 
 
 def _lines(vm: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:

@@ -9,6 +9,7 @@ from engine.cli.output import say, show, show_json
 from engine.cli.reach import configured_policies
 from policies.linting import lint
 from policies.loading import load
+from policies.units import counted
 
 
 def policy_lint(directory: Path | None = None, /, *, config: Config = None, json: Json = False) -> None:
@@ -27,4 +28,4 @@ def policy_lint(directory: Path | None = None, /, *, config: Config = None, json
         return
     for one in advice:
         show(str(one))
-    say(f"{len(policies.policies)} policies in {place}: valid, {len(advice) or 'no'} advice.")
+    say(f"{counted(len(policies.policies), 'policy')} in {place}: valid, {len(advice) or 'no'} advice.")

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, Json, PassphraseFile, Repo
+from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import say, show, show_json
 from engine.cli.progress import progress
 from engine.cli.reach import reach, utc_now
@@ -20,7 +18,7 @@ from engine.maintenance import safety
 from engine.plain import plain
 from engine.reports import plan_row
 from engine.units import show_size
-from policies.units import parse_duration
+from policies.units import counted, parse_duration
 from storage.reclaim import SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository
 
@@ -97,11 +95,13 @@ def _tell(done: Mapping[str, Any], plan_only: bool) -> None:
     verb = "would free" if plan_only else "freed"
     say(f"Reclaim {verb} {show_size(done['freed_bytes'])} of {show_size(done['total_bytes'])}.")
     if not plan_only and (count := done["done"]["condemned"]):
-        say(f"{count} packs with {show_size(done['condemned_bytes'])} are condemned: freed after the safety age.")
+        say(
+            f"Condemned {counted(count, 'pack')} with {show_size(done['condemned_bytes'])}: freed after the safety age."
+        )
     if plan_only and done["condemned_bytes"] and not done["at_once"]:
         say(f"It would condemn {show_size(done['condemned_bytes'])}, to be freed after the safety age.")
     if waiting := done["waiting"]:
         size, until = sum(fate["bytes"] for fate in waiting), min(fate["until"] for fate in waiting)
-        say(f"{len(waiting)} condemned packs with {show_size(size)} wait, the first until {until}.")
+        say(f"Waiting: {counted(len(waiting), 'condemned pack')} with {show_size(size)}, the first until {until}.")
     if done["young"]:
-        say(f"{done['young']} packs are too young to judge.")
+        say(f"Too young to judge: {counted(done['young'], 'pack')}.")

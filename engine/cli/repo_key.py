@@ -16,7 +16,7 @@ from engine.failures import BadInput, Declined
 from engine.plain import show_time
 from storage.blobs import LocalBlobs, sync_folder
 from storage.config import list_slots
-from storage.keys import add_slot, described, remove_slot, require_slot, rotate
+from storage.keys import KeySlot, add_slot, described, remove_slot, require_slot, rotate
 from storage.keyslots import new_key_file
 from storage.places import open_blobs
 from storage.repository import Repository, open_repository
@@ -41,7 +41,7 @@ def list_keys(*, repo: Repo = None, config: Config = None, json: Json = False) -
     elif not keys:
         say("The repository is not encrypted and has no keys.")
     else:
-        rows = [(key.id, key.kind, key.created_at and show_time(key.created_at.replace(microsecond=0)), key.derivation) for key in keys]
+        rows = [(key.id, key.kind, _moment(key), key.derivation) for key in keys]
         show_table(("KEY", "KIND", "MADE", "DERIVATION"), rows)
 
 
@@ -101,6 +101,10 @@ def rotate_key(
             require_slot(repository, key)  # before a key file is made for it
         rotated = rotate(repository, _new(repository, new_passphrase_file, new_key_file), key)
     say(f"Key {rotated} is another one now; what opened it before does so no more.")
+
+
+def _moment(key: KeySlot) -> str:
+    return show_time(key.created_at.replace(microsecond=0)) if key.created_at is not None else ""
 
 
 @contextmanager

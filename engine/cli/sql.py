@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import duckdb
-from cyclopts import Parameter
 
-from engine.cli.options import Config, Json, PassphraseFile, Repo
+from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import say, show, show_json, show_table
 from engine.cli.reach import configured_state_dir, reach
 from engine.client import Engine
@@ -19,6 +19,7 @@ from engine.repository_views import repository_views
 from engine.sql import columns_of, select
 from engine.state_schema import TABLES
 from engine.state_views import VIEWS, open_views
+from policies.units import counted
 from storage.repository import Repository
 
 Sources = Mapping[str, Callable[[], Any]]
@@ -60,7 +61,7 @@ def sql(
     else:
         show_table(names, answer.rows)
     if answer.truncated:
-        say(f"There are more than {rows} rows; use --rows for more.")
+        say(f"There are more than {counted(rows, 'row')}; use --rows for more.")
     return Exit.PARTIAL if answer.truncated else Exit.DONE
 
 
@@ -88,7 +89,7 @@ def _sources(repository: Repository, repo: str | None, config: Path | None) -> S
 
 
 def _empty_views() -> Sources:
-    return {name: lambda statement=statement: _empty(statement) for name, statement in VIEWS.items()}  # type: ignore[misc]
+    return {name: partial(_empty, statement) for name, statement in VIEWS.items()}
 
 
 def _empty(statement: str) -> Any:

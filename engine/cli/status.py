@@ -11,7 +11,7 @@ from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import reach
 from engine.client import Engine
 from engine.units import show_size
-from policies.units import span
+from policies.units import counted, span
 from storage.repository import Repository
 
 
@@ -61,9 +61,9 @@ def _show_engine(found: Mapping[str, Any]) -> None:
     )
     for vcenter in found["vcenters"]:
         trouble = f": {vcenter['trouble']}" if vcenter["trouble"] else ""
-        show(printable(f"vcenter {vcenter['name']}: {vcenter['vms']} VMs{trouble}"))
+        show(printable(f"vcenter {vcenter['name']}: {counted(vcenter['vms'], 'VM')}{trouble}"))
     show(
-        f"coverage: {covered['protected']} of {covered['vms']} VMs protected,"
+        f"coverage: {covered['protected']} of {counted(covered['vms'], 'VM')} protected,"
         f" {len(covered['never_backed_up'])} never backed up, {len(covered['late'])} late"
     )
     _show_repository(found["repository"])
@@ -110,7 +110,7 @@ def _show_repository(repository: Mapping[str, Any]) -> None:
     free = repository["free_bytes"]
     show(
         printable(
-            f"repository {repository['location']} ({how}): {repository['points']} restore points,"
+            f"repository {repository['location']} ({how}): {counted(repository['points'], 'restore point')},"
             f" {show_size(logical)} of disks in {show_size(stored)}{ratio}"
             f"{f', {show_size(free)} free' if free is not None else ''}"
         )

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, time, timedelta
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, Json, PassphraseFile, Repo
+from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json
 from engine.cli.progress import Progress, Steps, progress
 from engine.cli.reach import reach, utc_now
@@ -18,7 +16,7 @@ from engine.commands import Verify
 from engine.failures import BadInput, Exit
 from engine.reports import verify_row
 from engine.units import show_size
-from policies.units import parse_duration
+from policies.units import counted, parse_duration
 from storage import verify as storage_verify
 from storage.repository import Repository
 from storage.verify import Bounds, Scope
@@ -125,15 +123,15 @@ def _tell(report: Mapping[str, Any]) -> None:
         show(printable(f"{damage['object']}: {damage['what']}; affects {points}{of}{mended}"))
     found = len(report["damaged"])
     said = f"{found} damaged" if found else "all intact"
-    counted = f", {show_size(report['counted_bytes'])} earlier" if report["counted_bytes"] else ""
+    earlier = f", {show_size(report['counted_bytes'])} earlier" if report["counted_bytes"] else ""
     say(
-        f"Verified {report['checked_points']} restore points, {report['checked_chunks']} chunks,"
-        f" {show_size(report['checked_bytes'])}{counted}: {said}."
+        f"Verified {counted(report['checked_points'], 'restore point')}, {counted(report['checked_chunks'], 'chunk')},"
+        f" {show_size(report['checked_bytes'])}{earlier}: {said}."
     )
     if report["vms"]:
         say(printable(f"Hit: {', '.join(report['vms'])}. Their next backups store again what the source still has."))
     if report["left_points"]:
-        say(f"Time is up: {report['left_points']} restore points are left.")
+        say(f"Time is up: left are {counted(report['left_points'], 'restore point')}.")
     elif not report["complete"]:
-        left = f"{report['left_packs']} packs, {show_size(report['left_bytes'])}"
-        say(f"Time is up: {left} are left; the next verification goes on there.")
+        left = f"{counted(report['left_packs'], 'pack')}, {show_size(report['left_bytes'])}"
+        say(f"Time is up: left are {left}; the next verification goes on there.")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from engine.cli.options import Config, Json, Repo
+from engine.cli.options import Config, Json, Parameter, Repo
 from engine.cli.output import printable, say, show, show_json
 from engine.cli.reach import running
 from engine.failures import Exit
+from policies.units import counted
 
 
 def vm_relink(
@@ -42,7 +41,7 @@ def vm_relink(
     if json:
         show_json({**done, "joined": True})
     name, points = printable(str(done["new"]["name"])), len(done["moved"])
-    say(f"{name} goes on as {done['old']['id']}; {points} restore points moved.")
+    say(f"{name} goes on as {done['old']['id']}; {counted(points, 'restore point')} moved.")
     return Exit.DONE
 
 

@@ -159,13 +159,13 @@ def test_a_run_does_not_wait_for_a_bus_that_is_away_and_is_told_when_it_is_back(
         bus.kill()
         engine.until(lambda: connected(engine) == 0)
         point = engine.back_up(vm.name)
-        engine.until(lambda: any("messages about runs wait" in problem for problem in engine.problems()))
+        engine.until(lambda: any("about runs not sent" in problem for problem in engine.problems()))
         bus.start()
         engine.until(lambda: len(asyncio.run(stored(bus, "BACKSTAY_LAB_RUNS"))) == 2, seconds=60)
         started, done = (json.loads(m.data)["data"] for m in asyncio.run(stored(bus, "BACKSTAY_LAB_RUNS")))
         assert (started["state"], done["state"], done["point"]) == ("started", "done", point["id"])
         assert done["run"] == started["run"] == point["attributes"]["run"]
-        assert not any("messages about runs wait" in problem for problem in engine.problems())
+        assert not any("about runs not sent" in problem for problem in engine.problems())
 
 
 def connected(engine: EngineProcess) -> float:

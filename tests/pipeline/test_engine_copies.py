@@ -49,11 +49,11 @@ async def test_what_a_policy_names_is_copied_and_nothing_else(tmp_path: Path, hy
         await engine.until(lambda: engine.points_of("web") and engine.points_of("db"))
         assert sample(engine, "copy_missing_points", copy="offsite") is None
         said = await second_copies.copy_all(engine.parts)
-        assert said.startswith("offsite: 1 restore points copied, 0 were there")
+        assert said.startswith("offsite: 1 restore point copied, 0 there already")
         assert sample(engine, "copy_missing_points", copy="offsite") == 0
         assert (sample(engine, "copy_last_success_timestamp_seconds", copy="offsite") or 0) > 0
         again = await second_copies.copy_all(engine.parts)
-        assert again.startswith("offsite: 0 restore points copied, 1 were there")
+        assert again.startswith("offsite: 0 restore points copied, 1 there already")
         (point,) = [p for points in engine.parts.world.points.values() for p in points if p.vm_name == "web"]
         with open_repository(tmp_path / "offsite", now=now) as copy:
             assert [one.id for one in copy.points()] == [point.id]
@@ -85,7 +85,7 @@ async def test_a_copy_that_cannot_be_opened_is_told_and_keeps_no_other_from_its_
         await engine.until(lambda: engine.points_of("web"))
         said = await second_copies.copy_all(engine.parts)
         assert "gone failed: " in said and "there is no repository here" in said
-        assert "offsite: 1 restore points copied" in said
+        assert "offsite: 1 restore point copied" in said
         assert "no [copies.misspelt]" in engine.parts.upkeep["copy misspelt"]
         assert sample(engine, "copy_missing_points", copy="gone") == 1
         assert sample(engine, "copy_last_success_timestamp_seconds", copy="gone") == 0

@@ -110,3 +110,8 @@ def test_a_named_passphrase_refuses_a_repository_that_is_not_encrypted(home: Pat
     ran = backstay("points", "--repo", "plain", "--passphrase-file", "old", home=home, expect=12)
     assert "not encrypted" in ran.err
     backstay("points", "--repo", "plain", home=home, env={"BACKSTAY_PASSPHRASE": "for another one"})
+
+
+def test_the_time_of_a_key_is_told_as_other_times_are(home: Path) -> None:
+    (key,) = backstay("repo", "key", "list", "--repo", "r", "--json", home=home).data
+    assert key["created_at"].endswith("Z")

@@ -176,3 +176,12 @@ def test_a_repository_whose_bucket_locks_nothing_is_not_opened_with_object_lock(
 
 def _opened(place: ObjectPlace) -> Repository:
     return open_repository(place, now=lambda: datetime.now(UTC), owner="test")
+
+
+def test_no_repository_is_made_with_object_lock_in_a_bucket_that_has_none(
+    lockable: ObjectServer, tmp_path: Path
+) -> None:
+    place = lockable.place(tmp_path, f"none/{secrets.token_hex(6)}")
+    with pytest.raises(Refused, match="Object Lock is not on"):
+        make(replace(place, object_lock=True))
+    make(place)

@@ -10,7 +10,7 @@ import pytest
 from policies.cron import slots_around
 from policies.policy import Timing
 from policies.schedule import Due, next_due
-from policies.units import clock, parse_duration, parse_share, span
+from policies.units import clock, counted, parse_duration, parse_share, span
 from policies.windows import instant, last_segment_before, longest_closed, next_open, open_at, parse_window
 
 BERLIN, NEW_YORK = ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")
@@ -231,3 +231,9 @@ def test_a_time_on_another_day_is_shown_with_its_date() -> None:
     now = utc("2026-11-22T23:10Z")
     assert clock(utc("2026-11-22T23:30Z"), BERLIN, now) == "00:30"
     assert clock(utc("2026-11-22T20:30Z"), BERLIN, now) == "2026-11-22 21:30"
+
+
+def test_one_thing_is_told_as_one() -> None:
+    assert counted(1, "restore point") == "1 restore point"
+    assert counted(0, "VM") == "0 VMs"
+    assert (counted(1, "policy"), counted(2, "policy")) == ("1 policy", "2 policies")

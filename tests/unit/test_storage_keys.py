@@ -122,6 +122,19 @@ def test_a_rotated_slot_keeps_its_id_and_nothing_of_its_old_wrapping(tmp_path: P
     assert packs == {path.name: path.read_bytes() for path in (tmp_path / "r" / "packs").rglob("*.data")}
 
 
+def test_one_passphrase_never_makes_two_keys(tmp_path: Path) -> None:
+    key_file = keyslots.new_key_file()
+    with opened(make(tmp_path / "r", encrypted=True)) as repo:
+        first = repo.config.opened_by
+        second = add_slot(repo, key_file)
+        with pytest.raises(Refused, match=f"this passphrase is key {first} already"):
+            add_slot(repo, PASSPHRASE)
+        with pytest.raises(Refused, match=f"this key file is key {second} already"):
+            rotate(repo, key_file, first)
+        assert rotate(repo, PASSPHRASE, first) == first  # the same under a new salt
+        assert len(repo.config.slots) == 2
+
+
 def test_another_slot_can_be_rotated_to_a_key_file(tmp_path: Path) -> None:
     key_file = keyslots.new_key_file()
     with opened(make(tmp_path / "r", encrypted=True)) as repo:
