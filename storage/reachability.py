@@ -11,7 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from storage.blockmap import Root
-from storage.bulkreads import WORDS, as_words, children_of, entries_of, heads_of, layout_of, read_nodes
+from storage.bulkreads import (
+    WORDS,
+    Layout,
+    Nodes,
+    as_words,
+    children_of,
+    entries_of,
+    heads_of,
+    layout_of,
+    read_nodes,
+)
 from storage.format import PIECES_LEVEL, parse_pieces
 from storage.membership import Members
 from storage.nodes import StoredNodes
@@ -73,13 +83,13 @@ class Reached:
         recent = _Recent() if level else None
         for nodes in read_nodes(self._store, fresh):
             layout = layout_of(nodes, level, self._fan)
-            children = children_of(nodes, layout)
             if recent is None:
-                self._prefixes.add(heads_of(children))
+                self._prefixes.add(_heads_beneath(nodes, layout))
                 if layout.pieced is not None:
-                    self._pieced(children[layout.pieced[layout.bits.astype(bool)].astype(bool)])
+                    pieced = layout.pieced[layout.bits.astype(bool)].astype(bool)
+                    self._pieced(children_of(nodes, layout)[pieced])
                 continue
-            pending.append(recent.unseen(children))
+            pending.append(recent.unseen(children_of(nodes, layout)))
             if sum(map(len, pending)) > PENDING_CHILDREN:
                 pending = [_distinct(_together(pending))]
         return _together(pending)
@@ -95,6 +105,23 @@ class Reached:
                 for chunk in parse_pieces(bytes(nodes.data[start:end]), "piece list").chunks
             ]
             self._prefixes.add(heads_of(as_words(chunks)))
+
+
+def _heads_beneath(nodes: Nodes, layout: Layout) -> Any:
+    """The prefixes of all ids in these nodes, in any order: read where they stand, as they are a quarter of the ids."""
+    import numpy as np
+
+    heads = np.empty(int(layout.used.sum()), ">u8")
+    done = 0
+    for odd in np.unique(layout.begins % 8).tolist():
+        rows = layout.begins % 8 == odd
+        used, begins = layout.used[rows], layout.begins[rows] // 8
+        aligned = np.frombuffer(nodes.data, ">u8", (len(nodes.data) - odd) // 8, odd)
+        count = int(used.sum())
+        within = np.arange(count) - np.repeat(np.cumsum(used) - used, used)
+        heads[done : done + count] = aligned[np.repeat(begins, used) + WORDS * within]
+        done += count
+    return heads.astype(np.uint64)
 
 
 class _Recent:
