@@ -27,6 +27,7 @@ from storage.parallel import for_each
 from storage.reachability import Reached, all_held, live_slots, pack_usage
 from storage.repository import Repository
 from storage.roots import reach
+from storage.sealing import TAG_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,8 @@ class _Sorter:
     def settle(self, names: Sequence[PackName]) -> list[PackName]:
         """Those of these packs that have to be judged by their footers; the others stay as they are.
 
-        By the lookup index enough of a pack that stays is reached, and it is not small. A wrong index keeps a pack.
+        By the lookup index enough of a pack that stays is reached, or all of a small one, which is taken for one that
+        is. A wrong index keeps a pack.
         """
         counts, dead = count_chunks(self._repo.store, self._reached)
         store = self._repo.store
@@ -199,6 +201,7 @@ class _Sorter:
             if name.number < len(counts) and counts[name.number] and store.live.get(name.number) == name
             and name not in store.distrusted.packs
         ]  # fmt: skip
+        seal_bytes = TAG_BYTES if store.sealing.encrypted else 0
         lock = threading.Lock()
         settled: set[PackName] = set()
 
@@ -206,14 +209,19 @@ class _Sorter:
             with suppress(Damaged):  # told by its footer
                 header, size = store.footers.glance(name)
                 chunks, unreached = int(counts[name.number]), int(dead[name.number])
-                body = size - HEADER_BYTES - TRAILER_BYTES - chunks * ENTRY.size - SEAL_BYTES
+                body = size - HEADER_BYTES - TRAILER_BYTES - chunks * ENTRY.size - seal_bytes
                 most_dead = unreached * (self._repo.config.block_bytes + SEAL_BYTES)
-                if size < self._thresholds.small_pack_bytes or most_dead > body * self._thresholds.dead_share:
+                small = size < self._thresholds.small_pack_bytes
+                if (small and unreached) or most_dead > body * self._thresholds.dead_share:
                     return
                 self._refuse_future(name, datetime.fromtimestamp(header.created, UTC), self._now)
+                young = small and self._is_young(name)
                 with lock:
                     settled.add(name)
                     self.total_bytes += size
+                    self.young += young
+                    if small and not young:
+                        self._small.append(PackFate(name, size, body, "small"))
 
         for_each(known, lambda: look, THREADS)
         self._settled = settled
@@ -256,7 +264,7 @@ class _Sorter:
             sizes = [(name, self._repo.blobs.size(name.key)) for name in self._unreadable if not self._is_young(name)]
             self.condemn += [PackFate(name, size, 0, UNREADABLE) for name, size in sizes]
         for kind in PackKind:
-            of_kind = [fate for fate in self._small if fate.name.kind is kind]
+            of_kind = sorted((fate for fate in self._small if fate.name.kind is kind), key=lambda fate: fate.name)
             if len(of_kind) >= self._thresholds.small_packs:
                 self._rewrite += of_kind
         return tuple(self._rewrite)
