@@ -11,6 +11,7 @@ import logging
 from array import array
 from collections.abc import Iterable
 from struct import Struct
+from typing import NamedTuple
 from zlib import crc32
 
 from storage.blobs import Blobs, Buffer
@@ -46,15 +47,43 @@ def page_key(data: Buffer, page: int) -> int:
     return crc32(data[at + 2048 : at + 2304], crc32(data[at + 128 : at + 384]))
 
 
+class _Table(NamedTuple):
+    """2 ** bits places, in columns; swapped as a whole, so that lookups need no lock."""
+
+    bits: int
+    keys: array[int]
+    numbers: array[int]
+    slots: array[int]
+
+    @classmethod
+    def empty(cls, bits: int) -> _Table:
+        return cls(bits, array("I", bytes(4 << bits)), array("I", b"\xff" * (4 << bits)), array("H", bytes(2 << bits)))
+
+    def put(self, key: int, number: int, slot: int) -> bool:
+        """Enter a place, at worst over another one; whether that takes one more."""
+        mask = (1 << self.bits) - 1
+        own = at = key & mask
+        for _ in range(_STEPS):
+            if self.numbers[at] == _EMPTY or self.keys[at] == key:
+                break
+            at = at + 1 & mask
+        else:
+            at = own
+        more = self.numbers[at] == _EMPTY
+        self.keys[at], self.numbers[at], self.slots[at] = key, number, slot
+        return more
+
+
 class PageTable:
-    """Places of chunks by pages. Read when first asked for. The caller locks what changes it."""
+    """Places of chunks by pages. Read when first asked for. Look up from any thread; change it under a lock."""
 
     def __init__(self, blobs: Blobs, sealing: Sealing) -> None:
         self._blobs = blobs
         self._sealing = sealing
         self._loaded = self._changed = False
         self._expected: dict[bytes, tuple[int, ...]] = {}
-        self._reset(FIRST_BITS)
+        self._used = 0
+        self._table = _Table.empty(FIRST_BITS)
 
     def empty(self) -> bool:
         """Whether nothing can be found."""
@@ -63,14 +92,16 @@ class PageTable:
 
     def find(self, key: int) -> int | None:
         """Pack number and slot (the lower 16 bits) of a chunk that has such a page."""
-        keys, numbers, at = self._keys, self._numbers, key & self._mask
+        bits, keys, numbers, slots = self._table
+        mask = (1 << bits) - 1
+        at = key & mask
         for _ in range(_STEPS):
             number = numbers[at]
             if number == _EMPTY:
                 return None
             if keys[at] == key:
-                return number << 16 | self._slots[at]
-            at = at + 1 & self._mask
+                return number << 16 | slots[at]
+            at = at + 1 & mask
         return None
 
     def expect(self, chunk: bytes, data: Buffer) -> None:
@@ -101,9 +132,8 @@ class PageTable:
         """Keep what was learnt. A table that cannot be written is one that finds less."""
         if not self._changed:
             return
-        payload = b"".join(
-            [_HEAD.pack(self._bits, self._used), self._keys.tobytes(), self._numbers.tobytes(), self._slots.tobytes()]
-        )
+        bits, *columns = self._table
+        payload = b"".join([_HEAD.pack(bits, self._used), *(column.tobytes() for column in columns)])
         try:
             self._blobs.replace(KEY, self._sealing.close(ObjectKind.PAGES, KEY, payload))
             self._changed = False
@@ -123,35 +153,17 @@ class PageTable:
             bits, used = _HEAD.unpack_from(payload)
             if not FIRST_BITS <= bits <= LAST_BITS or len(payload) != _HEAD.size + (10 << bits):
                 raise Damaged("the table of pages has the wrong length", where=KEY)
-            self._reset(bits)
-            at = _HEAD.size
-            self._keys = array("I", bytes(payload[at : at + (4 << bits)]))
-            self._numbers = array("I", bytes(payload[at + (4 << bits) : at + (8 << bits)]))
-            self._slots = array("H", bytes(payload[at + (8 << bits) :]))
+            columns = bytes(payload[_HEAD.size :])
+            keys, numbers, slots = columns[: 4 << bits], columns[4 << bits : 8 << bits], columns[8 << bits :]
+            self._table = _Table(bits, array("I", keys), array("I", numbers), array("H", slots))
             self._used = used
         except (Damaged, Unsupported) as error:
             log.debug("begins with an empty table of pages: %s", error)
 
-    def _reset(self, bits: int) -> None:
-        self._bits = bits
-        self._mask = (1 << bits) - 1
-        self._keys = array("I", bytes(4 << bits))
-        self._numbers = array("I", b"\xff" * (4 << bits))
-        self._slots = array("H", bytes(2 << bits))
-        self._used = 0
-
     def _put(self, key: int, number: int, slot: int) -> None:
-        own = at = key & self._mask
-        for _ in range(_STEPS):
-            if self._numbers[at] == _EMPTY or self._keys[at] == key:
-                break
-            at = at + 1 & self._mask
-        else:
-            at = own
-        self._used += self._numbers[at] == _EMPTY
-        self._keys[at], self._numbers[at], self._slots[at] = key, number, slot
-        if 2 * self._used > self._mask and self._bits < LAST_BITS:
-            old = [row for row in zip(self._keys, self._numbers, self._slots, strict=True) if row[1] != _EMPTY]
-            self._reset(self._bits + 2 if self._bits + 2 <= LAST_BITS else LAST_BITS)
-            for row in old:
-                self._put(*row)
+        self._used += self._table.put(key, number, slot)
+        bits, *columns = self._table
+        if self._used << 1 > 1 << bits and bits < LAST_BITS:
+            larger = _Table.empty(min(bits + 2, LAST_BITS))
+            self._used = sum(larger.put(*row) for row in zip(*columns, strict=True) if row[1] != _EMPTY)
+            self._table = larger

@@ -143,6 +143,8 @@ class Piecing:
         fresh: list[bytes],
     ) -> _Draft | None:
         """How a block is made of known chunks and new pages, which go behind `fresh`; None if it is not worth it."""
+        if pages.keys().isdisjoint(keys):
+            return None
         shared: list[_Shared | None] = []
         last: _Shared | None = None
         for page, key in enumerate(keys):
