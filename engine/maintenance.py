@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from connectors.errors import ConnectorError
 from connectors.hypervisor import Leftover
@@ -90,8 +91,8 @@ def plan_run(
     if refusal:
         refusal += "; look at the policies, then raise the guard or expire some by hand"
     elif max_expire is not None and going > max_expire:
-        points = counted(going, "restore point")
-        refusal = f"{points} would expire in one run, more than maintenance.max_expire ({max_expire}) allows"
+        asked = counted(going, "restore point")
+        refusal = f"{asked} would expire in one run, more than maintenance.max_expire ({max_expire}) allows"
     return RetentionRun(plans, refusal)
 
 
@@ -131,7 +132,7 @@ async def carry_out_run(run: RetentionRun, repository: Repository, threads: Thre
     refused: list[str] = []
     for one in run.expire:
         try:
-            await settled(pool, repository.expire, one.point, one.reason, now)
+            await settled(pool, partial(repository.expire, by_retention=True), one.point, one.reason, now)
         except Refused as error:
             refused.append(str(error))
         else:

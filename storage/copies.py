@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
 from policies.facts import PointId, RestorePoint, VmId
+from storage import forgotten
 from storage.errors import UNREADABLE, AlreadyExists, Damaged, NoSuchPoint, Refused, StoreFailed
+from storage.following import TOMBSTONE_KEPT
+from storage.forgotten import COPIED_FROM
 from storage.ingest import DiskIngest
 from storage.manifest import DiskRecord, PointHead
 from storage.mapdiff import differences
@@ -30,9 +33,6 @@ from storage.repository import Repository
 
 log = logging.getLogger(__name__)
 
-COPIED_FROM = "copied_from"
-"""The attribute of a copied restore point that names the repository it came from."""
-
 PIECE_BYTES = 1 << 20
 
 Extent = tuple[int, int]
@@ -43,7 +43,8 @@ Extent = tuple[int, int]
 class CopyPlan:
     """What a copy would move: restore points that the target lacks, oldest first. `there` counts those that it has.
 
-    `expired` counts those that were expired in the target and still have their tombstone, under which nothing lasts.
+    `expired` counts those that stay away: retention expired them in the target, or their tombstone still lies there,
+    under which nothing lasts.
     """
 
     missing: tuple[RestorePoint, ...]
@@ -60,18 +61,36 @@ class CopyOutcome:
 
     copied: tuple[PointId, ...]
     there: int
+    expired: int
     moved_bytes: int
     stored_bytes: int
     failed: tuple[tuple[PointId, str], ...]
 
 
-def plan_copy(source: Repository, target: Repository, points: Sequence[PointId] | None = None) -> CopyPlan:
-    """Which restore points are to be copied: all, or some; Refused when both are one repository."""
+def plan_copy(
+    source: Repository,
+    target: Repository,
+    points: Collection[PointId] | None = None,
+    *,
+    again: Collection[PointId] = (),
+) -> CopyPlan:
+    """Which restore points are to be copied: all, or some; Refused when both are one repository.
+
+    What retention expired in the target is left out, unless it is among `again`. Refused when a tombstone is in the
+    way of one of these.
+    """
     if source.repository_id == target.repository_id:
         raise Refused("source and target are the same repository", where=str(target.location))
     wanted = [point for point in source.points() if points is None or point.id in set(points)]
     target.refresh()
-    there, expired = target.point_ids() | target.marks.lost(), target.marks.expired()
+    there, dead = target.point_ids() | target.marks.lost(), target.marks.expired()
+    if barred := sorted(dead.intersection(again)):
+        raise Refused(
+            f"restore point {barred[0]} was expired here, and its tombstone still lies here",
+            where=str(target.location),
+            hint=f"it goes {TOMBSTONE_KEPT.days} days after the expiry",
+        )
+    expired = dead | (forgotten.forgotten(target.private) - there).difference(again)
     return CopyPlan(
         tuple(p for p in wanted if p.id not in there and p.id not in expired),
         sum(p.id in there for p in wanted),
@@ -109,8 +128,10 @@ def copy_points(
             failed.append((point.id, str(error)))
         else:
             copied.append(point.id)
+            forgotten.take_back(target.private, point.id)
     carry_marks(source, target, now())
-    return CopyOutcome(tuple(copied), there, count.total, stored, tuple(failed))
+    forgotten.prune(target.private, source.repository_id, source.point_ids() | source.marks.lost())
+    return CopyOutcome(tuple(copied), there, plan.expired, count.total, stored, tuple(failed))
 
 
 def carry_marks(source: Repository, target: Repository, now: datetime) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from policies.facts import PointId
-from storage import following
+from storage import following, forgotten
 from storage import manifest as manifests
 from storage.blobs import Blobs
 from storage.catalog import Catalog, Changes
 from storage.chunkstore import ChunkStore
-from storage.errors import Damaged, Missing, NoSuchPoint, Refused
+from storage.errors import UNREADABLE, Damaged, Missing, NoSuchPoint, Refused
 from storage.expiry import finish_expiry
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
@@ -69,6 +70,7 @@ class PointKeeping:
         """Record that retention wants this restore point gone."""
         if self.mark_state(point).expiring_since is None:
             self.add_mark(point, MarkKind.EXPIRING, now, reason)
+            self._keep_away(point)
 
     def marked_since(self, point: PointId) -> datetime | None:
         """Since when retention wants it gone, by the store's clock, which no writer sets; None when it does not."""
@@ -88,11 +90,15 @@ class PointKeeping:
         """Retention no longer wants it gone."""
         if self.mark_state(point).expiring_since is not None:
             self.add_mark(point, MarkKind.UNMARK, now, reason)
+            forgotten.take_back(self.private, point)
 
-    def expire(self, point: PointId, reason: str, now: datetime, *, lost: bool = False) -> None:
+    def expire(
+        self, point: PointId, reason: str, now: datetime, *, lost: bool = False, by_retention: bool = False
+    ) -> None:
         """Forget a restore point: tombstone, manifest, catalog. Refused while it is held or locked.
 
-        One whose manifest got lost is given up only with `lost`, which stands for a person's word.
+        One whose manifest got lost is given up only with `lost`, which stands for a person's word. What goes
+        `by_retention` no copy brings back.
         """
         with self._lock:
             self._refuse_taking(point)
@@ -110,12 +116,20 @@ class PointKeeping:
             until = self._locked_until(point, state)
             if until is not None and until > now:
                 raise Refused(f"restore point {point} is locked until {manifests.stamp(until)}")
+            if by_retention:
+                self._keep_away(point)
             self.add_mark(point, MarkKind.EXPIRED, now, reason, into_catalog=False)
             failpoint("expire.marked")
             if not self.shared:
                 finish_expiry(self, point)
             elif not following.settle(self, point):
                 raise Refused(f"restore point {point} was held by another writer at this moment")
+
+    def _keep_away(self, point: PointId) -> None:
+        with suppress(*UNREADABLE, NoSuchPoint):  # a damaged copy is brought back
+            origin = self.manifest(point).head.attributes.get(forgotten.COPIED_FROM)
+            if origin is not None and not self.mark_state(point).damaged:
+                forgotten.remember(self.private, point, origin)
 
     def _refuse_taking(self, point: PointId) -> None:
         if self.append_only:

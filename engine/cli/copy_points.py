@@ -14,6 +14,7 @@ from engine.failures import BadInput, Exit
 from engine.plain import point_row
 from engine.units import show_size
 from policies.facts import PointId
+from policies.units import counted
 from storage.copies import CopyPlan, copy_points, plan_copy
 from storage.errors import WrongKey
 from storage.repository import Repository, open_repository
@@ -36,15 +37,17 @@ def copy(
     """Copy the restore points that another repository lacks, without reading their VMs again.
 
     A restore point keeps its id, its holds and its locks, and is verified as it is read. What was interrupted goes on
-    where it stopped. The two repositories may differ in encryption and block size. One that a running engine has
-    open is refused: the engine copies by itself where its configuration and a policy say so.
+    where it stopped. What retention expired in TO is copied again only where --point names it. The two repositories
+    may differ in encryption and block size. One that a running engine has open is refused: the engine copies by
+    itself where its configuration and a policy say so.
     """
     if place_of(source) == place_of(target):
         raise BadInput("source and target are the same repository", where=target)
     with ExitStack() as stack, progress(quiet=json) as bar:
         here = stack.enter_context(_open(source, passphrase_file, "--passphrase-file"))
         there = stack.enter_context(_open(target, to_passphrase_file or passphrase_file, "--to-passphrase-file"))
-        work = plan_copy(here, there, _chosen(here, point, vm))
+        asked = [here.find(reference) for reference in point]
+        work = plan_copy(here, there, _chosen(here, asked, vm), again=asked)
         if plan:
             _show_plan(work, json)
             return Exit.PARTIAL if work.missing else Exit.DONE
@@ -56,8 +59,8 @@ def copy(
         for failed, why in outcome.failed:
             show(printable(f"{failed}: {why}"))
         say(
-            f"Copied {len(outcome.copied)} restore points, {outcome.there} were there already: read"
-            f" {show_size(outcome.moved_bytes)}, stored {show_size(outcome.stored_bytes)}."
+            f"Copied {counted(len(outcome.copied), 'restore point')}, {outcome.there} there already: read"
+            f" {show_size(outcome.moved_bytes)}, stored {show_size(outcome.stored_bytes)}.{_away(outcome.expired)}"
         )
     return Exit.DAMAGED if outcome.failed else Exit.DONE
 
@@ -71,10 +74,10 @@ def _open(text: str, passphrase_file: Path | None, option: str) -> Repository:
         raise WrongKey(error.what, where=str(where), hint=f"{option} or BACKSTAY_PASSPHRASE") from None
 
 
-def _chosen(repository: Repository, references: tuple[str, ...], vms: tuple[str, ...]) -> list[PointId] | None:
-    if not references and not vms:
+def _chosen(repository: Repository, asked: list[PointId], vms: tuple[str, ...]) -> list[PointId] | None:
+    if not asked and not vms:
         return None
-    chosen = [repository.find(reference) for reference in references]
+    chosen = list(asked)
     points = repository.points()
     for vm in vms:
         found = [one.id for one in points if vm in (one.vm, one.vm_name)]
@@ -88,8 +91,13 @@ def _chosen(repository: Repository, references: tuple[str, ...], vms: tuple[str,
 
 def _show_plan(work: CopyPlan, json: bool) -> None:
     if json:
-        show_json({"missing": [point_row(one) for one in work.missing], "there": work.there})
+        show_json({"missing": [point_row(one) for one in work.missing], "there": work.there, "expired": work.expired})
         return
     for one in work.missing:
         show(printable(f"{one.id}  {one.vm_name}  {show_size(one.disk_bytes)}"))
-    say(f"{len(work.missing)} restore points would be copied, {work.there} are there already.")
+    missing = counted(len(work.missing), "restore point")
+    say(f"{missing} would be copied, {work.there} there already.{_away(work.expired)}")
+
+
+def _away(expired: int) -> str:
+    return f" {counted(expired, 'restore point')} expired there, and copied again only by --point." if expired else ""

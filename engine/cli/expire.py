@@ -81,7 +81,7 @@ def _expire_marked(
                 continue
             try:
                 _guard_last(place, point.id)
-                place.expire(point.id, "marked by retention", utc_now())
+                place.expire(point.id, "marked by retention", utc_now(), by_retention=True)
             except Refused as error:
                 say(f"kept: {error}")
     say(f"Marked for {span(age)} or longer: {counted(len(going), 'restore point')}.")

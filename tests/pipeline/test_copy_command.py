@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from storage.repository import open_repository
 from tests.console import backstay
+from tests.storage_kit import NOW
 
 SECRET = "correct horse battery"
 
@@ -71,3 +73,18 @@ def test_a_damaged_source_is_told_and_ends_with_4(tmp_path: Path, two: tuple[Pat
     ran = backstay("copy", here, there, "--to-passphrase-file", secret, home=tmp_path, expect=4)
     assert "not what was written" in ran.out + ran.err
     assert backstay("points", "--repo", there, "--passphrase-file", secret, "--json", home=tmp_path).data == []
+
+
+def test_what_the_copy_expired_is_told_and_comes_back_by_its_id(tmp_path: Path, image: Path) -> None:
+    here, there = tmp_path / "a", tmp_path / "b"
+    for place in (here, there):
+        backstay("repo", "init", place, home=tmp_path)
+    for name in ("web", "db"):
+        backstay("disk", "backup", image, "--name", name, "--repo", here, home=tmp_path)
+    gone, _ = backstay("copy", here, there, "--json", home=tmp_path).data["copied"]
+    with open_repository(there, now=NOW) as repository:
+        repository.expire(gone, "old", NOW, by_retention=True)
+    said = backstay("copy", here, there, home=tmp_path).err
+    assert "Copied 0 restore points, 1 there already" in said and "1 restore point expired there" in said
+    assert backstay("copy", here, there, "--plan", "--json", home=tmp_path).data["expired"] == 1
+    assert "Copied 1 restore point," in backstay("copy", here, there, "--point", gone, home=tmp_path).err

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from policies.facts import PointId, VmId
-from storage.copies import COPIED_FROM, copy_points, pieces, plan_copy
+from storage.copies import copy_points, pieces, plan_copy
 from storage.errors import Refused, StoreFailed
+from storage.forgotten import COPIED_FROM, forgotten
 from storage.joining import join
+from storage.marks import MarkKind
 from storage.repository import Repository, open_repository
 from storage.verify import verify
 from tests.storage_kit import (
@@ -262,3 +264,40 @@ def _flip(path: Path, offset: int) -> None:
 def _write(path: Path, data: bytes) -> None:
     path.chmod(0o600)
     path.write_bytes(data)
+
+
+def test_what_retention_expired_in_the_copy_stays_away_until_somebody_asks_for_it(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "b")
+    with opened(tmp_path / "a") as source, opened(tmp_path / "b") as target:
+        disks = _history(source)
+        copy_points(source, target, plan_copy(source, target), now=lambda: NOW)
+        first, second, third, *_ = disks
+        target.mark_expiring(first, "old", NOW)
+        target.expire(first, "marked long enough", NOW)
+        target.expire(second, "no grace", NOW, by_retention=True)
+        target.expire(third, "by hand", NOW)
+        plan = plan_copy(source, target)
+        assert ([one.id for one in plan.missing], plan.there, plan.expired) == ([third], len(disks) - 3, 2)
+        outcome = copy_points(source, target, plan_copy(source, target, [first], again=[first]), now=lambda: NOW)
+        assert (outcome.copied, outcome.expired) == ((first,), 0)
+        assert read_back(target, first) == disks[first]
+        target.expire(first, "by hand", NOW)
+        source.expire(second, "old", NOW)
+        copy_points(source, target, plan_copy(source, target), now=lambda: NOW)
+        assert {first, third} <= target.point_ids()
+        assert not forgotten(target.private)
+
+
+def test_what_retention_keeps_again_or_is_damaged_comes_back(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "b")
+    with opened(tmp_path / "a") as source, opened(tmp_path / "b") as target:
+        kept, damaged = list(_history(source))[:2]
+        copy_points(source, target, plan_copy(source, target), now=lambda: NOW)
+        target.mark_expiring(kept, "old", NOW)
+        target.unmark(kept, "kept again", NOW)
+        target.expire(kept, "by hand", NOW)
+        target.add_mark(damaged, MarkKind.DAMAGED, NOW, "a flipped bit")
+        target.expire(damaged, "no grace", NOW, by_retention=True)
+        assert {one.id for one in plan_copy(source, target).missing} == {kept, damaged}
