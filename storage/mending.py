@@ -14,8 +14,10 @@ from storage import marks
 from storage.catalog import Changes
 from storage.catalog_rows import mark_of
 from storage.damage import Damage
-from storage.errors import UNREADABLE, Damaged, StorageError, Unsupported
+from storage.errors import UNREADABLE, Damaged, Missing, StorageError, Unsupported
 from storage.marks import Mark, MarkKind
+from storage.parallel import for_each
+from storage.pointmarks import READERS
 from storage.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -27,11 +29,18 @@ def check_marks(repo: Repository) -> list[Damage]:
 
 
 def _unsound(repo: Repository, keys: Iterable[str]) -> Iterable[tuple[str, Damaged | Unsupported]]:
-    for key in keys:
+    found: dict[str, Damaged | Unsupported] = {}
+
+    def look(key: str) -> None:
         try:
             repo.marks.read(key)
+        except Missing:
+            pass  # removed since it was listed, as an expiry does
         except UNREADABLE as error:
-            yield key, error
+            found[key] = error
+
+    for_each(keys, lambda: look, READERS if repo.shared else 1)
+    return sorted(found.items())
 
 
 def _judge(repo: Repository, key: str, error: Damaged | Unsupported) -> Damage:

@@ -6,6 +6,7 @@ the catalog knows and a later one lacks is asked for by its name.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -15,6 +16,8 @@ from storage.commitment import announcements
 from storage.errors import Damaged, Missing, NoSpace, Refused
 from storage.format import ObjectKind
 from storage.manifest import Manifest
+from storage.parallel import for_each
+from storage.pointmarks import READERS
 from storage.reachability import Reached
 from storage.repository import GIVE_UP, Repository
 
@@ -36,8 +39,7 @@ def reach(repo: Repository, reached: Reached, known: Collection[PointId]) -> tup
             for root in bases:
                 reached.add_root(root)
             fresh = points - seen
-            for point in sorted(fresh):
-                _add(reached, _manifests(repo, point))
+            _add_points(repo, reached, fresh)
             seen |= fresh
             if rounds and not fresh:  # every point of this moment was read, so later bases are reached, too
                 return reached.sorted(), points
@@ -49,6 +51,18 @@ def reach(repo: Repository, reached: Reached, known: Collection[PointId]) -> tup
             f"what restore points reach cannot be told: {error}",
             hint="run verify, then expire the restore points that are damaged",
         ) from error
+
+
+def _add_points(repo: Repository, reached: Reached, points: Collection[PointId]) -> None:
+    """Add what these restore points reach; their manifests are read by some threads where the store is far away."""
+    adding = threading.Lock()
+
+    def take(point: PointId) -> None:
+        found = _manifests(repo, point)
+        with adding:
+            _add(reached, found)
+
+    for_each(sorted(points), lambda: take, READERS if repo.shared else 1)
 
 
 def _add(reached: Reached, found: Iterable[Manifest]) -> None:

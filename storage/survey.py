@@ -19,6 +19,8 @@ from storage.format import CONFIG_KEY, PackName, parse_pack_key
 from storage.manifest import Manifest, manifest_key
 from storage.mapcheck import reach
 from storage.mending import check_marks
+from storage.parallel import for_each
+from storage.pointmarks import READERS
 from storage.readback import Packs, heads
 from storage.repository import Repository
 
@@ -69,16 +71,7 @@ def survey(
     found.damaged += [Damage(manifest_key(one.id), "", (one.id,), one.reason, (one.vm_name,)) for one in lost]
     with suppress(StorageError):
         found.names = {point.id: point.vm_name for point in repo.points()}
-    for point in points:
-        try:
-            manifest = repo.manifest(point)
-        except NoSuchPoint:
-            continue
-        except UNREADABLE as error:
-            found.unreadable[point] = error.what
-        else:
-            found.manifests.append(manifest)
-            found.names[point] = manifest.head.vm_name
+    _read_manifests(repo, points, found)
     for name in names:
         try:
             found.heads[name] = heads(packs.footer(name))
@@ -88,6 +81,27 @@ def survey(
             packs.done_with(name)
     found.reached = reach(repo, found.manifests)
     return found
+
+
+def _read_manifests(repo: Repository, points: Sequence[PointId], found: Survey) -> None:
+    """By some threads where the store is far away."""
+    read: dict[PointId, Manifest | StorageError] = {}
+
+    def look(point: PointId) -> None:
+        with suppress(NoSuchPoint):
+            try:
+                read[point] = repo.manifest(point)
+            except UNREADABLE as error:
+                read[point] = error
+
+    for_each(points, lambda: look, READERS if repo.shared else 1)
+    for point in points:
+        match read.get(point):
+            case Manifest() as manifest:
+                found.manifests.append(manifest)
+                found.names[point] = manifest.head.vm_name
+            case StorageError() as error:
+                found.unreadable[point] = error.what
 
 
 def _check_config(repo: Repository) -> list[Damage]:

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from storage.errors import NoRepository, Refused
 from storage.format import PackKind
+from storage.mending import check_marks
+from storage.nodes import StoredNodes
 from storage.objects import ObjectBlobs
 from storage.places import open_blobs
+from storage.reachability import Reached
 from storage.repository import Repository
+from storage.roots import reach
 from storage.verify import verify
-from tests.storage_kit import NOW, back_up, image, make, opened, read_back, restored
+from tests.storage_kit import NOW, back_up, image, later, make, opened, read_back, restored
 from tests.stores.fixtures import PlaceOf
 
 
@@ -84,3 +91,31 @@ def test_verification_reads_the_store_and_not_what_is_kept(writer_place: PlaceOf
 def store_of(repo: Repository) -> ObjectBlobs:
     assert isinstance(repo.blobs, ObjectBlobs)
     return repo.blobs
+
+
+def _reads_two_at_once(repo: Repository, prefix: str, act: Callable[[], object]) -> bool:
+    """Whether one read below a folder is met by a second before it ends."""
+    get, under_way, met = repo.blobs.get, threading.Semaphore(1), threading.Event()
+
+    def look(key: str) -> bytes:
+        if key.startswith(prefix):
+            if under_way.acquire(blocking=False):
+                met.wait(10)
+            else:
+                met.set()
+        return get(key)
+
+    with patch.object(repo.blobs, "get", look):
+        act()
+    return met.is_set()
+
+
+def test_manifests_and_marks_are_read_several_at_a_time(writer_place: PlaceOf) -> None:
+    make(writer_place("a"))
+    with opened(writer_place("a")) as repo:
+        points = [back_up(repo, image(seed, 5), at=later(hours=seed)).id for seed in range(3)]
+        for point in points:
+            repo.mark_hold(point, "audit", NOW)
+        reached = Reached(StoredNodes(repo.store), repo.config.fan_out)
+        assert _reads_two_at_once(repo, "manifests/", lambda: reach(repo, reached, ()))
+        assert _reads_two_at_once(repo, "marks/", lambda: check_marks(repo))
