@@ -6,7 +6,7 @@ Nodes are told apart by their full ids, so that none is passed over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -232,9 +232,12 @@ def _sorted_apart(parts: list[Any]) -> Any:
 
 def live_slots(footer: Footer, reached: Any) -> Any:
     """A numpy array of booleans: which slots of a pack are reached."""
+    return _among(heads_of(entries_of(footer)["id"]), reached)
+
+
+def _among(heads: Any, reached: Any) -> Any:
     import numpy as np
 
-    heads = heads_of(entries_of(footer)["id"])
     if not len(reached):
         return np.zeros(len(heads), bool)
     at = np.minimum(np.searchsorted(reached, heads), len(reached) - 1)
@@ -254,26 +257,27 @@ def pack_usage(footers: Iterable[Footer], reached: Any) -> Iterator[tuple[Footer
 
     Keeps a few hundred footers in memory.
     """
-    members = Members(reached)
+    members: Members | None = None
     batch: list[Footer] = []
     entries = 0
     for footer in footers:
         batch.append(footer)
         entries += len(footer)
         if entries >= USAGE_ENTRIES:
-            yield from _usage(batch, members)
+            members = members or Members(reached)  # its table pays for itself
+            yield from _usage(batch, members.has)
             batch, entries = [], 0
-    yield from _usage(batch, members)
+    yield from _usage(batch, members.has if members else lambda heads: _among(heads, reached))
 
 
-def _usage(footers: list[Footer], members: Members) -> Iterator[tuple[Footer, int, int]]:
+def _usage(footers: list[Footer], has: Callable[[Any], Any]) -> Iterator[tuple[Footer, int, int]]:
     import numpy as np
 
     if not footers:
         return
     heads = np.concatenate([heads_of(entries_of(footer)["id"]) for footer in footers])
     stored = np.concatenate([entries_of(footer)["stored"] for footer in footers]).astype(np.int64)
-    live = np.where(members.has(heads), stored, 0)
+    live = np.where(has(heads), stored, 0)
     sums, lives = np.append(0, np.cumsum(stored)), np.append(0, np.cumsum(live))
     begin = 0
     for footer in footers:
