@@ -174,6 +174,8 @@ def verdict(error: BaseException) -> Verdict:
         case OSError() if _is_full(error):
             where = f"{error.filename}: " if error.filename else ""
             return Verdict(Kind.RETRY, Exit.NO_SPACE, f"{where}no space left (free some, then run the command again)")
+        case PermissionError() if isinstance(error.filename, str):
+            return Verdict(Kind.FAIL, Exit.USAGE, str(storage.no_permission(error, error.filename)))
         case OSError() if error.filename is not None:
             return Verdict(Kind.FAIL, Exit.USAGE, f"{error.filename}: {error.strerror}")
         case KeyboardInterrupt():

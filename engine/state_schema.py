@@ -5,6 +5,7 @@ Times are UTC without a zone. There are no keys or indexes: one thread writes, a
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import duckdb
 
-from storage.errors import Locked, NoSpace, StorageError, StoreFailed, Unsupported
+from storage.errors import Locked, NoSpace, StorageError, StoreFailed, Unsupported, no_permission
 
 log = logging.getLogger("engine.state")
 
@@ -74,6 +75,8 @@ def translate(error: duckdb.Error, path: Path) -> StorageError:
             where=str(path),
             hint="one engine per state directory: stop the other or choose another state_dir",
         )
+    if "Permission denied" in text:
+        return no_permission(PermissionError(errno.EACCES, "Permission denied", str(path)), str(path))
     return StoreFailed(f"the engine's state does not answer: {text}", where=str(path))
 
 

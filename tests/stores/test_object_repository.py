@@ -119,3 +119,14 @@ def test_manifests_and_marks_are_read_several_at_a_time(writer_place: PlaceOf) -
         reached = Reached(StoredNodes(repo.store), repo.config.fan_out)
         assert _reads_two_at_once(repo, "manifests/", lambda: reach(repo, reached, ()))
         assert _reads_two_at_once(repo, "marks/", lambda: check_marks(repo))
+
+
+def test_a_verification_takes_sizes_and_ages_of_packs_from_the_listing(writer_place: PlaceOf) -> None:
+    make(writer_place("a"))
+    with opened(writer_place("a")) as repo:
+        back_up(repo, image(1, 50))
+    with opened(writer_place("a")) as repo:
+        assert isinstance(repo.blobs, ObjectBlobs)
+        with patch.object(repo.blobs, "_head", wraps=repo.blobs._head) as asked:
+            assert verify(repo, now=NOW).sound
+        assert not [call for call in asked.call_args_list if call.args[0].startswith("packs/")]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 
+import duckdb
 import pytest
 
 from connectors import errors as connector
 from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict, verdict
+from engine.state_schema import translate
 from policies.errors import PolicyError, Problem
 from storage import errors as storage
 
@@ -51,6 +54,16 @@ def test_no_error_of_ours_counts_as_a_bug(kind: type[connector.ConnectorError | 
 )
 def test_scripts_can_rely_on_the_exit_codes(error: BaseException, code: int) -> None:
     assert verdict(error).exit_code == code
+
+
+def test_a_file_that_may_not_be_used_is_told_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.touch()
+    judged = verdict(PermissionError(errno.EACCES, "Permission denied", str(path)))
+    assert judged.exit_code is Exit.USAGE
+    assert judged.sentence.startswith(f"{path}: permission denied for user ") and "ls -ld" in judged.sentence
+    told = translate(duckdb.IOException(f'IO Error: Cannot open file "{path}": Permission denied'), path)
+    assert str(told) == judged.sentence
 
 
 def test_an_unknown_error_is_a_bug_whose_text_may_hold_secrets() -> None:
