@@ -34,7 +34,10 @@ def disk_restore(
 
     A file appears under its name only when it is complete, and stays sparse.
     """
-    with reach(repo, config, passphrase_file, command="disk restore") as place, progress(quiet=json) as bar:
+    with (
+        reach(repo, config, passphrase_file, command="disk restore", needed=("storage.duckdb_engine",)) as place,
+        progress(quiet=json) as bar,
+    ):
         if isinstance(place, Engine):
             from engine.cli.tasks import follow
 

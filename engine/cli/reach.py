@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import importlib
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,10 +39,11 @@ class Passphrase:
 
 @contextmanager
 def reach(
-    repo: str | None, config: Path | None, passphrase_file: Path | None, *, command: str
+    repo: str | None, config: Path | None, passphrase_file: Path | None, *, command: str, needed: Sequence[str] = ()
 ) -> Iterator[Repository | Engine]:
     """What owns the repository: ourselves for as long as the block runs, or the engine that runs.
 
+    `needed` are modules that the command imports later: where a key has to be derived they are loaded meanwhile.
     Locked, which names the pid, when another process owns it and no API of it answers.
     """
     directory, passphrase = locate(repo, config, passphrase_file)
@@ -49,6 +52,8 @@ def reach(
     if engine is not None:
         yield engine
         return
+    if passphrase.named and needed:
+        threading.Thread(target=_load, args=(needed,), name="loading ahead", daemon=True).start()
     try:
         repository = open_repository(
             directory,
@@ -65,6 +70,12 @@ def reach(
         return
     with repository:
         yield repository
+
+
+def _load(modules: Sequence[str]) -> None:
+    for module in modules:
+        with suppress(ImportError):  # told where it is imported
+            importlib.import_module(module)
 
 
 def locate(repo: str | None, config: Path | None, passphrase_file: Path | None) -> tuple[Place, Passphrase]:

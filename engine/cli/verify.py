@@ -47,7 +47,10 @@ def verify(
     What was found is recorded with the restore points, and with the packs that were read: the next one goes on there.
     """
     asked = Verify(points, scope, _seconds(reread, "--reread"), _time_left(until, length), anew)
-    with reach(repo, config, passphrase_file, command="verify") as place, progress(quiet=json) as bar:
+    with (
+        reach(repo, config, passphrase_file, command="verify", needed=storage_verify.NEEDED) as place,
+        progress(quiet=json) as bar,
+    ):
         report = _ask(place, asked, bar) if isinstance(place, Engine) else _verify(place, asked, bar)
     if json:
         show_json(report)
