@@ -11,7 +11,7 @@ demo: setup  ## the main job, end to end, on a simulated vCenter
 test: setup  ## every test; arguments by ARGS="…"
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-soak: setup  ## crashes without end: every kill, fault and power cut; ARGS="--minutes 10" bounds each part
+soak: setup  ## half an hour of kills, faults and power cuts; ARGS="--minutes 10 --kills 100" bounds it
 	@$(PY) -m tests.crash.soak $(ARGS)
 
 check: setup  ## formatting, lint, types, import contracts

@@ -1,235 +1,253 @@
-"""Crashes for as long as they are wanted: `python -m tests.crash.soak`.
+"""Crashes for as long as they are wanted: `make soak`, or `python -m tests.crash.soak`.
 
-Every passing of every failpoint, kills at random moments, every fault of every kind at every call, and power cuts at
-every moment, until each part has had its number or its time. A line tells of progress every ten seconds; a case that
-fails is printed with what plays it again. It ends with 1 when there was one.
+Every passing of every failpoint, kills at random moments, a fault at every call, and power cuts at every kind of
+moment, in one random order, on all processors, in a folder in memory that is removed at the end. A line tells of
+progress every ten seconds; a case that fails is printed with what plays it again. Ctrl-C or SIGTERM ends it after the
+cases under way. Exit codes: 0 all withstood, 1 a case failed, 130 ended by a signal.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
+import os
 import random
+import signal
 import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice, zip_longest
 from pathlib import Path
+from typing import Any, TypeVar
 
-from tests.crash.faults import (
-    count_calls,
-    fault_of,
-    faults,
-    injected,
-    system_call_fails,
-    system_faults,
-)
-from tests.crash.kills import every, kill, kill_after
-from tests.crash.powerloss import Cut, after_a_cut, cuts, digest, left
-from tests.crash.recording import Recording, python, record
-from tests.crash.scenes import SCENES, Scene
-from tests.crash.stages import KINDS, Stage, clear, fresh_copy, set_up
-from tests.crash.victim import Victims
+from tests.crash import cases
+from tests.crash.scenes import SCENES
+from tests.damage_kit import in_memory
 
-Case = tuple[str, Callable[[Path], object]]
-"""What plays it again, and the case itself, to be called with a new place."""
+T = TypeVar("T")
 
-PARTS = ("kills", "faults", "cuts")
+PARTS = {"kills": ("--kill",), "faults": ("--fault", "--system-call"), "power cuts": ("--cut",)}
+SECONDS_BETWEEN_LINES = 10
+FAILURES_SHOWN = 20
+RANDOM_KILLS = 600
+"""At random moments, beside every passing of every failpoint."""
 
 
-class Soak:
-    """One run: its stages, its victims, its figures."""
+@dataclass
+class Limits:
+    """When it ends early: at a time, or when somebody says so."""
 
-    def __init__(self, folder: Path, victims: Victims, seed: int) -> None:
-        self.folder = folder
-        self.victims = victims
-        self.seed = seed
-        self.stages: dict[str, Stage] = {kind: set_up(folder / f"stage-{kind}", kind) for kind in KINDS}
-        self.passed: dict[str, list[str]] = {}
-        self.recordings: dict[str, Recording] = {}
-        self.done: Counter[str] = Counter()
-        self.not_reached: Counter[str] = Counter()
-        self.failed: list[str] = []
-        self._started = self._told = time.monotonic()
+    until: float
+    stopped: bool = False
 
-    def stage(self, scene: Scene) -> Stage:
-        """The stage that a scene is played on."""
-        return self.stages[scene.kind]
-
-    def count(self, scene: Scene) -> list[str]:
-        """The failpoints that a scene reaches; played once."""
-        if scene.name not in self.passed:
-            location = fresh_copy(self.stage(scene), self.folder / "counted", scene.prepare)
-            self.passed[scene.name] = self.victims.passed(scene.name, location)
-            clear(location)
-        return self.passed[scene.name]
-
-    def recording(self, name: str) -> tuple[Recording, Stage]:
-        """What a scene writes; played once."""
-        scene = SCENES.get(name)
-        stage = self.stages[scene.kind if scene else "plain"]
-        if name not in self.recordings:
-            root = self.folder / f"recorded-{name}"
-            root.mkdir()
-            fresh_copy(stage, root / "repo", scene.prepare if scene else None)
-            self.recordings[name] = record(python("tests.crash.recorded", name, str(root)), root)
-        return self.recordings[name], stage
-
-    def run(self, part: str, cases: Iterator[Case], most: int, until: float) -> None:
-        """Play cases until there are so many, no more, or no time."""
-        for number, (again, play) in enumerate(cases):
-            if number >= most or time.monotonic() > until:
-                break
-            location = self.folder / "trial"
-            try:
-                reached = play(location)
-            except Exception:
-                clear(location)
-                self.failed.append(again)
-                print(f"FAILED {part}: python -m tests.crash.soak --seed {self.seed} {again}", flush=True)
-                traceback.print_exc()
-            else:
-                (self.not_reached if reached is False else self.done)[part] += 1
-            self.tell(part)
-        self.tell(part, now=True)
-
-    def tell(self, part: str, *, now: bool = False) -> None:
-        """A line of progress."""
-        if now or time.monotonic() - self._told > 10:
-            self._told = time.monotonic()
-            figures = ", ".join(f"{self.done[name]} {name}" for name in PARTS)
-            spent = self._told - self._started
-            print(f"{spent:6.0f} s  {part}: {figures}, {len(self.failed)} failed", flush=True)
-
-    # --- the cases ---
-
-    def named_kills(self) -> Iterator[Case]:
-        """Every passing of every failpoint in every scene, in a random order."""
-        found = [(scene, point) for scene in SCENES.values() for point in every(self.count(scene))]
-        random.Random(self.seed).shuffle(found)
-        for scene, point in found:
-            yield f"--kill {scene.name}/{point}", self.kill(scene, point)
-
-    def kill(self, scene: Scene, point: str) -> Callable[[Path], object]:
-        """One kill at a failpoint."""
-        return lambda at: kill(self.victims, self.stage(scene), scene, point, self.count(scene), at)
-
-    def random_kills(self) -> Iterator[Case]:
-        """Kills at random moments, for ever."""
-        chance = random.Random(self.seed)
-        while True:
-            scene = chance.choice(list(SCENES.values()))
-            seconds = chance.uniform(0.002, 0.25)
-            yield f"--kill {scene.name}/{seconds:.4f}", self.kill_after(scene, seconds)
-
-    def kill_after(self, scene: Scene, seconds: float) -> Callable[[Path], object]:
-        """One kill after a time."""
-        return lambda at: kill_after(self.victims, self.stage(scene), scene, seconds, at)
-
-    def all_faults(self) -> Iterator[Case]:
-        """Every kind of fault at every call to the store and beneath, spread over the scenes."""
-        found: list[tuple[str, Scene, str]] = []
-        for scene in SCENES.values():
-            for reads in (False, True) if scene.own_store else ():
-                for nth in range(1, self._calls(scene, reads=reads) + 1):
-                    found += [("fault", scene, str(fault)) for fault in faults(nth, reads=reads)]
-            for nth in range(1, self._calls(scene, beneath=True) + 1):
-                found += [("system-call", scene, str(fault)) for fault in system_faults(nth)]
-        print(f"         {len(found)} faults are possible", flush=True)
-        random.Random(self.seed).shuffle(found)
-        for what, scene, fault in found:
-            yield f"--{what} {scene.name}/{fault}", self.fault(what, scene, fault)
-
-    def fault(self, what: str, scene: Scene, fault: str) -> Callable[[Path], object]:
-        """One injected fault."""
-        play = injected if what == "fault" else system_call_fails
-        return lambda at: play(self.stage(scene), scene, fault_of(fault), at, thorough=True)
-
-    def _calls(self, scene: Scene, *, reads: bool = False, beneath: bool = False) -> int:
-        location = fresh_copy(self.stage(scene), self.folder / "counted", scene.prepare)
-        try:
-            return count_calls(scene, location, reads=reads, beneath=beneath)
-        finally:
-            clear(location)
-
-    def all_cuts(self) -> Iterator[Case]:
-        """Power cuts at every moment of every scene, in more and more random ways; each state once."""
-        seen: set[bytes] = set()
-        for generation in range(1000):
-            found = []
-            for name in (*SCENES, "engine"):
-                recording, _ = self.recording(name)
-                some = range(self.seed + 4 * generation, self.seed + 4 * generation + 4)
-                found += [(name, cut) for cut in cuts(recording, some) if generation == 0 or cut.way.isdigit()]
-            random.Random(self.seed + generation).shuffle(found)
-            for name, cut in found:
-                state = digest(left(self.recording(name)[0], cut))
-                if state not in seen:
-                    seen.add(state)
-                    yield f"--cut {name}/{cut}", self.cut(name, cut)
-
-    def cut(self, name: str, cut: Cut) -> Callable[[Path], object]:
-        """One power cut."""
-
-        def play(at: Path) -> None:
-            recording, stage = self.recording(name)
-            after_a_cut(recording, cut, stage, SCENES.get(name), at, thorough=True)
-
-        return play
+    @property
+    def reached(self) -> bool:
+        return self.stopped or time.monotonic() >= self.until
 
 
-def _one(soak: Soak, arguments: argparse.Namespace) -> Case:
-    name, _, rest = (arguments.kill or arguments.fault or arguments.system_call or arguments.cut).partition("/")
-    if arguments.cut:
-        at, _, way = rest.partition("-")
-        return f"--cut {name}/{rest}", soak.cut(name, Cut(int(at), way))
-    scene = SCENES[name]
-    if arguments.kill and rest.replace(".", "", 1).isdigit():
-        return f"--kill {name}/{rest}", soak.kill_after(scene, float(rest))
-    if arguments.kill:
-        return f"--kill {name}/{rest}", soak.kill(scene, rest)
-    what = "fault" if arguments.fault else "system-call"
-    return f"--{what} {name}/{rest}", soak.fault(what, scene, rest)
+@dataclass
+class Tally:
+    """What came of the cases that were played."""
+
+    seed: int
+    planned: Counter[str] = field(default_factory=Counter)
+    withstood: Counter[str] = field(default_factory=Counter)
+    not_reached: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    playing_since: float = 0.0
+    _told: float = 0.0
+
+    @property
+    def played(self) -> int:
+        return self.withstood.total() + self.not_reached.total() + len(self.failed)
+
+    def add(self, case: str, reached: bool, why: str) -> None:
+        """Count a case; one that failed is told at once."""
+        if why:
+            self.failed[case] = why
+            print(f"FAILED {self.again(case)}\n{why}", flush=True)
+        else:
+            (self.withstood if reached else self.not_reached)[part_of(case)] += 1
+
+    def again(self, case: str) -> str:
+        """The command that plays a case alone."""
+        return f"python -m tests.crash.soak --seed {self.seed} {case}"
+
+    def tell(self, preparing: str = "") -> None:
+        """A line of progress, not too often."""
+        now = time.monotonic()
+        if now - self._told < SECONDS_BETWEEN_LINES:
+            return
+        self._told = now
+        spent = now - self.began
+        figures = ", ".join(f"{self.withstood[part]:,} of {self.planned[part]:,} {part}" for part in PARTS)
+        left = (self.planned.total() - self.played) * (now - self.playing_since) / max(1, self.played) / 60
+        said = preparing or f"{figures}, {len(self.failed)} failed; about {left:.0f} min to go"
+        print(f"{spent:6.0f} s  {said}", flush=True)
+
+    def sum_up(self, limits: Limits) -> None:
+        """The whole, in a few lines."""
+        spent = time.monotonic() - self.began
+        print(f"\nsoak, seed {self.seed}, {spent:.0f} s")
+        for part in PARTS:
+            bad = sum(part_of(case) == part for case in self.failed)
+            print(
+                f"  {part:10}  {self.withstood[part]:6,} withstood, {bad} failed,"
+                f" {self.not_reached[part]} ended before their moment came"
+            )
+        if self.played < self.planned.total():
+            why = "a signal came" if limits.stopped else "the time was up"
+            print(f"  {self.planned.total() - self.played:,} cases were not played, as {why}")
+        for case in islice(self.failed, FAILURES_SHOWN):
+            print(f"  again: {self.again(case)}")
+        print("FAILED" if self.failed else "nothing failed", flush=True)
 
 
-def _arguments() -> argparse.Namespace:
+def part_of(case: str) -> str:
+    """Which of PARTS a case belongs to."""
+    return next(part for part, options in PARTS.items() if case.partition(" ")[0] in options)
+
+
+def prepared(pool: ProcessPoolExecutor, arguments: argparse.Namespace, tally: Tally, limits: Limits) -> list[str]:
+    """Every case that is to be played, in one random order."""
+    seed = arguments.seed
+    chance = random.Random(seed)
+    scenes = [name for name in cases.RECORDED if name in (arguments.scenes or cases.RECORDED)]
+    played = [name for name in scenes if name in SCENES]
+    share = -(-arguments.cuts // len(scenes))
+    kills = [pool.submit(cases.find_kills, name) for name in played if arguments.kills]
+    faults = [pool.submit(cases.find_faults, name, seed) for name in played if arguments.faults]
+    cuts = [pool.submit(cases.find_cuts, name, seed, share) for name in scenes if arguments.cuts]
+    _finish([*kills, *cuts, *faults], tally, limits)
+    named = [case for found in kills for case in _result(found, [])]
+    moments = [(chance.choice(played), chance.uniform(0.002, 0.25)) for _ in range(RANDOM_KILLS)] if kills else []
+    at_random = [f"--kill {name}/{seconds:.4f}" for name, seconds in moments]
+    by_call = [ways for found in faults for ways in _result(found, [])]
+    chance.shuffle(by_call)
+    rounds = (case for ways in zip_longest(*by_call) for case in ways if case is not None)
+    chosen = {
+        "kills": _some(chance, named + at_random, arguments.kills),
+        "faults": list(islice(rounds, len(by_call) if arguments.faults < 0 else arguments.faults)),
+        "power cuts": _some(chance, [case for found in cuts for case in _result(found, [])], arguments.cuts),
+    }
+    tally.planned.update({part: len(found) for part, found in chosen.items()})
+    together = list(chain.from_iterable(chosen.values()))
+    chance.shuffle(together)
+    return together
+
+
+def _some(chance: random.Random, found: list[str], most: int) -> list[str]:
+    chance.shuffle(found)
+    return found if most < 0 else found[:most]
+
+
+def _finish(futures: Sequence[Future[Any]], tally: Tally, limits: Limits) -> None:
+    waiting = set(futures)
+    while waiting:
+        if limits.reached:
+            for one in waiting:
+                one.cancel()
+        _, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+        tally.tell(f"counting and recording: {len(futures) - len(waiting)} of {len(futures)}")
+
+
+def _result(future: Future[T], otherwise: T) -> T:
+    return otherwise if future.cancelled() else future.result()
+
+
+def play_all(pool: ProcessPoolExecutor, found: Iterator[str], most_at_once: int, tally: Tally, limits: Limits) -> None:
+    """Play cases, some at once, until there are no more or a limit is reached."""
+    tally.playing_since = time.monotonic()
+    running: dict[Future[cases.Result], str] = {}
+    while True:
+        while not limits.reached and len(running) < most_at_once and (case := next(found, "")):
+            running[pool.submit(cases.play, case)] = case
+        if not running:
+            return
+        done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+        for one in done:
+            tally.add(running.pop(one), *one.result())
+        tally.tell()
+
+
+@contextmanager
+def ended_by_signals(limits: Limits) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends it soon, a second one at once."""
+
+    def stop(number: int, _: object) -> None:
+        limits.stopped = True
+        signal.signal(number, before[signal.Signals(number)])
+        print("ends with the cases under way; once more ends it at once", flush=True)
+
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _count(text: str) -> int:
+    count = int(text.replace(",", ""))
+    if count < 0:
+        raise argparse.ArgumentTypeError("must not be less than 0")
+    return count
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.soak", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--random-kills", type=int, default=600, help="beside every passing of every failpoint")
-    parser.add_argument("--faults", type=int, default=10**9, help="at most so many; all by default")
-    parser.add_argument("--cuts", type=int, default=5000)
-    parser.add_argument("--minutes", type=float, default=10**6, help="for each of the three parts")
+    parser.add_argument("--kills", type=_count, default=-1, metavar="N", help="at most so many; about 2,200 by default")
+    parser.add_argument(
+        "--faults", type=_count, default=-1, metavar="N", help="one at each call by default; 200,000: all"
+    )
+    parser.add_argument("--cuts", type=_count, default=5000, metavar="N", help="at most so many power cuts; 5,000")
+    parser.add_argument("--minutes", type=float, default=10**6, metavar="M", help="at most, all in all")
+    parser.add_argument("--scenes", nargs="+", choices=cases.RECORDED, metavar="SCENE", help="only these")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     for what in ("kill", "fault", "system-call", "cut"):
         parser.add_argument(f"--{what}", metavar="SCENE/CASE", help="only this one")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> int:
+def _only(arguments: argparse.Namespace) -> str:
+    said = vars(arguments)
+    options = [option for options in PARTS.values() for option in options]
+    one = [f"{option} {said[option[2:].replace('-', '_')]}" for option in options if said[option[2:].replace("-", "_")]]
+    return one[0] if one else ""
+
+
+def main(argv: list[str] | None = None) -> int:
     """Run, and tell."""
     logging.disable(logging.CRITICAL)
-    arguments = _arguments()
-    print(f"seed {arguments.seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder, Victims() as victims:
-        soak = Soak(Path(folder), victims, arguments.seed)
+    arguments = _arguments(argv)
+    tally, limits = Tally(arguments.seed), Limits(time.monotonic() + arguments.minutes * 60)
+    with in_memory() as folder, ended_by_signals(limits):
+        print(f"soak, seed {arguments.seed}, below {folder}", flush=True)
+        only = _only(arguments)
+        with _pool(folder, 1 if only else arguments.processes) as pool:
+            found = [only] if only else prepared(pool, arguments, tally, limits)
+            if only:
+                tally.planned[part_of(only)] = 1
+            figures = ", ".join(f"{count:,} {part}" for part, count in tally.planned.items())
+            print(f"plays {figures} on {arguments.processes} processes", flush=True)
+            play_all(pool, iter(found), 2 * arguments.processes, tally, limits)
+    tally.sum_up(limits)
+    return 1 if tally.failed else 130 if limits.stopped else 0
 
-        def run(part: str, cases: Iterator[Case], most: int) -> None:
-            soak.run(part, cases, most, time.monotonic() + arguments.minutes * 60)
 
-        if arguments.kill or arguments.fault or arguments.system_call or arguments.cut:
-            run("one", iter([_one(soak, arguments)]), 1)
-        else:
-            run("kills", soak.named_kills(), 10**9)
-            run("kills", soak.random_kills(), arguments.random_kills)
-            run("cuts", soak.all_cuts(), arguments.cuts)
-            run("faults", soak.all_faults(), arguments.faults)
-        figures = ", ".join(f"{soak.done[part]} {part}" for part in (*PARTS, "one") if soak.done[part])
-        print(f"seed {arguments.seed}: {figures or 'nothing'} withstood, {len(soak.failed)} failed;", end=" ")
-        print(f"{sum(soak.not_reached.values())} ended before their moment came")
-        for again in soak.failed:
-            print(f"    python -m tests.crash.soak --seed {arguments.seed} {again}")
-    return 1 if soak.failed else 0
+def _pool(folder: Path, processes: int) -> ProcessPoolExecutor:
+    begin: Callable[..., None] = cases.begin
+    stages = cases.set_up_all(folder)
+    # Not forked: DuckDB has threads in this process by now.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, initializer=begin, initargs=(folder, stages))
 
 
 if __name__ == "__main__":
