@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from storage.blobs import Buffer
+from storage.bulkreads import as_words, read_nodes
 from storage.chunkstore import ChunkStore, Session
 from storage.errors import Damaged, Missing, Overtaken
 from storage.format import PackKind
+
+BULK_NODES = 1024
+"""So many nodes at once pay for numpy's import and for reading what lies between them."""
 
 
 class StoredNodes:
@@ -28,10 +32,18 @@ class StoredNodes:
 
     def get_nodes(self, ids: Sequence[bytes]) -> list[Buffer]:
         try:
-            return self.store.read_many(ids, node=True)
+            return self.store.read_many(ids, node=True) if len(ids) < BULK_NODES else self._in_bulk(ids)
         except Damaged as error:
             if self._session is not None:
                 self._session.check()  # nodes of a lost pack are no damage
                 if self.store.shared and isinstance(error, Missing):
                     raise Overtaken("a pack that it builds on was freed meanwhile", where=error.where) from error
             raise
+
+    def _in_bulk(self, ids: Sequence[bytes]) -> list[Buffer]:
+        found: list[Buffer] = [b""] * len(ids)
+        for nodes in read_nodes(self.store, as_words(ids)):
+            columns = (nodes.rows, nodes.starts, nodes.starts + nodes.lengths)
+            for row, start, end in zip(*(column.tolist() for column in columns), strict=True):
+                found[row] = bytes(nodes.data[start:end])
+        return found
