@@ -23,6 +23,7 @@ from engine.rulebook import Rulebook
 from engine.state import State
 from engine.threads import Threads, settled
 from metrics.registry import Metrics
+from policies.units import counted
 from storage.errors import StorageError
 
 log = logging.getLogger("engine.sources")
@@ -77,7 +78,9 @@ class Sources:
         vcenter, skew = max(self.skews.items(), key=lambda one: abs(one[1]), default=("", 0.0))
         if abs(skew) <= WRONG_CLOCK.total_seconds():
             return ""
-        return f"the clocks of this machine and of vCenter {vcenter} differ by {abs(skew) / 60:.0f} minutes"
+        return (
+            f"the clocks of this machine and of vCenter {vcenter} differ by {counted(round(abs(skew) / 60), 'minute')}"
+        )
 
     async def follow_events(self, hypervisor: Hypervisor) -> None:
         """Events of one vCenter, from the cursor of the state on."""

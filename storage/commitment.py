@@ -96,7 +96,7 @@ def check(blobs: Blobs, reliance: Reliance) -> None:
     """Overtaken when a pack that the restore point counts on is being freed, or that cannot be told any more."""
     freeing = noted(blobs, FREEING) - reliance.learnt.freed
     if touched := sorted(name.key for name in freeing if name.number in reliance.packs):
-        raise Overtaken(f"{len(touched)} packs that it refers to are being freed", where=touched[0], hint=AGAIN)
+        raise Overtaken("packs that it refers to are being freed", where=touched[0], hint=AGAIN)
     if freeing:
         for point in reliance.bases:
             try:

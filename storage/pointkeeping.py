@@ -115,7 +115,7 @@ class PointKeeping:
                 raise Refused(f"restore point {point} is held: {', '.join(state.holds)}", hint="release it first")
             until = self._locked_until(point, state)
             if until is not None and until > now:
-                raise Refused(f"restore point {point} is locked until {manifests.stamp(until)}")
+                raise Refused(f"restore point {point} is locked until {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC")
             if by_retention:
                 self._keep_away(point)
             self.add_mark(point, MarkKind.EXPIRED, now, reason, into_catalog=False)

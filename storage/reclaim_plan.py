@@ -110,7 +110,7 @@ class ReclaimPlan:
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.free)} packs to free, {len(self.condemn)} to condemn, {len(self.rewrite)} to write again,"
+            f"packs: {len(self.free)} to free, {len(self.condemn)} to condemn, {len(self.rewrite)} to write again,"
             f" {len(self.waiting)} waiting, {self.young} too young to judge;"
             f" frees {self.freed_bytes} of {self.total_bytes} bytes"
         ]
