@@ -100,4 +100,4 @@ def _show_plan(work: CopyPlan, json: bool) -> None:
 
 
 def _away(expired: int) -> str:
-    return f" {counted(expired, 'restore point')} expired there, and copied again only by --point." if expired else ""
+    return f" {counted(expired, 'restore point')} expired there and left out; --point asks for one anyway." if expired else ""

@@ -242,6 +242,8 @@ def test_what_was_expired_in_a_copy_is_not_said_to_be_copied_under_its_tombstone
         target.expire(point.id, "by hand", NOW)
         plan = plan_copy(source, target)
         assert (plan.missing, plan.there, plan.expired) == ((), 0, 1)
+        with pytest.raises(Refused, match=r"tombstone still lies here \(it goes 30 days after"):
+            plan_copy(source, target, again=[point.id])
 
 
 def test_what_another_process_copied_meanwhile_is_there(tmp_path: Path) -> None:
