@@ -100,4 +100,6 @@ def _show_plan(work: CopyPlan, json: bool) -> None:
 
 
 def _away(expired: int) -> str:
-    return f" {counted(expired, 'restore point')} expired there and left out; --point asks for one anyway." if expired else ""
+    if not expired:
+        return ""
+    return f" {counted(expired, 'restore point')} expired there and left out; --point asks for one anyway."
