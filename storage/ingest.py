@@ -53,8 +53,9 @@ class DiskIngest:
     def write(self, offset: int, view: memoryview) -> None:
         """Store a part of the disk; whole blocks, but for the disk's end. Blocks until it is in a pack."""
         check_placement(offset, len(view), self._block_bytes, self.head.capacity_bytes)
-        for start in range(0, len(view), BATCH_BYTES):
-            self._write_batch(offset + start, view[start : start + BATCH_BYTES])
+        step = max(1, BATCH_BYTES // self._block_bytes) * self._block_bytes
+        for start in range(0, len(view), step):
+            self._write_batch(offset + start, view[start : start + step])
 
     def zero(self, offset: int, length: int) -> None:
         """This part of the disk is known to read as zeros."""

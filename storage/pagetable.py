@@ -8,6 +8,7 @@ a guess that bytes confirm. Its size is bounded: in a large repository newer pla
 from __future__ import annotations
 
 import logging
+import threading
 from array import array
 from collections.abc import Iterable
 from struct import Struct
@@ -16,7 +17,7 @@ from zlib import crc32
 
 from storage.blobs import Blobs, Buffer
 from storage.errors import Damaged, StorageError, Unsupported
-from storage.format import ObjectKind
+from storage.format import ENVELOPE, ObjectKind
 from storage.sealing import Sealing
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _STEPS = 8
 """How far from its own place in the table a key may stand."""
 
 _HEAD = Struct("<II")
+_MAX_STORED_BYTES = ENVELOPE.size + _HEAD.size + (10 << LAST_BITS) + 32
 
 
 def page_key(data: Buffer, page: int) -> int:
@@ -81,6 +83,7 @@ class PageTable:
         self._blobs = blobs
         self._sealing = sealing
         self._loaded = self._changed = False
+        self._loading = threading.Lock()
         self._expected: dict[bytes, tuple[int, ...]] = {}
         self._used = 0
         self._table = _Table.empty(FIRST_BITS)
@@ -147,18 +150,26 @@ class PageTable:
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
+        with self._loading:  # nobody enters a place, and saves, before what was kept is there
+            if not self._loaded:
+                self._read()
+                self._loaded = True
+
+    def _read(self) -> None:
         try:
+            if self._blobs.size(KEY) > _MAX_STORED_BYTES:
+                raise Damaged("the table of pages is too long", where=KEY)
             payload = memoryview(self._sealing.open(ObjectKind.PAGES, KEY, self._blobs.get(KEY)))
-            bits, used = _HEAD.unpack_from(payload)
+            bits, used = _HEAD.unpack_from(payload) if len(payload) >= _HEAD.size else (0, 0)
             if not FIRST_BITS <= bits <= LAST_BITS or len(payload) != _HEAD.size + (10 << bits):
                 raise Damaged("the table of pages has the wrong length", where=KEY)
             columns = bytes(payload[_HEAD.size :])
             keys, numbers, slots = columns[: 4 << bits], columns[4 << bits : 8 << bits], columns[8 << bits :]
             self._table = _Table(bits, array("I", keys), array("I", numbers), array("H", slots))
             self._used = used
-        except (Damaged, Unsupported) as error:
-            log.debug("begins with an empty table of pages: %s", error)
+        except StorageError as error:
+            told = logging.DEBUG if isinstance(error, (Damaged, Unsupported)) else logging.WARNING
+            log.log(told, "begins with an empty table of pages: %s", error)
 
     def _put(self, key: int, number: int, slot: int) -> None:
         self._used += self._table.put(key, number, slot)

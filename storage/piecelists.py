@@ -11,15 +11,39 @@ from storage.format import Pieced, PieceList, parse_pieces
 
 WHERE = "piece list"
 
+CHUNKS_AT_ONCE = 32
+
 
 def read_blocks(store: ChunkReads, ids: Sequence[bytes]) -> list[Buffer]:
-    """The blocks, each verified against its id; Damaged when one is not intact."""
+    """The blocks, each verified against its id; Damaged when one is not intact.
+
+    Of the chunks that lists name only some are in memory at once, however many and long they are.
+    """
     lists = read_lists(store, ids)
     if not lists:
         return store.read_many(ids)
+    pieced = {id_: bytearray(sum([length for _, _, length in one.pieces])) for id_, one in lists.items()}
+    parts: dict[bytes, list[tuple[memoryview, int]]] = {}
+    for id_, one in lists.items():
+        into, begin = memoryview(pieced[id_]), 0
+        for which, at, length in one.pieces:
+            parts.setdefault(one.chunks[which], []).append((into[begin : begin + length], at))
+            begin += length
+    whole: dict[bytes, Buffer] = {id_: b"" for id_ in ids if not isinstance(id_, Pieced)}
     wanted = list(dict.fromkeys(chunks_of(ids, lists)))
-    chunks = dict(zip(wanted, store.read_many(wanted), strict=True))
-    return [_composed(store, lists[id_], chunks) if isinstance(id_, Pieced) else chunks[id_] for id_ in ids]
+    for start in range(0, len(wanted), CHUNKS_AT_ONCE):
+        some = wanted[start : start + CHUNKS_AT_ONCE]
+        for chunk, data in zip(some, store.read_many(some), strict=True):
+            if chunk in whole:
+                whole[chunk] = data
+            for piece, at in parts.get(chunk, ()):
+                if at + len(piece) > len(data):
+                    raise Damaged("a piece list names more of a chunk than there is", where=WHERE)
+                piece[:] = memoryview(data)[at : at + len(piece)]
+    for id_, block in pieced.items():
+        if store.sealing.chunk_id(block) != lists[id_].content:
+            raise Damaged("a block that is put together from pieces is not what was written", where=WHERE)
+    return [pieced[id_] if isinstance(id_, Pieced) else whole[id_] for id_ in ids]
 
 
 def read_lists(store: ChunkReads, ids: Iterable[bytes]) -> dict[bytes, PieceList]:
@@ -38,11 +62,3 @@ def chunks_of(ids: Iterable[bytes], lists: dict[bytes, PieceList]) -> Iterable[b
             yield from lists[id_].chunks
         else:
             yield id_
-
-
-def _composed(store: ChunkReads, pieces: PieceList, chunks: dict[bytes, Buffer]) -> bytes:
-    views = [memoryview(chunks[chunk]) for chunk in pieces.chunks]
-    block = b"".join([views[which][at : at + length] for which, at, length in pieces.pieces])
-    if store.sealing.chunk_id(block) != pieces.content:
-        raise Damaged("a block that is put together from pieces is not what was written", where=WHERE)
-    return block

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from storage.blobs import Buffer
 from storage.chunkstore import Added, ChunkStore, Session
 from storage.errors import UNREADABLE, Damaged
-from storage.format import PackKind, Pieced, PieceList, pack_pieces
+from storage.format import MAX_PIECES, PackKind, Pieced, PieceList, pack_pieces
 from storage.pagetable import PAGE_BYTES, page_key
 from storage.piecelists import read_lists
 
@@ -27,8 +27,11 @@ MIN_PAGES_OF_CHUNK = 2
 MAX_RUNS = 8
 """A block in more pieces than this would be slow to read; larger blocks may have as many per 64 KiB."""
 
-KEPT_CHUNKS = 64
-"""Chunks that were compared lately and are kept in memory: neighbouring blocks share with the same."""
+KEPT_BYTES = 4 << 20
+"""Of chunks that were compared lately and are kept in memory: neighbouring blocks share with the same."""
+
+COMPARED_BYTES = 64 << 20
+"""Of chunks that one call compares with, those that have the most pages: what one finds may be many large ones."""
 
 _Shared = tuple[int, int]
 """(which chunk, page within it)"""
@@ -79,7 +82,7 @@ class Piecing:
         """
         find = self._store.pages.find
         keys: dict[bytes, tuple[int, ...]] = {}
-        places: set[int] = set()
+        places: Counter[int] = Counter()
         for _, chunk, data in blocks:
             if len(data) == self._block_bytes:
                 keys[chunk] = of_block = tuple([page_key(data, page) for page in range(self._pages)])
@@ -88,7 +91,7 @@ class Piecing:
             return {}
         asked = [(block, chunk, data) for block, chunk, data in blocks if chunk in keys]
         made = self._unchanged(asked)
-        known = self._compared(places)
+        known = self._compared([place for place, _ in places.most_common(max(1, COMPARED_BYTES // self._block_bytes))])
         pages = {key: (at, page) for at, one in enumerate(known) for page, key in enumerate(one.keys)}
         drafts: dict[bytes, _Draft] = {}
         fresh: list[bytes] = []
@@ -97,9 +100,9 @@ class Piecing:
                 draft = self._draft(chunk, bytes(data), keys[chunk], known, pages, fresh)
                 if draft is not None:
                     drafts[chunk] = draft
-        added.known_bytes += len(made) * self._block_bytes
         if drafts:
             made |= self._stored(list(drafts.values()), fresh, added)
+        added.known_bytes += sum(chunk in made for _, chunk, _ in asked) * self._block_bytes
         return made
 
     def _unchanged(self, blocks: Sequence[tuple[int, bytes, Buffer]]) -> dict[bytes, Pieced]:
@@ -129,7 +132,7 @@ class Piecing:
                 have[chunk] = _Known(chunk, bytes(data), keys)
         with self._lock:
             self._kept.update(have)
-            while len(self._kept) > KEPT_CHUNKS:
+            while len(self._kept) * self._block_bytes > KEPT_BYTES:
                 self._kept.popitem(last=False)
         return [have[chunk] for chunk in ids if chunk in have]
 
@@ -165,7 +168,7 @@ class Piecing:
             if one is None:
                 new.append(data[page * PAGE_BYTES : (page + 1) * PAGE_BYTES])
             _extend(draft.runs, chunk, at, self._pages)
-        if len(draft.runs) > MAX_RUNS * max(1, self._pages // 16):
+        if len(draft.runs) > min(MAX_RUNS * max(1, self._pages // 16), MAX_PIECES):
             return None
         fresh += new
         return draft
@@ -175,15 +178,17 @@ class Piecing:
         new = [b"".join(fresh[at : at + self._pages]) for at in range(0, len(fresh), self._pages)]
         new_ids = [self._store.sealing.chunk_id(data) for data in new]
         named = {known.id: known.data for draft in drafts for known, _, _ in draft.runs if known is not None}
-        for items in (list(zip(new_ids, new, strict=True)), list(named.items())):
-            if items:
-                added.stored_bytes += self._store.add(self._session, PackKind.DATA, items).stored_bytes
+        if new:
+            of_new = self._store.add(self._session, PackKind.DATA, list(zip(new_ids, new, strict=True)))
+            added.stored_bytes += of_new.stored_bytes
+            added.new_bytes += of_new.new_bytes
+            added.known_bytes -= of_new.new_bytes
+        if named:
+            added.stored_bytes += self._store.add(self._session, PackKind.DATA, list(named.items())).stored_bytes
         lists = [pack_pieces(_piece_list(draft, new_ids, self._pages)) for draft in drafts]
         ids = [self._store.sealing.node_id(data) for data in lists]
         items = list(zip(ids, lists, strict=True))
         added.stored_bytes += self._store.add(self._session, PackKind.TREE, items).stored_bytes
-        added.new_bytes += len(fresh) * PAGE_BYTES
-        added.known_bytes += len(drafts) * self._block_bytes - len(fresh) * PAGE_BYTES
         return {draft.content: Pieced(id_) for draft, id_ in zip(drafts, ids, strict=True)}
 
 

@@ -1,0 +1,139 @@
+"""Pieced blocks at their limits: block sizes, long lists, tables that cannot be used, and what numbers add up to."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from policies.facts import PointId, VmId
+from storage import piecelists
+from storage.format import MAX_PIECES, ObjectKind, PackKind, Pieced, PieceList, pack_pieces
+from storage.pagetable import KEY, PAGE_BYTES
+from storage.piecelists import read_blocks
+from storage.repository import DiskHead, PointHead, Repository
+from storage.verify import verify
+from tests.storage_kit import DISK, NOW, back_up, later, make, opened, read_back
+
+KIB_64 = 64 << 10
+
+
+def _random(seed: int, length: int) -> bytearray:
+    return bytearray(random.Random(seed).randbytes(length))
+
+
+def _shifted(disk: bytearray, pages: int = 5) -> bytearray:
+    return _random(9, pages * PAGE_BYTES) + disk[: len(disk) - pages * PAGE_BYTES]
+
+
+def _head(hours: int) -> PointHead:
+    return PointHead(VmId(f"vm-{hours}"), f"vm-{hours}", later(hours=hours))
+
+
+def _lists(repo: Repository, point: PointId) -> list[bytes]:
+    leaves = [children for _, children in repo.read_disk(point, DISK).leaves()]
+    return [id_ for children in leaves for id_ in children.values() if isinstance(id_, Pieced)]
+
+
+@pytest.mark.parametrize("block_bytes", [4096, 12288, 16384, 1 << 20, (1 << 20) + 4096, 12 << 20])
+def test_any_block_size_reads_back_however_much_is_given_at_once(tmp_path: Path, block_bytes: int) -> None:
+    disk = _random(1, max(block_bytes, 1 << 20) * 2 + 5000)
+    with opened(make(tmp_path / "r", block_bytes=block_bytes)) as repo:
+        for hours, content in enumerate((disk, _shifted(disk), _shifted(disk)[PAGE_BYTES:])):
+            head = DiskHead(DISK, len(content))
+            with repo.new_point(_head(hours)) as pending:
+                ingest = pending.disk(head, base=None)
+                ingest.write(0, memoryview(content))
+                stats = ingest.finish()
+                point = pending.commit().id
+            assert read_back(repo, point) == content
+            assert stats.new_bytes + stats.dedup_bytes == len(content)
+
+
+def test_a_block_that_would_need_more_pieces_than_a_list_may_have_is_stored_whole(tmp_path: Path) -> None:
+    block_bytes = 12 << 20
+    first = _random(1, block_bytes)
+    pairs = [first[at : at + 2 * PAGE_BYTES] for at in range(0, block_bytes, 2 * PAGE_BYTES)]
+    second = bytearray(b"".join(pairs[1::2] + pairs[::2]))
+    assert len(pairs) > MAX_PIECES
+    with opened(make(tmp_path / "r", block_bytes=block_bytes)) as repo:
+        back_up(repo, first)
+        assert read_back(repo, back_up(repo, second, vm="vm-2", at=later(hours=1)).id) == second
+
+
+def test_new_and_known_bytes_add_up_when_equal_blocks_are_pieced(tmp_path: Path) -> None:
+    first = _random(1, 24 * KIB_64)
+    with opened(make(tmp_path / "r", block_bytes=KIB_64)) as repo:
+        back_up(repo, first)
+        start = _shifted(first)[: 3 * KIB_64]
+        twice = start[KIB_64 : 2 * KIB_64] * 2
+        disk = start + twice + bytes(KIB_64) + twice
+        for hours in (1, 2):
+            head = DiskHead(DISK, len(disk))
+            with repo.new_point(_head(hours)) as pending:
+                ingest = pending.disk(head, base=None)
+                ingest.write(0, memoryview(disk))
+                stats = ingest.finish()
+                point = pending.commit().id
+            assert len(_lists(repo, point)) == 7
+            assert stats.new_bytes + stats.dedup_bytes == len(disk) - KIB_64
+            assert stats.new_bytes == (5 * PAGE_BYTES if hours == 1 else 0)
+            assert read_back(repo, point) == disk
+
+
+@pytest.mark.parametrize("harm", ["folder", "short", "long", "points nowhere"])
+def test_a_table_of_pages_that_cannot_be_used_stops_no_backup(tmp_path: Path, harm: str) -> None:
+    location = make(tmp_path / "r", block_bytes=KIB_64)
+    table = location / KEY
+    first = _random(1, 12 * KIB_64)
+    with opened(location) as repo:
+        back_up(repo, first)
+        seal = repo.sealing
+    payload = seal.open(ObjectKind.PAGES, KEY, table.read_bytes())
+    columns = len(payload) - 8
+    match harm:
+        case "folder":
+            table.unlink()
+            table.mkdir()
+        case "short":
+            table.write_bytes(seal.close(ObjectKind.PAGES, KEY, b"abc"))
+        case "long":
+            with table.open("r+b") as file:
+                file.truncate(1 << 40)
+        case _:
+            wrong = payload[:4] + b"\xff" * 4 + payload[8 : 8 + columns * 4 // 10] + bytes(columns * 6 // 10)
+            table.write_bytes(seal.close(ObjectKind.PAGES, KEY, wrong))
+    second = _shifted(first)
+    with opened(location) as repo:
+        for hours in (1, 2):
+            point = back_up(repo, second, vm=f"vm-{hours}", at=later(hours=hours))
+            assert read_back(repo, point.id) == second
+        assert verify(repo, now=NOW).sound
+
+
+def test_a_list_of_many_long_chunks_is_put_together_in_little_memory(tmp_path: Path) -> None:
+    chunk_bytes, count = 4 << 20, 256
+    with opened(make(tmp_path / "r")) as repo:
+        session = repo.store.session()
+        ids = []
+        block = b""
+        for number in range(count):
+            data = number.to_bytes(4, "little") * (chunk_bytes // 4)
+            ids.append(repo.sealing.chunk_id(data))
+            block += data[:PAGE_BYTES]
+            repo.store.add(session, PackKind.DATA, [(ids[-1], data)])
+        content = repo.sealing.chunk_id(block)
+        data = pack_pieces(PieceList(content, tuple(ids), tuple((at, 0, PAGE_BYTES) for at in range(count))))
+        of_list = repo.sealing.node_id(data)
+        repo.store.add(session, PackKind.TREE, [(of_list, data)])
+        repo.store.flush(session)
+        tracemalloc.start()
+        try:
+            assert read_blocks(repo.store, [Pieced(of_list), ids[0]])[0] == block
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        repo.store.end(session)
+    assert peak < (piecelists.CHUNKS_AT_ONCE + 4) * chunk_bytes * 1.5
