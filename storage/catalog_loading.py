@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from policies.facts import PointId
-from storage.catalog_rows import TABLES, Row, chunk_arrays, chunk_rows, pack_row
+from storage.catalog_rows import LOAD_CHUNKS, TABLES, Row, chunk_arrays, hex_entries, pack_row
 from storage.errors import StorageError
 from storage.format import PackName
 from storage.manifest import Manifest
@@ -87,11 +87,10 @@ class Loader:
             self._cursor.register("chunk_arrays", chunk_arrays(footers))
             self._cursor.execute("INSERT INTO chunks SELECT * FROM chunk_arrays")
             self._cursor.unregister("chunk_arrays")
-        elif total:
-            with self._csv("chunks") as write:
-                for footer in footers:
-                    for row in chunk_rows(footer):
-                        write(row)
+        else:
+            for footer in footers:
+                if len(footer):
+                    self._cursor.execute(LOAD_CHUNKS, [footer.name.number, hex_entries(footer)])
         self.rows("packs", [pack_row(footer) for footer in footers])
 
     @contextmanager

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from struct import Struct
 from typing import Any
 
 from policies.facts import Consistency, PointId, RestorePoint, VmId
+from storage.format import ENTRY
 from storage.manifest import DiskRecord, Manifest, stamp
 from storage.marks import Mark, MarkKind, MarkState
 from storage.pack import Footer
@@ -55,6 +55,21 @@ VIEWS = {
 }
 """What read-only SQL elsewhere may see."""
 
+
+def _from_hex(first: int, end: int, type: str, step: int = 1) -> str:
+    """SQL for a number from the hex digits of an entry's bytes; with a step of -1 the first byte is the lowest."""
+    if step == 1:
+        return f"('0x' || e[{2 * first + 1}:{2 * end}])::{type}"
+    digits = " || ".join(f"e[{2 * byte + 1}:{2 * byte + 2}]" for byte in reversed(range(first, end)))
+    return f"('0x' || {digits})::{type}"
+
+
+_HASHES = ", ".join(_from_hex(at, at + 8, "UBIGINT") for at in range(0, 32, 8))
+LOAD_CHUNKS = f"""INSERT INTO chunks SELECT {_HASHES}, ?::UINTEGER, i - 1, {_from_hex(36, 40, "UINTEGER", -1)},
+    {_from_hex(40, 43, "UINTEGER", -1)}, {_from_hex(43, 44, "UTINYINT")}
+    FROM (SELECT unnest(l) AS e, generate_subscripts(l, 1) AS i FROM (SELECT string_split(?, ' ') AS l))"""
+"""Adds the chunks of one pack: its number, and `hex_entries` of its footer. DuckDB does it without Python's lock."""
+
 JOIN = """UPDATE points SET vm = joined.vm FROM (
     SELECT point, arg_max(text, (sequence, name)) AS vm FROM marks WHERE kind = 'joined' GROUP BY point
 ) joined WHERE points.id = joined.point AND points.vm <> joined.vm"""
@@ -62,8 +77,6 @@ JOIN = """UPDATE points SET vm = joined.vm FROM (
 
 LOST = "lost: its manifest is gone and nobody expired it"
 
-_HASH = Struct(">QQQQ16x")
-_PLACE = Struct("<36xII4x")
 Row = tuple[object, ...]
 
 
@@ -173,22 +186,19 @@ def lost_text(point: RestorePoint) -> str:
     return json.dumps(said, sort_keys=True)
 
 
-def chunk_rows(footer: Footer) -> Iterator[Row]:
-    """A row for each chunk of a pack."""
-    number = footer.name.number
-    places = zip(_HASH.iter_unpack(footer.entries), _PLACE.iter_unpack(footer.entries), strict=True)
-    for slot, (h, (stored, raw)) in enumerate(places):
-        yield (*h, number, slot, stored, raw & 0xFFFFFF, raw >> 24)
-
-
 def mark_of(row: tuple[Any, ...]) -> Mark:
     """The mark that a row stands for."""
     point, sequence, kind, at, text, until, name = row
     return Mark(name, point, sequence, MarkKind(kind), aware(at), text, aware(until) if until else None)
 
 
+def hex_entries(footer: Footer) -> str:
+    """A footer's entries as LOAD_CHUNKS takes them."""
+    return footer.entries.hex(" ", ENTRY.size)
+
+
 def chunk_arrays(footers: Sequence[Footer]) -> dict[str, Any]:
-    """The same as `chunk_rows` for several packs, as numpy arrays by column."""
+    """The rows of the chunks of several packs, as numpy arrays by column."""
     import numpy as np
 
     entry = np.dtype([("h", ">u8", (4,)), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4"), ("check", "<u4")])

@@ -18,7 +18,7 @@ from storage.chunkreads import PENDING
 from storage.codec import encode
 from storage.commitment import Learnt
 from storage.errors import StorageError, StoreFailed
-from storage.format import Codec, PackKind
+from storage.format import Codec, PackKind, PackName
 from storage.index import Index
 from storage.knownpacks import KnownPacks
 from storage.numbering import PackNumbers
@@ -80,6 +80,9 @@ class ChunkStore(KnownPacks):
         self._jobs: SimpleQueue[OpenPack | None] = SimpleQueue()
         self._sealer: threading.Thread | None = None
         self._room = threading.Semaphore(MAX_SEALING)
+        self.on_sealed: Callable[[Sequence[PackName]], None] | None = None
+        """Told of sealed packs by the thread that sealed them, whenever none waits for it."""
+        self._untold: list[PackName] = []
 
     def session(self) -> Session:
         """Begin to add chunks for one restore point."""
@@ -222,6 +225,16 @@ class ChunkStore(KnownPacks):
                 self._seal(pack)
             finally:
                 self._room.release()
+            if self._jobs.empty():
+                self._tell_sealed()
+
+    def _tell_sealed(self) -> None:
+        names, self._untold = self._untold, []
+        if self.on_sealed is not None and names:
+            try:
+                self.on_sealed(names)
+            except BaseException as error:  # heard by every session at its next call
+                self._fail(error, [])
 
     def _seal(self, pack: OpenPack) -> None:
         with self._lock:
@@ -240,6 +253,7 @@ class ChunkStore(KnownPacks):
             self._unindexed.append(pack.name)
             self._unindexed_chunks += len(footer)
             self._changed.notify_all()
+        self._untold.append(pack.name)
         if self.run_is_due():
             try:
                 self.index_sealed()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from storage.creation import BLOCK_BYTES, create
 from storage.errors import UNREADABLE, NoSpace, NoSuchPoint, StorageError, StoreFailed, WrongKey
 from storage.expiry import find_lost, finish_expiry, put_holds_back
 from storage.footerfiles import KeptFooters
+from storage.format import PackName
 from storage.index import Index
 from storage.locking import Locking
 from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHead
@@ -144,6 +145,7 @@ class Repository(PointKeeping):
         self.locking = (
             Locking(opened.locks, self.store, self.private, self.config.fan_out, name_of) if opened.locks else None
         )
+        self.store.on_sealed = self._tell_of_packs
         if isinstance(self.location, ObjectPlace):
             self.store.footers = KeptFooters(blobs, sealing, self.work / "footers")
         for damage in self.store.attach():
@@ -327,6 +329,11 @@ class Repository(PointKeeping):
     def new_point_id(self, taken_at: datetime) -> PointId:
         """A fresh id that sorts by time."""
         return PointId(f"{taken_at.astimezone(UTC):%Y%m%dt%H%M%Sz}-{secrets.token_hex(4)}")
+
+    def _tell_of_packs(self, packs: Sequence[PackName]) -> None:
+        """Tell the catalog of packs while more are filled. One that is not open yet takes them in with the commit."""
+        if self._catalog_open:
+            self.tell_catalog(Changes(packs=packs))
 
     def _warm_catalog(self) -> None:
         """Open the catalog while data is being read: importing DuckDB takes a quarter of a second."""
