@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FULL = ("No space left", "Disk quota exceeded")
+FULL = ("No space left", "Disk quota exceeded", "File too large")
 TROUBLE = ("Read-only file system", "Permission denied", "Could not set lock", "Too many open files")
 
 

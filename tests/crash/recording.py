@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 ROOT = 0
@@ -98,8 +99,29 @@ class Recording:
     operations: list[Operation] = field(default_factory=list)
 
 
+class CannotTrace(Exception):
+    """strace is missing, or may not trace here."""
+
+
+@cache
+def check_tracing() -> None:
+    """CannotTrace, with what to do, unless strace can follow a process here."""
+    command = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", "trace=openat", "-o", os.devnull, "true"]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise CannotTrace("strace is not installed, and power cuts need what it records: make setup") from None
+    if tried.returncode:
+        raise CannotTrace(
+            f"strace may not trace a process here, and power cuts need what it records: {tried.stderr.strip()}"
+            "\nIn a container, allow ptrace: docker run --cap-add=SYS_PTRACE --security-opt seccomp=unconfined …"
+            "\nOn a machine: sysctl kernel.yama.ptrace_scope must be below 3."
+        )
+
+
 def record(command: list[str], folder: Path) -> Recording:
-    """Run a command to its end and record what it does below a folder."""
+    """Run a command to its end and record what it does below a folder. CannotTrace where that is not possible."""
+    check_tracing()
     recording = Recording()
     _take(recording, folder)
     trace, acks = folder.with_name(folder.name + ".trace"), folder.with_name(ACKS)
