@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,9 @@ import pytest
 from policies.facts import VmId
 from storage import blobs
 from storage.blobs import LocalBlobs
+from storage.catalog_loading import Loader
 from storage.errors import Damaged, NoSpace, StoreFailed
+from storage.pack import Footer
 from storage.reclaim import SafetyAges, carry_out, plan_reclaim
 from storage.verify import verify
 from tests.storage_kit import back_up, files, image, later, make, opened, read_back
@@ -113,9 +116,15 @@ def test_a_catalog_that_cannot_grow_answers_from_what_it_has_and_is_not_thrown_a
         rows = repo.catalog.rows()
     (location / "catalog.duckdb").write_bytes(before)
     (location / "catalog.duckdb.wal").unlink(missing_ok=True)
-    monkeypatch.setattr("storage.catalog_loading.secrets", SimpleNamespace(token_hex=lambda _: "full"))
+    full, packs = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], Loader.packs
+
+    def full_once(loader: Loader, footers: Iterable[Footer]) -> set[int]:
+        if full:
+            raise full.pop()
+        return packs(loader, footers)
+
+    monkeypatch.setattr(Loader, "packs", full_once)
     with opened(location) as repo:
-        (location / "spool" / "full.csv").symlink_to(FULL)
         assert [point.id for point in repo.points()] == [old.id]
         assert "catalog behind: " in caplog.text
         assert not list(location.glob("*.corrupt-*"))
@@ -231,7 +240,7 @@ def _make_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return connect(path, read_only=True, **options)
 
     monkeypatch.setattr("os.open", opening)
-    monkeypatch.setattr("duckdb.connect", connecting)
+    monkeypatch.setattr("storage.duckdb_engine.connect", connecting)
 
 
 def test_a_copy_on_a_read_only_file_system_is_listed_read_and_verified(
@@ -265,7 +274,7 @@ def test_a_catalog_that_somebody_else_has_open_is_left_alone(tmp_path: Path, mon
         raise duckdb.IOException("Could not set lock on file: Conflicting lock is held")
 
     with monkeypatch.context() as patched:
-        patched.setattr("duckdb.connect", taken)
+        patched.setattr("storage.duckdb_engine.connect", taken)
         with opened(location) as repo, pytest.raises(StoreFailed, match="Conflicting lock"):
             repo.points()
     assert not list(location.glob("*.corrupt-*"))
@@ -287,7 +296,7 @@ def test_without_a_catalog_and_room_for_one_the_disk_can_still_be_freed(
         raise duckdb.IOException("Could not write file: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("duckdb.connect", full)
+        patched.setattr("storage.duckdb_engine.connect", full)
         with opened(location) as repo:
             with pytest.raises(NoSpace):
                 repo.points()
