@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import Any
 import pytest
 
 from policies.facts import PointId
-from storage import commitment, pointmarks, roots
+from storage import commitment, pagetable, pointmarks, roots
 from storage.errors import Overtaken, Refused, StorageError
+from storage.format import Pieced
 from storage.places import ObjectPlace
 from storage.reclaim import SafetyAges, Thresholds, carry_out, plan_reclaim
 from storage.repository import Repository, open_repository
@@ -32,6 +34,7 @@ EAGER = Thresholds(dead_share=0.01)
 SOAK = bool(os.environ.get("BACKSTAY_SOAK"))
 pytestmark = pytest.mark.timeout(4 * 3600 if SOAK else 180)
 DAY_SECONDS = 25 * 3600
+LARGE = 64 << 10
 
 
 class NoCatalog:
@@ -66,6 +69,8 @@ class Scene:
     folder: Path
     disks: dict[str, bytearray]
     points: dict[str, PointId]
+    pages: bytes = b""
+    """The table of pages that every process begins with."""
 
 
 @dataclass
@@ -85,6 +90,8 @@ class World:
         repo = open_repository(place, now=NOW, blobs=blobs)
         repo.catalog = NoCatalog()  # type: ignore[assignment]
         repo._catalog_open = True
+        if self.scene.pages:
+            repo.private.replace(pagetable.KEY, self.scene.pages)
         blobs.gate = gate
         self.repositories[name] = repo
         return repo
@@ -116,6 +123,42 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     return made
 
 
+@pytest.fixture
+def pieced_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """The same with large blocks: pages of two points that are gone come back elsewhere within their blocks.
+
+    What `moved` has was in `gone`; `base` has piece lists of what was in `other`, and `kept` one block of each.
+    """
+    local = make(tmp_path / "r", block_bytes=LARGE)
+    store = Store()
+    for path in sorted(local.rglob("*")):
+        if path.is_file() and path.name.startswith("config"):
+            store.blobs[path.name] = (path.read_bytes(), store.seconds)
+    chance = random.Random(5)
+    gone, other = (bytearray(chance.randbytes(3 * LARGE)) for _ in range(2))
+    aside = chance.randbytes(3 * 4096)
+    disks = {"gone": gone, "other": other, "kept": gone[:LARGE] + other[:LARGE]}
+    disks |= {"base": other[-LARGE // 2 :] + other[: -LARGE // 2], "moved": aside + gone[: -len(aside)]}
+    made = Scene(store, tmp_path, disks, {})
+    world = World(made, store, {}, tmp_path / "before")
+    with world.open("before") as repo:
+        for name in ("gone", "other", "kept", "base"):
+            made.points[name] = back_up(repo, disks[name], vm=name).id
+        for name in ("gone", "other"):
+            repo.expire(made.points[name], "old", NOW)
+        made.pages = repo.private.get(pagetable.KEY)
+        assert pieced(repo, made.points["base"]) == 3
+    store.seconds += DAY_SECONDS
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: world.store.seconds)
+    return made
+
+
+def pieced(repo: Repository, point: PointId) -> int:
+    """How many blocks of a restore point have piece lists."""
+    leaves = repo.read_disk(point, "Hard disk 1").leaves()
+    return sum(isinstance(id_, Pieced) for _, children in leaves for id_ in children.values())
+
+
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process dies here, so what is private need not be durable, and small listings need no threads."""
@@ -136,7 +179,7 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="backstay-model-", dir=shm if shm.is_dir() else None))
 
 
-def writes(disk: str, *, base: str | None = None) -> Actor:
+def writes(disk: str, *, base: str | None = None, blocks: Sequence[int] = (0,)) -> Actor:
     """A writer that learns of the packs, then commits this disk; what is said to be overtaken is not committed."""
 
     def act(world: World, repo: Repository) -> None:
@@ -144,7 +187,7 @@ def writes(disk: str, *, base: str | None = None) -> Actor:
         data = world.scene.disks[disk]
         on = world.scene.points[base] if base else None
         try:
-            point = back_up(repo, data, vm=f"new {disk}", base=on, blocks=[0] if base else None)
+            point = back_up(repo, data, vm=f"new {disk}", base=on, blocks=blocks if base else None)
         except Overtaken:
             return
         except StorageError as error:
@@ -281,9 +324,36 @@ SCRIPTS: dict[str, tuple[int, int, dict[str, Actor]]] = {
 }
 """How many switches are forced, at every how-many-th step (at every one in a soak), and the actors."""
 
+PIECED: dict[str, tuple[int, int, dict[str, Actor]]] = {
+    "a writer makes lists of chunks in packs that a reclaim frees": (
+        1,
+        2,
+        {"writer": writes("moved"), "reclaim": reclaims()},
+    ),
+    "a writer keeps lists of a point that expires": (
+        1,
+        9,
+        {
+            "writer": writes("base", base="base", blocks=range(3)),
+            "expiry": expires("base"),
+            "reclaim": reclaims(),
+        },
+    ),
+    "two writers make the same lists beside a reclaim in two phases": (
+        1,
+        200,
+        {
+            "one": writes("moved"),
+            "two": writes("moved"),
+            "reclaim": reclaims(age=timedelta(hours=24), days=1, times=3),
+            "restore": restores("base"),
+        },
+    ),
+}
+
 
 def _play_all(scene: Scene, script: str) -> int:
-    switches, stride, actors = SCRIPTS[script]
+    switches, stride, actors = (SCRIPTS | PIECED)[script]
     played = schedules(
         lambda order, forced: play(scene, actors, order, forced), actors, switches, 1 if SOAK else stride
     )
@@ -294,6 +364,11 @@ def _play_all(scene: Scene, script: str) -> int:
 def test_what_was_committed_reads_back_whatever_the_order(scene: Scene, script: str) -> None:
     count = _play_all(scene, script)
     assert count >= (1000 if SCRIPTS[script][0] > 1 else 20)
+
+
+@pytest.mark.parametrize("script", PIECED)
+def test_what_piece_lists_name_stays_whatever_the_order(pieced_scene: Scene, script: str) -> None:
+    assert _play_all(pieced_scene, script) >= 20
 
 
 def test_the_model_notices_a_writer_that_does_not_look_whether_packs_are_freed(
