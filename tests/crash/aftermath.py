@@ -40,7 +40,7 @@ def after_a_crash(
             assert point not in points or read_back(repo, point) == disk, f"{point} is not what it was"
         for point in new:
             data = read_back(repo, point, repo.manifest(point).disks[0].head.name)
-            assert data in [disks()[disk] for disk in scene.made], "a new point is not its disk"
+            assert data in [disks(stage.unit)[disk] for disk in scene.made], "a new point is not its disk"
         _keeps_its_word(repo, told)
         if scene.after is not None:
             scene.after(location)
@@ -56,7 +56,7 @@ def after_a_crash(
         repo.catalog.rebuild()
         assert repo.catalog.rows() == rows, "the catalog is not what a rebuild makes"
         base = next(iter(sorted(stage.kept)))
-        nxt = disks()["next"]
+        nxt = disks(stage.unit)["next"]
         changes = [*FIRST_CHANGED, 1, 11, 50]
         made = back_up(repo, nxt, vm=WEB, base=base, blocks=changes, at=later(hours=7))
         target = location.with_name(location.name + ".restored")

@@ -16,7 +16,7 @@ MANIFEST = ("commit.packs_sealed", "commit.manifest_written")
 """Before its first no restore point may be seen, after its second it must be."""
 
 
-def chosen(passed: Mapping[str, Sequence[str]], times: int = 2) -> dict[str, list[str]]:
+def chosen(passed: Mapping[str, Sequence[str]], times: int = 3) -> dict[str, list[str]]:
     """By scene, the first and the last passing of each failpoint, as `name:n`; each in so many scenes only.
 
     No scene is left out.

@@ -15,6 +15,7 @@ from storage.blobs import Blobs
 from storage.condemned import CONDEMNED, FREEING, Condemnation, write_note
 from storage.copies import copy_points, plan_copy
 from storage.errors import NoRepository, Refused
+from storage.format import Pieced
 from storage.joining import join
 from storage.keys import add_slot, remove_slot, rotate
 from storage.marks import MarkKind
@@ -22,8 +23,8 @@ from storage.rebuild import rebuild, rebuild_catalog
 from storage.reclaim import SafetyAges, Thresholds, carry_out, plan_reclaim
 from storage.repository import Repository
 from storage.verify import verify
-from tests.crash.stages import HINTED, NEW, OLD, WEB, at_work, disks, open_at
-from tests.storage_kit import PASSPHRASE, back_up, later, make, opened
+from tests.crash.stages import HINTED, NEW, OLD, PIECED_BLOCK, WEB, at_work, disks, open_at
+from tests.storage_kit import DISK, PASSPHRASE, back_up, later, make, opened
 
 AGELESS = SafetyAges(timedelta(0), timedelta(days=36500))
 SHORT = SafetyAges(timedelta(microseconds=1), timedelta(days=36500))
@@ -137,6 +138,21 @@ def _second_key(repo: Repository) -> str:
         return next(str(slot["id"]) for slot in repo.config.slots if slot["id"] != repo.config.opened_by)
 
 
+def _shifted_backup(location: Path, blobs: Blobs | None, disk: str = "web shifted") -> None:
+    """A copy of another VM's disk, at places that do not fall on its blocks."""
+    with at_work(location, blobs) as repo:
+        data = disks(PIECED_BLOCK)[disk]
+        point = back_up(repo, data, vm=NEW, name="new", at=later(hours=5))
+        pieced = [type(block) is Pieced for _, row in repo.read_disk(point.id, DISK).leaves() for block in row.values()]
+        assert sum(pieced) > len(pieced) / 4
+
+
+def _shifted_survivor(location: Path, blobs: Blobs | None) -> None:
+    """What a copy is put together from loses the restore points that brought it."""
+    _shifted_backup(location, blobs, "dead shifted")
+    reclaim(location, blobs)
+
+
 def _add_key(location: Path, blobs: Blobs | None) -> None:
     with patch.object(keyslots, "KDF_MEMORY_KIB", 256), at_work(location, blobs) as repo:
         _second_key(repo)
@@ -247,6 +263,7 @@ SCENES = {
     for scene in (
         Scene("hinted", hinted_backup, ("hinted",)),
         Scene("hinted-encrypted", hinted_backup, ("hinted",), kind="encrypted"),
+        Scene("pieced", _shifted_backup, ("web shifted",), kind="pieced"),
         Scene("full", _full_backup, ("new",)),
         Scene("many-packs", _many_packs, ("new",)),
         Scene("many-packs-encrypted", _many_packs, ("new",), kind="encrypted"),
@@ -256,6 +273,7 @@ SCENES = {
         Scene("join", _join),
         Scene("expire", expire, goes=True),
         Scene("reclaim", reclaim, goes=True),
+        Scene("pieced-reclaim", _shifted_survivor, ("dead shifted",), goes=True, kind="pieced"),
         Scene("reclaim-in-phases", _reclaim_in_phases, goes=True),
         Scene("reclaim-what-is-needed", reclaim_what_is_needed, prepare=_condemn_everything),
         Scene("copy", _copy, ("new", "newer"), prepare=_lay_source),

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from policies.facts import PointId
 from storage.blobs import Blobs, LocalBlobs
 from storage.objectcalls import Patience
+from storage.pagetable import PAGE_BYTES
 from storage.places import ObjectPlace, Place
 from storage.repository import Repository
 from tests.storage_kit import BLOCK, NOW, back_up, changed, image, later, make, opened
@@ -22,8 +23,13 @@ HINTED = (2, 40)
 FIRST_CHANGED = (7, 8, 9)
 
 BUCKET = "bucket"
-KINDS = ("plain", "encrypted", "shared")
-"""Shared: as in an object store, which other processes write too; here a folder stands for the bucket."""
+KINDS = ("plain", "encrypted", "shared", "pieced")
+"""Shared: as in an object store, which other processes write too; here a folder stands for the bucket. Pieced: with
+blocks so large that one may be put together from pages of several chunks."""
+
+PIECED_BLOCK = 8 * PAGE_BYTES
+SHIFT = 4 * PAGE_BYTES
+"""How far a copy lies from the blocks of the disk that it is of."""
 
 OBJECTS = "objects.json"
 """In a stage's folder: its repository lies in a real object store, and this says where."""
@@ -42,6 +48,7 @@ class Stage:
     kept: Mapping[PointId, bytes]
     going: Mapping[PointId, bytes]
     holds: tuple[str, ...] = field(default=("audit",))
+    unit: int = BLOCK
 
 
 @dataclass(frozen=True)
@@ -65,37 +72,42 @@ class Bucket:
 
 
 @cache
-def disks() -> dict[str, bytearray]:
-    """Every disk that is played with, by name."""
-    first = image(1, BLOCKS)
-    web = changed(first, 2, FIRST_CHANGED)
-    new = image(6, BLOCKS, used=0.9)
+def disks(unit: int = BLOCK) -> dict[str, bytearray]:
+    """Every disk that is played with in a repository of blocks of so many bytes, by name."""
+    make_image, change = partial(image, block_bytes=unit), partial(changed, block_bytes=unit)
+    first = make_image(1, BLOCKS)
+    web = change(first, 2, FIRST_CHANGED)
+    new = make_image(6, BLOCKS, used=0.9)
+    dead = make_image(4, BLOCKS)
     return {
-        "dead": image(4, BLOCKS),
-        "half dead": image(3, BLOCKS)[: 30 * BLOCK] + first[30 * BLOCK :],
+        "dead": dead,
+        "half dead": make_image(3, BLOCKS)[: 30 * unit] + first[30 * unit :],
         "first": first,
         "web": web,
-        "hinted": changed(web, 5, HINTED),
+        "hinted": change(web, 5, HINTED),
         "new": new,
-        "newer": changed(new, 6, HINTED),
-        "grown": changed(web + image(7, 20), 8, HINTED),
-        "shrunk": changed(web[: 20 * BLOCK + 512], 8, (2, 20)),
-        "next": changed(web, 9, (1, 11, 50)),
+        "newer": change(new, 6, HINTED),
+        "grown": change(web + make_image(7, 20), 8, HINTED),
+        "shrunk": change(web[: 20 * unit + 512], 8, (2, 20)),
+        "next": change(web, 9, (1, 11, 50)),
+        "web shifted": bytearray(SHIFT) + web[:-SHIFT],
+        "dead shifted": bytearray(SHIFT) + dead[:-SHIFT],
     }
 
 
 def set_up(location: Path, kind: str = "plain", bucket: Bucket | None = None) -> Stage:
     """A repository with two restore points that stay, and two of which one is wholly and one half its own.
 
-    `kind` is one of KINDS; with a bucket it lies there.
+    `kind` is one of KINDS or "shared-encrypted"; with a bucket it lies there.
     """
+    unit = PIECED_BLOCK if kind == "pieced" else BLOCK
     if bucket is not None:
         location.mkdir(parents=True)
         (location / OBJECTS).write_text(json.dumps(asdict(bucket)))
         make(place_of(location))
     else:
-        make(location / BUCKET if kind == "shared" else location, encrypted=kind == "encrypted")
-    disk = disks()
+        make(location / BUCKET if "shared" in kind else location, encrypted="encrypted" in kind, block_bytes=unit)
+    disk = disks(unit)
     with open_at(location, NOW) as repo:
         dead = back_up(repo, disk["dead"], vm=OLD, name="old")
         half = back_up(repo, disk["half dead"], vm=OLD, name="old", at=later(minutes=1))
@@ -106,6 +118,7 @@ def set_up(location: Path, kind: str = "plain", bucket: Bucket | None = None) ->
         location,
         {first.id: bytes(disk["first"]), web.id: bytes(disk["web"])},
         {dead.id: bytes(disk["dead"]), half.id: bytes(disk["half dead"])},
+        unit=unit,
     )
 
 

@@ -31,7 +31,7 @@ from tests.storage_kit import BLOCK, NOW, back_up, image, later, opened, read_ba
 
 FAULTED = (
     "hinted-encrypted", "grown", "marks", "expire", "reclaim-in-phases", "copy", "verify", "rebuild-open",
-    "open-nothing-derived", "open-half-expired", "shared-hinted", "shared-reclaim", "key-rotated",
+    "open-nothing-derived", "open-half-expired", "shared-hinted", "shared-reclaim", "key-rotated", "pieced",
 )  # fmt: skip
 BENEATH = ("hinted-encrypted", "expire", "key-rotated", "rebuild")
 MOST = 400
