@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from policies.facts import PointId
 from storage.damage import Damage
 from storage.errors import UNREADABLE, Damaged, NoSuchPoint
 from storage.format import Pieced, parse_pieces
 from storage.manifest import Manifest
+from storage.piecelists import WHERE, read_blocks
 from storage.repository import Repository
 
 _BATCH = 32
+
+
+class _Needed(Enum):
+    """What is read in a batch; for BLOCKS the ids are of piece lists, whose blocks are put together."""
+
+    CHUNKS = auto()
+    LISTS = auto()
+    BLOCKS = auto()
 
 
 @dataclass(slots=True)
@@ -43,8 +54,15 @@ def check_points(
         try:
             manifest = repo.manifest(point)
             names[point] = manifest.head.vm_name
-            for batch, are_lists in _batches(repo, manifest):
-                for chunk, data in zip(batch, repo.store.read_each(batch, node=are_lists, strict=False), strict=True):
+            for batch, needed in _batches(repo, manifest):
+                if needed is _Needed.BLOCKS:
+                    for list_id, error in _not_made(repo, [one for one in batch if one not in found.lost]):
+                        damaged.setdefault((error.where, list_id.hex(), error.what), []).append(point)
+                        found.judged[point].append(error.what)
+                        found.lost.add(list_id)
+                    continue
+                read = repo.store.read_each(batch, node=needed is _Needed.LISTS, strict=False)
+                for chunk, data in zip(batch, read, strict=True):
                     if isinstance(data, Damaged):
                         damaged.setdefault((data.where, chunk.hex(), data.what), []).append(point)
                         found.judged[point].append(data.what)
@@ -63,20 +81,34 @@ def check_points(
     return found
 
 
-def _batches(repo: Repository, manifest: Manifest) -> Iterator[tuple[list[bytes], bool]]:
-    """Ids of what is needed, a few at a time, and whether they are of piece lists."""
+def _not_made(repo: Repository, lists: Sequence[bytes]) -> Iterator[tuple[bytes, Damaged]]:
+    """Piece lists, intact themselves as are their chunks, that do not make the block that was written."""
+    for list_id in lists:
+        try:
+            read_blocks(repo.store, [list_id])
+        except Damaged as error:
+            if error.where == WHERE:  # else a chunk is damaged, which was told
+                yield list_id, error
+
+
+def _batches(repo: Repository, manifest: Manifest) -> Iterator[tuple[list[bytes], _Needed]]:
+    """Ids of what is needed, a few at a time; piece lists come once more after their chunks."""
     if manifest.configuration:
-        yield list(manifest.configuration), False
+        yield list(manifest.configuration), _Needed.CHUNKS
     for disk in manifest.disks:
         for _, children in repo.read_disk(manifest.id, disk.head.name).leaves():
             ids = [id_ for id_ in children.values() if not isinstance(id_, Pieced)]
             lists: list[bytes] = [id_ for id_ in children.values() if isinstance(id_, Pieced)]
-            for start in range(0, len(lists), _BATCH):
-                part = lists[start : start + _BATCH]
-                yield part, True
+            for part in _parts(lists):
+                yield part, _Needed.LISTS
                 for data in repo.store.read_each(part, node=True, strict=False):
-                    if not isinstance(data, Damaged):
-                        ids += parse_pieces(bytes(data), "piece list").chunks
-            ids = list(dict.fromkeys(ids))
-            for start in range(0, len(ids), _BATCH):
-                yield ids[start : start + _BATCH], False
+                    with suppress(Damaged):  # told when its block is made
+                        ids += () if isinstance(data, Damaged) else parse_pieces(bytes(data), WHERE).chunks
+            for part in _parts(list(dict.fromkeys(ids))):
+                yield part, _Needed.CHUNKS
+            for part in _parts(lists):
+                yield part, _Needed.BLOCKS
+
+
+def _parts(ids: Sequence[bytes]) -> Iterator[list[bytes]]:
+    return (list(ids[start : start + _BATCH]) for start in range(0, len(ids), _BATCH))

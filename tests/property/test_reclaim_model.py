@@ -136,8 +136,8 @@ def pieced_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
             store.blobs[path.name] = (path.read_bytes(), store.seconds)
     chance = random.Random(5)
     gone, other = (bytearray(chance.randbytes(3 * LARGE)) for _ in range(2))
-    aside = chance.randbytes(3 * 4096)
-    disks = {"gone": gone, "other": other, "kept": gone[:LARGE] + other[:LARGE]}
+    aside = bytearray(chance.randbytes(3 * 4096))
+    disks: dict[str, bytearray] = {"gone": gone, "other": other, "kept": gone[:LARGE] + other[:LARGE]}
     disks |= {"base": other[-LARGE // 2 :] + other[: -LARGE // 2], "moved": aside + gone[: -len(aside)]}
     made = Scene(store, tmp_path, disks, {})
     world = World(made, store, {}, tmp_path / "before")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from policies.facts import PointId, VmId
-from storage import piecelists
+from storage import piecelists, piecing
+from storage.errors import Damaged
 from storage.format import MAX_PIECES, ObjectKind, PackKind, Pieced, PieceList, pack_pieces
 from storage.pagetable import KEY, PAGE_BYTES
 from storage.piecelists import read_blocks
@@ -137,3 +138,22 @@ def test_a_list_of_many_long_chunks_is_put_together_in_little_memory(tmp_path: P
             tracemalloc.stop()
         repo.store.end(session)
     assert peak < (piecelists.CHUNKS_AT_ONCE + 4) * chunk_bytes * 1.5
+
+
+@pytest.mark.parametrize("wrong", ["content", "no list"])
+def test_verification_of_a_restore_point_finds_lists_that_do_not_make_their_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    def packed(one: PieceList) -> bytes:
+        return pack_pieces(one._replace(content=bytes(32))) if wrong == "content" else pack_pieces(one) + b"?"
+
+    first = _random(1, 4 * KIB_64)
+    with opened(make(tmp_path / "r", block_bytes=KIB_64)) as repo:
+        sound = back_up(repo, first).id
+        monkeypatch.setattr(piecing, "pack_pieces", packed)
+        broken = back_up(repo, _shifted(first), vm="vm-2", at=later(hours=1)).id
+        with pytest.raises(Damaged):
+            read_back(repo, broken)
+        report = verify(repo, now=later(hours=2), points=[sound, broken])
+        assert {point for damage in report.damaged for point in damage.points} == {broken}
+        assert {bytes.fromhex(damage.chunk) for damage in report.damaged} == set(_lists(repo, broken))
