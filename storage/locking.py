@@ -99,6 +99,7 @@ class Locking:
                     wanted.setdefault(key, until)
             except Damaged as error:
                 log.error("what a locked restore point needs cannot be told", extra={"why": str(error)})
+                reached = Reached(StoredNodes(self._store), self._fan_out)  # that one passed over what it did not read
         return wanted
 
     def until(self, key: str) -> datetime | None:

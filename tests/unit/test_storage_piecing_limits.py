@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ import pytest
 from policies.facts import PointId, VmId
 from storage import piecelists, piecing
 from storage.errors import Damaged
-from storage.format import MAX_PIECES, ObjectKind, PackKind, Pieced, PieceList, pack_pieces
+from storage.format import MAX_PIECES, ObjectKind, PackKind, Pieced, PieceList, pack_pieces, parse_node
+from storage.locking import Locking
 from storage.pagetable import KEY, PAGE_BYTES
 from storage.piecelists import read_blocks
+from storage.reclaim import SafetyAges, Thresholds, carry_out, plan_reclaim
 from storage.repository import DiskHead, PointHead, Repository
 from storage.verify import verify
-from tests.storage_kit import DISK, NOW, back_up, later, make, opened, read_back
+from tests.storage_kit import DISK, NOW, back_up, files, later, make, opened, read_back
 
 KIB_64 = 64 << 10
 
@@ -157,3 +160,92 @@ def test_verification_of_a_restore_point_finds_lists_that_do_not_make_their_bloc
         report = verify(repo, now=later(hours=2), points=[sound, broken])
         assert {point for damage in report.damaged for point in damage.points} == {broken}
         assert {bytes.fromhex(damage.chunk) for damage in report.damaged} == set(_lists(repo, broken))
+
+
+class _NoLocks:
+    """A store that locks nothing."""
+
+    def until(self, key: str) -> datetime | None:
+        return None
+
+    def extend(self, key: str, until: datetime) -> None:
+        return None
+
+
+def test_packs_that_only_lists_name_are_locked(tmp_path: Path) -> None:
+    first = _random(1, 24 * KIB_64)
+    with opened(make(tmp_path / "r", block_bytes=KIB_64)) as repo:
+        back_up(repo, first)
+        two = back_up(repo, _shifted(first), vm="vm-2", at=later(hours=1)).id
+        locking = Locking(_NoLocks(), repo.store, repo.private, repo.config.fan_out, str)
+        locked = locking.spans([(repo.manifest(two), later(days=20))])
+        assert {name.key for name in repo.store.live.values() if name.kind is PackKind.DATA} <= locked.keys()
+
+
+def test_what_a_point_shares_with_one_whose_map_is_damaged_is_locked_all_the_same(tmp_path: Path) -> None:
+    location = make(tmp_path / "r")
+    disk = bytearray(4097 * 4096)
+    disk[:4096], disk[-4096:] = _random(1, 4096), _random(2, 4096)
+    with opened(location) as repo:
+        one = back_up(repo, disk).id
+        disk[-4096:] = _random(3, 4096)
+        two = back_up(repo, disk, base=one, blocks=[4096], at=later(hours=1)).id
+        root = repo.manifest(one).disks[0].root
+        inner = parse_node(bytes(repo.store.read_many([root.node], node=True)[0]), 2, repo.config.fan_out, "").children[
+            1
+        ]
+        data = repo.store.read_many([inner], node=True)[0]
+        locking = Locking(_NoLocks(), repo.store, repo.private, repo.config.fan_out, str)
+        points = [(repo.manifest(one), later(days=20)), (repo.manifest(two), later(days=10))]
+        alone = locking.spans(points[1:]).keys()
+    for pack in files(location, "packs"):
+        stored = bytearray(pack.read_bytes())
+        if (at := stored.find(data)) >= 0:
+            stored[at + 40] ^= 1
+            pack.write_bytes(stored)
+    with opened(location) as repo:
+        locking = Locking(_NoLocks(), repo.store, repo.private, repo.config.fan_out, str)
+        assert alone <= locking.spans(points).keys()
+
+
+@pytest.mark.parametrize("instant", ["find", "chunk_at", "read_each", "add", "referable", "flush"])
+@pytest.mark.parametrize("based", [False, True], ids=["new", "on a base that expires"])
+def test_a_reclaim_at_any_instant_of_a_backup_takes_nothing_that_its_lists_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: str, based: bool
+) -> None:
+    now = later(days=3650)
+    first = _random(1, 12 * KIB_64)
+    second = _shifted(first)
+    with opened(make(tmp_path / "r", block_bytes=KIB_64)) as repo:
+        repo.expire(back_up(repo, first).id, "old", NOW)
+        base = back_up(repo, second, vm="vm-2", at=later(hours=1)).id if based else None
+        owner = repo.store.pages if instant == "find" else repo.store
+        original = getattr(owner, instant)
+        calls = 0
+
+        def meddled(*args: object, **named: object) -> object:
+            nonlocal calls
+            calls += 1
+            result = original(*args, **named)
+            if calls in (1, 20):
+                if base is not None and base in repo.point_ids():
+                    repo.expire(base, "old", NOW)
+                for age in (timedelta(0), timedelta(days=1)):
+                    ages = SafetyAges(min_age=age, clock_ahead=timedelta(days=36500))
+                    carry_out(repo, plan_reclaim(repo, now, ages, Thresholds(dead_share=0.01)), now)
+            return result
+
+        with repo.new_point(_head(2)) as pending:
+            ingest = pending.disk(DiskHead(DISK, len(second)), base=(base, DISK) if base else None)
+            monkeypatch.setattr(owner, instant, meddled)
+            ingest.write(0, memoryview(second))
+            ingest.finish()
+            point = pending.commit().id
+        monkeypatch.undo()
+        assert calls
+        assert read_back(repo, point) == second
+        ages = SafetyAges(min_age=timedelta(0), clock_ahead=timedelta(days=36500))
+        for _ in range(2):
+            carry_out(repo, plan_reclaim(repo, now, ages, Thresholds(dead_share=0.01)), now)
+        assert read_back(repo, point) == second
+        assert verify(repo, now=NOW).sound
