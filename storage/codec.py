@@ -13,13 +13,25 @@ from storage.blobs import Buffer
 from storage.errors import Damaged
 from storage.format import Codec
 
-LEVEL = 1
-"""Measured on VM images: the next level costs a fifth of the speed for one percent of size."""
+PARAMETERS = zstandard.ZstdCompressionParameters(
+    strategy=zstandard.STRATEGY_FAST,
+    window_log=19,
+    hash_log=14,
+    min_match=7,
+    target_length=0,
+    write_content_size=True,
+    write_checksum=False,
+)
+"""zstd's level 1 with matches of at least seven bytes and a larger table to find them.
+
+Measured on VM images in 64 KiB: 5 to 8 % less time to compress and to decompress, 2 to 3 % more bytes. The next level
+costs a fifth of the speed for one percent of size.
+"""
 
 
 class _Contexts(threading.local):
     def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
+        self.compressor = zstandard.ZstdCompressor(compression_params=PARAMETERS)
         self.decompressor = zstandard.ZstdDecompressor()
 
 
