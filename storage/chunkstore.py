@@ -245,6 +245,8 @@ class ChunkStore(KnownPacks):
         except BaseException as error:  # heard by every session at its next call
             self._fail(error, [])
             return
+        if footer.name.kind is PackKind.DATA:
+            self.pages.learn(footer.name.number, footer.ids())
         with self._lock:
             self.footers.remember(footer)
             self._open.pop(pack.name.number, None)

@@ -46,6 +46,7 @@ class DiskIngest:
         self._base_blocks = base_blocks
         self._fan_out = fan_out
         self._piecing = Piecing(store, session, block_bytes, self._before)
+        self._may_share = self._piecing.worth_trying
         self._finished = False
         if base is not None and head.capacity_bytes < base.head.capacity_bytes and head.capacity_bytes % block_bytes:
             self._cut_last_block(base.root, fan_out)
@@ -100,8 +101,7 @@ class DiskIngest:
                 items.append((chunk, data))
                 placed.append((block, chunk))
         if items:
-            instead = compose if self._piecing.worth_trying else None
-            added = self._store.add(self._session, PackKind.DATA, items, instead=instead)
+            added = self._store.add(self._session, PackKind.DATA, items, instead=compose if self._may_share else None)
         else:
             added = Added()
         if pieced:

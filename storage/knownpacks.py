@@ -147,9 +147,6 @@ class KnownPacks(ChunkReads):
                 self._index.compact(set(self.live))
             except StorageError as error:
                 log.warning("index behind: %s", error)
-            for footer in footers:
-                if footer.name.kind is PackKind.DATA:
-                    self.pages.learn(footer.name.number, footer.ids())
             self.pages.save()
 
     def distrust(self, chunks: Iterable[bytes], packs: Iterable[PackName]) -> None:

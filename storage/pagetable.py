@@ -77,7 +77,7 @@ class _Table(NamedTuple):
 
 
 class PageTable:
-    """Places of chunks by pages. Read when first asked for. Look up from any thread; change it under a lock."""
+    """Places of chunks by pages. Read when first asked for. Any thread may look up and expect, one at a time learns."""
 
     def __init__(self, blobs: Blobs, sealing: Sealing) -> None:
         self._blobs = blobs
