@@ -31,7 +31,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits so small that a small disk meets all of them."""
     monkeypatch.setattr(chunkstore, "PACK_BYTES", 128 << 10)
     monkeypatch.setattr(knownpacks, "DELTA_CHUNKS", 100)
-    monkeypatch.setattr(blockmap, "OPEN_NODES", 6)
+    monkeypatch.setattr(blockmap, "OPEN_SLOTS", 200)
     monkeypatch.setattr(blockmap, "READ_NODES", 3)
     monkeypatch.setattr(pack, "FOOTER_CACHE_BYTES", 4000)
 
