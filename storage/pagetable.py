@@ -135,12 +135,13 @@ class PageTable:
         """Keep what was learnt. A table that cannot be written is one that finds less."""
         if not self._changed:
             return
+        self._changed = False
         bits, *columns = self._table
         payload = b"".join([_HEAD.pack(bits, self._used), *(column.tobytes() for column in columns)])
         try:
             self._blobs.replace(KEY, self._sealing.close(ObjectKind.PAGES, KEY, payload))
-            self._changed = False
         except StorageError as error:
+            self._changed = True
             log.warning("table of pages not written: %s", error)
 
     def expect_nothing(self) -> None:

@@ -210,7 +210,9 @@ class Backstay:
 
     def __init__(self, name: str, *, encrypted: bool) -> None:
         self.name, self.encrypted = name, encrypted
-        self.settings = "blocks of 64 KiB, zstd level 1 with matches of seven bytes (defaults)" + (", AES-256-GCM" if encrypted else "")
+        self.settings = "blocks of 64 KiB, zstd 1 with matches from seven bytes (defaults)" + (
+            ", AES-256-GCM" if encrypted else ""
+        )
 
     def version(self) -> str:
         version = _say(*_backstay(), "--version").split()[-1]
