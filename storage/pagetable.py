@@ -109,9 +109,13 @@ class PageTable:
 
     def expect(self, chunk: bytes, data: Buffer) -> None:
         """A chunk is being stored; once its pack is sealed, `learn` enters it."""
+        if len(data) == SPAN_BYTES and (key := page_key(data, 8)) != _ZEROS:
+            self._expected[chunk] = (key,)
+            return
+        pages = len(data) // PAGE_BYTES
         keys = []
-        for start in range(0, len(data) // PAGE_BYTES, SPAN_BYTES // PAGE_BYTES):
-            end = min(start + SPAN_BYTES // PAGE_BYTES, len(data) // PAGE_BYTES)
+        for start in range(0, pages, SPAN_BYTES // PAGE_BYTES):
+            end = min(start + SPAN_BYTES // PAGE_BYTES, pages)
             middle = (start + end) // 2
             for page in (*range(middle, end), *range(start, middle)):
                 key = page_key(data, page)

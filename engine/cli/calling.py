@@ -1,8 +1,8 @@
 """The call that arguments plainly mean, found without what parses every form that they can have.
 
 Read from the same signatures as cyclopts reads, and only where one reading is possible: known long options, each once
-and followed by its value, and values of text, paths and switches. Whatever else is written, mistakes and --help above
-all, is left to cyclopts, which takes a third of a short command's time to load. A test holds the two to each other.
+and followed by its value; text, paths, choices and switches. Whatever else is written, mistakes and --help above all,
+is left to cyclopts, which takes a third of a short command's time to load. A test holds the two to each other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from engine.cli.options import Parameter
 from engine.cli.table import COMMANDS
@@ -37,10 +37,13 @@ def _bound(function: Callable[..., Any], given: Sequence[str]) -> Callable[[], A
     hints = get_type_hints(function, include_extras=True)
     places: list[tuple[inspect.Parameter, Any]] = []
     options: dict[str, tuple[inspect.Parameter, Any]] = {}
+    more: Any = None
     for parameter in inspect.signature(function).parameters.values():
         kind, marker = _unwrapped(hints[parameter.name])
         if parameter.kind is parameter.POSITIONAL_ONLY:
             places.append((parameter, kind))
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            more = kind
         elif parameter.kind is parameter.KEYWORD_ONLY:
             options |= dict.fromkeys(_options(parameter.name, marker), (parameter, kind))
         else:
@@ -58,10 +61,8 @@ def _bound(function: Callable[..., Any], given: Sequence[str]) -> Callable[[], A
                 return None
             value = True if kind is bool else _value(next(left, ""), kind)
             named[parameter.name] = value
-        elif len(values) == len(places):
-            return None
         else:
-            value = _value(word, places[len(values)][1])
+            value = _value(word, places[len(values)][1] if len(values) < len(places) else more)
             values.append(value)
         if value is None:
             return None
@@ -86,6 +87,8 @@ def _options(name: str, marker: Parameter) -> tuple[str, ...]:
 
 def _value(word: str, kind: Any) -> object | None:
     """The value that a word stands for; None where that is not plain."""
-    if not word or word.startswith("-") or word.lower() in NOTHING or kind not in PLAIN_TYPES:
+    if not word or word.startswith("-") or word.lower() in NOTHING:
         return None
-    return PLAIN_TYPES[kind](word)
+    if get_origin(kind) is Literal:
+        return word if word in get_args(kind) else None
+    return PLAIN_TYPES[kind](word) if kind in PLAIN_TYPES else None

@@ -15,8 +15,38 @@ from engine.cli.calling import plain_call
 from engine.cli.frame import build
 from engine.cli.table import COMMANDS, Command
 
-VALUES = ["a", "b c", "x/y", "vm@latest", "7", "none", "NULL", "true", "no", "", "-", "--", "-5", "s3://b/p", "ä", "*"]
-OPTIONS = ["--repo", "--config", "--json", "--passphrase-file", "--name", "--to", "--disk", "--force", "--changed"]
+VALUES = [
+    "a",
+    "b c",
+    "x/y",
+    "vm@latest",
+    "7",
+    "none",
+    "NULL",
+    "true",
+    "no",
+    "",
+    "-",
+    "--",
+    "-5",
+    "s3://b/p",
+    "ä",
+    "*",
+    "full",
+    "FULL",
+]
+OPTIONS = [
+    "--repo",
+    "--config",
+    "--json",
+    "--passphrase-file",
+    "--name",
+    "--to",
+    "--disk",
+    "--force",
+    "--changed",
+    "--scope",
+]
 ODD = ["--help", "--no-json", "--repo=x", "--json=true", "--jsn", "-h", "--passphrase_file", "--version", "--no-wait"]
 
 
@@ -69,6 +99,12 @@ def test_the_commands_of_every_day_are_plain() -> None:
     )
     assert plain_call(["disk", "restore", "a@latest", "--to", "a.img", "--force", "--repo", "r"]) is not None
     assert plain_call(["points", "--json", "--repo", "r"]) is not None
+    assert plainly(["verify", "a", "b@latest", "--scope", "full", "--anew", "--repo", "r"]) == (
+        "engine.cli.verify:verify",
+        ("a", "b@latest"),
+        {"scope": "full", "anew": True, "repo": "r"},
+    )
+    assert plain_call(["verify", "--scope", "ful"]) is None
 
 
 def test_a_plain_call_loads_no_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
