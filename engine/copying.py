@@ -53,7 +53,7 @@ class Ingest(Sink, Protocol[Stats]):
 
 
 Advance = Callable[[int], None]
-"""Told after each piece how many bytes of the plan it was; called from any thread."""
+"""Told after each piece how many of `read_bytes` it was, holes not counted; called from any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +135,6 @@ def copy_disk(
     """
     for hole in plan.zero:
         sink.zero(hole.offset, hole.length)
-        if advance is not None:
-            advance(hole.length)
     work = Shared(pieces(plan.read, piece_bytes))
     halt = stop or threading.Event()
     failures: list[BaseException] = []

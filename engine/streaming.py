@@ -29,8 +29,6 @@ async def stream_disk(
     """
     for hole in plan.zero:
         sink.zero(hole.offset, hole.length)
-        if advance is not None:
-            advance(hole.length)
     work = Shared(pieces(plan.read, piece_bytes))
 
     async def lane() -> None:

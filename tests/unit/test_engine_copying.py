@@ -140,6 +140,17 @@ async def test_lanes_copy_every_byte_once() -> None:
     assert store.most <= 2
 
 
+async def test_progress_counts_what_is_read_and_no_hole() -> None:
+    source = AwaitedMemory(bytes(8 * MIB))
+    plan = plan_copy(Whole("first"), [Extent(2 * MIB, 3 * MIB)], capacity_bytes=8 * MIB, block_bytes=BLOCK)
+    by_threads: list[int] = []
+    copy_disk(Memory(source.data), Store(8 * MIB), plan, threads=2, advance=by_threads.append)
+    by_lanes: list[int] = []
+    with ThreadPoolExecutor(2) as pool:
+        await stream_disk(source, Store(8 * MIB), plan, lanes=2, executor=pool, advance=by_lanes.append)  # type: ignore[arg-type]
+    assert sum(by_threads) == sum(by_lanes) == plan.read_bytes == 3 * MIB
+
+
 async def test_an_error_in_a_lane_comes_as_it_is_and_no_write_outlives_it() -> None:
     source = AwaitedMemory(bytes(16 * MIB), broken_at=5 * MIB)
     store = Store(16 * MIB)
