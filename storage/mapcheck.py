@@ -7,40 +7,58 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from storage.blockmap import READ_NODES
 from storage.errors import UNREADABLE, Damaged
 from storage.format import Node, Pieced, parse_node, parse_pieces
 from storage.index import prefix_of
 from storage.manifest import Manifest
 from storage.nodes import StoredNodes
+from storage.piecelists import read_lists
 from storage.reachability import Reached
 from storage.repository import Repository
+
+FEW = 50_000
+"""With fewer chunks than this in all packs, sets are made: numpy takes longer to be imported."""
 
 
 class Held:
     """What packs hold, by 64-bit prefixes, as often as they hold it: what is bad in one may be intact in another."""
 
-    def __init__(self, heads: Iterable[array[int]], bad: Iterable[bytes] = ()) -> None:
+    def __init__(self, heads: Iterable[array[int]], bad: Iterable[bytes] = (), *, few: bool) -> None:
+        """`few` makes sets, for `reach_few`; else arrays, for `reach`."""
+        parts = [part for part in heads if part]
+        counts = Counter(map(prefix_of, bad))
+        self._few: Counter[int] | None = None
+        if few:
+            self._few = Counter()
+            for part in parts:
+                self._few.update(part)
+            self._gone = {head for head, n in counts.items() if self._few[head] <= n}
+            return
         import numpy as np
 
-        parts = [np.frombuffer(part, np.uint64) for part in heads if part]
-        self._heads: Any = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+        self._heads: Any = np.concatenate([np.empty(0, np.uint64), *(np.frombuffer(p, np.uint64) for p in parts)])
         self._heads.sort()
-        counts = Counter(map(prefix_of, bad))
         prefixes = np.fromiter(counts, np.uint64, len(counts))
         often = np.searchsorted(self._heads, prefixes, "right") - np.searchsorted(self._heads, prefixes, "left")
         self._gone = {head for head, n in zip(counts, often.tolist(), strict=True) if n <= counts[head]}
 
     def lacks(self, chunks: Sequence[bytes]) -> set[bytes]:
         """Those of these chunks that no pack holds intact."""
-        import numpy as np
-
+        if self._few is not None:
+            few, gone = self._few, self._gone
+            return {c for c in chunks if (head := prefix_of(c)) not in few or head in gone}
         if not chunks:
             return set()
+        import numpy as np
+
         there = self._there(np.array([prefix_of(chunk) for chunk in chunks], np.uint64)).tolist()
         return {c for c, found in zip(chunks, there, strict=True) if not found or prefix_of(c) in self._gone}
 
     def lacks_any(self, reached: Any) -> bool:
-        """Whether one of these prefixes is held by no pack; `reached` is a sorted numpy array."""
+        """Whether one of these prefixes is held by no pack; `reached` is a set or a sorted numpy array."""
+        if self._few is not None:
+            return not reached <= self._few.keys() or not self._gone.isdisjoint(reached)
         import numpy as np
 
         gone = np.fromiter(self._gone, np.uint64, len(self._gone))
@@ -53,6 +71,42 @@ class Held:
             return np.zeros(len(wanted), bool)
         at = np.minimum(np.searchsorted(self._heads, wanted), len(self._heads) - 1)
         return self._heads[at] == wanted
+
+
+def are_few(heads: Iterable[array[int]]) -> bool:
+    """Whether sets do for what these packs hold: then `reach_few` tells what is needed, else `reach`."""
+    return sum(map(len, heads)) < FEW
+
+
+def reach_few(repo: Repository, manifests: Iterable[Manifest]) -> set[int] | None:
+    """What `reach` tells, as a set."""
+    nodes = StoredNodes(repo.store)
+    reached: set[int] = set()
+    visited: set[tuple[bytes, int]] = set()
+
+    def visit(ids: Iterable[bytes], level: int, fan_out: int) -> None:
+        fresh = [node for node in dict.fromkeys(ids) if (node, level) not in visited]
+        visited.update((node, level) for node in fresh)
+        reached.update(map(prefix_of, fresh))
+        for start in range(0, len(fresh), READ_NODES):
+            for data in nodes.get_nodes(fresh[start : start + READ_NODES]):
+                children = parse_node(bytes(data), level, fan_out, "block map").children.values()
+                if level:
+                    visit(children, level - 1, fan_out)
+                else:
+                    reached.update(map(prefix_of, children))
+                    for pieces in read_lists(repo.store, children).values():
+                        reached.update(map(prefix_of, pieces.chunks))
+
+    try:
+        for manifest in manifests:
+            reached.update(map(prefix_of, manifest.configuration))
+            for disk in manifest.disks:
+                if disk.root.node:
+                    visit([disk.root.node], disk.root.levels - 1, manifest.fan_out)
+    except UNREADABLE:
+        return None
+    return reached
 
 
 def reach(repo: Repository, manifests: Iterable[Manifest]) -> Any:

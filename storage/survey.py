@@ -17,7 +17,7 @@ from storage.damage import Damage
 from storage.errors import UNREADABLE, Missing, NoSuchPoint, StorageError
 from storage.format import CONFIG_KEY, PackName, parse_pack_key
 from storage.manifest import Manifest, manifest_key
-from storage.mapcheck import reach
+from storage.mapcheck import are_few, reach, reach_few
 from storage.mending import check_marks
 from storage.parallel import for_each
 from storage.pointmarks import READERS
@@ -38,6 +38,9 @@ class Survey:
     unreadable: dict[PointId, str] = field(default_factory=dict)
     names: dict[PointId, str] = field(default_factory=dict)
     """The name of each restore point's VM."""
+    few: bool = False
+    """Whether `reached` is a set, as there are few chunks; else a numpy array."""
+
     reached: Any = None
 
 
@@ -79,7 +82,8 @@ def survey(
             found.broken[name] = error.what
         if name not in to_read:
             packs.done_with(name)
-    found.reached = reach(repo, found.manifests)
+    found.few = are_few(found.heads.values())
+    found.reached = (reach_few if found.few else reach)(repo, found.manifests)
     return found
 
 

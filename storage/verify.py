@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 REREAD_AFTER = timedelta(days=30)
 """A reading counts for so long in incremental scope; an interrupted full verification can go on for so long."""
 
-NEEDED = ("storage.duckdb_engine", "numpy")
+NEEDED = ("storage.duckdb_engine",)
 """What a verification imports late, for who has time before."""
 
 
@@ -237,7 +237,8 @@ class _Whole:
         damaged = self._damaged + seen.damaged + [Damage(n.key, "", (), what) for n, what in sorted(broken.items())]
         for point, what in seen.unreadable.items():
             damaged.append(Damage(manifest_key(point), "", (point,), what, _named([point], seen.names)))
-        held = Held((of for name, of in seen.heads.items() if name not in broken), (one.chunk for one in findings.bad))
+        sound = [of for name, of in seen.heads.items() if name not in broken]
+        held = Held(sound, (one.chunk for one in findings.bad), few=seen.few)
         lacking, why = self._lacking(seen, held)
         bad = {one.chunk: (one.pack.key, one.what) for one in findings.bad}
         affected: dict[bytes, list[PointId]] = {}
@@ -257,7 +258,7 @@ class _Whole:
             if point in seen.unreadable:
                 self._record(point, f"its manifest: {seen.unreadable[point]}", "")
             elif lacking.get(point):
-                self._record(point, f"{len(lacking[point])} chunks are lost", "")
+                self._record(point, f"chunks lost: {len(lacking[point])}", "")
             elif not left:
                 self._record(point, "", "" if self._scope is Scope.FULL else stamp(since))
         self._remember(since, sound=not damaged, left=bool(left))
@@ -277,7 +278,7 @@ class _Whole:
         freeing = noted(self._repo.blobs, FREEING) if self._repo.shared else set()
         if freed := sorted(name.key for name in broken if name in freeing):
             raise Overtaken(
-                f"{len(freed)} packs were freed by another process while they were verified",
+                "another process freed packs while they were verified",
                 where=freed[0],
                 hint="run it again; what was read back counts",
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from policies.facts import VmId
+from storage import mapcheck
 from storage.condemned import CONDEMNED, Condemnation, write_note
 from storage.errors import Damaged, Refused
 from storage.format import PackKind
@@ -37,8 +38,12 @@ HURT: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("what", HURT)
+@pytest.mark.parametrize("few", [0, mapcheck.FEW], ids=["as many", "as few"])
 @pytest.mark.parametrize("reopen", [False, True], ids=["in one process", "opened again"])
-def test_the_next_full_backup_heals_every_restore_point_that_was_hit(tmp_path: Path, what: str, reopen: bool) -> None:
+def test_the_next_full_backup_heals_every_restore_point_that_was_hit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, reopen: bool, few: int
+) -> None:
+    monkeypatch.setattr(mapcheck, "FEW", few)
     location, disk = make(tmp_path / "r"), image(1, 60)
     with opened(location) as repo:
         one = back_up(repo, disk)

@@ -13,7 +13,7 @@ from storage.blockmap import walk
 from storage.copies import copy_points, plan_copy
 from storage.errors import Damaged
 from storage.format import PackKind, Pieced, PieceList, pack_pieces, parse_pieces
-from storage.mapcheck import reach
+from storage.mapcheck import reach, reach_few
 from storage.nodes import StoredNodes
 from storage.pagetable import KEY, PAGE_BYTES, PageTable, page_key
 from storage.piecelists import read_blocks
@@ -135,6 +135,7 @@ def test_what_a_restore_point_reaches_has_its_lists_and_what_they_name(tmp_path:
         for id_ in _lists(repo, two):
             named = parse_pieces(repo.store.read_many([id_], node=True)[0], "").chunks  # type: ignore[arg-type]
             assert {int.from_bytes(chunk[:8], "big") for chunk in (id_, *named)} <= reached
+        assert reach_few(repo, [repo.manifest(two)]) == reached
         bare = Reached(StoredNodes(repo.store), repo.config.fan_out)
         bare.add_root(repo.manifest(two).disks[0].root)
         assert set(bare.sorted().tolist()) == reached
