@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +60,8 @@ class Secret:
         return read_secret_file(Path(folder) / self.place)
 
     def _command(self) -> str:
+        import subprocess  # 5 ms that few need
+
         try:
             done = subprocess.run(
                 shlex.split(self.place),
