@@ -53,6 +53,8 @@ def _main(given: list[str]) -> int:
             return _nobody_reads()
         return code
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # how rich ends a help that nobody reads
+            return int(Exit.DONE)
         return end.code if isinstance(end.code, int) else Exit.DONE
     except BaseException as error:
         judged = verdict(error)
@@ -85,7 +87,7 @@ def _command(given: list[str]) -> int:
     call = plain_call(given)
     if call is not None:
         return int(call() or Exit.DONE)
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, UnusedCliTokensError
 
     from engine.cli.frame import build
 
@@ -93,6 +95,8 @@ def _command(given: list[str]) -> int:
         return int(build(given)(given, exit_on_error=False, print_error=False) or Exit.DONE)
     except CycloptsError as error:
         said = " ".join(str(error).split())
+        if isinstance(error, UnusedCliTokensError):
+            said = f"Too many arguments: {' '.join(map(ascii, error.unused_tokens or ()))}."
         return _complain(f"{said}\nSee: backstay {_words(given)}--help", Exit.USAGE)
 
 

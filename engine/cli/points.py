@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.cli.options import Config, Json, PassphraseFile, Repo
-from engine.cli.output import show_json, show_table
+from engine.cli.output import printable, say, show_json, show_table
 from engine.cli.reach import reach
 from engine.client import Engine
 from engine.plain import point_row
@@ -51,6 +51,8 @@ def points(
         ],
         right=frozenset({"DISKS", "READ", "STORED"}),
     )
+    if not rows and vm is not None:
+        say(printable(f"There is no restore point of {vm}."))
 
 
 def _rows(place: Repository | Engine, vm: str | None) -> list[dict[str, Any]]:

@@ -86,6 +86,8 @@ def locate(repo: str | None, config: Path | None, passphrase_file: Path | None) 
 
 def place_of(text: str) -> Place:
     """What a person names: a directory or the URL of an object store."""
+    if not text:  # a variable of a script that is not set; as a path it would be the working directory
+        raise BadInput("an empty name is no repository", where="repository", hint="name a directory or a URL")
     try:
         place = parse_place(text)
     except ValueError as error:

@@ -101,7 +101,12 @@ def _tell(done: Mapping[str, Any], plan_only: bool) -> None:
     if plan_only and done["condemned_bytes"] and not done["at_once"]:
         say(f"It would condemn {show_size(done['condemned_bytes'])}, to be freed after the safety age.")
     if waiting := done["waiting"]:
-        size, until = sum(fate["bytes"] for fate in waiting), min(fate["until"] for fate in waiting)
+        size, until = sum(fate["bytes"] for fate in waiting), _minute(min(fate["until"] for fate in waiting))
         say(f"Waiting: {counted(len(waiting), 'condemned pack')} with {show_size(size)}, the first until {until}.")
     if done["young"]:
         say(f"Too young to judge: {counted(done['young'], 'pack')}.")
+
+
+def _minute(time: str) -> str:
+    """As the plan's reasons write it."""
+    return f"{time[:16].replace('T', ' ')} UTC"

@@ -60,6 +60,18 @@ def test_a_source_that_is_no_disk_is_bad_input(tmp_path: Path, repo: Path, sourc
     assert "neither a file nor a block device" in ran.err
 
 
+@pytest.mark.parametrize("words", [("repo", "init", ""), ("points", "--repo", ""), ("points", "--repo=")])
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, words: tuple[str, ...]) -> None:
+    ran = backstay(*words, home=tmp_path, expect=2)
+    assert "an empty name is no repository" in ran.err
+
+
+def test_a_vm_without_restore_points_is_told_beside_the_empty_list(tmp_path: Path, repo: Path) -> None:
+    ran = backstay("points", "wbe", "--repo", repo, home=tmp_path)
+    assert ran.err == "There is no restore point of wbe.\n"
+    assert backstay("points", "wbe", "--repo", repo, "--json", home=tmp_path).data == []
+
+
 def test_a_file_is_no_repository(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     assert "no repository here" in backstay("points", "--repo", tmp_path / "file", home=tmp_path, expect=10).err

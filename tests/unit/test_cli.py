@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_the_reference_is_what_the_commands_say() -> None:
     [
         (["pionts"], 'Did you mean "points"'),
         (["points", "--jsn"], "--jsn"),
-        (["points", "a", "b"], "b"),
+        (["points", "a", "b"], "Too many arguments: 'b'."),
         (["disk", "backup"], "SOURCE"),
         (["disk", "backup", "x"], "--name"),
         (["disk", "restore", "x"], "--to"),
@@ -118,6 +119,16 @@ def test_a_reader_that_went_away_is_no_error(tmp_path: Path) -> None:
         shell=True, capture_output=True, text=True, cwd=tmp_path, check=True,
     )  # fmt: skip
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("words", ["points --help", "disk"])
+def test_a_help_that_nobody_reads_is_no_error(tmp_path: Path, words: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        command = [f"{Path(sys.executable).parent}/backstay", *words.split()]
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_names_from_outside_cannot_steer_the_terminal() -> None:
