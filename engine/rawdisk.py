@@ -55,7 +55,7 @@ def back_up_file(repository: Repository, raw: RawDisk, now: datetime, begin: Beg
     vm = vm_of(raw.name)
     source = Path(raw.source)
     if source.exists() and not (source.is_file() or source.is_block_device()):
-        raise BadInput("is neither a file nor a block device", where=raw.source)
+        raise BadInput("is neither a file nor a block device", where=raw.source or "an empty name")
     with FileReader(source) as reader:
         base = repository.latest(vm) if raw.changed is not None else None
         changes = plan_changes(raw, base, reader.capacity_bytes)

@@ -68,8 +68,8 @@ def detail_of(manifest: Manifest, state: MarkState) -> PointDetail:
 
 def resolve(reference: str, ids: set[PointId], points: Callable[[], list[RestorePoint]]) -> PointId:
     """The restore point that an id, the unique beginning of an id, or NAME@latest means; NoSuchPoint."""
-    name, at, which = reference.rpartition("@")
-    if at and which == LATEST:
+    name, _, which = reference.rpartition("@")
+    if name and which == LATEST:
         matching = [point for point in points() if name in (point.vm_name, point.vm)]
         vms = sorted({point.vm for point in matching})
         if len(vms) > 1:

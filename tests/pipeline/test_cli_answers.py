@@ -54,10 +54,10 @@ def test_a_restore_never_takes_the_place_of_a_character_device(tmp_path: Path, r
     assert null.stat().st_mode == mode
 
 
-@pytest.mark.parametrize("source", ["/dev/zero", "/tmp"])
+@pytest.mark.parametrize("source", ["/dev/zero", "/tmp", ""])
 def test_a_source_that_is_no_disk_is_bad_input(tmp_path: Path, repo: Path, source: str) -> None:
     ran = backstay("disk", "backup", source, "--repo", repo, "--name", "x", home=tmp_path, expect=2)
-    assert "neither a file nor a block device" in ran.err
+    assert ran.err == f"{source or 'an empty name'}: is neither a file nor a block device\n"
 
 
 @pytest.mark.parametrize("words", [("repo", "init", ""), ("points", "--repo", ""), ("points", "--repo=")])
