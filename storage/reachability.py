@@ -31,6 +31,9 @@ from storage.runs import lower_bounds
 PENDING_PREFIXES = 48 << 20
 """Prefixes that are collected before they are sorted and told apart: 400 MB, and as much again while that is done."""
 
+APART_ENTRIES = 1 << 16
+"""Prefixes told apart at once: they fit a cache."""
+
 PENDING_CHILDREN = 4 << 20
 """References from inner nodes that are collected before nodes are told apart: 128 MB."""
 
@@ -111,17 +114,23 @@ def _heads_beneath(nodes: Nodes, layout: Layout) -> Any:
     """The prefixes of all ids in these nodes, in any order: read where they stand, as they are a quarter of the ids."""
     import numpy as np
 
-    heads = np.empty(int(layout.used.sum()), ">u8")
-    done = 0
+    heads = np.empty(int(layout.used.sum()), np.uint64)
+    fan, done = layout.bits.shape[1], 0
     for odd in np.unique(layout.begins % 8).tolist():
-        rows = layout.begins % 8 == odd
-        used, begins = layout.used[rows], layout.begins[rows] // 8
-        aligned = np.frombuffer(nodes.data, ">u8", (len(nodes.data) - odd) // 8, odd)
-        count = int(used.sum())
-        within = np.arange(count) - np.repeat(np.cumsum(used) - used, used)
-        heads[done : done + count] = aligned[np.repeat(begins, used) + WORDS * within]
-        done += count
-    return heads.astype(np.uint64)
+        aligned = np.frombuffer(nodes.data, np.uint64, (len(nodes.data) - odd) // 8, odd)
+        for full in (True, False):
+            rows = (layout.begins % 8 == odd) & ((layout.used == fan) == full)
+            used, begins = layout.used[rows], layout.begins[rows] // 8
+            count = int(used.sum())
+            if full and count:  # most are: a row for each place at which a node could begin, without a table of places
+                shape = (len(aligned) - WORDS * (fan - 1), fan)
+                windows = np.lib.stride_tricks.as_strided(aligned, shape, (8, 8 * WORDS), writeable=False)
+                heads[done : done + count].reshape(-1, fan)[:] = windows[begins]
+            elif count:
+                within = np.arange(count) - np.repeat(np.cumsum(used) - used, used)
+                heads[done : done + count] = aligned[np.repeat(begins, used) + WORDS * within]
+            done += count
+    return heads.byteswap(inplace=True)
 
 
 class _Recent:
@@ -188,46 +197,81 @@ def _distinct(ids: Any) -> Any:
 
 
 class _Prefixes:
-    """Prefixes, told apart now and then, so that memory follows the different ones."""
+    """Prefixes, told apart now and then, so that memory follows the different ones.
+
+    Collected in two buffers by turns, and sorted in place: fresh memory costs more than sorting what is in it.
+    """
 
     def __init__(self) -> None:
-        self._sorted: Any = None
-        self._pending: list[Any] = []
+        import numpy as np
+
+        self._sorted: Any = np.empty(0, np.uint64)
+        self._filling: Any = np.empty(PENDING_PREFIXES, np.uint64)  # of which only what is used is touched
+        self._other: Any = None
         self._count = 0
-        self._coming: Future[Any] | None = None
+        self._given = False
+        self._coming: Future[None] | None = None
 
     def add(self, heads: Any) -> None:
-        self._pending.append(heads)
-        self._count += len(heads)
-        if self._count > PENDING_PREFIXES:
-            parts = self._taken()
-            thread = ThreadPoolExecutor(1, "sort")
-            self._coming = thread.submit(_sorted_apart, parts)  # while nodes are read and hashed
-            del parts
-            thread.shutdown(wait=False)
+        import numpy as np
+
+        while len(heads):
+            part = heads[: len(self._filling) - self._count]
+            self._filling[self._count : self._count + len(part)] = part
+            self._count += len(part)
+            heads = heads[len(part) :]
+            if self._count == len(self._filling):
+                self._wait()
+                full, self._filling = self._filling, self._other
+                if self._filling is None:
+                    self._filling = np.empty(len(full), np.uint64)
+                self._other, self._count = full, 0
+                thread = ThreadPoolExecutor(1, "sort")
+                self._coming = thread.submit(self._take_in, full)  # while nodes are read and hashed
+                thread.shutdown(wait=False)
 
     def sorted(self) -> Any:
-        """All of them, sorted and different."""
-        self._sorted = _sorted_apart(self._taken())
+        """All of them, sorted and different. More may be added afterwards; the array stays what it is."""
+        self._wait()
+        self._other = None
+        self._take_in(self._filling[: self._count])
+        self._count = 0
+        self._given = True
         return self._sorted
 
-    def _taken(self) -> list[Any]:
-        """Everything so far, which this object then has no more."""
-        if self._coming is not None:
-            self._sorted, self._coming = self._coming.result(), None
-        parts = [*([] if self._sorted is None else [self._sorted]), *self._pending]
-        self._sorted, self._pending, self._count = None, [], 0
-        return parts
+    def _wait(self) -> None:
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            coming.result()
+
+    def _take_in(self, heads: Any) -> None:
+        """Take more in, in any order; they are sorted where they stand."""
+        heads.sort()
+        fresh, known = _told_apart(heads), len(self._sorted)
+        if not fresh:
+            return
+        if self._given:
+            self._sorted, self._given = self._sorted.copy(), False
+        self._sorted.resize(known + fresh, refcheck=False)  # nobody else has it; its pages move, their content does not
+        self._sorted[known:] = heads[:fresh]
+        if known:
+            self._sorted.sort()
+            self._sorted.resize(_told_apart(self._sorted), refcheck=False)
 
 
-def _sorted_apart(parts: list[Any]) -> Any:
-    """Prefixes sorted and told apart. Empties the list, so that they are not in memory twice."""
+def _told_apart(heads: Any) -> int:
+    """How many different ones there are among sorted prefixes, which then stand first."""
     import numpy as np
 
-    heads = np.concatenate([np.empty(0, np.uint64), *parts])
-    parts.clear()
-    heads.sort()
-    return heads[np.append(True, heads[1:] != heads[:-1])] if len(heads) else heads
+    done, before = 0, None
+    for start in range(0, len(heads), APART_ENTRIES):
+        part = heads[start : start + APART_ENTRIES]
+        fresh = np.append(part[0] != before, part[1:] != part[:-1])
+        before = part[-1]
+        kept = part[fresh]
+        heads[done : done + len(kept)] = kept
+        done += len(kept)
+    return done
 
 
 def live_slots(footer: Footer, reached: Any) -> Any:

@@ -105,6 +105,7 @@ def test_what_roots_reach_in_bulk_is_what_they_reach_node_by_node(
             reached.add_root(root)
         both = reached.sorted()
         assert both.tolist() == sorted(_naively_reached(repo, roots, 16) | alone)
+        assert set(first.tolist()) == _naively_reached(repo, roots[:3], 16) | alone
         repo.store.flush(repo.store.session())
         footers = [repo.store.footers.get(name) for name in repo.store.live.values()]
         for part in (first, both, first[:0]):
