@@ -375,7 +375,7 @@ class Catalog:
             # An opening catalog may have seen the very change that is now told: everything is added once.
             if self._packs is None:
                 self._packs = {row[0] for row in cursor.execute("SELECT number FROM packs").fetchall()}
-            packs = self._packs.difference(changes.gone_packs)
+            packs = self._packs.difference(changes.gone_packs) if changes.gone_packs else self._packs
             fresh = [name for name in changes.packs if name.number not in packs]
             points = known(cursor, "points", "id", [manifest.id for manifest in changes.manifests])
             names = known(cursor, "marks", "name", [mark.key for mark in changes.marks])
@@ -392,7 +392,8 @@ class Catalog:
                 cursor.execute("INSERT INTO meta VALUES ('expiry', ?)", [changes.expiry])
             failpoint("catalog.before_commit")
             cursor.execute("COMMIT")
-            self._packs = packs.union(loaded)
+            packs |= loaded
+            self._packs = packs
             failpoint("catalog.committed")
         except BaseException:
             self._packs = None
