@@ -35,6 +35,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave lab and engine running, and say where they are")
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # the engine is in a session of its own and would go on
     directory = Path(tempfile.mkdtemp(prefix="backstay-demo-"))
     stage = Stage()
     try:
