@@ -97,9 +97,10 @@ def copy_sparse(source: Path, target: Path) -> None:
         dst.truncate(0)
         dst.truncate(os.fstat(src.fileno()).st_size)
         for start, length in data_extents(source):
+            dst.seek(start)
             done = 0
             while done < length:
-                done += os.copy_file_range(src.fileno(), dst.fileno(), length - done, start + done, start + done)
+                done += os.sendfile(dst.fileno(), src.fileno(), start + done, length - done)
 
 
 def fill(flat: Path, size: int, seed: str, own_bytes: int = 1024 * 1024) -> None:
