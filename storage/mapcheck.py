@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from storage.blockmap import READ_NODES
 from storage.errors import UNREADABLE, Damaged
@@ -16,6 +16,8 @@ from storage.nodes import StoredNodes
 from storage.piecelists import read_lists
 from storage.reachability import Reached
 from storage.repository import Repository
+
+Parsed = TypeVar("Parsed")
 
 FEW = 50_000
 """With fewer chunks than this in all packs, sets are made: numpy takes longer to be imported."""
@@ -170,33 +172,26 @@ class Walker:
         """What a leaf lacks: of its chunks, its piece lists, and the chunks that those put together."""
         lacked = self._held.lacks([chunk for chunk in ids if not isinstance(chunk, Pieced)])
         lists = [piece_list for piece_list in ids if isinstance(piece_list, Pieced)]
-        gone = self._held.lacks(lists)
-        for piece_list, data in zip(lists, self._store.read_each(lists, node=True, strict=False), strict=True):
-            try:
-                if isinstance(data, Damaged):
-                    raise data
-                if piece_list in gone:
-                    raise Damaged("no pack holds it")
-                lacked |= self._held.lacks(parse_pieces(bytes(data), "piece list").chunks)
-            except UNREADABLE as error:
-                self.why[piece_list] = error.what
-                lacked.add(piece_list)
+        for piece_list, parsed in self._read(lists, lambda data: parse_pieces(data, "piece list")):
+            lacked |= self._held.lacks(parsed.chunks) if parsed is not None else {piece_list}
         return lacked
 
     def _judged(self, node: bytes, level: int) -> bool:
         return (node, level) in self._clean or (node, level) in self._dirty
 
     def _parsed(self, nodes: Sequence[bytes], level: int, fan_out: int) -> Mapping[bytes, Node | None]:
-        found: dict[bytes, Node | None] = {}
-        lacked = self._held.lacks(nodes)  # a footer in memory may still tell of a pack that is broken by now
-        for node, data in zip(nodes, self._store.read_each(nodes, node=True, strict=False), strict=True):
+        return dict(self._read(nodes, lambda data: parse_node(data, level, fan_out, "block map")))
+
+    def _read(self, ids: Sequence[bytes], parse: Callable[[bytes], Parsed]) -> Iterator[tuple[bytes, Parsed | None]]:
+        """What lies in tree packs, parsed; None for what no pack has intact, `why` says why."""
+        lacked = self._held.lacks(ids)  # a footer in memory may still tell of a pack that is broken by now
+        for id_, data in zip(ids, self._store.read_each(ids, node=True, strict=False), strict=True):
             try:
                 if isinstance(data, Damaged):
                     raise data
-                if node in lacked:
+                if id_ in lacked:
                     raise Damaged("no pack holds it")
-                found[node] = parse_node(bytes(data), level, fan_out, "block map")
+                yield id_, parse(bytes(data))
             except UNREADABLE as error:
-                self.why[node] = error.what
-                found[node] = None
-        return found
+                self.why[id_] = error.what
+                yield id_, None
