@@ -49,7 +49,7 @@ class Player:
         known = self.folder / f"passed-{name}"
         if not known.exists():
             location = self._copy(SCENES[name])
-            self._keep(known, json.dumps(self.victims.passed(name, location)).encode())
+            self._keep(known, json.dumps(self.victims.play(name, location).passed).encode())
             clear(location)
         found: list[str] = json.loads(known.read_bytes())
         return found
@@ -102,7 +102,7 @@ class Player:
             case "--kill" if moment.replace(".", "", 1).isdigit():
                 return kill_after(self.victims, self._stage(scene), scene, float(moment), location)
             case "--kill":
-                return kill(self.victims, self._stage(scene), scene, moment, self.passed(name), location)
+                return kill(self.victims, self._stage(scene), scene, moment, location)
             case "--fault":
                 return injected(self._stage(scene), scene, fault_of(moment), location, thorough=True)
             case "--system-call":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,34 +39,29 @@ def every(passed: Sequence[str]) -> list[str]:
     return [f"{name}:{n}" for name in dict.fromkeys(passed) for n in range(1, passed.count(name) + 1)]
 
 
-def kill(victims: Victims, stage: Stage, scene: Scene, point: str, passed: Sequence[str], location: Path) -> bool:
+def kill(victims: Victims, stage: Stage, scene: Scene, point: str, location: Path) -> bool:
     """Play a scene on a copy of the stage, killed at a point, and look at what is left; False if it was not reached."""
-    fresh_copy(stage, location, scene.prepare)
-    status = victims.play(scene.name, location, point)
-    if status == -signal.SIGKILL:
-        name, _, nth = point.partition(":")
-        before = passed[: _place(passed, name, int(nth)) + 1]
-        least, most = before.count(MANIFEST[1]), before.count(MANIFEST[0])
-    else:
-        least = most = len(scene.made)
-    after_a_crash(location, stage, scene, least=least, most=most)
+    killed = _look_after(victims, stage, scene, location, point=point)
     if point.endswith(":1") and not scene.made and scene.after is None:
         again(location, stage, scene)
     clear(location)
-    return status == -signal.SIGKILL
+    return killed
 
 
 def kill_after(victims: Victims, stage: Stage, scene: Scene, seconds: float, location: Path) -> bool:
     """The same with a kill from outside at some time; False if the scene had ended before."""
-    fresh_copy(stage, location, scene.prepare)
-    status = victims.play(scene.name, location, seconds=seconds)
-    after_a_crash(location, stage, scene, least=len(scene.made) if status == 0 else 0, most=len(scene.made))
+    killed = _look_after(victims, stage, scene, location, seconds=seconds)
     clear(location)
-    return status == -signal.SIGKILL
+    return killed
 
 
-def _place(passed: Sequence[str], name: str, nth: int) -> int:
-    at = -1
-    for _ in range(nth):
-        at = passed.index(name, at + 1)
-    return at
+def _look_after(
+    victims: Victims, stage: Stage, scene: Scene, location: Path, *, point: str = "", seconds: float | None = None
+) -> bool:
+    fresh_copy(stage, location, scene.prepare)
+    life = victims.play(scene.name, location, point, seconds=seconds)
+    least, most = (life.passed.count(name) for name in reversed(MANIFEST))
+    if not life.killed:
+        assert least == most == len(scene.made)
+    after_a_crash(location, stage, scene, least=least, most=most)
+    return life.killed

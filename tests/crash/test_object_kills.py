@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def test_a_writer_of_an_object_store_killed_at_any_step_harms_no_restore_point(
     stage = set_up(location, bucket=bucket_of(server, scene))
     if scene.prepare is not None:
         scene.prepare(location)
-    assert victims.play(name, location, point) == -signal.SIGKILL
+    assert victims.play(name, location, point).killed
     after_a_crash(location, stage, scene, least=committed, most=committed)
     if not scene.made:
         again(location, stage, scene)
@@ -43,7 +42,7 @@ def test_reclaim_waits_for_the_lock_of_packs_whose_writer_died_before_its_manife
     set_up(location, bucket=bucket_of(server, scene))
     with open_at(location, later(hours=5)) as repo:
         before = set(repo.blobs.list("packs/"))
-    assert victims.play(scene.name, location, "commit.packs_locked") == -signal.SIGKILL
+    assert victims.play(scene.name, location, "commit.packs_locked").killed
     reclaim_now(location)
     with open_at(location, later(hours=6)) as repo:
         left = set(repo.blobs.list("packs/")) - before

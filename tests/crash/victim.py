@@ -2,7 +2,7 @@
 
 A line is a JSON object: `scene`, `location`, `point` (where the child kills itself; empty: nowhere), `seconds` (when it
 is killed from outside; null: never), `log` (its stderr). The answer is one line: `status` as subprocess has it, and
-`passed`, the failpoints that a child which lived to its end has reached, in order.
+`passed`, the failpoints that the child has reached, in order, the one at which it died included.
 """
 
 from __future__ import annotations
@@ -10,16 +10,31 @@ from __future__ import annotations
 import gc
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storage import failpoints
 from tests.crash.objects import OBJECT_SCENES
 from tests.crash.scenes import SCENES
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """How a child ended, and the failpoints that it reached, in order. Its threads pass theirs in any order."""
+
+    status: int
+    passed: Sequence[str]
+
+    @property
+    def killed(self) -> bool:
+        """Whether it was ended before its scene."""
+        return self.status == -signal.SIGKILL
 
 
 class Victims:
@@ -40,26 +55,15 @@ class Victims:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def play(self, scene: str, location: Path, point: str = "", *, seconds: float | None = None) -> int:
-        """Let one child play a scene and die at a point or after a time; its status, negative for a signal."""
-        status = int(self._ask(scene, location, point, seconds)["status"])
-        if status > 0:
-            raise AssertionError(f"{scene} does not play: {log_of(location).read_text()}")
-        return status
-
-    def passed(self, scene: str, location: Path) -> list[str]:
-        """Let one child play a scene to its end; the failpoints that it reached, in order."""
-        answer = self._ask(scene, location, "", None)
-        if answer["status"]:
-            raise AssertionError(f"{scene} does not play: {log_of(location).read_text()}")
-        return list(answer["passed"])
-
-    def _ask(self, scene: str, location: Path, point: str, seconds: float | None) -> dict[str, Any]:
+    def play(self, scene: str, location: Path, point: str = "", *, seconds: float | None = None) -> Life:
+        """Let one child play a scene and die at a point, after a time, or at its end."""
         assert self._process.stdin is not None and self._process.stdout is not None
         question = {"scene": scene, "location": str(location), "point": point, "seconds": seconds}
         print(json.dumps(question | {"log": str(log_of(location))}), file=self._process.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
+        life = Life(**json.loads(self._process.stdout.readline()))
+        if life.status not in (0, -signal.SIGKILL):
+            raise AssertionError(f"{scene} does not play: {log_of(location).read_text()}")
+        return life
 
 
 def log_of(location: Path) -> Path:
@@ -70,10 +74,15 @@ def log_of(location: Path) -> Path:
 def _child(question: dict[str, Any], answer: int) -> None:
     log = os.open(question["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 2)
-    passed: list[str] = []
-    failpoints.watch(failpoints.dying_at(question["point"]) if question["point"] else passed.append)
+    die = failpoints.dying_at(question["point"]) if question["point"] else None
+
+    def reached(name: str) -> None:
+        os.write(answer, name.encode() + b"\n")
+        if die is not None:
+            die(name)
+
+    failpoints.watch(reached)
     (SCENES | OBJECT_SCENES)[question["scene"]].play(Path(question["location"]), None)
-    os.write(answer, json.dumps(passed).encode())
 
 
 def _fork(question: dict[str, Any]) -> dict[str, Any]:
@@ -91,12 +100,14 @@ def _fork(question: dict[str, Any]) -> dict[str, Any]:
         finally:
             os._exit(status)
     os.close(writing)
-    if question["seconds"] is not None and not select.select([reading], [], [], question["seconds"])[0]:
-        os.kill(pid, signal.SIGKILL)
-    with os.fdopen(reading, "rb") as pipe:
-        passed = pipe.read()
+    alarm = threading.Timer(question["seconds"] or 0, os.kill, (pid, signal.SIGKILL))
+    if question["seconds"] is not None:
+        alarm.start()
+    with os.fdopen(reading) as pipe:
+        passed = pipe.read().split()
+    alarm.cancel()
     _, status = os.waitpid(pid, 0)
-    return {"status": os.waitstatus_to_exitcode(status), "passed": json.loads(passed or b"[]")}
+    return {"status": os.waitstatus_to_exitcode(status), "passed": passed}
 
 
 def main() -> None:
