@@ -40,6 +40,7 @@ from benchmarks._catalog_repository import (
     make_repository,
     shape_for,
 )
+from benchmarks._programs import backstay
 from policies.facts import PointId, VmId
 from storage.bulkreads import as_words, locate_many
 from storage.format import PackKind
@@ -279,9 +280,8 @@ def _hinted(root: Path, folder: Path) -> Figures:
                     file.write(block)
                     extents.append({"offset": start * BLOCK_BYTES, "length": length})
             hints.write_text(json.dumps(extents))
-            command = Path(sys.executable).with_name("backstay")
             took, highest, _ = _watched(
-                [str(command), "disk", "backup", str(source), "--name", BIG_NAME, "--changed", str(hints),
+                [*backstay(), "disk", "backup", str(source), "--name", BIG_NAME, "--changed", str(hints),
                  "--repo", str(root), "--json"]
             )  # fmt: skip
             seconds.append(took)

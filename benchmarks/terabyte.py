@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks._programs import backstay
 from benchmarks.images.making import ensure_images, image
 from benchmarks.peers.bound import compress_all, unique_blocks
 from benchmarks.peers.measuring import Command, Measured, copy_state, run, warm
@@ -151,9 +152,8 @@ def increment(folder: Path, size: str, shape: str, blocks: Iterable[bytes]) -> M
     hints.write_text(json.dumps([{"offset": number * BLOCK, "length": BLOCK} for number in changed]))
     os.sync()
     warm(state, source)
-    program = Path(sys.executable).with_name("backstay")
     arguments = ("disk", "backup", str(source), "--name", "big", "--changed", str(hints), "--repo", str(state))
-    measured = run(Command((str(program), *arguments), folder), folder / "log")
+    measured = run(Command((*backstay(), *arguments), folder), folder / "log")
     source.unlink()
     shutil.rmtree(state)
     return measured

@@ -1,31 +1,22 @@
 """A running engine, seen from a command: its API over the Unix socket, with the engine's own verdicts as errors.
 
 The standard library's HTTP client loads in a tenth of httpx's time, which a command that shows one table would feel.
+Most commands find no engine: what only a talk with one needs is loaded with the first word of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import socket
-import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.commands import (
-    BackUpDisk,
-    BackUpVm,
-    Reclaim,
-    RestoreToFile,
-    RestoreToVm,
-    Task,
-    TaskReport,
-    TaskState,
-    Verify,
-)
 from engine.failures import Exit, Kind, NotReachable, RemoteFailure, Verdict
 from engine.plain import plain
+
+if TYPE_CHECKING:
+    from engine.commands import Task, TaskReport
 
 ANSWER_SECONDS = 120.0
 """How long an answer may take: longer than the longest SQL statement's default and a task's long poll."""
@@ -33,14 +24,15 @@ ANSWER_SECONDS = 120.0
 POLL_SECONDS = 20.0
 """How long one question for news of a task waits; the engine answers as soon as there is some."""
 
-_ROUTES: dict[type[Task], str] = {
-    BackUpVm: "backup",
-    BackUpDisk: "backup-disk",
-    RestoreToFile: "restore-file",
-    RestoreToVm: "restore-vm",
-    Verify: "verify",
-    Reclaim: "reclaim",
+_ROUTES = {
+    "BackUpVm": "backup",
+    "BackUpDisk": "backup-disk",
+    "RestoreToFile": "restore-file",
+    "RestoreToVm": "restore-vm",
+    "Verify": "verify",
+    "Reclaim": "reclaim",
 }
+"""By the name of the task."""
 
 
 class Engine:
@@ -51,6 +43,8 @@ class Engine:
 
     def listens(self) -> bool:
         """Whether anybody accepts connections there."""
+        import socket
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(5)
             try:
@@ -61,8 +55,10 @@ class Engine:
 
     def get(self, route: str, parameters: Mapping[str, str | float | None] | None = None) -> Any:
         """The answer to a question."""
+        from urllib.parse import urlencode
+
         asked = {name: str(value) for name, value in (parameters or {}).items() if value is not None}
-        return self._ask("GET", f"{route}?{urllib.parse.urlencode(asked)}" if asked else route)
+        return self._ask("GET", f"{route}?{urlencode(asked)}" if asked else route)
 
     def post(self, route: str, body: Mapping[str, Any]) -> Any:
         """The answer to a request that changes something."""
@@ -71,10 +67,12 @@ class Engine:
     def submit(self, task: Task) -> str:
         """Start what takes long; its id."""
         fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
-        return str(self.post(f"/v1/tasks/{_ROUTES[type(task)]}", fields)["id"])
+        return str(self.post(f"/v1/tasks/{_ROUTES[type(task).__name__]}", fields)["id"])
 
     def finish(self, id: str, tell: Callable[[TaskReport], None]) -> Mapping[str, Any]:
         """Wait until a task has ended, telling every news; its result, or RemoteFailure with the engine's exit code."""
+        from engine.commands import TaskState
+
         while True:
             report = _report(self.get(f"/v1/tasks/{id}", {"wait": POLL_SECONDS}))
             tell(report)
@@ -84,7 +82,7 @@ class Engine:
                 return report.result
 
     def _ask(self, method: str, target: str, body: bytes | None = None) -> Any:
-        # Loaded late: commands that find no engine never need it.
+        import socket
         from http.client import HTTPConnection, HTTPException
 
         connection = HTTPConnection("localhost", timeout=ANSWER_SECONDS)
@@ -120,6 +118,8 @@ def _understood(status: int, text: bytes, path: Path) -> Any:
 
 
 def _report(answer: Mapping[str, Any]) -> TaskReport:
+    from engine.commands import TaskReport, TaskState
+
     known = {field.name: answer[field.name] for field in dataclasses.fields(TaskReport) if field.name in answer}
     return TaskReport(**{**known, "state": TaskState(answer["state"])})
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.plain import plain
-from storage.reclaim import PackFate, ReclaimPlan
-from storage.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from storage.reclaim import PackFate, ReclaimPlan
+    from storage.verify import VerifyReport
 
 
 def verify_row(report: VerifyReport) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from storage import randomness
 from storage.errors import AlreadyExists, Changed, Damaged, Missing, NoSpace, StorageError, StoreFailed, no_permission
 from storage.failpoints import failpoint
 
@@ -188,7 +188,7 @@ class LocalBlobs:
         sync_folder(target.parent)
 
     def _spooled(self, data: bytes) -> Path:
-        temporary = self.spool / secrets.token_hex(8)
+        temporary = self.spool / randomness.token_hex(8)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self.mode)
         try:
             write_all(fd, 0, [data])
@@ -285,7 +285,7 @@ class LocalBlobs:
 
     def clock(self) -> datetime:
         """By the server that holds the directory; a full disk still tells it through a file that is there."""
-        path = self.spool / secrets.token_hex(8)
+        path = self.spool / randomness.token_hex(8)
         with translated("spool"):
             try:
                 path.touch(0o600)
@@ -385,7 +385,7 @@ class LocalWriter(SpoolFile):
 
     def __init__(self, blobs: LocalBlobs) -> None:
         self._blobs = blobs
-        self._path = blobs.spool / secrets.token_hex(8)
+        self._path = blobs.spool / randomness.token_hex(8)
         super().__init__(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, blobs.mode), str(self._path))
 
     def publish(self, key: str) -> None:

@@ -94,8 +94,15 @@ class MapBuilder:
     def set(self, blocks: Sequence[tuple[int, bytes | None]]) -> None:
         """Map blocks to chunk ids, or to zeros."""
         with self._lock:
+            fan, last, changes = self._fan, -1, dict[int, bytes | None]()
             for block, chunk in blocks:
-                self._touch(0, block // self._fan, block % self._fan, chunk, 1)
+                index, slot = divmod(block, fan)
+                if index != last:
+                    last, changes = index, self._node(0, index).changes
+                self._weight += slot not in changes
+                changes[slot] = chunk
+                if len(changes) == fan and self._levels > 1:
+                    self._full.add((0, index))
             self._store_full()
             if self._weight > OPEN_SLOTS:
                 oldest = list(self._open)[: len(self._open) // 2]
@@ -136,17 +143,20 @@ class MapBuilder:
         return top
 
     def _touch(self, level: int, index: int, slot: int, child: bytes | None, count: int) -> None:
-        place = (level, index)
-        node = self._open.get(place)
-        if node is None:
-            node = self._open[place] = _Filling()
-            self._weight += NODE_SLOTS
+        node = self._node(level, index)
         self._weight += slot not in node.changes
         node.changes[slot] = child
         if level:
             node.counts[slot] = count
         if len(node.changes) == self._fan and level + 1 < self._levels:
-            self._full.add(place)
+            self._full.add((level, index))
+
+    def _node(self, level: int, index: int) -> _Filling:
+        node = self._open.get((level, index))
+        if node is None:
+            node = self._open[level, index] = _Filling()
+            self._weight += NODE_SLOTS
+        return node
 
     def _taken(self, place: _Place) -> _Filling:
         node = self._open.pop(place)

@@ -354,10 +354,11 @@ class Catalog:
     def _apply(self, changes: Changes) -> None:
         from storage import duckdb_engine as duckdb
 
-        if not any((changes.packs, changes.manifests, changes.marks)) and not any(
-            (changes.gone_packs, changes.gone_points, changes.gone_marks, changes.expiry is not None)
-        ):
-            return
+        news = (changes.manifests, changes.marks, changes.gone_packs, changes.gone_points, changes.gone_marks)
+        if not any(news) and changes.expiry is None:
+            known_packs = self._packs or ()
+            if all(name.number in known_packs for name in changes.packs):
+                return
         if self._db is None:
             raise StoreFailed("the catalog is closed", where=str(self._path))
         cursor = self._cursor()

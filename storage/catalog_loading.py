@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import secrets
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from policies.facts import PointId
+from storage import randomness
 from storage.catalog_rows import LOAD_CHUNKS, TABLES, Row, chunk_arrays, hex_entries, pack_row
 from storage.errors import StorageError
 from storage.format import PackName
@@ -96,7 +96,7 @@ class Loader:
     @contextmanager
     def _csv(self, table: str) -> Iterator[Callable[[Row], object]]:
         """Rows written here are loaded at the end: the fastest way in for a short process."""
-        path = self._spool / f"{secrets.token_hex(8)}.csv"
+        path = self._spool / f"{randomness.token_hex(8)}.csv"
         try:
             with path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from queue import SimpleQueue
 
 from storage.blobs import Blobs, Buffer
@@ -22,8 +23,8 @@ from storage.format import Codec, PackKind, PackName
 from storage.index import Index
 from storage.knownpacks import KnownPacks
 from storage.numbering import PackNumbers
-from storage.pack import Chunk, OpenPack, Writer, new_pack_name
-from storage.sealing import TAG_BYTES, Sealing
+from storage.pack import OpenPack, Writer, new_pack_name
+from storage.sealing import TAG_BYTES, Chunk, Sealing
 
 PACK_BYTES = 64 << 20
 MAX_SEALING = 3
@@ -77,7 +78,7 @@ class ChunkStore(KnownPacks):
         self._tickets: set[int] = set()
         self._next_ticket = 0
         self._sessions: set[Session] = set()
-        self._jobs: SimpleQueue[OpenPack | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._sealer: threading.Thread | None = None
         self._room = threading.Semaphore(MAX_SEALING)
         self.on_sealed: Callable[[Sequence[PackName]], None] | None = None
@@ -118,7 +119,7 @@ class ChunkStore(KnownPacks):
         """
         session.check()
         added = Added()
-        candidates = [None if chunk in self._delta else self.referable(chunk) for chunk, _ in items]
+        candidates = self._candidates([chunk for chunk, _ in items])
         if instead is not None:
             lost = self.distrusted.chunks
             new = [
@@ -163,12 +164,19 @@ class ChunkStore(KnownPacks):
         session.check()
         return added
 
+    def _candidates(self, chunks: Sequence[bytes]) -> list[tuple[PackName, int] | None]:
+        """Their sealed places by the index; most chunks of a first backup have none."""
+        delta = self._delta
+        found = self._index.known([chunk for chunk in chunks if chunk not in delta])
+        return (
+            [self.referable(chunk) if chunk in found else None for chunk in chunks] if found else [None] * len(chunks)
+        )
+
     def _store(self, kind: PackKind, fresh: Sequence[tuple[bytes, Buffer]]) -> int:
         chunks: list[Chunk]
         if kind is PackKind.DATA:
             encoded = encode([data for _, data in fresh])
-            for chunk, data in fresh:
-                self.pages.expect(chunk, data)
+            self.pages.expect(fresh)
             chunks = [
                 (chunk, len(data), codec, stored) for (chunk, data), (codec, stored) in zip(fresh, encoded, strict=True)
             ]
@@ -213,18 +221,21 @@ class ChunkStore(KnownPacks):
 
     def _seal_later(self, pack: OpenPack) -> None:
         self._room.acquire()
+        self._later(partial(self._seal, pack))
+
+    def _later(self, job: Callable[[], None]) -> None:
         with self._lock:
             if self._sealer is None:
-                self._sealer = threading.Thread(target=self._seal_packs, name="pack sealer", daemon=True)
+                self._sealer = threading.Thread(target=self._do_jobs, name="pack sealer", daemon=True)
                 self._sealer.start()
-        self._jobs.put(pack)
+        self._jobs.put(job)
 
-    def _seal_packs(self) -> None:
-        while (pack := self._jobs.get()) is not None:
+    def _do_jobs(self) -> None:
+        while (job := self._jobs.get()) is not None:
             try:
-                self._seal(pack)
-            finally:
-                self._room.release()
+                job()
+            except BaseException as error:  # heard by every session at its next call
+                self._fail(error, [])
             if self._jobs.empty():
                 self._tell_sealed()
 
@@ -237,14 +248,13 @@ class ChunkStore(KnownPacks):
                 self._fail(error, [])
 
     def _seal(self, pack: OpenPack) -> None:
-        with self._lock:
-            if pack.name.number not in self._open:
-                return  # lost to a failure elsewhere, and abandoned there
         try:
+            with self._lock:
+                if pack.name.number not in self._open:
+                    return  # lost to a failure elsewhere, and abandoned there
             footer = pack.close()
-        except BaseException as error:  # heard by every session at its next call
-            self._fail(error, [])
-            return
+        finally:
+            self._room.release()
         if footer.name.kind is PackKind.DATA:
             self.pages.learn(footer.name.number, footer.ids())
         with self._lock:
@@ -257,10 +267,7 @@ class ChunkStore(KnownPacks):
             self._changed.notify_all()
         self._untold.append(pack.name)
         if self.run_is_due():
-            try:
-                self.index_sealed()
-            except BaseException as error:  # heard by every session at its next call
-                self._fail(error, [])
+            self.index_sealed()
 
     def _fail(self, error: BaseException, lost: Iterable[bytes]) -> None:
         """Break every open session and forget the packs that are not sealed."""
@@ -280,7 +287,10 @@ class ChunkStore(KnownPacks):
             pack.abandon()
 
     def flush(self, session: Session) -> None:
-        """Return when every chunk added so far, by whomever, is in a sealed pack. Raises what broke the session."""
+        """Return when every chunk added so far, by whomever, is in a sealed pack. Raises what broke the session.
+
+        The index, which needs not be durable for that, takes them in meanwhile.
+        """
         with self._lock:
             before = set(self._tickets)
             self._changed.wait_for(lambda: session.failure is not None or not before & self._tickets)
@@ -290,10 +300,10 @@ class ChunkStore(KnownPacks):
             waiting = set(self._open)
         for pack in full:
             self._seal_later(pack)
+        self._later(self.index_sealed)
         with self._lock:
             self._changed.wait_for(lambda: session.failure is not None or not waiting & set(self._open))
             session.check()
-        self.index_sealed()
 
     def copy(self, session: Session, kind: PackKind, items: Sequence[tuple[bytes, Buffer]]) -> int:
         """Store chunks although they are known, for packs that are written again; returns the stored bytes."""

@@ -9,7 +9,6 @@ docs/decisions/0004-reclaim-in-two-phases.md has the argument. A local repositor
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from datetime import datetime, timedelta
 
 from policies.facts import PointId
 from storage import manifest as manifests
+from storage import randomness
 from storage.blobs import Blobs
 from storage.condemned import FREEING, noted, stored_at
 from storage.errors import AlreadyExists, Missing, Overtaken, StorageError
@@ -70,7 +70,7 @@ class Reliance:
 @contextmanager
 def announced(blobs: Blobs, sealing: Sealing, point: PointId, payload: bytes, reliance: Reliance) -> Iterator[None]:
     """Create the manifest inside. Overtaken when what it counts on is being freed; then it was not created."""
-    key = COMMITTING + secrets.token_hex(16)
+    key = COMMITTING + randomness.token_hex(16)
     blobs.put(key, sealing.close(ObjectKind.COMMITTING, key, payload))
     failpoint("commit.announced")
     try:

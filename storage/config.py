@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,6 +16,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from storage import randomness
 from storage.blobs import Blobs
 from storage.errors import (
     Changed,
@@ -99,8 +99,8 @@ def new_config(now: datetime, block_bytes: int, passphrase: str | None) -> tuple
     """A config and its stored form."""
     if block_bytes % 4096 or not 4096 <= block_bytes < MAX_BLOCK_BYTES:
         raise ValueError(f"block size {block_bytes}: a multiple of 4096 below {MAX_BLOCK_BYTES} is needed")
-    repository = secrets.token_bytes(16)
-    master = secrets.token_bytes(KEY_BYTES) if passphrase is not None else None
+    repository = randomness.token_bytes(16)
+    master = randomness.token_bytes(KEY_BYTES) if passphrase is not None else None
     slots = (new_slot(repository, master, passphrase, now),) if master is not None and passphrase is not None else ()
     config = Config(repository, stamp(now), block_bytes, FAN_OUT, slots)
     return config, encode(config, Sealing(repository, master))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from storage import config as configs
+from storage import randomness
 from storage.blobs import Blobs, LocalBlobs, sync_folder, translated
 from storage.errors import AlreadyExists, Changed, Refused, StorageError
 from storage.format import CONFIG_COPY_KEY, CONFIG_KEY
@@ -67,7 +67,7 @@ def _create_in_store(place: ObjectPlace, config: bytes) -> None:
 
 def probe(blobs: Blobs) -> None:
     """Refused unless the store keeps what many writers rely on: create-once, compare-and-replace, listings that see."""
-    key = PROBE + secrets.token_hex(16)
+    key = PROBE + randomness.token_hex(16)
     blobs.put(key, b"1")
     try:
         kept = _refuses(lambda: blobs.put(key, b"2")) and blobs.get(key) == b"1"

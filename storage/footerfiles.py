@@ -6,12 +6,12 @@ A kept footer is checked as one from the store is; one that is not sound is fetc
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 
+from storage import randomness
 from storage.blobs import Blobs, translated
 from storage.errors import Damaged
 from storage.format import (
@@ -140,7 +140,7 @@ class KeptFooters(Footers):
 
     def _keep(self, name: PackName, ends: Ends) -> None:
         path = self._path(name)
-        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        temporary = path.with_name(f"{path.name}.{randomness.token_hex(4)}")
         try:
             temporary.write_bytes(_SIZE.pack(ends.bytes) + ends.head + ends.tail)
             temporary.replace(path)

@@ -6,12 +6,12 @@ hit is only a candidate until the full id in the pack's footer agrees.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from storage import randomness
 from storage.blobs import sync_folder, translated
 from storage.failpoints import failpoint
 from storage.format import PackName
@@ -54,6 +54,10 @@ class Index:
     def packs(self) -> set[PackName]:
         """Every pack that some run covers."""
         return {name for run in self._runs for name in run.packs}
+
+    def known(self, chunks: Sequence[bytes]) -> set[bytes]:
+        """Those of these chunks that some run has a candidate for."""
+        return {chunk for chunk in chunks if self.find(chunk)} if self._runs else set()
 
     def find(self, chunk: bytes) -> list[tuple[int, int]]:
         """Candidates (pack number, slot), newest run last."""
@@ -139,7 +143,7 @@ class Index:
         self._runs = ()
 
     def _write(self, packs: Sequence[PackName], count: int, parts: Iterable[Columns]) -> Run:
-        temporary = self._folder / f"{secrets.token_hex(8)}.part"
+        temporary = self._folder / f"{randomness.token_hex(8)}.part"
         target = temporary.with_suffix(".run")
         with translated(str(self._folder)):
             try:

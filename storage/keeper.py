@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import socket
 import struct
 import threading
@@ -24,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from storage import marks
+from storage import marks, randomness
 from storage.blobs import LocalBlobs, translated
 from storage.errors import AlreadyExists, Damaged, NoRepository, Refused, StorageError, StoreFailed
 from storage.failpoints import failpoint
@@ -158,7 +157,7 @@ class Keeper:
 
     def _probe_leases(self) -> None:
         """StoreFailed on a file system that cannot tell whether somebody may still write."""
-        path = self.root / "spool" / secrets.token_hex(8)
+        path = self.root / "spool" / randomness.token_hex(8)
         with translated(str(self.root)):
             writing = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, WRITTEN_MODE)
             try:
@@ -264,7 +263,7 @@ class _Conversation:
     def _begin(self, descriptors: list[int]) -> str:
         if len(self._spooled) >= MAX_SPOOLED:
             raise Refused(f"{MAX_SPOOLED} packs are being written already", where=str(self._root))
-        token = secrets.token_hex(16)
+        token = randomness.token_hex(16)
         path = self._root / "spool" / token
         with translated("spool"):
             descriptors.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, WRITTEN_MODE))

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storage import errors
 from storage.errors import Damaged, StorageError, StoreFailed, no_permission
+
+if TYPE_CHECKING:
+    import socket
 
 KEEPER_FILE = "keeper.json"
 """Makes a directory an append-only repository: where its keeper listens, and who may write through it."""
@@ -96,6 +98,8 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | Non
 
     ValueError for what is no message.
     """
+    import socket  # most processes meet no keeper
+
     head, descriptors, _, _ = socket.recv_fds(connection, 4, 1)
     if not head:
         return None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -15,6 +14,7 @@ from unicodedata import normalize
 
 from blake3 import blake3
 
+from storage import randomness
 from storage.errors import Damaged, StorageError, Unsupported, WrongKey
 from storage.format import CONFIG_KEY
 from storage.manifest import stamp
@@ -51,7 +51,7 @@ def canonical(document: Mapping[str, Any]) -> bytes:
 
 def new_key_file() -> str:
     """The line of a new key file: a word that says what it is, 32 random bytes, and a check against mistyping."""
-    secret = secrets.token_hex(KEY_BYTES)
+    secret = randomness.token_hex(KEY_BYTES)
     return f"{KEY_FILE_HEAD}:{secret}:{_check(secret)}"
 
 
@@ -63,9 +63,9 @@ def is_key_file(opener: str) -> bool:
 def new_slot(repository: bytes, master: bytes, opener: str, now: datetime, slot_id: str | None = None) -> Slot:
     """A slot that this passphrase or key file opens; WrongKey when a key file is not as it was made."""
     slot: dict[str, Any] = {
-        "id": slot_id or secrets.token_hex(4),
+        "id": slot_id or randomness.token_hex(4),
         "created_at": stamp(now),
-        "salt": secrets.token_bytes(_SALT_BYTES).hex(),
+        "salt": randomness.token_bytes(_SALT_BYTES).hex(),
     }
     if is_key_file(opener):
         slot |= {"kind": KEY_FILE, "kdf": "blake3"}

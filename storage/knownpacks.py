@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Sequence
 
 from storage.blobs import Blobs
@@ -46,6 +47,7 @@ class KnownPacks(ChunkReads):
         self._doubted = self._mended = False
         self._unindexed: list[PackName] = []
         self._unindexed_chunks = 0
+        self._indexing = threading.RLock()  # taken before the lock of the packs, never after it
 
     def attach(self) -> list[str]:
         """Compare the index with the packs that are there and read the footers it lacks; returns what was damaged.
@@ -68,11 +70,13 @@ class KnownPacks(ChunkReads):
             self._going = going & listed
             self.learnt = Learnt(began, frozenset(freeing - listed))
             self._numbers.stay_above(self.live)
+        with self._lock:
+            to_index = set(self._unindexed)
         covered = self._index.packs()
         damaged = []
         fresh: list[Footer] = []
         chunks = 0
-        unread = sorted(listed - covered - set(self._unindexed))
+        unread = sorted(listed - covered - to_index)
         self.footers.expect(unread)
         for name in unread:
             try:
@@ -100,8 +104,9 @@ class KnownPacks(ChunkReads):
     def _learn(self, footers: Sequence[Footer]) -> None:
         """Index packs; in memory only while the disk is full."""
         try:
-            self._index.add_packs([(footer.name, footer.entries) for footer in footers])
-            self._index.compact(set(self.live))
+            with self._indexing:
+                self._index.add_packs([(footer.name, footer.entries) for footer in footers])
+                self._index.compact(self._numbers_now())
         except StorageError as error:
             log.warning("index kept in memory: %s", error)
             with self._lock:
@@ -111,7 +116,7 @@ class KnownPacks(ChunkReads):
 
     def reattach(self) -> bool:
         """Throw unsound parts of the index away and read their packs again; False when there was nothing to do."""
-        with self._lock:
+        with self._indexing, self._lock:
             if not self._doubted:
                 self._doubted = True  # once for each opening: it reads the whole index
                 self._mended = self._index.drop_unsound() > 0
@@ -133,21 +138,35 @@ class KnownPacks(ChunkReads):
 
     def index_sealed(self) -> None:
         """Make a run of what was sealed since the last one; if that fails, this process goes on with its dict."""
-        with self._lock:
-            names, self._unindexed = self._unindexed, []
-            self._unindexed_chunks = 0
+        with self._indexing:
+            with self._lock:
+                names = list(self._unindexed)
+                footers = [self.footers.get(name) for name in names]
             if not names:
                 return
-            footers = [self.footers.get(name) for name in names]
             try:
                 self._index.add_packs([(footer.name, footer.entries) for footer in footers])
-                for footer in footers:
-                    for chunk in footer.ids():
-                        self._delta.pop(chunk, None)
-                self._index.compact(set(self.live))
+                with self._lock:
+                    self._drop_indexed(footers)
+                self._index.compact(self._numbers_now())
             except StorageError as error:
                 log.warning("index behind: %s", error)
+            finally:
+                with self._lock:
+                    self._unindexed = self._unindexed[len(names) :]
+                    self._unindexed_chunks -= sum(map(len, footers))
             self.pages.save()
+
+    def _drop_indexed(self, footers: Sequence[Footer]) -> None:
+        for footer in footers:
+            first = footer.name.number << 16
+            for place, chunk in enumerate(footer.ids(), first):
+                if self._delta.get(chunk) == place:  # not one that was stored anew meanwhile
+                    del self._delta[chunk]
+
+    def _numbers_now(self) -> set[int]:
+        with self._lock:
+            return set(self.live)
 
     def distrust(self, chunks: Iterable[bytes], packs: Iterable[PackName]) -> None:
         """Store these chunks again when a disk has them, and let reclaim replace these packs: they are damaged."""
@@ -221,7 +240,7 @@ class KnownPacks(ChunkReads):
     def compact_index(self) -> None:
         """Merge the runs of the index and leave out packs that are gone."""
         try:
-            with self._lock:
-                self._index.compact(set(self.live), everything=True)
+            with self._indexing:
+                self._index.compact(self._numbers_now(), everything=True)
         except StorageError as error:
             log.warning("index not merged: %s", error)

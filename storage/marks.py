@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from policies.facts import PointId
+from storage import randomness
 from storage.errors import Damaged, Refused
 from storage.manifest import moment, stamp
 
@@ -85,7 +85,7 @@ def new_mark(
         raise Refused(
             f"restore point {point} has had {MAX_SEQUENCE} marks, and there are no more", where=PREFIX + point
         )
-    key = f"{PREFIX}{point}/{sequence:06d}-{kind.value}-{secrets.token_hex(4)}"
+    key = f"{PREFIX}{point}/{sequence:06d}-{kind.value}-{randomness.token_hex(4)}"
     return Mark(key, point, sequence, kind, at, text, until)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from storage import randomness
 from storage.blobs import Buffer, SpoolFile, translated
 from storage.errors import AccessRefused, AlreadyExists, Changed, Damaged, Missing, Refused
 from storage.objectcalls import Again, Calls, Patience
@@ -155,7 +155,7 @@ class ObjectBlobs:
         return meta["size"], meta["last_modified"].timestamp()
 
     def clock(self) -> datetime:
-        self.replace(CLOCK_KEY, secrets.token_bytes(8))
+        self.replace(CLOCK_KEY, randomness.token_bytes(8))
         return datetime.fromtimestamp(self._head(CLOCK_KEY)[1], UTC)  # of our write or of a later one
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -246,7 +246,7 @@ class ObjectWriter(SpoolFile):
         if blobs.spool is None:
             raise ValueError("this store has no spool folder")
         self._blobs = blobs
-        self._path = blobs.spool / secrets.token_hex(8)
+        self._path = blobs.spool / randomness.token_hex(8)
         super().__init__(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), str(self._path))
 
     def publish(self, key: str) -> None:

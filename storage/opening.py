@@ -14,9 +14,7 @@ from storage.blobs import Blobs, LocalBlobs, translated
 from storage.creation import FOLDERS
 from storage.errors import Damaged, NoRepository
 from storage.keeping import OWNED_MODE, Terms, made_by_owner, terms_of
-from storage.kept import KeptBlobs
 from storage.objectlock import ObjectLocks
-from storage.objects import ObjectBlobs
 from storage.owner import Ownership
 from storage.places import ObjectPlace, Place, default_state_dir, open_blobs
 from storage.sealing import Sealing
@@ -80,6 +78,8 @@ def open_store(
 def _open_objects(
     place: ObjectPlace, passphrase: Callable[[], str] | None, now: datetime, owner: str, blobs: Blobs | None
 ) -> Opened:
+    from storage.objects import ObjectBlobs
+
     store = open_blobs(place) if blobs is None else blobs
     try:
         config, sealing = configs.load(store, passphrase)
@@ -102,6 +102,8 @@ def _open_kept(
     place: Path, terms: Terms, passphrase: Callable[[], str] | None, now: datetime, owner: str, state_dir: Path
 ) -> Opened:
     """An append-only repository: by its owner directly, by anybody else through its keeper."""
+    from storage.kept import KeptBlobs
+
     owning = os.geteuid() == terms.owner_uid
     store: Blobs
     if owning:

@@ -7,12 +7,11 @@ import fcntl
 import json
 import logging
 import os
-import secrets
-import socket
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from storage import randomness
 from storage.blobs import as_storage_error, translated
 from storage.errors import Locked
 from storage.failpoints import failpoint
@@ -44,9 +43,9 @@ class Ownership:
             raise as_storage_error(error, str(root / "lock")) from error
         before = self._read().get("epoch")
         epoch = before + 1 if isinstance(before, int) else 1
-        self.writer = Writer(secrets.token_bytes(16), epoch)
+        self.writer = Writer(randomness.token_bytes(16), epoch)
         document = {
-            "pid": os.getpid(), "host": socket.gethostname(), "owner": owner, "since": stamp(now),
+            "pid": os.getpid(), "host": os.uname().nodename, "owner": owner, "since": stamp(now),
             "writer": self.writer.id.hex(), "epoch": epoch,
         } | ({"place": place} if place else {})  # fmt: skip
         try:

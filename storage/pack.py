@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from storage.blobs import Blobs, BlobWriter, Buffer
+from storage import randomness
+from storage.blobs import Blobs, BlobWriter
 from storage.errors import Damaged, StoreFailed, Unsupported
 from storage.failpoints import failpoint
 from storage.format import (
@@ -25,14 +25,13 @@ from storage.format import (
     PackKind,
     PackName,
     check_footer,
-    pack_entry,
     pack_header,
     pack_trailer,
     parse_entry,
     parse_pack_header,
     parse_trailer,
 )
-from storage.sealing import PackSeal, Sealing
+from storage.sealing import Chunk, PackSeal, Sealing
 
 FOOTER_CACHE_BYTES = 24 << 20
 """Footers kept in memory: those of about 150 full packs."""
@@ -51,10 +50,6 @@ class Writer:
 
     id: bytes
     epoch: int
-
-
-Chunk = tuple[bytes, int, int, Buffer]
-"""A chunk on its way into a pack: id, raw length, codec, and its bytes as encoded but not sealed yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +119,9 @@ class OpenPack:
 
     def write(self, offset: int, first_slot: int, chunks: Sequence[Chunk]) -> None:
         """Seal chunks and fill what was reserved for them."""
-        entries = bytearray()
-        payloads: list[Buffer] = []
-        at, done = offset, False
+        done = False
         try:
-            for chunk, raw, codec, data in chunks:
-                payload, check = self.seal.close_chunk(chunk, at, data)
-                entries += pack_entry(Entry(chunk, at, len(payload), raw, codec, check))
-                payloads.append(payload)
-                at += len(payload)
+            entries, payloads = self.seal.close_chunks(chunks, offset)
             failpoint("pack.reserved")
             self._file.write_at(offset, payloads)
             self._entries[first_slot * ENTRY.size : first_slot * ENTRY.size + len(entries)] = entries
@@ -182,7 +171,7 @@ class OpenPack:
 
 def new_pack_name(number: int, kind: PackKind) -> PackName:
     """A name that no other pack has."""
-    return PackName(number, secrets.token_bytes(16), kind)
+    return PackName(number, randomness.token_bytes(16), kind)
 
 
 def read_range(blobs: PackSource, key: str, offset: int, length: int) -> bytearray:

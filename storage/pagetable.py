@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
@@ -49,6 +49,18 @@ def page_key(data: Buffer, page: int) -> int:
     return crc32(data[at + 2048 : at + 2304], crc32(data[at + 128 : at + 384]))
 
 
+def _samples(data: Buffer) -> Iterator[int]:
+    """For each part of a chunk the key of a page that is not zeros; pages in the middle first."""
+    pages = len(data) // PAGE_BYTES
+    for start in range(0, pages, SPAN_BYTES // PAGE_BYTES):
+        end = min(start + SPAN_BYTES // PAGE_BYTES, pages)
+        middle = (start + end) // 2
+        keys = (page_key(data, page) for page in (*range(middle, end), *range(start, middle)))
+        key = next((key for key in keys if key != _ZEROS), _ZEROS)
+        if key != _ZEROS:
+            yield key
+
+
 class _Table(NamedTuple):
     """2 ** bits places, in columns; swapped as a whole, so that lookups need no lock."""
 
@@ -61,19 +73,28 @@ class _Table(NamedTuple):
     def empty(cls, bits: int) -> _Table:
         return cls(bits, array("I", bytes(4 << bits)), array("I", b"\xff" * (4 << bits)), array("H", bytes(2 << bits)))
 
-    def put(self, key: int, number: int, slot: int) -> bool:
-        """Enter a place, at worst over another one; whether that takes one more."""
-        mask = (1 << self.bits) - 1
-        own = at = key & mask
-        for _ in range(_STEPS):
-            if self.numbers[at] == _EMPTY or self.keys[at] == key:
-                break
-            at = at + 1 & mask
-        else:
-            at = own
-        more = self.numbers[at] == _EMPTY
-        self.keys[at], self.numbers[at], self.slots[at] = key, number, slot
+    def put(self, places: Iterable[tuple[int, int, int]]) -> int:
+        """Enter places (key, pack number, slot), at worst over others; how many more there are now."""
+        bits, keys, numbers, slots = self
+        mask = (1 << bits) - 1
+        more = 0
+        for key, number, slot in places:
+            own = at = key & mask
+            if numbers[at] != _EMPTY and keys[at] != key:
+                for step in range(1, _STEPS):
+                    at = own + step & mask
+                    if numbers[at] == _EMPTY or keys[at] == key:
+                        break
+                else:
+                    at = own
+            if numbers[at] == _EMPTY:
+                more += 1
+            keys[at], numbers[at], slots[at] = key, number, slot
         return more
+
+    def places(self) -> Iterator[tuple[int, int, int]]:
+        """What was entered."""
+        return (row for row in zip(self.keys, self.numbers, self.slots, strict=True) if row[1] != _EMPTY)
 
 
 class PageTable:
@@ -107,33 +128,25 @@ class PageTable:
             at = at + 1 & mask
         return None
 
-    def expect(self, chunk: bytes, data: Buffer) -> None:
-        """A chunk is being stored; once its pack is sealed, `learn` enters it."""
-        if len(data) == SPAN_BYTES and (key := page_key(data, 8)) != _ZEROS:
-            self._expected[chunk] = (key,)
-            return
-        pages = len(data) // PAGE_BYTES
-        keys = []
-        for start in range(0, pages, SPAN_BYTES // PAGE_BYTES):
-            end = min(start + SPAN_BYTES // PAGE_BYTES, pages)
-            middle = (start + end) // 2
-            for page in (*range(middle, end), *range(start, middle)):
-                key = page_key(data, page)
-                if key != _ZEROS:
-                    keys.append(key)
-                    break
-        if keys:
-            self._expected[chunk] = tuple(keys)
+    def expect(self, chunks: Iterable[tuple[bytes, Buffer]]) -> None:
+        """These chunks, with their bytes, are being stored; once its pack is sealed, `learn` enters each of them."""
+        expected = self._expected
+        for chunk, data in chunks:
+            if len(data) == SPAN_BYTES and (key := page_key(data, 8)) != _ZEROS:
+                expected[chunk] = (key,)
+            elif keys := tuple(_samples(data)):
+                expected[chunk] = keys
 
     def learn(self, number: int, chunks: Iterable[bytes]) -> None:
         """A sealed pack holds these chunks, by slot."""
         if not self._expected:
             return
         self._load()
-        for slot, chunk in enumerate(chunks):
-            for key in self._expected.pop(chunk, ()):
-                self._put(key, number, slot)
-                self._changed = True
+        take = self._expected.pop
+        places = [(key, number, slot) for slot, chunk in enumerate(chunks) for key in take(chunk, ())]
+        self._make_room(len(places))
+        self._used += self._table.put(places)
+        self._changed = self._changed or bool(places)
 
     def save(self) -> None:
         """Keep what was learnt. A table that cannot be written is one that finds less."""
@@ -176,10 +189,12 @@ class PageTable:
             told = logging.DEBUG if isinstance(error, (Damaged, Unsupported)) else logging.WARNING
             log.log(told, "begins with an empty table of pages: %s", error)
 
-    def _put(self, key: int, number: int, slot: int) -> None:
-        self._used += self._table.put(key, number, slot)
-        bits, *columns = self._table
-        if self._used << 1 > 1 << bits and bits < LAST_BITS:
-            larger = _Table.empty(min(bits + 2, LAST_BITS))
-            self._used = sum(larger.put(*row) for row in zip(*columns, strict=True) if row[1] != _EMPTY)
+    def _make_room(self, more: int) -> None:
+        """Let the table be half empty also with so many places more, as far as it may grow."""
+        bits = self._table.bits
+        while self._used + more << 1 > 1 << bits and bits < LAST_BITS:
+            bits = min(bits + 2, LAST_BITS)
+        if bits > self._table.bits:
+            larger = _Table.empty(bits)
+            self._used = larger.put(self._table.places())
             self._table = larger

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from storage.errors import AccessRefused
-from storage.objectcalls import Patience
-from storage.objects import ObjectBlobs
+
+if TYPE_CHECKING:
+    from storage.objectcalls import Patience
+    from storage.objects import ObjectBlobs
 
 SCHEMES = {"s3": "an S3 bucket", "gs": "a Google Cloud Storage bucket", "az": "an Azure container"}
 
@@ -61,7 +63,7 @@ class ObjectPlace:
     multipart: bool = False
     object_lock: bool = False
     state_dir: Path = field(default_factory=default_state_dir)
-    patience: Patience = field(default_factory=Patience)
+    patience: Patience | None = None
     credentials: Callable[[], Mapping[str, str]] = field(default=_nothing, repr=False, compare=False)
 
     def __str__(self) -> str:
@@ -120,6 +122,8 @@ def check_endpoint(endpoint: str, *, allow_http: bool) -> None:
 
 def open_blobs(place: ObjectPlace) -> ObjectBlobs:
     """The store at a place; AccessRefused when its settings cannot be used. No request is made yet."""
+    from storage.objects import ObjectBlobs
+
     endpoint = place.endpoint or endpoint_of(place.scheme)
     allow_http = place.allow_http or os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
     try:

@@ -12,7 +12,6 @@ with open_repository(location, now=clock) as repository:
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from weakref import WeakSet
 
 from policies.facts import PointId, RestorePoint, VmId
 from storage import config as configs
-from storage import following
+from storage import following, randomness
 from storage import manifest as manifests
 from storage.blobs import Blobs
 from storage.blockmap import Root
@@ -328,7 +327,7 @@ class Repository(PointKeeping):
 
     def new_point_id(self, taken_at: datetime) -> PointId:
         """A fresh id that sorts by time."""
-        return PointId(f"{taken_at.astimezone(UTC):%Y%m%dt%H%M%Sz}-{secrets.token_hex(4)}")
+        return PointId(f"{taken_at.astimezone(UTC):%Y%m%dt%H%M%Sz}-{randomness.token_hex(4)}")
 
     def _tell_of_packs(self, packs: Sequence[PackName]) -> None:
         """Tell the catalog of packs while more are filled. One that is not open yet takes them in with the commit."""

@@ -6,17 +6,18 @@ object from a random salt, nonces that count within it, and keyed chunk ids, so 
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from blake3 import blake3
 
+from storage import randomness
 from storage.blobs import Buffer
 from storage.codec import check_of
 from storage.errors import Damaged
 from storage.format import (
+    ENTRY,
     ENVELOPE,
     FLAG_ENCRYPTED,
     Entry,
@@ -32,6 +33,10 @@ KEY_BYTES = 32
 TAG_BYTES = 16
 _FOOTER_NONCE = b"\xff" * 12
 _OBJECT_NONCE = bytes(12)
+
+
+Chunk = tuple[bytes, int, int, Buffer]
+"""A chunk on its way into a pack: id, raw length, codec, and its bytes as encoded but not sealed yet."""
 
 
 class Aead(Protocol):
@@ -54,14 +59,27 @@ class PackSeal:
         self._aead = aead
         self.overhead = TAG_BYTES if aead else 0
 
-    def close_chunk(self, chunk: bytes, offset: int, data: Buffer) -> tuple[Buffer, int]:
-        """The stored bytes and their check. The nonce is the offset in the pack, so it never repeats."""
-        if self._aead is None:
-            return data, check_of(data)
-        return self._aead.encrypt(offset.to_bytes(12, "little"), data, self._head + chunk), 0
+    def close_chunks(self, chunks: Sequence[Chunk], offset: int) -> tuple[bytes, list[Buffer]]:
+        """The footer's entries and the stored bytes of chunks that follow each other from this offset of the pack.
+
+        A nonce is the chunk's offset in the pack, so it never repeats.
+        """
+        entries: list[bytes] = []
+        payloads: list[Buffer] = []
+        aead, entry, check = self._aead, ENTRY.pack, 0
+        for chunk, raw, codec, data in chunks:
+            if aead is None:
+                check = check_of(data)
+            else:
+                data = aead.encrypt(offset.to_bytes(12, "little"), data, self._head + chunk)
+            length = len(data)
+            entries.append(entry(chunk, offset, length, codec << 24 | raw, check))
+            payloads.append(data)
+            offset += length
+        return b"".join(entries), payloads
 
     def open_chunk(self, entry: Entry, stored: Buffer, where: str) -> Buffer:
-        """What close_chunk was given, or Damaged."""
+        """What close_chunks was given, or Damaged."""
         if self._aead is None:
             if check_of(stored) != entry.check:
                 raise Damaged("the stored bytes of a chunk are not what was written", where=where)
@@ -114,7 +132,7 @@ class Sealing:
 
     def salt(self) -> bytes:
         """The salt for a new pack or object."""
-        return secrets.token_bytes(32) if self.encrypted else bytes(32)
+        return randomness.token_bytes(32) if self.encrypted else bytes(32)
 
     def pack(self, header: PackHeader) -> PackSeal:
         """The seal of one pack; Damaged if the pack belongs to another repository or is not encrypted as this one."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from benchmarks._programs import backstay
 from benchmarks.peers.measuring import Command
 
 PASSPHRASE = "only a benchmark"
@@ -215,7 +215,7 @@ class Backstay:
         )
 
     def version(self) -> str:
-        version = _say(*_backstay(), "--version").split()[-1]
+        version = _say(*backstay(), "--version").split()[-1]
         root = str(Path(__file__).parents[2])
         revision = subprocess.run(
             ["git", "-C", root, "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True
@@ -245,7 +245,7 @@ class Backstay:
 
     def _command(self, state: Path, *arguments: str) -> Command:
         passphrase = ["--passphrase-file", str(state / "passphrase")] if self.encrypted else []
-        return Command((*_backstay(), *arguments, *passphrase), state)
+        return Command((*backstay(), *arguments, *passphrase), state)
 
 
 def _write_passphrase(state: Path) -> None:
@@ -256,11 +256,6 @@ def _write_passphrase(state: Path) -> None:
 
 def _repo(state: Path) -> tuple[str, str]:
     return "--repo", str(state / "repository")
-
-
-def _backstay() -> tuple[str, ...]:
-    program = Path(sys.executable).with_name("backstay")
-    return (str(program),) if program.exists() else (sys.executable, "-m", "engine")
 
 
 def _say(*command: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks._programs import compile_folder
 from benchmarks.images.apt import Apt
 
 BORG_HEADERS = (
@@ -35,7 +36,10 @@ def ensure_tools(folder: Path, say: Say) -> Tools:
     """Programs that are there already are used as they are; the machine's installed packages stay as they are."""
     folder.mkdir(parents=True, exist_ok=True)
     apt = Apt(folder / "apt")
-    return Tools(_restic(folder, apt, say), _borg(folder, apt, say), _benji(folder, say))
+    tools = Tools(_restic(folder, apt, say), _borg(folder, apt, say), _benji(folder, say))
+    for program in (tools.borg, tools.benji):
+        compile_folder(program.parents[1] / "lib")
+    return tools
 
 
 def _restic(folder: Path, apt: Apt, say: Say) -> Path:

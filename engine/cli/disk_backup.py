@@ -12,7 +12,6 @@ from engine.cli.output import say, show_json
 from engine.cli.progress import Progress, progress
 from engine.cli.reach import reach, utc_now
 from engine.client import Engine
-from engine.commands import BackUpDisk
 from engine.extentlist import read_extents
 from engine.failures import BadInput
 from engine.plain import point_row
@@ -72,6 +71,7 @@ def _read(repository: Repository, raw: RawDisk, bar: Progress) -> RestorePoint:
 
 def _ask(engine: Engine, source: str, name: str, extents: list[Extent] | None, bar: Progress) -> dict[str, Any]:
     from engine.cli.tasks import follow
+    from engine.commands import BackUpDisk
 
     where = source if is_nbd(source) else str(Path(source).absolute())
     pairs = None if extents is None else tuple((extent.offset, extent.length) for extent in extents)

@@ -11,7 +11,6 @@ from engine.cli.output import say, show_json
 from engine.cli.progress import Progress, Steps, progress
 from engine.cli.reach import reach
 from engine.client import Engine
-from engine.commands import RestoreToFile
 from engine.file_restore import restore_to_file
 from engine.units import show_size
 from policies.facts import PointId
@@ -40,6 +39,7 @@ def disk_restore(
     ):
         if isinstance(place, Engine):
             from engine.cli.tasks import follow
+            from engine.commands import RestoreToFile
 
             result = dict(follow(place, RestoreToFile(point, to.absolute(), disk, force), bar))
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, time, timedelta
 from typing import Annotated, Any, Literal
 
@@ -10,9 +10,7 @@ from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json
 from engine.cli.progress import Progress, Steps, progress
 from engine.cli.reach import reach, utc_now
-from engine.cli.tasks import follow
 from engine.client import Engine
-from engine.commands import Verify
 from engine.failures import BadInput, Exit
 from engine.reports import verify_row
 from engine.units import show_size
@@ -46,12 +44,22 @@ def verify(
 
     What was found is recorded with the restore points, and with the packs that were read: the next one goes on there.
     """
-    asked = Verify(points, scope, _seconds(reread, "--reread"), _time_left(until, length), anew)
+    reread_seconds, seconds = _seconds(reread, "--reread"), _time_left(until, length)
     with (
         reach(repo, config, passphrase_file, command="verify", needed=storage_verify.NEEDED) as place,
         progress(quiet=json) as bar,
     ):
-        report = _ask(place, asked, bar) if isinstance(place, Engine) else _verify(place, asked, bar)
+        if isinstance(place, Engine):
+            from engine.cli.tasks import follow
+            from engine.commands import Verify
+
+            report = dict(follow(place, Verify(points, scope, reread_seconds, seconds, anew), bar))
+            report.pop("exit_code", None)  # told as such
+        else:
+            now = utc_now()
+            end = now + timedelta(seconds=seconds) if seconds is not None else None
+            bounds = Bounds(Scope(scope), timedelta(seconds=reread_seconds), end, anew)
+            report = _verify(place, points, bounds, now, bar)
     if json:
         show_json(report)
     else:
@@ -91,27 +99,17 @@ def _seconds_until(text: str, now: datetime) -> float:
     return (at - here).total_seconds()
 
 
-def _ask(engine: Engine, asked: Verify, bar: Progress) -> dict[str, Any]:
-    report = dict(follow(engine, asked, bar))
-    report.pop("exit_code", None)  # told as such
-    return report
-
-
-def _verify(repository: Repository, asked: Verify, bar: Progress) -> dict[str, Any]:
-    points = [repository.find(reference) for reference in asked.points] or None
-    now = utc_now()
+def _verify(
+    repository: Repository, references: Sequence[str], bounds: Bounds, now: datetime, bar: Progress
+) -> dict[str, Any]:
+    points = [repository.find(reference) for reference in references] or None
     if points:
         bar.begin("verify", 0)
     report = storage_verify.verify(
         repository,
         now=now,
         points=points,
-        bounds=Bounds(
-            Scope(asked.scope),
-            timedelta(seconds=asked.reread_seconds),
-            now + timedelta(seconds=asked.seconds) if asked.seconds is not None else None,
-            asked.anew,
-        ),
+        bounds=bounds,
         progress=Steps(bar),
         planned=lambda total: bar.begin("verify", total),
     )

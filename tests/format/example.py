@@ -6,7 +6,6 @@ Made by the code from fixed ids and times: `python -m tests.format.example --wri
 from __future__ import annotations
 
 import re
-import secrets
 import sys
 import tempfile
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from policies.facts import VmId
+from storage import randomness
 from storage.repository import DiskHead, PointHead, create, open_repository
 
 DOCUMENT = Path("docs/format.md")
@@ -66,7 +66,7 @@ def make(location: Path) -> None:
         drawn[-length] += 1
         return f"{drawn[-length]:0{2 * length}x}"
 
-    with patch.object(secrets, "token_bytes", token_bytes), patch.object(secrets, "token_hex", token_hex):
+    with patch.object(randomness, "token_bytes", token_bytes), patch.object(randomness, "token_hex", token_hex):
         create(location, now=MOMENT, block_bytes=BLOCK)
         with open_repository(location, now=MOMENT, owner="example") as repo:
             with repo.new_point(PointHead(VmId("vm-1"), "web", MOMENT)) as pending:

@@ -144,6 +144,7 @@ def test_many_chunks_are_located_as_each_one_is(tmp_path: Path) -> None:
             repo.store.add(session, PackKind.DATA, [(chunk, chunk) for chunk in chunks[start : start + 100]])
             repo.store.flush(session)
         repo.store.end(session)
+        repo.store.index_sealed()
         asked = [*chunks, *(_chunk(n) for n in range(1000, 1100)), chunks[7], chunks[0][:8] + bytes(24)]
         random.Random(1).shuffle(asked)
         places = locate_many(repo.store, as_words(asked))

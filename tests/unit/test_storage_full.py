@@ -71,7 +71,7 @@ def test_an_index_that_cannot_be_written_costs_no_backup(
     location = make(tmp_path / "r")
     disk = image(2, 20)
     with opened(location) as repo:
-        monkeypatch.setattr("storage.index.secrets", SimpleNamespace(token_hex=lambda _: "full"))
+        monkeypatch.setattr("storage.index.randomness", SimpleNamespace(token_hex=lambda _: "full"))
         (location / "index" / "full.part").symlink_to(FULL)
         point = back_up(repo, disk)
         assert read_back(repo, point.id) == disk

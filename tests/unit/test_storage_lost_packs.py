@@ -10,7 +10,8 @@ import pytest
 
 from storage.errors import NoSpace, StorageError
 from storage.format import PackKind
-from storage.pack import Chunk, OpenPack
+from storage.pack import OpenPack
+from storage.sealing import Chunk
 from tests.storage_kit import make, opened
 
 

@@ -320,7 +320,7 @@ def test_a_table_that_is_full_forgets_and_finds_the_newest(tmp_path: Path) -> No
             chunks = [chance.randbytes(32) for _ in range(100)]
             for chunk in chunks:
                 last = (chunk, chance.randbytes(PAGE_BYTES))
-                table.expect(*last)
+                table.expect([last])
             table.learn(number, chunks)
         assert table.find(page_key(last[1], 0)) == 59 << 16 | 99
         assert table.find(page_key(bytes(PAGE_BYTES), 0)) is None
