@@ -17,6 +17,7 @@ from typing import Protocol
 from storage import randomness
 from storage.errors import AlreadyExists, Changed, Damaged, Missing, NoSpace, StorageError, StoreFailed, no_permission
 from storage.failpoints import failpoint
+from storage.writeback import STEP_BYTES, begin_writing
 
 RESERVE = "reserve"
 RESERVE_BYTES = 256 << 10
@@ -359,11 +360,16 @@ class SpoolFile:
     def __init__(self, descriptor: int, where: str) -> None:
         self._fd = descriptor
         self._where = where
+        self._dirty = 0
 
     def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """See `BlobWriter`."""
         with translated(self._where):
             write_all(self._fd, offset, buffers)
+        self._dirty += sum(map(len, buffers))
+        if self._dirty >= STEP_BYTES:
+            self._dirty = 0
+            begin_writing(self._fd)
 
     def read_at(self, offset: int, length: int) -> bytes:
         """See `BlobWriter`."""

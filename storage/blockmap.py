@@ -41,15 +41,19 @@ class Root:
     mapped_blocks: int
 
 
-class NodeStore(Protocol):
+class NodeSource(Protocol):
+    """Where nodes are read from."""
+
+    def get_nodes(self, ids: Sequence[bytes]) -> list[Buffer]:
+        """The nodes, verified; also those that are not sealed yet."""
+        ...
+
+
+class NodeStore(NodeSource, Protocol):
     """Where nodes are kept."""
 
     def put_nodes(self, nodes: Sequence[bytes]) -> list[bytes]:
         """Store nodes and return their ids."""
-        ...
-
-    def get_nodes(self, ids: Sequence[bytes]) -> list[Buffer]:
-        """The nodes, verified; also those that are not sealed yet."""
         ...
 
 
@@ -244,14 +248,14 @@ class MapBuilder:
         return [bytes(data) for data in self._store.get_nodes(ids)] if ids else []
 
 
-def walk(store: NodeStore, root: Root, fan_out: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+def walk(store: NodeSource, root: Root, fan_out: int) -> Iterator[tuple[int, dict[int, bytes]]]:
     """(first block, slot → chunk id) for every used leaf, in the disk's order."""
     if root.node:
         yield from _walk(store, [(0, root.node)], root.levels - 1, fan_out)
 
 
 def _walk(
-    store: NodeStore, places: Sequence[tuple[int, bytes]], level: int, fan_out: int
+    store: NodeSource, places: Sequence[tuple[int, bytes]], level: int, fan_out: int
 ) -> Iterator[tuple[int, dict[int, bytes]]]:
     for start in range(0, len(places), READ_NODES):
         part = places[start : start + READ_NODES]
@@ -268,7 +272,7 @@ def _walk(
         yield from _walk(store, below, level - 1, fan_out)
 
 
-def lookup(store: NodeStore, root: Root, fan_out: int, blocks: Sequence[int]) -> list[bytes]:
+def lookup(store: NodeSource, root: Root, fan_out: int, blocks: Sequence[int]) -> list[bytes]:
     """The chunk id of each block; empty where it is zero."""
     found = [root.node] * len(blocks)
     reach = fan_out ** (root.levels - 1)

@@ -240,12 +240,18 @@ class Catalog:
         return cursor
 
     def _check_schema(self) -> None:
+        from storage import duckdb_engine as duckdb
+
         cursor = self._cursor()
-        if not cursor.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchall():
+        ask = "SELECT key, value FROM meta"
+        try:
+            rows = cursor.execute(ask).fetchall()
+        except duckdb.CatalogException:
             if cursor.execute("SELECT 1 FROM duckdb_tables()").fetchall():
-                raise Doubtful("damaged", "it is not a catalog")
+                raise Doubtful("damaged", "it is not a catalog") from None
             self._create()
-        found = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
+            rows = cursor.execute(ask).fetchall()
+        found = dict(rows)
         schema = int(found.get("schema", "0"))
         if schema > SCHEMA:
             self._disconnect()

