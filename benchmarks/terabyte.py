@@ -26,8 +26,8 @@ from benchmarks.peers.bound import compress_all, unique_blocks
 from benchmarks.peers.measuring import Command, Measured, copy_state, run, warm
 from benchmarks.peers.report import table
 from policies.facts import VmId
-from storage.blobs import Buffer
 from storage.blockmap import MapBuilder, Root
+from storage.filecalls import Buffer
 from storage.format import VERSION, ObjectKind
 from storage.manifest import DiskHead, DiskRecord, Manifest, PointHead, encode, manifest_key
 from storage.nodes import StoredNodes

@@ -38,7 +38,7 @@ from engine.records import (
 from engine.state_schema import open_database, sync_directory, translate
 from policies.facts import Address, PointId, VmId
 from policies.units import counted
-from storage.blobs import translated
+from storage.filecalls import translated
 
 
 class State:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from storage import randomness
-from storage.errors import AlreadyExists, Changed, Damaged, Missing, NoSpace, StorageError, StoreFailed, no_permission
+from storage.errors import AlreadyExists, Changed, Damaged, Missing, NoSpace
 from storage.failpoints import failpoint
-from storage.writeback import STEP_BYTES, begin_writing
+from storage.filecalls import Buffer, read_full, sync_folder, translated, write_all
+from storage.spoolfiles import LocalWriter
 
 RESERVE = "reserve"
 RESERVE_BYTES = 256 << 10
-
-Buffer = bytes | bytearray | memoryview
 
 
 class BlobWriter(Protocol):
@@ -99,56 +98,6 @@ class Blobs(Protocol):
     def clean(self) -> int:
         """Remove what writers left behind that did not live to publish. Only for the owner; returns how many."""
         ...
-
-
-@contextmanager
-def translated(where: str) -> Iterator[None]:
-    """Turn an OSError into ours."""
-    try:
-        yield
-    except OSError as error:
-        raise as_storage_error(error, where) from error
-
-
-def as_storage_error(error: OSError, where: str) -> StorageError:
-    """Ours for an OSError: NoSpace or StoreFailed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace("no space left", where=where, hint="free some space, for example by reclaim, then run again")
-    if isinstance(error, PermissionError):
-        return no_permission(error, where)
-    return StoreFailed(f"the store reported: {error.strerror or error}", where=where)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_all(fd: int, offset: int, buffers: Sequence[Buffer]) -> None:
-    """pwritev until everything is written."""
-    pending = list(buffers)
-    while pending:
-        done = os.pwritev(fd, pending[:512], offset)
-        offset += done
-        while pending and done >= len(pending[0]):
-            done -= len(pending.pop(0))
-        if done:
-            pending[0] = memoryview(pending[0])[done:]
-
-
-def read_full(fd: int, offset: int, view: memoryview) -> bool:
-    """Fill view from a file; False when the file ends before."""
-    while len(view):
-        done = os.preadv(fd, [view], offset)
-        if done == 0:
-            return False
-        view = view[done:]
-        offset += done
-    return True
 
 
 class LocalBlobs:
@@ -329,7 +278,7 @@ class LocalBlobs:
 
     def writer(self) -> LocalWriter:
         with translated("spool"):
-            return LocalWriter(self)
+            return LocalWriter(self.spool / randomness.token_hex(8), self.mode, self.name)
 
     def free_bytes(self) -> int:
         with translated("spool"):
@@ -352,56 +301,3 @@ class LocalBlobs:
                 removed += 1
         self._keep_reserve()
         return removed
-
-
-class SpoolFile:
-    """An open file in which a large blob grows, under a descriptor that it owns."""
-
-    def __init__(self, descriptor: int, where: str) -> None:
-        self._fd = descriptor
-        self._where = where
-        self._dirty = 0
-
-    def write_at(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        """See `BlobWriter`."""
-        with translated(self._where):
-            write_all(self._fd, offset, buffers)
-        self._dirty += sum(map(len, buffers))
-        if self._dirty >= STEP_BYTES:
-            self._dirty = 0
-            begin_writing(self._fd)
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """See `BlobWriter`."""
-        data = bytearray(length)
-        with translated(self._where):
-            if not read_full(self._fd, offset, memoryview(data)):
-                raise Damaged("a spooled pack is shorter than what was written", where=self._where)
-        return bytes(data)
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with suppress(OSError):
-                os.close(fd)
-
-
-class LocalWriter(SpoolFile):
-    """A file in the spool folder."""
-
-    def __init__(self, blobs: LocalBlobs) -> None:
-        self._blobs = blobs
-        self._path = blobs.spool / randomness.token_hex(8)
-        super().__init__(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, blobs.mode), str(self._path))
-
-    def publish(self, key: str) -> None:
-        with translated(key):
-            os.fdatasync(self._fd)
-            failpoint("blob.synced")
-            self._blobs.name(self._path, key)
-            self._close()
-
-    def abandon(self) -> None:
-        with suppress(OSError):
-            self._path.unlink(missing_ok=True)
-        self._close()

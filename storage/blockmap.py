@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from storage.blobs import Buffer
+from storage.filecalls import Buffer
 from storage.format import pack_node, parse_node
 from storage.nodemerge import changed_node, child_of, mapped_by
 

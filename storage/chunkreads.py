@@ -8,9 +8,10 @@ from contextlib import suppress
 from typing import Any
 
 from storage.allocation import keep_freed_memory
-from storage.blobs import Blobs, Buffer
+from storage.blobs import Blobs
 from storage.codec import decode
 from storage.errors import Damaged, Missing
+from storage.filecalls import Buffer
 from storage.format import MAX_BLOCK_BYTES, Entry, PackName
 from storage.index import Index
 from storage.pack import Footer, Footers, OpenPack

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from queue import SimpleQueue
 
-from storage.blobs import Blobs, Buffer
+from storage.blobs import Blobs
 from storage.chunkreads import PENDING
 from storage.codec import encode
 from storage.commitment import Learnt
 from storage.errors import StorageError, StoreFailed
+from storage.filecalls import Buffer
 from storage.format import Codec, PackKind, PackName
 from storage.index import Index
 from storage.knownpacks import KnownPacks

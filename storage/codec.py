@@ -9,8 +9,8 @@ from zlib import crc32
 
 import zstandard
 
-from storage.blobs import Buffer
 from storage.errors import Damaged
+from storage.filecalls import Buffer
 from storage.format import Codec
 
 PARAMETERS = zstandard.ZstdCompressionParameters(

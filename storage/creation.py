@@ -10,8 +10,9 @@ from pathlib import Path
 
 from storage import config as configs
 from storage import randomness
-from storage.blobs import Blobs, LocalBlobs, sync_folder, translated
+from storage.blobs import Blobs, LocalBlobs
 from storage.errors import AlreadyExists, Changed, Refused, StorageError
+from storage.filecalls import sync_folder, translated
 from storage.format import CONFIG_COPY_KEY, CONFIG_KEY
 from storage.objectlock import ObjectLocks
 from storage.places import ObjectPlace, Place, open_blobs, parse_place

@@ -18,11 +18,12 @@ from typing import Protocol
 
 from policies.facts import PointId
 from storage import manifest as manifests
-from storage.blobs import Blobs, translated
+from storage.blobs import Blobs
 from storage.catalog import Catalog, Changes
 from storage.chunkstore import ChunkStore
 from storage.errors import Missing, StorageError
 from storage.expiry import find_lost, finish_expiry
+from storage.filecalls import translated
 from storage.manifest import Manifest
 from storage.marks import Mark, MarkKind
 from storage.pointmarks import PointMarks

@@ -12,8 +12,9 @@ from pathlib import Path
 from struct import Struct
 
 from storage import randomness
-from storage.blobs import Blobs, translated
+from storage.blobs import Blobs
 from storage.errors import Damaged
+from storage.filecalls import translated
 from storage.format import (
     HEADER_BYTES,
     TRAILER_BYTES,

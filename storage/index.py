@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from storage import randomness
-from storage.blobs import sync_folder, translated
 from storage.failpoints import failpoint
+from storage.filecalls import sync_folder, translated
 from storage.format import PackName
 from storage.runs import Columns, Located, Run, merged, write_run
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Sequence
 
-from storage.blobs import Buffer
 from storage.blockmap import MapBuilder, Root, lookup
 from storage.chunking import BATCH_BYTES, check_placement, split
 from storage.chunkstore import Added, ChunkStore, Session
+from storage.filecalls import Buffer
 from storage.format import PackKind, Pieced
 from storage.manifest import DiskHead, DiskRecord, DiskStats
 from storage.nodes import KeptNodes, StoredNodes

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from storage import marks, randomness
-from storage.blobs import LocalBlobs, translated
+from storage.blobs import LocalBlobs
 from storage.errors import AlreadyExists, Damaged, NoRepository, Refused, StorageError, StoreFailed
 from storage.failpoints import failpoint
+from storage.filecalls import translated
 from storage.format import CONFIG_COPY_KEY, CONFIG_KEY, parse_pack_key
 from storage.keeping import (
     KEEPER_FILE,

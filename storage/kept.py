@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from storage.blobs import LocalBlobs, SpoolFile, translated
+from storage.blobs import LocalBlobs
 from storage.errors import AlreadyExists, Changed, Refused, StoreFailed
+from storage.filecalls import translated
 from storage.keeping import Terms, frame, raised, receive
+from storage.spoolfiles import SpoolFile
 
 HINT = "start it as the user who owns the repository: backstay repo keep DIR --writer USER"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage.blobs import Buffer
 from storage.blockmap import NodeSource
 from storage.bulkreads import as_words, read_nodes
 from storage.chunkstore import ChunkStore, Session
 from storage.errors import Damaged, Missing, Overtaken
+from storage.filecalls import Buffer
 from storage.format import PackKind
 
 BULK_NODES = 1024

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from storage.blobs import Blobs, translated
+from storage.blobs import Blobs
 from storage.errors import AlreadyExists, StoreFailed
 from storage.failpoints import failpoint
+from storage.filecalls import translated
 from storage.pack import Writer
 
 PREFIX = "numbers/"

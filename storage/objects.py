@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from storage import randomness
-from storage.blobs import Buffer, SpoolFile, translated
 from storage.errors import AccessRefused, AlreadyExists, Changed, Damaged, Missing, Refused
+from storage.filecalls import Buffer, translated
 from storage.objectcalls import Again, Calls, Patience
+from storage.spoolfiles import SpoolFile
 
 PACKS = "packs/"
 CLOCK_KEY = "clock"

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from storage import config as configs
-from storage.blobs import Blobs, LocalBlobs, translated
+from storage.blobs import Blobs, LocalBlobs
 from storage.creation import FOLDERS
 from storage.errors import Damaged, NoRepository
+from storage.filecalls import translated
 from storage.keeping import OWNED_MODE, Terms, made_by_owner, terms_of
 from storage.objectlock import ObjectLocks
 from storage.owner import Ownership

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from storage import randomness
-from storage.blobs import as_storage_error, translated
 from storage.errors import Locked
 from storage.failpoints import failpoint
+from storage.filecalls import as_storage_error, translated
 from storage.manifest import stamp
 from storage.pack import Writer
 

@@ -15,8 +15,9 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
-from storage.blobs import Blobs, Buffer
+from storage.blobs import Blobs
 from storage.errors import Damaged, StorageError, Unsupported
+from storage.filecalls import Buffer
 from storage.format import ENVELOPE, ObjectKind
 from storage.sealing import Sealing
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from storage.blobs import Buffer
 from storage.chunkreads import ChunkReads
 from storage.errors import Damaged
+from storage.filecalls import Buffer
 from storage.format import Pieced, PieceList, parse_pieces
 
 WHERE = "piece list"

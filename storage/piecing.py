@@ -11,9 +11,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from storage.blobs import Buffer
 from storage.chunkstore import Added, ChunkStore, Session
 from storage.errors import UNREADABLE, Damaged
+from storage.filecalls import Buffer
 from storage.format import MAX_PIECES, PackKind, Pieced, PieceList, pack_pieces
 from storage.pagetable import PAGE_BYTES, page_key
 from storage.piecelists import read_lists

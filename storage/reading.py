@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from storage.blobs import Buffer
 from storage.blockmap import lookup, walk
 from storage.chunkstore import ChunkStore
+from storage.filecalls import Buffer
 from storage.manifest import DiskRecord, Manifest
 from storage.nodes import StoredNodes
 from storage.piecelists import read_blocks

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from storage.blobs import translated
 from storage.errors import StorageError, Unsupported
 from storage.failpoints import failpoint
+from storage.filecalls import translated
 from storage.places import Place
 from storage.repository import Repository, open_repository
 

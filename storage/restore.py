@@ -7,7 +7,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 
-from storage.blobs import Buffer, translated, write_all
+from storage.filecalls import Buffer, translated, write_all
 from storage.parallel import for_each
 from storage.reading import PointDisk
 from storage.stretches import StretchReads

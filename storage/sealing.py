@@ -13,9 +13,9 @@ from typing import Protocol
 from blake3 import blake3
 
 from storage import randomness
-from storage.blobs import Buffer
 from storage.codec import check_of
 from storage.errors import Damaged
+from storage.filecalls import Buffer
 from storage.format import (
     ENTRY,
     ENVELOPE,

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from storage.blobs import Buffer
 from storage.chunkreads import READ_GAP_BYTES, READ_SPAN_BYTES, ChunkReads, open_entry
 from storage.errors import Damaged
+from storage.filecalls import Buffer
 from storage.format import MAX_BLOCK_BYTES, Entry, PackKind
 from storage.pack import Footer
 

@@ -4,39 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 STEP_BYTES = 8 << 20
 """So much is written to the page cache before the kernel is told to go on with it."""
-
-
-_SYNC_FILE_RANGE_WRITE = 2
-
-
-@cache
-def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    import ctypes
-
-    try:
-        call = ctypes.CDLL(None).sync_file_range
-    except (OSError, AttributeError):
-        return None
-    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    return cast(Callable[[int, int, int, int], int], call)
-
-
-def begin_writing(fd: int) -> None:
-    """Have the kernel begin to write what is dirty of a file; it stays in the page cache. Advice: errors are for fsync.
-
-    Nothing happens where the C library has no such call.
-    """
-    call = _sync_file_range()
-    if call is not None:
-        call(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 class WriteBehind:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from storage.blobs import Buffer
 from storage.errors import AlreadyExists, Changed, Damaged, Missing
+from storage.filecalls import Buffer
 
 Gate = Callable[[str], None]
 

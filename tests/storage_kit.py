@@ -13,8 +13,9 @@ from unittest.mock import patch
 
 from policies.facts import PointId, RestorePoint, VmId
 from storage import keyslots
-from storage.blobs import Blobs, BlobWriter, Buffer, LocalBlobs
+from storage.blobs import Blobs, BlobWriter, LocalBlobs
 from storage.errors import NoSpace, StorageError, StoreFailed
+from storage.filecalls import Buffer
 from storage.places import Place
 from storage.repository import DiskHead, PointHead, Repository, create, open_repository
 from storage.restore import restore_disk

@@ -14,8 +14,9 @@ from engine.cli.reach import ask_new_passphrase, locate, refuse_engine, utc_now
 from engine.credentials import read_secret_file
 from engine.failures import BadInput, Declined
 from engine.plain import show_time
-from storage.blobs import LocalBlobs, sync_folder
+from storage.blobs import LocalBlobs
 from storage.config import list_slots
+from storage.filecalls import sync_folder
 from storage.keys import KeySlot, add_slot, described, remove_slot, require_slot, rotate
 from storage.keyslots import new_key_file
 from storage.places import open_blobs

@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from policies.facts import PointId
+from storage import directio
 from storage.blobs import Blobs, LocalBlobs
 from storage.objectcalls import Patience
 from storage.pagetable import PAGE_BYTES
@@ -26,6 +27,8 @@ BUCKET = "bucket"
 KINDS = ("plain", "encrypted", "shared", "pieced")
 """Shared: as in an object store, which other processes write too; here a folder stands for the bucket. Pieced: with
 blocks so large that one may be put together from pages of several chunks."""
+
+directio.SEGMENT_BYTES = 16 << 10  # so that these small packs have a part that goes around the page cache
 
 PIECED_BLOCK = 8 * PAGE_BYTES
 SHIFT = 4 * PAGE_BYTES

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from storage import chunkstore, keyslots, sealing
-from storage.blobs import BlobWriter, Buffer, LocalBlobs
+from storage.blobs import BlobWriter, LocalBlobs
 from storage.errors import StorageError, StoreFailed
+from storage.filecalls import Buffer
 from storage.format import PackKind
 from storage.keys import add_slot
 from storage.sealing import Aead

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from policies.facts import PointId
-from storage.blobs import write_all
 from storage.errors import Refused
+from storage.filecalls import write_all
 from storage.format import ObjectKind
 from storage.keeper import Keeper, establish
 from storage.marks import MAX_SEQUENCE, OWNER_SEQUENCES, MarkKind, encode, new_mark

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs import LocalBlobs, as_storage_error, write_all
+from storage.blobs import LocalBlobs
 from storage.errors import AlreadyExists, Changed, Damaged, NoSpace, StorageError, StoreFailed
+from storage.filecalls import as_storage_error, write_all
 from storage.objects import PART_BYTES, ObjectBlobs
 from storage.places import open_blobs
 from tests.stores.fixtures import PlaceOf

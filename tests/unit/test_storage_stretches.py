@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs import Buffer
 from storage.errors import Damaged
+from storage.filecalls import Buffer
 from storage.repository import Repository
 from storage.stretches import StretchReads
 from tests.storage_kit import BLOCK, DISK, back_up, changed, files, image, later, make, opened
