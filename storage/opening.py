@@ -12,12 +12,12 @@ from pathlib import Path
 from storage import config as configs
 from storage.blobs import Blobs, LocalBlobs
 from storage.creation import FOLDERS
-from storage.errors import Damaged, NoRepository
+from storage.errors import Damaged, NoRepository, WrongKey
 from storage.filecalls import translated
 from storage.keeping import OWNED_MODE, Terms, made_by_owner, terms_of
 from storage.objectlock import ObjectLocks
 from storage.owner import Ownership
-from storage.places import ObjectPlace, Place, default_state_dir, open_blobs
+from storage.places import ObjectPlace, Place, default_state_dir, open_blobs, parse_place
 from storage.sealing import Sealing
 
 
@@ -46,6 +46,34 @@ class Opened:
     def shared(self) -> bool:
         """Whether other processes may write this store, too."""
         return self.work != self.place
+
+
+def open_checked(
+    location: Place | str,
+    *,
+    passphrase: Callable[[], str] | None,
+    now: datetime,
+    owner: str,
+    blobs: Blobs | None = None,
+    state_dir: Path | None = None,
+    must_be_encrypted: bool = False,
+) -> Opened:
+    """As `open_store`, with the config mended where it is damaged; WrongKey for a plain one that must be encrypted."""
+    place = parse_place(location) if isinstance(location, str) else location
+    opened = open_store(place, passphrase=passphrase, now=now, owner=owner, blobs=blobs, state_dir=state_dir)
+    try:
+        if must_be_encrypted and not opened.config.encrypted:
+            raise WrongKey(
+                "there is a passphrase for this repository, but it is not encrypted",
+                where=str(place),
+                hint="name no passphrase if it is meant to be plain",
+            )
+        if not opened.append_only:
+            configs.mend(opened.blobs, opened.config, opened.sealing)
+    except BaseException:
+        opened.ownership.release()
+        raise
+    return opened
 
 
 def open_store(

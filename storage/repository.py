@@ -22,7 +22,6 @@ from typing import Self
 from weakref import WeakSet
 
 from policies.facts import PointId, RestorePoint, VmId
-from storage import config as configs
 from storage import following, randomness
 from storage import manifest as manifests
 from storage.blobs import Blobs
@@ -32,7 +31,7 @@ from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.commitment import boot_seconds
 from storage.creation import BLOCK_BYTES, create
-from storage.errors import UNREADABLE, NoSpace, NoSuchPoint, StorageError, StoreFailed, WrongKey
+from storage.errors import UNREADABLE, NoSpace, NoSuchPoint, StorageError, StoreFailed
 from storage.expiry import find_lost, finish_expiry, put_holds_back
 from storage.footerfiles import KeptFooters
 from storage.format import PackName
@@ -40,9 +39,9 @@ from storage.index import Index
 from storage.locking import Locking
 from storage.manifest import DiskHead, DiskRecord, DiskStats, Manifest, PointHead
 from storage.numbering import ClaimedNumbers
-from storage.opening import Opened, open_store
+from storage.opening import Opened, open_checked
 from storage.pending import PendingPoint
-from storage.places import ObjectPlace, Place, parse_place
+from storage.places import ObjectPlace, Place
 from storage.pointkeeping import GIVE_UP, PointKeeping
 from storage.pointmarks import PointMarks
 from storage.points import PointDetail, RepositorySizes, detail_of, resolve
@@ -88,19 +87,18 @@ def open_repository(
     NoRepository, Locked (it names the pid), WrongKey, Unsupported, Damaged; AccessRefused and StoreFailed by an object
     store.
     """
-    place = parse_place(location) if isinstance(location, str) else location
     fixed = now
     clock: Callable[[], datetime] = (lambda: fixed) if isinstance(fixed, datetime) else fixed
-    opened = open_store(place, passphrase=passphrase, now=clock(), owner=owner, blobs=blobs, state_dir=state_dir)
+    opened = open_checked(
+        location, passphrase=passphrase, now=clock(), owner=owner, blobs=blobs, state_dir=state_dir,
+        must_be_encrypted=must_be_encrypted,
+    )  # fmt: skip
+    return repository_of(opened, clock)
+
+
+def repository_of(opened: Opened, clock: Callable[[], datetime]) -> Repository:
+    """The repository over a store that was opened; it is let go again when that fails."""
     try:
-        if must_be_encrypted and not opened.config.encrypted:
-            raise WrongKey(
-                "there is a passphrase for this repository, but it is not encrypted",
-                where=str(place),
-                hint="name no passphrase if it is meant to be plain",
-            )
-        if not opened.append_only:
-            configs.mend(opened.blobs, opened.config, opened.sealing)
         return Repository(opened, clock)
     except BaseException:
         opened.ownership.release()

@@ -40,9 +40,6 @@ log = logging.getLogger(__name__)
 REREAD_AFTER = timedelta(days=30)
 """A reading counts for so long in incremental scope; an interrupted full verification can go on for so long."""
 
-NEEDED = ("storage.duckdb_engine",)
-"""What a verification imports late, for who has time before."""
-
 
 class Scope(StrEnum):
     """Which packs are read: all, or those that were not read back for a while. All else is always looked at."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Point, Repo
 from engine.cli.output import say, show_json
 from engine.cli.progress import Progress, Steps, progress
 from engine.cli.reach import reach
 from engine.client import Engine
-from engine.file_restore import restore_to_file
 from engine.units import show_size
 from policies.facts import PointId
-from storage.repository import Repository
+
+if TYPE_CHECKING:
+    from storage.repository import Repository
+
+
+NEEDED = ("engine.file_restore", "storage.duckdb_engine")
+"""Loaded while a key is derived."""
 
 
 def disk_restore(
@@ -34,7 +39,13 @@ def disk_restore(
     A file appears under its name only when it is complete, and stays sparse.
     """
     with (
-        reach(repo, config, passphrase_file, command="disk restore", needed=("storage.duckdb_engine",)) as place,
+        reach(
+            repo,
+            config,
+            passphrase_file,
+            command="disk restore",
+            needed=NEEDED,
+        ) as place,
         progress(quiet=json) as bar,
     ):
         if isinstance(place, Engine):
@@ -82,6 +93,8 @@ def _restore_disk(
 ) -> dict[str, object]:
     disk = repository.read_disk(point, label)
     bar.begin(f"{point} {label}", disk.record.mapped_bytes)
+    from engine.file_restore import restore_to_file
+
     written = restore_to_file(disk, target, force=force, progress=Steps(bar))
     return {
         "point": point,

@@ -14,13 +14,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.client import Engine
 from engine.credentials import Secret, read_secret_file
 from engine.failures import BadInput, NotReachable
 from storage.errors import Locked, NoRepository, WrongKey
+from storage.opening import open_checked
 from storage.places import Place, owner_file, parse_place
-from storage.repository import Repository, open_repository
+
+if TYPE_CHECKING:
+    from storage.repository import Repository
 
 START_SECONDS = 5.0
 """How long an engine that holds the repository may take until its API listens."""
@@ -52,14 +56,15 @@ def reach(
     if engine is not None:
         yield engine
         return
-    if passphrase.named and needed:
-        threading.Thread(target=_load, args=(needed,), name="loading ahead", daemon=True).start()
+    if passphrase.named:
+        modules = ("storage.repository", *needed)
+        threading.Thread(target=_load, args=(modules,), name="loading ahead", daemon=True).start()
     try:
-        repository = open_repository(
+        opened = open_checked(
             directory,
             passphrase=passphrase,
             must_be_encrypted=passphrase.named,
-            now=utc_now,
+            now=utc_now(),
             owner=f"backstay {command}",
         )
     except Locked:
@@ -68,7 +73,9 @@ def reach(
             raise
         yield engine
         return
-    with repository:
+    from storage.repository import repository_of
+
+    with repository_of(opened, utc_now) as repository:
         yield repository
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, time, timedelta
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json
@@ -15,9 +15,13 @@ from engine.failures import BadInput, Exit
 from engine.reports import verify_row
 from engine.units import show_size
 from policies.units import counted, parse_duration
-from storage import verify as storage_verify
-from storage.repository import Repository
-from storage.verify import Bounds, Scope
+
+if TYPE_CHECKING:
+    from storage.repository import Repository
+    from storage.verify import Bounds
+
+NEEDED = ("storage.verify", "storage.duckdb_engine")
+"""Loaded while a key is derived."""
 
 Until = Annotated[str | None, Parameter(help="Stop at this local time, such as 06:00 or 2026-03-01T06:00.")]
 For = Annotated[str | None, Parameter(name="--for", help="Stop after so long, such as 30m.")]
@@ -46,7 +50,7 @@ def verify(
     """
     reread_seconds, seconds = _seconds(reread, "--reread"), _time_left(until, length)
     with (
-        reach(repo, config, passphrase_file, command="verify", needed=storage_verify.NEEDED) as place,
+        reach(repo, config, passphrase_file, command="verify", needed=NEEDED) as place,
         progress(quiet=json) as bar,
     ):
         if isinstance(place, Engine):
@@ -56,6 +60,8 @@ def verify(
             report = dict(follow(place, Verify(points, scope, reread_seconds, seconds, anew), bar))
             report.pop("exit_code", None)  # told as such
         else:
+            from storage.verify import Bounds, Scope
+
             now = utc_now()
             end = now + timedelta(seconds=seconds) if seconds is not None else None
             bounds = Bounds(Scope(scope), timedelta(seconds=reread_seconds), end, anew)
@@ -105,6 +111,8 @@ def _verify(
     points = [repository.find(reference) for reference in references] or None
     if points:
         bar.begin("verify", 0)
+    from storage import verify as storage_verify
+
     report = storage_verify.verify(
         repository,
         now=now,
