@@ -141,9 +141,9 @@ class KnownPacks(ChunkReads):
         with self._indexing:
             with self._lock:
                 names = list(self._unindexed)
-                footers = [self.footers.get(name) for name in names]
             if not names:
                 return
+            footers = self._readable(names)
             try:
                 self._index.add_packs([(footer.name, footer.entries) for footer in footers])
                 with self._lock:
@@ -154,8 +154,18 @@ class KnownPacks(ChunkReads):
             finally:
                 with self._lock:
                     self._unindexed = self._unindexed[len(names) :]
-                    self._unindexed_chunks -= sum(map(len, footers))
+                    self._unindexed_chunks = self._unindexed_chunks - sum(map(len, footers)) if self._unindexed else 0
             self.pages.save()
+
+    def _readable(self, names: Iterable[PackName]) -> list[Footer]:
+        """Their footers; what was damaged since it was sealed is left to verification."""
+        found = []
+        for name in names:
+            try:
+                found.append(self.footers.get(name))
+            except Damaged as error:
+                log.warning("pack not indexed: %s", error)
+        return found
 
     def _drop_indexed(self, footers: Sequence[Footer]) -> None:
         for footer in footers:
