@@ -154,7 +154,10 @@ class DirectTail:
                 if error.errno != errno.EINVAL or not self._give_up_direct():
                     raise
                 continue
-            done += count - count % _BLOCK  # a direct write goes on at a block
+            whole = count - count % _BLOCK  # a direct write goes on at a block
+            if not whole:
+                self._give_up_direct()
+            done += whole or count
 
     def _give_up_direct(self) -> bool:
         """Write through the page cache, where a file system takes the flag but not the writes; False if so already."""

@@ -166,3 +166,25 @@ def test_short_direct_writes_go_on_at_a_block(blobs: LocalBlobs, monkeypatch: py
     writer.publish(KEY)
     assert len(done) > 12
     assert _whole(blobs) == content
+
+
+@pytest.mark.parametrize("most", [1, 2048, 4095])
+def test_writes_that_stay_shorter_than_a_block_come_to_an_end(
+    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    real = os.pwritev
+
+    def short(fd: int, buffers: Sequence[Any], offset: int) -> int:
+        fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
+        if int(fdinfo.split("flags:")[1].split()[0], 8) & os.O_DIRECT:  # the least that such a write takes
+            real(fd, [memoryview(buffers[0])[:4096]], offset)
+            return most
+        return real(fd, [memoryview(buffers[0])[: max(most, 512)]], offset)
+
+    monkeypatch.setattr(os, "pwritev", short)
+    content = os.urandom(3 * SEGMENT + 5)
+    writer = blobs.writer()
+    for offset, buffers in _cut(content, 4):
+        writer.write_at(offset, buffers)
+    writer.publish(KEY)
+    assert _whole(blobs) == content
