@@ -11,7 +11,6 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from policies.facts import PointId, RestorePoint, VmId
 from storage import marks
 from storage.catalog_doubt import Doubtful, is_full, is_trouble
-from storage.catalog_loading import Loader, Source, intact, known
+from storage.catalog_loading import Changes, Loader, Source, intact, known
 from storage.catalog_rows import (
     JOIN,
     TABLES,
@@ -33,8 +32,6 @@ from storage.catalog_rows import (
 )
 from storage.errors import NoSpace, StorageError, StoreFailed, Unsupported
 from storage.failpoints import failpoint
-from storage.format import PackName
-from storage.manifest import Manifest
 from storage.marks import Mark, MarkKind
 
 log = logging.getLogger(__name__)
@@ -47,19 +44,6 @@ MEMORY_LIMIT = "160MB"
 VIEW_BATCH_ROWS = 50_000
 PACKS_AT_ONCE = 4096
 """Packs that one transaction takes in when a catalog catches up: more cost memory, fewer leave holes in the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What one transaction adds and removes. `expiry` is the key of the latest expiry's tombstone."""
-
-    packs: Sequence[PackName] = ()
-    manifests: Sequence[Manifest] = ()
-    marks: Sequence[Mark] = ()
-    gone_packs: Sequence[int] = ()
-    gone_points: Sequence[PointId] = ()
-    gone_marks: Sequence[str] = ()
-    expiry: str | None = None
 
 
 class Catalog:
@@ -360,11 +344,8 @@ class Catalog:
     def _apply(self, changes: Changes) -> None:
         from storage import duckdb_engine as duckdb
 
-        news = (changes.manifests, changes.marks, changes.gone_packs, changes.gone_points, changes.gone_marks)
-        if not any(news) and changes.expiry is None:
-            known_packs = self._packs or ()
-            if all(name.number in known_packs for name in changes.packs):
-                return
+        if changes.empty:
+            return
         if self._db is None:
             raise StoreFailed("the catalog is closed", where=str(self._path))
         cursor = self._cursor()

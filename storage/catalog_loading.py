@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +48,25 @@ class Source(Protocol):
     def tombstones(self) -> dict[PointId, str]: ...
     def latest_expiry(self) -> str: ...
     def repository(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What one transaction adds and removes. `expiry` is the key of the latest expiry's tombstone."""
+
+    packs: Sequence[PackName] = ()
+    manifests: Sequence[Manifest] = ()
+    marks: Sequence[Mark] = ()
+    gone_packs: Sequence[int] = ()
+    gone_points: Sequence[PointId] = ()
+    gone_marks: Sequence[str] = ()
+    expiry: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to carry over."""
+        added, gone = (self.packs, self.manifests, self.marks), (self.gone_packs, self.gone_points, self.gone_marks)
+        return self.expiry is None and not any((*added, *gone))
 
 
 class Loader:

@@ -13,7 +13,8 @@ from typing import Protocol
 from policies.facts import PointId, RestorePoint
 from storage import manifest as manifests
 from storage.blobs import Blobs
-from storage.catalog import Catalog, Changes
+from storage.catalog import Catalog
+from storage.catalog_loading import Changes
 from storage.catalog_rows import lost_text, mark_of, unknown_point
 from storage.errors import Damaged, Missing, StorageError
 from storage.failpoints import failpoint

@@ -19,7 +19,8 @@ from typing import Protocol
 from policies.facts import PointId
 from storage import manifest as manifests
 from storage.blobs import Blobs
-from storage.catalog import Catalog, Changes
+from storage.catalog import Catalog
+from storage.catalog_loading import Changes
 from storage.chunkstore import ChunkStore
 from storage.errors import Missing, StorageError
 from storage.expiry import find_lost, finish_expiry

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from policies.facts import PointId
 from storage import marks
-from storage.catalog import Changes
+from storage.catalog_loading import Changes
 from storage.catalog_rows import mark_of
 from storage.damage import Damage
 from storage.errors import UNREADABLE, Damaged, Missing, StorageError, Unsupported

@@ -12,7 +12,8 @@ from policies.facts import PointId
 from storage import following, forgotten
 from storage import manifest as manifests
 from storage.blobs import Blobs
-from storage.catalog import Catalog, Changes
+from storage.catalog import Catalog
+from storage.catalog_loading import Changes
 from storage.chunkstore import ChunkStore
 from storage.errors import UNREADABLE, Damaged, Missing, NoSuchPoint, Refused
 from storage.expiry import finish_expiry

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from storage.catalog import Changes
+from storage.catalog_loading import Changes
 from storage.chunkstore import Session
 from storage.commitment import drop_abandoned
 from storage.condemned import CONDEMNED, FREEING, Condemnation, note_key, noted, tidy, write_note

@@ -26,7 +26,8 @@ from storage import following, randomness
 from storage import manifest as manifests
 from storage.blobs import Blobs
 from storage.blockmap import Root
-from storage.catalog import Catalog, Changes
+from storage.catalog import Catalog
+from storage.catalog_loading import Changes
 from storage.catalog_source import CatalogSource
 from storage.chunkstore import ChunkStore
 from storage.commitment import boot_seconds
