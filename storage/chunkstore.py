@@ -123,7 +123,8 @@ class ChunkStore(KnownPacks):
         """
         session.check()
         added = Added()
-        candidates = self._candidates([chunk for chunk, _ in items])
+        look = self._index.packs_covered > 0  # else nothing that is not in the delta has a place
+        candidates = [self.referable(chunk) if look and chunk not in self._delta else None for chunk, _ in items]
         if instead is not None:
             lost = self.distrusted.chunks
             new = [
@@ -167,14 +168,6 @@ class ChunkStore(KnownPacks):
                 self._changed.notify_all()
         session.check()
         return added
-
-    def _candidates(self, chunks: Sequence[bytes]) -> list[tuple[PackName, int] | None]:
-        """Their sealed places by the index; most chunks of a first backup have none."""
-        delta = self._delta
-        found = self._index.known([chunk for chunk in chunks if chunk not in delta])
-        return (
-            [self.referable(chunk) if chunk in found else None for chunk in chunks] if found else [None] * len(chunks)
-        )
 
     def _store(self, kind: PackKind, fresh: Sequence[tuple[bytes, Buffer]]) -> int:
         chunks: list[Chunk]

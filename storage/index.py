@@ -55,9 +55,10 @@ class Index:
         """Every pack that some run covers."""
         return {name for run in self._runs for name in run.packs}
 
-    def known(self, chunks: Sequence[bytes]) -> set[bytes]:
-        """Those of these chunks that some run has a candidate for."""
-        return {chunk for chunk in chunks if self.find(chunk)} if self._runs else set()
+    @property
+    def packs_covered(self) -> int:
+        """How many packs the runs cover."""
+        return sum(len(run.packs) for run in self._runs)
 
     def find(self, chunk: bytes) -> list[tuple[int, int]]:
         """Candidates (pack number, slot), newest run last."""
