@@ -168,6 +168,20 @@ def pieces(extents: Iterable[Extent], piece_bytes: int) -> Iterator[Extent]:
             start = end
 
 
+def batches(extents: Iterable[Extent], batch_bytes: int) -> Iterator[tuple[Extent, ...]]:
+    """Neighbours in the order of the disk put together, as many as have at most batch_bytes; a longer one is alone."""
+    batch: list[Extent] = []
+    room = batch_bytes
+    for extent in extents:
+        if batch and extent.length > room:
+            yield tuple(batch)
+            batch, room = [], batch_bytes
+        batch.append(extent)
+        room -= extent.length
+    if batch:
+        yield tuple(batch)
+
+
 def total(extents: Iterable[Extent]) -> int:
     """Bytes covered, for disjoint extents."""
     return sum(e.length for e in extents)

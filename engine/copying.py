@@ -1,14 +1,14 @@
 """Copying a disk into the repository with threads: no event loop, no queue, memory of `threads * piece`.
 
-Each thread takes the next piece, reads it into its own buffer and hands it to the sink, which hashes, compresses
-and packs it in the same thread. Imported by short commands, so it imports nothing heavy.
+Each thread takes the next batch of pieces, reads it into its own buffer and hands it to the sink, which hashes,
+compresses and packs it in the same thread. Imported by short commands, so it imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from connectors.disks import (
     Incremental,
     Whole,
     align,
+    batches,
     intersect,
     pieces,
     subtract,
@@ -26,14 +27,17 @@ from connectors.disks import (
 )
 
 PIECE_BYTES = 1 << 20
-"""What one thread or lane reads at a time; its buffer has this size."""
+"""What one thread or lane hands over at a time, in one piece or in several; its buffer has this size."""
+
+Part = tuple[int, memoryview]
+"""An offset and the bytes from there on."""
 
 
 class Sink(Protocol):
-    """Where a disk's bytes go. The offsets of `write` are on the block grid; any thread may call."""
+    """Where a disk's bytes go. The offsets of `write_parts` are on the block grid; any thread may call."""
 
-    def write(self, offset: int, view: memoryview) -> None:
-        """Take all of view; it may be reused when the call returns."""
+    def write_parts(self, parts: Sequence[Part]) -> None:
+        """Take all of each part; their memory may be reused when the call returns."""
         ...
 
     def zero(self, offset: int, length: int) -> None:
@@ -53,7 +57,7 @@ class Ingest(Sink, Protocol[Stats]):
 
 
 Advance = Callable[[int], None]
-"""Told after each piece how many of `read_bytes` it was, holes not counted; called from any thread."""
+"""Told after each batch how many of `read_bytes` it was, holes not counted; called from any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,16 @@ def plan_copy(changes: Changes, mapped: Iterable[Extent] | None, *, capacity_byt
     return CopyPlan(tuple(read), tuple(subtract(wanted, read)))
 
 
+def placed(batch: Sequence[Extent], buffer: memoryview) -> list[Part]:
+    """A place in the buffer for each extent of a batch, one behind the other."""
+    parts: list[Part] = []
+    at = 0
+    for extent in batch:
+        parts.append((extent.offset, buffer[at : at + extent.length]))
+        at += extent.length
+    return parts
+
+
 Item = TypeVar("Item")
 
 
@@ -131,11 +145,11 @@ def copy_disk(
 ) -> Copied:
     """Copy the plan with `threads` workers (0: one per core); the caller's thread is one of them.
 
-    The first error of any worker stops the others and is raised. A set `stop` raises CopyStopped between pieces.
+    The first error of any worker stops the others and is raised. A set `stop` raises CopyStopped between batches.
     """
     for hole in plan.zero:
         sink.zero(hole.offset, hole.length)
-    work = Shared(pieces(plan.read, piece_bytes))
+    work = Shared(batches(pieces(plan.read, piece_bytes), piece_bytes))
     halt = stop or threading.Event()
     failures: list[BaseException] = []
     failed = threading.Event()
@@ -144,14 +158,15 @@ def copy_disk(
         buffer = memoryview(bytearray(piece_bytes))
         try:
             while not (halt.is_set() or failed.is_set()):
-                piece = work.take()
-                if piece is None:
+                batch = work.take()
+                if batch is None:
                     return
-                view = buffer[: piece.length]
-                reader.read_into(piece.offset, view)
-                sink.write(piece.offset, view)
+                parts = placed(batch, buffer)
+                for offset, view in parts:
+                    reader.read_into(offset, view)
+                sink.write_parts(parts)
                 if advance is not None:
-                    advance(piece.length)
+                    advance(total(batch))
         except BaseException as error:  # handed to the caller's thread, which raises it
             failures.append(error)
             failed.set()

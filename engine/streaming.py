@@ -6,10 +6,11 @@ While one lane waits for the network, others hash and compress in the copying th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from connectors.disks import AsyncReader, pieces, total
-from engine.copying import PIECE_BYTES, Advance, Copied, CopyPlan, Shared, Sink
+from connectors.disks import AsyncReader, batches, pieces, total
+from engine.copying import PIECE_BYTES, Advance, Copied, CopyPlan, Part, Shared, Sink, placed
 from engine.threads import settled
 
 
@@ -29,16 +30,16 @@ async def stream_disk(
     """
     for hole in plan.zero:
         sink.zero(hole.offset, hole.length)
-    work = Shared(pieces(plan.read, piece_bytes))
+    work = Shared(batches(pieces(plan.read, piece_bytes), piece_bytes))
 
     async def lane() -> None:
         buffer = memoryview(bytearray(piece_bytes))
-        while (piece := work.take()) is not None:
-            view = buffer[: piece.length]
-            await reader.read_into(piece.offset, view)
-            await settled(executor, sink.write, piece.offset, view)
+        while (batch := work.take()) is not None:
+            parts = placed(batch, buffer)
+            await _read(reader, parts)
+            await settled(executor, sink.write_parts, parts)
             if advance is not None:
-                advance(piece.length)
+                advance(total(batch))
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -47,6 +48,16 @@ async def stream_disk(
     except BaseExceptionGroup as errors:
         raise first_of(errors) from errors
     return Copied(plan.read_bytes, total(plan.zero))
+
+
+async def _read(reader: AsyncReader, parts: Sequence[Part]) -> None:
+    """All parts at once: a batch of small ones waits for the network no longer than one large part."""
+    if len(parts) == 1:
+        await reader.read_into(*parts[0])
+        return
+    async with asyncio.TaskGroup() as group:
+        for offset, view in parts:
+            group.create_task(reader.read_into(offset, view))
 
 
 def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:

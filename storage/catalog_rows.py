@@ -10,8 +10,9 @@ from typing import Any
 
 from policies.facts import Consistency, PointId, RestorePoint, VmId
 from storage.format import ENTRY
-from storage.manifest import DiskRecord, Manifest, stamp
+from storage.manifest import DiskRecord, Manifest
 from storage.marks import Mark, MarkKind, MarkState
+from storage.moments import stamp
 from storage.pack import Footer
 
 TABLES: dict[str, dict[str, str]] = {
@@ -105,7 +106,7 @@ def point_row(manifest: Manifest) -> Row:
     head, disks = manifest.head, manifest.disks
     return (
         manifest.id, head.vm, head.vm_name, _naive(head.taken_at), _naive(manifest.committed_at),
-        head.consistency.value, head.attributes.get("complete", "yes") == "yes", _json(dict(head.attributes)),
+        head.consistency.value, head.complete, _json(dict(head.attributes)),
         _json(dict(head.aliases)), _json([list(pair) for pair in manifest.unprotected]),
         sum(disk.head.capacity_bytes for disk in disks), sum(disk.read_bytes for disk in disks),
         sum(disk.new_bytes for disk in disks), sum(disk.stored_bytes for disk in disks),

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 BATCH_BYTES = 1 << 20
 """How much one call of the data plane handles: large enough to pay for its locks, small enough for caches."""
+
+
+def batched(parts: Iterable[tuple[int, memoryview]], batch_bytes: int) -> Iterator[list[tuple[int, memoryview]]]:
+    """Parts (offset, bytes) cut and put together in their order, so that each batch has batch_bytes at most."""
+    batch: list[tuple[int, memoryview]] = []
+    room = batch_bytes
+    for offset, view in parts:
+        for start in range(0, len(view), batch_bytes):
+            piece = view[start : start + batch_bytes]
+            if len(piece) > room:
+                yield batch
+                batch, room = [], batch_bytes
+            batch.append((offset + start, piece))
+            room -= len(piece)
+    if batch:
+        yield batch
 
 
 def split(offset: int, view: memoryview, block_bytes: int, zeros: bytes) -> Iterator[tuple[int, memoryview | None]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from typing import cast
-from zlib import crc32
 
 import zstandard
 
@@ -62,8 +61,3 @@ def decode(codec: int, stored: Buffer, raw: int, where: str) -> Buffer:
         return _contexts.decompressor.decompress(stored)
     except zstandard.ZstdError as error:
         raise Damaged(f"a chunk does not decompress: {error}", where=where) from error
-
-
-def check_of(stored: Buffer) -> int:
-    """CRC-32 of the stored bytes: it sees the flips that a decompressor shrugs off."""
-    return crc32(stored)

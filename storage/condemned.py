@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from storage.blobs import Blobs
 from storage.errors import AlreadyExists, Damaged, Missing
 from storage.format import ObjectKind, PackName, parse_pack_key
-from storage.manifest import stamp
+from storage.moments import stamp
 from storage.sealing import Sealing
 
 CONDEMNED = "condemned/"

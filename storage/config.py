@@ -42,7 +42,7 @@ from storage.format import (
     parse_envelope,
 )
 from storage.keyslots import MAX_SLOTS, Slot, canonical, new_slot, unlock
-from storage.manifest import stamp
+from storage.moments import stamp
 from storage.sealing import KEY_BYTES, Sealing, open_plain
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 
 from storage.blockmap import MapBuilder, Root, lookup
-from storage.chunking import BATCH_BYTES, check_placement, split
+from storage.chunking import BATCH_BYTES, batched, check_placement, split
 from storage.chunkstore import Added, ChunkStore, Session
 from storage.filecalls import Buffer
 from storage.format import PackKind, Pieced
@@ -54,10 +54,14 @@ class DiskIngest:
 
     def write(self, offset: int, view: memoryview) -> None:
         """Store a part of the disk; whole blocks, but for the disk's end. Blocks until it is in a pack."""
-        check_placement(offset, len(view), self._block_bytes, self.head.capacity_bytes)
-        step = max(1, BATCH_BYTES // self._block_bytes) * self._block_bytes
-        for start in range(0, len(view), step):
-            self._write_batch(offset + start, view[start : start + step])
+        self.write_parts([(offset, view)])
+
+    def write_parts(self, parts: Sequence[tuple[int, memoryview]]) -> None:
+        """As `write`, for parts (offset, bytes) anywhere: many small ones cost little more than a large one."""
+        for offset, view in parts:
+            check_placement(offset, len(view), self._block_bytes, self.head.capacity_bytes)
+        for batch in batched(parts, max(1, BATCH_BYTES // self._block_bytes) * self._block_bytes):
+            self._write_batch(batch)
 
     def zero(self, offset: int, length: int) -> None:
         """This part of the disk is known to read as zeros."""
@@ -82,7 +86,7 @@ class DiskIngest:
         )
         return stats
 
-    def _write_batch(self, offset: int, view: memoryview) -> None:
+    def _write_batch(self, parts: Sequence[tuple[int, memoryview]]) -> None:
         chunk_id = self._store.sealing.chunk_id
         items: list[tuple[bytes, Buffer]] = []
         placed: list[tuple[int, bytes | None]] = []
@@ -94,13 +98,14 @@ class DiskIngest:
             pieced.update(self._piecing.compose([(blocks[chunk], chunk, data) for chunk, data in new], composed))
             return pieced.keys()
 
-        for block, data in split(offset, view, self._block_bytes, self._zeros):
-            if data is None:
-                placed.append((block, None))
-            else:
-                chunk = chunk_id(data)
-                items.append((chunk, data))
-                placed.append((block, chunk))
+        for offset, view in parts:
+            for block, data in split(offset, view, self._block_bytes, self._zeros):
+                if data is None:
+                    placed.append((block, None))
+                else:
+                    chunk = chunk_id(data)
+                    items.append((chunk, data))
+                    placed.append((block, chunk))
         if items:
             added = self._store.add(self._session, PackKind.DATA, items, instead=compose if self._may_share else None)
         else:
@@ -109,7 +114,7 @@ class DiskIngest:
             placed = [(block, pieced.get(chunk, chunk) if chunk else None) for block, chunk in placed]
         self._map.set(placed)
         with self._lock:
-            self._read += len(view)
+            self._read += sum([len(view) for _, view in parts])
             for one in (added, composed):
                 self._new += one.new_bytes
                 self._stored += one.stored_bytes
@@ -129,5 +134,5 @@ class DiskIngest:
         chunk = lookup(self._nodes, base, fan_out, [self._blocks - 1])[0]
         if chunk:
             data = memoryview(read_blocks(self._store, [chunk])[0])[: self.head.capacity_bytes - offset]
-            self._write_batch(offset, data)
+            self._write_batch([(offset, data)])
             self._read -= len(data)

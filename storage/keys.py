@@ -9,7 +9,7 @@ from storage import config as configs
 from storage.config import Config
 from storage.errors import Damaged, Refused, Unsupported, WrongKey
 from storage.keyslots import MAX_SLOTS, Slot, is_key_file, new_slot, unlock
-from storage.manifest import moment
+from storage.moments import moment
 from storage.repository import Repository
 
 

@@ -17,7 +17,7 @@ from blake3 import blake3
 from storage import randomness
 from storage.errors import Damaged, StorageError, Unsupported, WrongKey
 from storage.format import CONFIG_KEY
-from storage.manifest import stamp
+from storage.moments import stamp
 from storage.sealing import KEY_BYTES, cipher, derive
 
 Slot = Mapping[str, Any]

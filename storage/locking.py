@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from storage.blobs import Blobs
 from storage.chunkstore import ChunkStore
 from storage.errors import Damaged, Missing, StorageError
-from storage.manifest import Manifest, manifest_key, stamp
+from storage.manifest import Manifest, manifest_key
+from storage.moments import stamp
 from storage.nodes import StoredNodes
 from storage.parallel import for_each
 from storage.reachability import Reached

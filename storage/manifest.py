@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from policies.facts import Consistency, PointId, VmId
 from storage.blockmap import Root
 from storage.errors import Damaged
 from storage.format import ID_BYTES, MAX_BLOCK_BYTES, MAX_FAN_OUT
+from storage.moments import moment, stamp
 
 PREFIX = "manifests/"
 
@@ -44,6 +45,11 @@ class PointHead:
     consistency: Consistency = Consistency.CRASH
     attributes: Mapping[str, str] = field(default_factory=dict)
     locked_until: datetime | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the VM's disks that are to be protected are in it."""
+        return self.attributes.get("complete", "yes") == "yes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +95,6 @@ class Manifest:
 def manifest_key(point: PointId) -> str:
     """Where a restore point's manifest lies."""
     return PREFIX + point
-
-
-def stamp(moment: datetime) -> str:
-    """A moment in one form everywhere: UTC, microseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-def moment(text: str) -> datetime:
-    """What `stamp` wrote; ValueError, also where the time zone is missing, as such a time compares with no other."""
-    found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise ValueError(f"{text} has no time zone")
-    return found
 
 
 def encode(manifest: Manifest) -> bytes:

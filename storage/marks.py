@@ -15,7 +15,7 @@ from enum import StrEnum
 from policies.facts import PointId
 from storage import randomness
 from storage.errors import Damaged, Refused
-from storage.manifest import moment, stamp
+from storage.moments import moment, stamp
 
 PREFIX = "marks/"
 

@@ -15,7 +15,7 @@ from storage import randomness
 from storage.errors import Locked
 from storage.failpoints import failpoint
 from storage.filecalls import as_storage_error, translated
-from storage.manifest import stamp
+from storage.moments import stamp
 from storage.pack import Writer
 
 log = logging.getLogger(__name__)

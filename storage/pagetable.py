@@ -13,7 +13,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import NamedTuple
-from zlib import crc32
+
+from isal.isal_zlib import crc32
 
 from storage.blobs import Blobs
 from storage.errors import Damaged, StorageError, Unsupported

@@ -193,7 +193,7 @@ def _as_point(manifest: Manifest) -> RestorePoint:
         vm=head.vm,
         vm_name=head.vm_name,
         taken_at=head.taken_at,
-        complete=said.get("complete", "yes") == "yes",
+        complete=head.complete,
         consistency=head.consistency,
         locked_until=head.locked_until,
         policy=said.get("policy", ""),

@@ -22,7 +22,7 @@ from typing import Self
 from weakref import WeakSet
 
 from policies.facts import PointId, RestorePoint, VmId
-from storage import following, randomness
+from storage import following, lookback, randomness
 from storage import manifest as manifests
 from storage.blobs import Blobs
 from storage.blockmap import Root
@@ -206,6 +206,11 @@ class Repository(PointKeeping):
 
     def latest(self, vm: VmId) -> PointDetail | None:
         """The newest complete and undamaged restore point of a VM, to be the base of an incremental."""
+        if not (self._catalog_open or self.shared):
+            with suppress(*UNREADABLE, NoSuchPoint):
+                found = lookback.newest(self.point_ids(), vm, self.detail)
+                if found is not None:
+                    return found
         for point in reversed(self.points(vm)):
             if point.complete and not point.damaged:
                 try:

@@ -11,9 +11,9 @@ from functools import partial
 from typing import Protocol
 
 from blake3 import blake3
+from isal.isal_zlib import crc32
 
 from storage import randomness
-from storage.codec import check_of
 from storage.errors import Damaged
 from storage.filecalls import Buffer
 from storage.format import (
@@ -52,7 +52,10 @@ def derive(context: str, *material: bytes, length: int = KEY_BYTES) -> bytes:
 
 
 class PackSeal:
-    """How the payloads and the footer of one pack are stored. `overhead` is added to each payload."""
+    """How the payloads and the footer of one pack are stored. `overhead` is added to each payload.
+
+    Without encryption an entry has the CRC-32 of the payload: it sees the flips that a decompressor shrugs off.
+    """
 
     def __init__(self, header: PackHeader, aead: Aead | None) -> None:
         self._head = pack_header(header)
@@ -69,7 +72,7 @@ class PackSeal:
         aead, entry, check = self._aead, ENTRY.pack, 0
         for chunk, raw, codec, data in chunks:
             if aead is None:
-                check = check_of(data)
+                check = crc32(data)
             else:
                 data = aead.encrypt(offset.to_bytes(12, "little"), data, self._head + chunk)
             length = len(data)
@@ -81,7 +84,7 @@ class PackSeal:
     def open_chunk(self, entry: Entry, stored: Buffer, where: str) -> Buffer:
         """What close_chunks was given, or Damaged."""
         if self._aead is None:
-            if check_of(stored) != entry.check:
+            if crc32(stored) != entry.check:
                 raise Damaged("the stored bytes of a chunk are not what was written", where=where)
             return stored
         return self._open(entry.offset.to_bytes(12, "little"), stored, self._head + entry.id, where)

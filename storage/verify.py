@@ -24,9 +24,10 @@ from storage.damage import Damage
 from storage.errors import Damaged, NoSpace, NoSuchPoint, Overtaken, StorageError, StoreFailed
 from storage.failpoints import failpoint
 from storage.format import PackKind, PackName
-from storage.manifest import manifest_key, stamp
+from storage.manifest import manifest_key
 from storage.mapcheck import Held, Walker
 from storage.marks import Mark, MarkKind
+from storage.moments import stamp
 from storage.pointcheck import check_points
 from storage.readback import Findings, Packs, TimeIsUp, read_all
 from storage.readings import KEY, Readings

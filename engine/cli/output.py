@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from engine.plain import plain
-
 
 def say(message: str) -> None:
     """One message for a person. What was done stays done where nobody can be told."""
@@ -28,6 +26,8 @@ def show(text: str) -> None:
 
 def show_json(value: Any) -> None:
     """Data for a program: one JSON value."""
+    from engine.plain import plain
+
     json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
 

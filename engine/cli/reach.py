@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 START_SECONDS = 5.0
 """How long an engine that holds the repository may take until its API listens."""
 
+DERIVATION = "cryptography.hazmat.primitives.kdf.argon2"
+"""Loaded before all that is loaded meanwhile, which would hinder it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passphrase:
@@ -57,7 +60,7 @@ def reach(
         yield engine
         return
     if passphrase.named:
-        modules = ("storage.repository", *needed)
+        modules = (DERIVATION, "storage.repository", *needed)
         threading.Thread(target=_load, args=(modules,), name="loading ahead", daemon=True).start()
     try:
         opened = open_checked(

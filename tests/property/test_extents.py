@@ -8,7 +8,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.disks import Extent, align, intersect, merge, pieces, subtract, total
+from connectors.disks import Extent, align, batches, intersect, merge, pieces, subtract, total
 
 DISK = 300
 
@@ -71,6 +71,14 @@ def test_pieces_lie_in_one_cell_of_the_grid_each_and_cover_the_same_bytes(extent
     assert all(e.length > 0 and e.offset // piece == (e.end - 1) // piece for e in cut)
     assert total(cut) == len(covered(extents))
     assert cut == sorted(cut)
+
+
+@given(any_extents, st.integers(1, 64))
+def test_batches_keep_every_extent_in_its_order_and_none_could_take_the_next(extents: list[Extent], room: int) -> None:
+    found = list(batches(extents, room))
+    assert list(itertools.chain(*found)) == extents
+    assert all(total(batch) <= room or len(batch) == 1 for batch in found)
+    assert all(total(batch) + following[0].length > room for batch, following in itertools.pairwise(found))
 
 
 def test_difference_of_many_extents_takes_linear_time() -> None:

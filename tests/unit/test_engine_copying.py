@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from connectors.disks import Extent, Incremental, Whole, total
 from connectors.errors import ReadFailed
-from engine.copying import CopyPlan, CopyStopped, copy_disk, plan_copy
+from engine.copying import CopyPlan, CopyStopped, Part, copy_disk, plan_copy
 from engine.streaming import stream_disk
 
 BLOCK = 64 << 10
@@ -57,13 +58,16 @@ class Store:
     def __init__(self, capacity: int) -> None:
         self.data = bytearray(b"\xff" * capacity)
         self.under_way = self.most = 0
+        self.calls: list[list[int]] = []
         self.lock = threading.Lock()
 
-    def write(self, offset: int, view: memoryview) -> None:
+    def write_parts(self, parts: Sequence[Part]) -> None:
         with self.lock:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
-        self.data[offset : offset + len(view)] = view
+            self.calls.append([offset for offset, _ in parts])
+        for offset, view in parts:
+            self.data[offset : offset + len(view)] = view
         with self.lock:
             self.under_way -= 1
 
@@ -111,6 +115,30 @@ def test_threads_copy_every_byte_once(threads: int) -> None:
     assert bytes(store.data) == source.data
     assert copied.read_bytes == sum(seen) == total([Extent(*read) for read in source.reads]) == len(source.data)
     assert store.most <= threads
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+async def test_small_pieces_that_lie_apart_are_handed_over_together(lanes: bool) -> None:
+    data = bytes(range(256)) * (8 * MIB // 256)
+    scattered = [Extent(at * MIB // 4, BLOCK) for at in range(32)]
+    plan = plan_copy(Incremental(tuple(scattered)), None, capacity_bytes=len(data), block_bytes=BLOCK)
+    store, seen = Store(len(data)), list[int]()
+    if lanes:
+        with ThreadPoolExecutor(2) as pool:
+            await stream_disk(AwaitedMemory(data), store, plan, lanes=2, executor=pool, advance=seen.append)  # type: ignore[arg-type]
+    else:
+        copy_disk(Memory(data), store, plan, threads=2, advance=seen.append)
+    assert all(store.data[one.offset : one.end] == data[one.offset : one.end] for one in scattered)
+    assert sorted(itertools.chain(*store.calls)) == [one.offset for one in scattered]
+    assert len(store.calls) == len(seen) == 32 * BLOCK // MIB
+    assert sum(seen) == 32 * BLOCK
+
+
+async def test_an_error_in_one_piece_of_many_is_raised_as_it_is() -> None:
+    source = AwaitedMemory(bytes(8 * MIB), broken_at=4 * MIB)
+    plan = CopyPlan(tuple(Extent(at * MIB // 4, BLOCK) for at in range(32)), ())
+    with ThreadPoolExecutor(2) as pool, pytest.raises(ReadFailed, match="no more"):
+        await stream_disk(source, Store(8 * MIB), plan, lanes=2, executor=pool)  # type: ignore[arg-type]
 
 
 def test_the_first_error_of_any_thread_is_raised_and_ends_the_others() -> None:
