@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(given: list[str]) -> int:
     _open_closed_streams()
+    from engine.cli.ahead import begin_key
+
+    begin_key(given)
     import warnings
 
     from engine.failures import Exit, verdict

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
-from unicodedata import normalize
 
 from blake3 import blake3
 
-from storage import randomness
+from storage import keyderivation, randomness
 from storage.errors import Damaged, StorageError, Unsupported, WrongKey
 from storage.format import CONFIG_KEY
+from storage.keyderivation import Derivation
 from storage.moments import stamp
 from storage.sealing import KEY_BYTES, cipher, derive
 
@@ -142,19 +142,12 @@ def _require_sound(slot: Slot) -> None:
 
 
 def _wrapping_key(repository: bytes, slot: Slot, opener: str) -> bytes:
-    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-
     salt = bytes.fromhex(slot["salt"])
     if slot["kind"] == KEY_FILE:
         return derive("key file", _key_file_secret(opener), salt, repository)
-    kdf = Argon2id(
-        salt=salt,
-        length=KEY_BYTES,
-        iterations=slot["iterations"],
-        lanes=slot["lanes"],
-        memory_cost=slot["memory_kib"],
+    return keyderivation.derive(
+        Derivation(opener, salt, slot["memory_kib"], slot["iterations"], slot["lanes"]),
     )
-    return kdf.derive(normalize("NFC", opener).encode(errors="surrogateescape"))
 
 
 def _key_file_secret(opener: str) -> bytes:

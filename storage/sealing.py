@@ -61,6 +61,7 @@ class PackSeal:
         self._head = pack_header(header)
         self._aead = aead
         self.overhead = TAG_BYTES if aead else 0
+        self._invalid: type[Exception] = _invalid_tag() if aead else Exception
 
     def close_chunks(self, chunks: Sequence[Chunk], offset: int) -> tuple[bytes, list[Buffer]]:
         """The footer's entries and the stored bytes of chunks that follow each other from this offset of the pack.
@@ -87,7 +88,10 @@ class PackSeal:
             if crc32(stored) != entry.check:
                 raise Damaged("the stored bytes of a chunk are not what was written", where=where)
             return stored
-        return self._open(entry.offset.to_bytes(12, "little"), stored, self._head + entry.id, where)
+        try:
+            return self._aead.decrypt(entry.offset.to_bytes(12, "little"), stored, self._head + entry.id)
+        except self._invalid:
+            raise Damaged("encrypted bytes are not what was written here", where=where) from None
 
     def close_footer(self, footer: bytes) -> bytes:
         """The stored footer."""
@@ -95,15 +99,11 @@ class PackSeal:
 
     def open_footer(self, stored: bytes, where: str) -> bytes:
         """What close_footer was given, or Damaged."""
-        return stored if self._aead is None else self._open(_FOOTER_NONCE, stored, self._head, where)
-
-    def _open(self, nonce: bytes, stored: Buffer, bound: bytes, where: str) -> bytes:
-        from cryptography.exceptions import InvalidTag
-
-        assert self._aead is not None
+        if self._aead is None:
+            return stored
         try:
-            return self._aead.decrypt(nonce, stored, bound)
-        except InvalidTag:
+            return self._aead.decrypt(_FOOTER_NONCE, stored, self._head)
+        except self._invalid:
             raise Damaged("encrypted bytes are not what was written here", where=where) from None
 
 
@@ -197,6 +197,12 @@ def _object_digest(head: bytes, name: str, payload: bytes) -> bytes:
     hasher.update(len(name.encode()).to_bytes(4, "little") + name.encode())
     hasher.update(payload)
     return hasher.digest()
+
+
+def _invalid_tag() -> type[Exception]:
+    from cryptography.exceptions import InvalidTag
+
+    return InvalidTag
 
 
 def cipher(key: bytes) -> Aead:
