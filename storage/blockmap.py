@@ -198,12 +198,11 @@ class MapBuilder:
             changed_node(data, level, self._fan, node.changes, node.counts)
             for data, node in zip(old, nodes, strict=True)
         ]
-        used = [data for data in new if data]
+        used = [data for data, _ in new if data]
         ids = iter(self._store.put_nodes(used) if used else ())
-        for (_, index), data in zip(places, new, strict=True):
+        for (_, index), (data, count) in zip(places, new, strict=True):
             child = next(ids) if data else b""
             if level + 1 < self._levels:
-                count = mapped_by(data, level, self._fan) if data else 0
                 self._touch(level + 1, index // self._fan, index % self._fan, child or None, count)
             else:
                 self._top = child

@@ -123,8 +123,7 @@ class ChunkStore(KnownPacks):
         """
         session.check()
         added = Added()
-        look = self._index.packs_covered > 0  # else nothing that is not in the delta has a place
-        candidates = [self.referable(chunk) if look and chunk not in self._delta else None for chunk, _ in items]
+        candidates = self.referable_many([chunk for chunk, _ in items])
         if instead is not None:
             lost = self.distrusted.chunks
             new = [

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from storage.blobs import Blobs
+from storage.bulkreads import as_words, heads_of
 from storage.chunkreads import ChunkReads
 from storage.commitment import Learnt, boot_seconds
 from storage.condemned import CONDEMNED, FREEING, noted
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 DELTA_CHUNKS = 1 << 17
 """Chunks of sealed packs kept in a dict before they become a run of the index: about 25 MB."""
+
+BULK_CHUNKS = 1024
+"""So many are looked up by one call of numpy, which is loaded for it."""
 
 MAX_RELEARNS = 100
 """How often one opening lists all packs again because something was not found."""
@@ -188,6 +192,19 @@ class KnownPacks(ChunkReads):
     def referable(self, chunk: bytes) -> tuple[PackName, int] | None:
         """A sealed place of a chunk in a pack that is not on its way out; None when there is no such place."""
         return next((place for place in self._places(chunk) if place[0].number not in self._hidden), None)
+
+    def referable_many(self, chunks: Sequence[bytes]) -> list[tuple[PackName, int] | None]:
+        """`referable` for each of these that is not in the delta, None for the others."""
+        if not self._index.packs_covered:  # what is not in the delta has no place
+            return [None] * len(chunks)
+        if len(chunks) < BULK_CHUNKS:
+            return [self.referable(chunk) if chunk not in self._delta else None for chunk in chunks]
+        rows, _, _ = self.candidates(heads_of(as_words(chunks)))
+        places: list[tuple[PackName, int] | None] = [None] * len(chunks)
+        for row in set(rows.tolist()):
+            if chunks[row] not in self._delta:
+                places[row] = self.referable(chunks[row])
+        return places
 
     def chunk_at(self, place: int) -> bytes | None:
         """The chunk in a place (pack number, slot in the lower 16 bits) of a data pack, if new blocks may name it."""

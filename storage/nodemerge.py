@@ -29,10 +29,11 @@ def mapped_by(node: bytes, level: int, fan_out: int) -> int:
 
 def changed_node(
     old: bytes, level: int, fan_out: int, changes: Mapping[int, bytes | None], counts: Mapping[int, int]
-) -> bytes:
-    """A node with these slots changed, None for those that are not used any more; empty when none is left.
+) -> tuple[bytes, int]:
+    """A node with these slots changed, None for those that are not used any more, and how many blocks it maps.
 
-    `counts` has the blocks beneath each new child of an inner node. `old` is empty where there was no node. Damaged.
+    The node is empty when no slot is left. `counts` has the blocks beneath each new child of an inner node. `old` is
+    empty where there was no node. Damaged.
     """
     bitmap, pieced, start = open_node(old, level, fan_out, WHERE) if old else (0, 0, 0)
     if not bitmap or pieced or len(changes) == fan_out or any(type(child) is Pieced for child in changes.values()):
@@ -53,14 +54,15 @@ def changed_node(
             del ids[at * ID_BYTES : (at + 1) * ID_BYTES]
             del beneath[at * COUNT_BYTES : (at + 1) * COUNT_BYTES]
     if not bitmap:
-        return b""
+        return b"", 0
+    used = bitmap.bit_count()
     head = NODE_HEAD.pack(level, 0, fan_out) + bitmap.to_bytes(start - NODE_HEAD.size, "little")
-    return b"".join([head, ids, beneath])
+    return b"".join([head, ids, beneath]), sum(unpack_from(f"<{used}I", beneath)) if level else used
 
 
 def _packed(
     old: bytes, level: int, fan_out: int, changes: Mapping[int, bytes | None], counts: Mapping[int, int]
-) -> bytes:
+) -> tuple[bytes, int]:
     before = parse_node(old, level, fan_out, WHERE) if old and len(changes) < fan_out else None
     children = dict(before.children) if before else {}
     beneath = {**before.counts, **counts} if before else dict(counts)
@@ -69,4 +71,7 @@ def _packed(
             children.pop(slot, None)
         else:
             children[slot] = child
-    return pack_node(level, fan_out, children, beneath) if children else b""
+    if not children:
+        return b"", 0
+    mapped = sum([beneath[slot] for slot in children]) if level else len(children)
+    return pack_node(level, fan_out, children, beneath), mapped

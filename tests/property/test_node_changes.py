@@ -31,7 +31,7 @@ def test_a_changed_node_is_the_one_that_would_be_packed(
     expected = {slot: child for slot, child in {**before, **changes}.items() if child is not None}
     beneath = {**counts, **fresh}
 
-    new = changed_node(old, level, FAN_OUT, changes, fresh)
+    new, mapped = changed_node(old, level, FAN_OUT, changes, fresh)
 
     assert new == (pack_node(level, FAN_OUT, expected, beneath) if expected else b"")
     if new:
@@ -39,4 +39,6 @@ def test_a_changed_node_is_the_one_that_would_be_packed(
         for slot in range(FAN_OUT):
             found = child_of(new, level, FAN_OUT, slot)
             assert (type(found), found) == (type(children.get(slot, b"")), children.get(slot, b""))
-        assert mapped_by(new, level, FAN_OUT) == (sum(beneath[s] for s in expected) if level else len(expected))
+        assert (
+            mapped == mapped_by(new, level, FAN_OUT) == (sum(beneath[s] for s in expected) if level else len(expected))
+        )

@@ -117,3 +117,28 @@ def test_memory_does_not_grow_with_the_disk(tmp_path: Path, small_limits: None) 
         ingest.finish()
         pending.commit()
         assert not repo.store._delta
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("reopened", [True, False])
+def test_many_chunks_are_looked_up_at_once_as_they_are_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reopened: bool
+) -> None:
+    disk = image(5, 600, used=1.0)
+    make(tmp_path / "r")
+    with opened(tmp_path / "r") as repo:
+        back_up(repo, disk[: 300 * BLOCK])
+    with opened(tmp_path / "r") as repo:
+        if not reopened:
+            monkeypatch.setattr(knownpacks, "DELTA_CHUNKS", 1 << 20)
+            back_up(repo, disk)
+        store = repo.store
+        hidden = next(name for name in store.live.values() if store.hide(name)) if reopened else None
+        ids = [store.sealing.chunk_id(disk[at * BLOCK : (at + 1) * BLOCK]) for at in range(600)]
+        ids += [random.Random(at).randbytes(32) for at in range(100)]
+        one_by_one = store.referable_many(ids)
+        monkeypatch.setattr(knownpacks, "BULK_CHUNKS", 1)
+        assert store.referable_many(ids) == one_by_one
+        found = [place for place in one_by_one if place is not None]
+        assert 0 < len(found) <= 600
+        assert hidden not in {name for name, _ in found}
