@@ -22,6 +22,9 @@ OPEN_SLOTS = 1 << 18
 NODE_SLOTS = 8
 """A node that is being filled weighs as much as so many slots of it."""
 
+FULL_NODES = 64
+"""Full nodes that wait for each other, as many are stored at a fraction of the cost of each by itself."""
+
 STORE_NODES = 2048
 """Nodes that are read, changed and stored at once."""
 
@@ -107,7 +110,8 @@ class MapBuilder:
                 changes[slot] = chunk
                 if len(changes) == fan and self._levels > 1:
                     self._full.add((0, index))
-            self._store_full()
+            if len(self._full) >= FULL_NODES:
+                self._store_full()
             if self._weight > OPEN_SLOTS:
                 oldest = list(self._open)[: len(self._open) // 2]
                 for level in range(self._levels - 1):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from queue import SimpleQueue
 
 from storage.blobs import Blobs
@@ -41,6 +42,13 @@ class Added:
     new_bytes: int = 0
     known_bytes: int = 0
     stored_bytes: int = 0
+
+
+class _Job(Enum):
+    """What the side thread does beside sealing."""
+
+    TELL = 1
+    END = 2
 
 
 class Session:
@@ -81,11 +89,11 @@ class ChunkStore(KnownPacks):
         self._tickets: set[int] = set()
         self._next_ticket = 0
         self._sessions: set[Session] = set()
-        self._jobs: SimpleQueue[OpenPack | None] = SimpleQueue()
+        self._jobs: SimpleQueue[OpenPack | _Job] = SimpleQueue()
         self._sealer: threading.Thread | None = None
         self._room = threading.Semaphore(MAX_SEALING)
         self.on_sealed: Callable[[Sequence[PackName]], None] | None = None
-        """Told of sealed packs by the thread that sealed them, whenever none waits for it; not of those of a flush."""
+        """Told of sealed packs by the side thread, whenever none waits for it; of those of a flush once that is over."""
         self._flushes = 0
         self._untold: list[PackName] = []
 
@@ -224,18 +232,22 @@ class ChunkStore(KnownPacks):
         self._jobs.put(pack)
 
     def _seal_packs(self) -> None:
-        while (pack := self._jobs.get()) is not None:
-            try:
-                self._seal(pack)
-            except BaseException as error:  # heard by every session at its next call
-                self._fail(error, [])
-            finally:
+        while (job := self._jobs.get()) is not _Job.END:
+            if isinstance(job, OpenPack):
+                self._seal_guarded(job)
                 self._room.release()
             if self._jobs.empty() and not self._flushes:
                 self._tell_sealed()
 
+    def _seal_guarded(self, pack: OpenPack) -> None:
+        try:
+            self._seal(pack)
+        except BaseException as error:  # heard by every session at its next call
+            self._fail(error, [])
+
     def _tell_sealed(self) -> None:
-        names, self._untold = self._untold, []
+        with self._lock:
+            names, self._untold = self._untold, []
         if self.on_sealed is not None and names:
             try:
                 self.on_sealed(names)
@@ -256,8 +268,8 @@ class ChunkStore(KnownPacks):
             self._touch(pack.name.number, self._sessions)
             self._unindexed.append(pack.name)
             self._unindexed_chunks += len(footer)
+            self._untold.append(pack.name)
             self._changed.notify_all()
-        self._untold.append(pack.name)
         if self.run_is_due():
             self.index_sealed()
 
@@ -290,7 +302,11 @@ class ChunkStore(KnownPacks):
             self._flushes += 1
         try:
             for pack in full:
-                self._seal_later(pack)
+                if pack.name.kind is not PackKind.TREE:
+                    self._seal_later(pack)
+            for pack in full:  # beside the others: what takes its time is the disk's
+                if pack.name.kind is PackKind.TREE:
+                    self._seal_guarded(pack)
             if self._unindexed_chunks >= RUN_CHUNKS:
                 self.index_sealed()  # while the last packs are synced
             with self._lock:
@@ -299,6 +315,8 @@ class ChunkStore(KnownPacks):
         finally:
             with self._lock:
                 self._flushes -= 1
+        if self._sealer is not None:
+            self._jobs.put(_Job.TELL)
         self.index_sealed()
 
     def copy(self, session: Session, kind: PackKind, items: Sequence[tuple[bytes, Buffer]]) -> int:
@@ -320,7 +338,7 @@ class ChunkStore(KnownPacks):
     def close(self) -> None:
         """Stop the side thread and abandon what is not sealed."""
         if self._sealer is not None:
-            self._jobs.put(None)
+            self._jobs.put(_Job.END)
             self._sealer.join()
             self._sealer = None
         with self._lock:

@@ -278,11 +278,10 @@ class Node(NamedTuple):
 def pack_node(level: int, fan_out: int, children: dict[int, bytes], counts: dict[int, int]) -> bytes:
     """A node as bytes: head, bitmap of used slots, ids, and above level 0 the counts. Absent slots read as zeros."""
     slots = sorted(children)
-    bitmap = pieced = 0
-    for slot in slots:
-        bitmap |= 1 << slot
-        if type(children[slot]) is Pieced:
-            pieced |= 1 << slot
+    bitmap = (1 << fan_out) - 1 if len(slots) == fan_out else sum([1 << slot for slot in slots])
+    pieced = 0
+    if Pieced in map(type, children.values()):
+        pieced = sum([1 << slot for slot in slots if type(children[slot]) is Pieced])
     width = (fan_out + 7) // 8
     parts = [NODE_HEAD.pack(level, HAS_PIECED if pieced else 0, fan_out), bitmap.to_bytes(width, "little")]
     if pieced:

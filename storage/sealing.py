@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Protocol
 
 from blake3 import blake3
@@ -68,18 +69,21 @@ class PackSeal:
 
         A nonce is the chunk's offset in the pack, so it never repeats.
         """
-        entries: list[bytes] = []
-        payloads: list[Buffer] = []
-        aead, entry, check = self._aead, ENTRY.pack, 0
-        for chunk, raw, codec, data in chunks:
-            if aead is None:
-                check = crc32(data)
-            else:
-                data = aead.encrypt(offset.to_bytes(12, "little"), data, self._head + chunk)
-            length = len(data)
-            entries.append(entry(chunk, offset, length, codec << 24 | raw, check))
-            payloads.append(data)
-            offset += length
+        aead, entry = self._aead, ENTRY.pack
+        places = list(accumulate([len(data) + self.overhead for *_, data in chunks], initial=offset))
+        if aead is None:
+            payloads = [data for *_, data in chunks]
+            checks = [crc32(data) for data in payloads]
+        else:
+            payloads = [
+                aead.encrypt(at.to_bytes(12, "little"), data, self._head + chunk)
+                for (chunk, _, _, data), at in zip(chunks, places, strict=False)
+            ]
+            checks = [0] * len(payloads)
+        entries = [
+            entry(chunk, at, len(data), codec << 24 | raw, check)
+            for (chunk, raw, codec, _), at, data, check in zip(chunks, places, payloads, checks, strict=False)
+        ]
         return b"".join(entries), payloads
 
     def open_chunk(self, entry: Entry, stored: Buffer, where: str) -> Buffer:
