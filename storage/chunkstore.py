@@ -93,7 +93,7 @@ class ChunkStore(KnownPacks):
         self._sealer: threading.Thread | None = None
         self._room = threading.Semaphore(MAX_SEALING)
         self.on_sealed: Callable[[Sequence[PackName]], None] | None = None
-        """Told of sealed packs by the side thread, whenever none waits for it; of those of a flush once that is over."""
+        """Told of sealed packs by the side thread when none waits for it; of those of a flush when that is over."""
         self._flushes = 0
         self._untold: list[PackName] = []
 
