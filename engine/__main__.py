@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 # Only what the interpreter has loaded already: an interruption while more is loaded is met by what stands below.
-import gc
 import io
 import os
 import sys
@@ -25,15 +24,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Without arguments it is the process's own: those of the command line, and signals that end it.
     """
     try:
-        if arguments is None:
-            _clean_up_when_ended()
-            gc.disable()  # what is being loaded stays: looking through it for garbage takes 8 ms of every command
-            code = _main(sys.argv[1:])
-            _end_at_once(code)
-            return code
-        return _main(list(arguments))
+        return _process() if arguments is None else _main(list(arguments))
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _process() -> int:
+    import gc
+
+    _clean_up_when_ended()
+    gc.disable()  # what is being loaded stays: looking through it for garbage takes 8 ms of every command
+    try:
+        code = _main(sys.argv[1:])
+        _end_at_once(code)
+        return code
+    finally:
+        gc.unfreeze()  # or libraries take for leaked what the interpreter does not take apart
 
 
 def _main(given: list[str]) -> int:
@@ -86,6 +92,8 @@ def _run(given: list[str]) -> int:
 
 def _command(given: list[str]) -> int:
     # Loaded late: the overview needs none of it, and most commands need no parser.
+    import gc
+
     from engine.cli.calling import plain_call
     from engine.failures import Exit
 

@@ -9,6 +9,7 @@ import threading
 from typing import NamedTuple
 
 KEY_BYTES = 32
+KEY_FILE_HEAD = "backstay-key-1"
 
 
 class Derivation(NamedTuple):
@@ -21,7 +22,13 @@ class Derivation(NamedTuple):
     lanes: int
 
 
+def is_key_file(opener: str) -> bool:
+    """Whether this text is a key file's and no passphrase."""
+    return opener.lstrip().startswith(f"{KEY_FILE_HEAD}:")
+
+
 _begun: dict[Derivation, _Begun] = {}
+_deriving = threading.Lock()  # OpenSSL has threads for one derivation only, and refuses a second one beside it
 
 
 def begin(derivation: Derivation) -> None:
@@ -68,4 +75,5 @@ def _argon2id(derivation: Derivation) -> bytes:
         lanes=derivation.lanes,
         memory_cost=derivation.memory_kib,
     )
-    return kdf.derive(normalize("NFC", derivation.passphrase).encode(errors="surrogateescape"))
+    with _deriving:
+        return kdf.derive(normalize("NFC", derivation.passphrase).encode(errors="surrogateescape"))

@@ -8,7 +8,8 @@ from datetime import datetime
 from storage import config as configs
 from storage.config import Config
 from storage.errors import Damaged, Refused, Unsupported, WrongKey
-from storage.keyslots import MAX_SLOTS, Slot, is_key_file, new_slot, unlock
+from storage.keyderivation import is_key_file
+from storage.keyslots import MAX_SLOTS, Slot, new_slot, unlock
 from storage.moments import moment
 from storage.repository import Repository
 

@@ -16,7 +16,7 @@ from blake3 import blake3
 from storage import keyderivation, randomness
 from storage.errors import Damaged, StorageError, Unsupported, WrongKey
 from storage.format import CONFIG_KEY
-from storage.keyderivation import Derivation
+from storage.keyderivation import KEY_FILE_HEAD, Derivation, is_key_file
 from storage.moments import stamp
 from storage.sealing import KEY_BYTES, cipher, derive
 
@@ -25,7 +25,6 @@ Slot = Mapping[str, Any]
 
 PASSPHRASE = "passphrase"
 KEY_FILE = "key-file"
-KEY_FILE_HEAD = "backstay-key-1"
 
 KDF_MEMORY_KIB = 64 << 10
 KDF_ITERATIONS = 3
@@ -53,11 +52,6 @@ def new_key_file() -> str:
     """The line of a new key file: a word that says what it is, 32 random bytes, and a check against mistyping."""
     secret = randomness.token_hex(KEY_BYTES)
     return f"{KEY_FILE_HEAD}:{secret}:{_check(secret)}"
-
-
-def is_key_file(opener: str) -> bool:
-    """Whether this text is a key file's and no passphrase."""
-    return opener.lstrip().startswith(f"{KEY_FILE_HEAD}:")
 
 
 def new_slot(repository: bytes, master: bytes, opener: str, now: datetime, slot_id: str | None = None) -> Slot:

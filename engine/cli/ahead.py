@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.keyderivation import Derivation, begin
+from storage.keyderivation import Derivation, begin, is_key_file
 
 CONFIG_HEAD_BYTES = 64
 CONFIG_BYTES = 64 << 10
@@ -32,7 +32,7 @@ def begin_key(given: Sequence[str]) -> None:
         slot = _first_slot(repository)
         if slot is not None and not _is_engines(repository):
             passphrase = _passphrase(options.get("--passphrase-file"))
-            if passphrase:
+            if passphrase and not is_key_file(passphrase):
                 salt = bytes.fromhex(slot["salt"])
                 begin(Derivation(passphrase, salt, slot["memory_kib"], slot["iterations"], slot["lanes"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -16,6 +16,7 @@ from storage import (
     following,
     format,
     keeping,
+    keyderivation,
     keyslots,
     locking,
     manifest,
@@ -57,7 +58,7 @@ def test_the_document_names_every_kind_of_mark_and_table_and_the_versions() -> N
 def test_the_document_names_kinds_features_and_the_head_of_a_key_file() -> None:
     kinds = re.search(r"\| 10 \| 1 \| kind: (1 config.*) \|", DOCUMENT)
     assert kinds is not None and re.findall(r"\d", kinds[1]) == [str(kind.value) for kind in format.ObjectKind]
-    assert f"`{keyslots.KEY_FILE_HEAD}:`" in DOCUMENT
+    assert f"`{keyderivation.KEY_FILE_HEAD}:`" in DOCUMENT
     for name in (keyslots.KEY_FILE, keyslots.PASSPHRASE, *format.KNOWN_FEATURES):
         assert f"`{name}`" in DOCUMENT
 

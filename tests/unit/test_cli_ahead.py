@@ -15,7 +15,7 @@ from engine.cli.ahead import begin_key
 from storage import keyderivation
 from storage.format import ENVELOPE
 from storage.keyderivation import Derivation
-from storage.keyslots import KDF_ITERATIONS, KDF_LANES, KDF_MEMORY_KIB
+from storage.keyslots import KDF_ITERATIONS, KDF_LANES, KDF_MEMORY_KIB, new_key_file
 from storage.owner import Ownership
 from tests.storage_kit import NOW, make
 
@@ -85,13 +85,21 @@ def test_a_derivation_that_fails_is_told_where_the_key_is_needed() -> None:
         keyderivation.derive(impossible)
 
 
+def test_one_key_is_derived_after_the_other() -> None:
+    one, other = (Derivation(text, b"salt" * 4, KDF_MEMORY_KIB, KDF_ITERATIONS, KDF_LANES) for text in ("one", "other"))
+    keyderivation.begin(one)
+    assert keyderivation.derive(other) != keyderivation.derive(one)
+
+
 def test_nothing_is_begun_where_there_is_any_doubt(repository: Path, secret: Path, tmp_path: Path) -> None:
     plain = make(tmp_path / "plain")
-    pipe, open_to_all, empty = tmp_path / "pipe", tmp_path / "open", tmp_path / "empty"
+    pipe, open_to_all, empty, key_file = (tmp_path / name for name in ("pipe", "open", "empty", "key-file"))
     os.mkfifo(pipe, 0o600)
     open_to_all.write_text(PASSPHRASE)
     open_to_all.chmod(0o644)
     empty.touch(0o600)
+    key_file.touch(0o600)
+    key_file.write_text(new_key_file())
     at, by = ["points", "--repo", str(repository)], ["--passphrase-file", str(secret)]
     for given in (
         ["points", *by],
@@ -100,7 +108,10 @@ def test_nothing_is_begun_where_there_is_any_doubt(repository: Path, secret: Pat
         ["points", "--repo", str(tmp_path / "nothing"), *by],
         ["points", "--repo", str(plain), *by],
         [*at, "--passphrase-file"],
-        *([*at, "--passphrase-file", str(path)] for path in (pipe, open_to_all, empty, tmp_path / "nothing", tmp_path)),
+        *(
+            [*at, "--passphrase-file", str(path)]
+            for path in (pipe, open_to_all, empty, key_file, tmp_path, secret / "x")
+        ),
     ):
         begin_key(given)
         assert not keyderivation._begun, given

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from storage import config as configs
-from storage import keyslots
+from storage import keyderivation, keyslots
 from storage.errors import AlreadyExists, Damaged, NoRepository, Refused, StorageError, Unsupported, WrongKey
 from storage.format import CONFIG_KEY, ObjectKind
 from storage.keys import add_slot, described, remove_slot, rotate
@@ -81,7 +81,7 @@ def test_a_mistyped_key_file_is_told_from_a_wrong_one(tmp_path: Path) -> None:
     key_file = keyslots.new_key_file()
     create(tmp_path / "r", now=NOW, passphrase=key_file)
     typed = key_file[:20] + ("1" if key_file[20] == "0" else "0") + key_file[21:]
-    for wrong in (typed, key_file[:-9], f"{keyslots.KEY_FILE_HEAD}:"):
+    for wrong in (typed, key_file[:-9], f"{keyderivation.KEY_FILE_HEAD}:"):
         with pytest.raises(WrongKey, match="not as it was made"):
             opened_with(tmp_path / "r", wrong)
 
