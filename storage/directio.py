@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-SEGMENT_BYTES = 4 << 20
+SEGMENT_BYTES = 1 << 20
 """What one direct write takes; it begins and ends at a multiple of itself, so that any disk's blocks suit it."""
 
-WAITING = 3
+WAITING = 8
 """Full segments that may wait for the disk while work goes on."""
 
-KEPT_BUFFERS = 8
+KEPT_BUFFERS = 16
 _BLOCK = 4096
 
 _free: list[memoryview] = []
