@@ -21,6 +21,9 @@ class Derivation(NamedTuple):
     iterations: int
     lanes: int
 
+    def __repr__(self) -> str:
+        return f"Derivation({self.memory_kib} KiB, {self.iterations} times, {self.lanes} lanes)"
+
 
 def is_key_file(opener: str) -> bool:
     """Whether this text is a key file's and no passphrase."""
@@ -28,11 +31,12 @@ def is_key_file(opener: str) -> bool:
 
 
 _begun: dict[Derivation, _Begun] = {}
-_deriving = threading.Lock()  # OpenSSL has threads for one derivation only, and refuses a second one beside it
+_deriving = threading.Lock()
+"""OpenSSL has threads for one derivation: a second one beside it is refused, or never ends."""
 
 
 def begin(derivation: Derivation) -> None:
-    """Derive a key in a thread, for a `derive` that may come."""
+    """Derive a key in a thread, for a `derive` that may come. RuntimeError when no thread can be started."""
     # Loaded here: two threads that load modules hinder each other, and this one is waited for in the end.
     import cryptography.hazmat.primitives.kdf.argon2  # noqa: F401
 

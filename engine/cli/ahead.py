@@ -35,7 +35,7 @@ def begin_key(given: Sequence[str]) -> None:
             if passphrase and not is_key_file(passphrase):
                 salt = bytes.fromhex(slot["salt"])
                 begin(Derivation(passphrase, salt, slot["memory_kib"], slot["iterations"], slot["lanes"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError):
         return  # told by the command
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.disks import Extent, align, batches, intersect, merge, pieces, subtract, total
+from storage.chunking import batched
 
 DISK = 300
 
@@ -79,6 +80,18 @@ def test_batches_keep_every_extent_in_its_order_and_none_could_take_the_next(ext
     assert list(itertools.chain(*found)) == extents
     assert all(total(batch) <= room or len(batch) == 1 for batch in found)
     assert all(total(batch) + following[0].length > room for batch, following in itertools.pairwise(found))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40)), max_size=12), st.integers(1, 32))
+def test_what_is_batched_for_the_data_path_keeps_every_byte_in_its_place(
+    parts: list[tuple[int, int]], room: int
+) -> None:
+    views = [(100 * offset, memoryview(bytes(range(length)))) for offset, length in parts]
+    found = list(batched(views, room))
+    assert all(0 < sum(len(view) for _, view in batch) <= room for batch in found)
+    assert [(at + i, byte) for batch in found for at, view in batch for i, byte in enumerate(view)] == [
+        (at + i, byte) for at, view in views for i, byte in enumerate(view)
+    ]
 
 
 def test_difference_of_many_extents_takes_linear_time() -> None:

@@ -85,6 +85,22 @@ def test_a_derivation_that_fails_is_told_where_the_key_is_needed() -> None:
         keyderivation.derive(impossible)
 
 
+def test_a_machine_without_threads_derives_the_key_when_it_is_needed(
+    repository: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        begin_key(["points", "--repo", str(repository), "--passphrase-file", str(secret)])
+    assert not keyderivation._begun
+
+
+def test_no_message_has_the_passphrase() -> None:
+    assert PASSPHRASE not in repr(Derivation(PASSPHRASE, b"salt", 1, 1, 1))
+
+
 def test_one_key_is_derived_after_the_other() -> None:
     one, other = (Derivation(text, b"salt" * 4, KDF_MEMORY_KIB, KDF_ITERATIONS, KDF_LANES) for text in ("one", "other"))
     keyderivation.begin(one)
