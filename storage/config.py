@@ -41,9 +41,10 @@ from storage.format import (
     ObjectKind,
     parse_envelope,
 )
+from storage.keyderivation import KEY_BYTES
 from storage.keyslots import MAX_SLOTS, Slot, canonical, new_slot, unlock
 from storage.moments import stamp
-from storage.sealing import KEY_BYTES, Sealing, open_plain
+from storage.sealing import Sealing, open_plain
 
 log = logging.getLogger(__name__)
 

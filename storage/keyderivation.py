@@ -6,10 +6,18 @@ Quick to load: it is begun before a command is known in full.
 from __future__ import annotations
 
 import threading
+from importlib import import_module
 from typing import NamedTuple
 
 KEY_BYTES = 32
 KEY_FILE_HEAD = "backstay-key-1"
+
+KDF_MEMORY_KIB = 64 << 10
+KDF_ITERATIONS = 3
+KDF_LANES = 4
+
+ARGON2 = "cryptography.hazmat.primitives.kdf.argon2"
+"""The module that derives; who loads others beside it loads it first, as they would hinder it."""
 
 
 class Derivation(NamedTuple):
@@ -38,8 +46,7 @@ _deriving = threading.Lock()
 def begin(derivation: Derivation) -> None:
     """Derive a key in a thread, for a `derive` that may come. RuntimeError when no thread can be started."""
     # Loaded here: two threads that load modules hinder each other, and this one is waited for in the end.
-    import cryptography.hazmat.primitives.kdf.argon2  # noqa: F401
-
+    import_module(ARGON2)
     _begun[derivation] = _Begun(derivation)
 
 

@@ -16,19 +16,23 @@ from blake3 import blake3
 from storage import keyderivation, randomness
 from storage.errors import Damaged, StorageError, Unsupported, WrongKey
 from storage.format import CONFIG_KEY
-from storage.keyderivation import KEY_FILE_HEAD, Derivation, is_key_file
+from storage.keyderivation import (
+    KDF_ITERATIONS,
+    KDF_LANES,
+    KDF_MEMORY_KIB,
+    KEY_BYTES,
+    KEY_FILE_HEAD,
+    Derivation,
+    is_key_file,
+)
 from storage.moments import stamp
-from storage.sealing import KEY_BYTES, cipher, derive
+from storage.sealing import cipher, derive
 
 Slot = Mapping[str, Any]
 """One entry of the config's `slots`, as it stands there: a newer version's kinds have other fields."""
 
 PASSPHRASE = "passphrase"
 KEY_FILE = "key-file"
-
-KDF_MEMORY_KIB = 64 << 10
-KDF_ITERATIONS = 3
-KDF_LANES = 4
 
 MAX_KDF_MEMORY_KIB = 1 << 20
 """A config may come from anybody: one that asks for more must not take a reader's memory."""
@@ -139,9 +143,7 @@ def _wrapping_key(repository: bytes, slot: Slot, opener: str) -> bytes:
     salt = bytes.fromhex(slot["salt"])
     if slot["kind"] == KEY_FILE:
         return derive("key file", _key_file_secret(opener), salt, repository)
-    return keyderivation.derive(
-        Derivation(opener, salt, slot["memory_kib"], slot["iterations"], slot["lanes"]),
-    )
+    return keyderivation.derive(Derivation(opener, salt, slot["memory_kib"], slot["iterations"], slot["lanes"]))
 
 
 def _key_file_secret(opener: str) -> bytes:

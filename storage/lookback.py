@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from itertools import islice
+from heapq import nlargest
 
 from policies.facts import PointId, VmId
 from storage.points import PointDetail
@@ -21,7 +21,7 @@ def newest(ids: Collection[PointId], vm: VmId, detail: Callable[[PointId], Point
     Raises what `detail` raises for one that is damaged: whose it was only the catalog may know.
     """
     found: PointDetail | None = None
-    for point in islice(sorted(ids, reverse=True), LOOKBACK):
+    for point in nlargest(LOOKBACK, ids):
         if found is not None and point[:SECOND] != found.id[:SECOND]:
             break
         one = detail(point)

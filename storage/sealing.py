@@ -29,8 +29,8 @@ from storage.format import (
     pack_header,
     parse_envelope,
 )
+from storage.keyderivation import KEY_BYTES
 
-KEY_BYTES = 32
 TAG_BYTES = 16
 _FOOTER_NONCE = b"\xff" * 12
 _OBJECT_NONCE = bytes(12)

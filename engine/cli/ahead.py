@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.keyderivation import Derivation, begin, is_key_file
+from storage.keyderivation import KDF_ITERATIONS, KDF_LANES, KDF_MEMORY_KIB, Derivation, begin, is_key_file
 
 CONFIG_HEAD_BYTES = 64
 CONFIG_BYTES = 64 << 10
 SECRET_BYTES = 4 << 10
-USUAL = {"kdf": "argon2id", "memory_kib": 64 << 10, "iterations": 3, "lanes": 4}
+USUAL = {"kdf": "argon2id", "memory_kib": KDF_MEMORY_KIB, "iterations": KDF_ITERATIONS, "lanes": KDF_LANES}
 """The derivation that a repository is made with; no other is begun for a config that nobody has checked yet."""
 
 
@@ -30,7 +30,7 @@ def begin_key(given: Sequence[str]) -> None:
     repository = Path(options["--repo"])
     try:
         slot = _first_slot(repository)
-        if slot is not None and not _is_engines(repository):
+        if slot is not None and not had_by_engine(repository / "owner.json"):
             passphrase = _passphrase(options.get("--passphrase-file"))
             if passphrase and not is_key_file(passphrase):
                 salt = bytes.fromhex(slot["salt"])
@@ -39,18 +39,17 @@ def begin_key(given: Sequence[str]) -> None:
         return  # told by the command
 
 
+def had_by_engine(owner: Path) -> bool:
+    """Whether an engine had the repository last, and may have it now: it has the key, too. OSError, ValueError."""
+    return '"engine unix:' in owner.read_text(encoding="utf-8")
+
+
 def _first_slot(repository: Path) -> dict[str, Any] | None:
     with (repository / "config").open("rb") as file:
         text = file.read(CONFIG_BYTES)[CONFIG_HEAD_BYTES:].decode("latin-1")
     document, _ = json.JSONDecoder().raw_decode(text)
     slots: list[dict[str, Any]] = [slot for slot in document["slots"] if slot["kind"] == "passphrase"]
     return slots[0] if slots and slots[0].items() >= USUAL.items() else None
-
-
-def _is_engines(repository: Path) -> bool:
-    """Whether an engine had it last, and may have it now: then the command asks the engine, which has the key."""
-    with (repository / "owner.json").open(encoding="utf-8") as file:
-        return '"engine unix:' in file.read(SECRET_BYTES)
 
 
 def _passphrase(path: str | None) -> str | None:

@@ -39,13 +39,7 @@ def disk_restore(
     A file appears under its name only when it is complete, and stays sparse.
     """
     with (
-        reach(
-            repo,
-            config,
-            passphrase_file,
-            command="disk restore",
-            needed=NEEDED,
-        ) as place,
+        reach(repo, config, passphrase_file, command="disk restore", needed=NEEDED) as place,
         progress(quiet=json) as bar,
     ):
         if isinstance(place, Engine):

@@ -16,10 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.cli.ahead import had_by_engine
 from engine.client import Engine
 from engine.credentials import Secret, read_secret_file
 from engine.failures import BadInput, NotReachable
 from storage.errors import Locked, NoRepository, WrongKey
+from storage.keyderivation import ARGON2
 from storage.opening import open_checked
 from storage.places import Place, owner_file, parse_place
 
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
 
 START_SECONDS = 5.0
 """How long an engine that holds the repository may take until its API listens."""
-
-DERIVATION = "cryptography.hazmat.primitives.kdf.argon2"
-"""Loaded before all that is loaded meanwhile, which would hinder it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def reach(
         yield engine
         return
     if passphrase.named:
-        modules = (DERIVATION, "storage.repository", *needed)
+        modules = (ARGON2, "storage.repository", *needed)
         threading.Thread(target=_load, args=(modules,), name="loading ahead", daemon=True).start()
     try:
         opened = open_checked(
@@ -255,7 +254,7 @@ def _starting(directory: Place) -> Engine | None:
 
 def _is_engine(directory: Place) -> bool:
     try:
-        return '"engine unix:' in owner_file(directory).read_text(encoding="utf-8")
+        return had_by_engine(owner_file(directory))
     except (OSError, ValueError):
         return False
 

@@ -8,6 +8,7 @@ is killed from outside; null: never), `log` (its stderr). The answer is one line
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import signal
@@ -113,7 +114,7 @@ def _fork(question: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Answer until stdin ends."""
     # Imported, but nothing opened: a fork must not inherit DuckDB's threads.
-    import numpy  # noqa: F401
+    importlib.import_module("numpy")
 
     gc.freeze()
     for line in sys.stdin:
