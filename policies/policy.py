@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from policies.facts import CONSISTENCY_ORDER, Consistency, EventType
-from policies.schema import PolicyTable, RetentionTable, TriggerTable, zone_of
+from policies.schema import LimitsTable, PolicyTable, RetentionTable, TriggerTable, zone_of
 from policies.terms import Term, parse_term
 from policies.units import parse_duration
 from policies.windows import Window, parse_window
@@ -89,6 +89,15 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyLimits:
+    """How many backups of one policy may run at a time: in all, on one host, on one datastore; None is no limit."""
+
+    running: int | None = None
+    per_host: int | None = None
+    per_datastore: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """One policy. `want`, `fallback` and `transports` are None or empty where the policy says nothing.
 
@@ -109,6 +118,7 @@ class Policy:
     transports: tuple[str, ...] = ()
     retention: Retention = Retention()
     copies: tuple[str, ...] = ()
+    limits: PolicyLimits | None = None
 
     def __hash__(self) -> int:
         return hash((self.name, self.hash))
@@ -154,6 +164,7 @@ def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Poli
         transports=tuple(table.transports or ()),
         retention=_retention(table.retention),
         copies=tuple(table.copies or ()),
+        limits=_limits(table.limits),
     )
 
 
@@ -183,6 +194,10 @@ def _trigger(index: int, table: TriggerTable) -> Trigger:
         to_host=table.to_host or "",
         any_time=bool(table.any_time),
     )
+
+
+def _limits(table: LimitsTable | None) -> PolicyLimits | None:
+    return None if table is None else PolicyLimits(table.running, table.per_host, table.per_datastore)
 
 
 def _retention(table: RetentionTable | None) -> Retention:

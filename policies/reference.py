@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from policies.schema import (
     ConsistencyTable,
     GuardTable,
+    LimitsTable,
     PolicyFile,
     PolicyTable,
     RetentionTable,
@@ -24,6 +25,7 @@ _TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`[[policy.NAME.trigger]]`", TriggerTable),
     ("`[policy.NAME.consistency]`", ConsistencyTable),
     ("`[policy.NAME.retention]`", RetentionTable),
+    ("`[policy.NAME.limits]`", LimitsTable),
     ("`[guard]`", GuardTable),
 )
 

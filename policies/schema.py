@@ -92,6 +92,7 @@ EventNames = Annotated[
     _once_or_more({"type": "string", "enum": list(EVENT_NAMES)}),
 ]
 Count = Annotated[int, Field(ge=0, le=100_000)]
+Limit = Annotated[int, Field(ge=1, le=100_000)]
 CopyName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
@@ -167,6 +168,14 @@ class TriggerTable(Table):
     any_time: bool | None = _key(None, "Run outside the policy's windows too; `false` without this key.", True)
 
 
+class LimitsTable(Table):
+    """How many backups of this policy may run at a time, beside the limits of the engine's configuration."""
+
+    running: Limit | None = _key(None, "In all; without it no limit of its own.", 2)
+    per_host: Limit | None = _key(None, "Of VMs on one host; without it no limit of its own.", 1)
+    per_datastore: Limit | None = _key(None, "Of VMs with a disk on one datastore; without it no limit of its own.", 2)
+
+
 class PolicyTable(Table):
     """One policy or template. A template's keys are defaults: tables merge key by key, anything else is replaced."""
 
@@ -198,6 +207,7 @@ class PolicyTable(Table):
         " count.",
         ["offsite"],
     )
+    limits: LimitsTable | None = _key(None, "How many of its backups may run at a time.")
 
 
 class GuardTable(Table):

@@ -10,7 +10,7 @@ import pytest
 
 from policies.errors import PolicyError, Problem, quoted
 from policies.loading import LARGEST_FILE_BYTES, load, load_texts
-from policies.policy import DEFAULT_GRACE
+from policies.policy import DEFAULT_GRACE, PolicyLimits
 from policies.reading import DEEPEST
 from policies.units import parse_duration, span
 from tests.policies.building import policies
@@ -52,6 +52,7 @@ def test_every_key_arrives_in_the_policy() -> None:
     assert policy.retention.min_good == 2
     assert not policy.retention.grace
     assert (policy.want, policy.fallback) == ("application", "filesystem")
+    assert policy.limits == PolicyLimits(running=2, per_host=1, per_datastore=2)
 
 
 def test_without_keys_a_policy_selects_nothing_keeps_everything_and_has_a_grace() -> None:
