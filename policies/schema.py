@@ -6,19 +6,20 @@ reference in `docs/policies.md` and the hints of editors that read the JSON sche
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, Field
 
 from policies.closest import closest
 from policies.cron import check_cron
 from policies.errors import Unusable, quoted
 from policies.facts import VM_EVENT_TYPES, EventType
+from policies.tables import ONE_OR_MANY, Count, Duration, Share, Table, once_or_more, readable
+from policies.tables import key as _key
 from policies.terms import parse_term
-from policies.units import parse_duration, parse_share
+from policies.units import parse_duration
 from policies.windows import parse_window
 
 Level = Literal["crash", "filesystem", "application"]
@@ -42,14 +43,6 @@ def zone_of(text: str) -> ZoneInfo:
         raise Unusable(f"{quoted(text)} is not a time zone", instead) from None
 
 
-def _readable(parse: Callable[[str], object]) -> AfterValidator:
-    def check(text: str) -> str:
-        parse(text)
-        return text
-
-    return AfterValidator(check)
-
-
 def _event_name(text: str) -> str:
     if text == EventType.REMOVED:
         raise Unusable(
@@ -62,48 +55,27 @@ def _event_name(text: str) -> str:
     return text
 
 
-def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _once_or_more(item: dict[str, Any]) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
-
-
 def _reachable(text: str) -> str:
     if parse_duration(text) < SHORTEST_RPO:
         raise Unusable(f"an rpo of {quoted(text)} can never be met", f'write at least "{SHORTEST_RPO.seconds // 60}m"')
     return text
 
 
-Duration = Annotated[str, _readable(parse_duration)]
 Goal = Annotated[Duration, AfterValidator(_reachable)]
-Share = Annotated[str, _readable(parse_share)]
-Zone = Annotated[str, _readable(zone_of)]
-WindowText = Annotated[str, _readable(parse_window)]
-TermText = Annotated[str, _readable(parse_term)]
-Cron = Annotated[str, _readable(check_cron)]
-Crons = Annotated[list[Cron], Field(min_length=1), BeforeValidator(_one_or_many), _once_or_more({"type": "string"})]
+Zone = Annotated[str, readable(zone_of)]
+WindowText = Annotated[str, readable(parse_window)]
+TermText = Annotated[str, readable(parse_term)]
+Cron = Annotated[str, readable(check_cron)]
+Crons = Annotated[list[Cron], Field(min_length=1), ONE_OR_MANY, once_or_more({"type": "string"})]
 EventName = Annotated[str, AfterValidator(_event_name)]
 EventNames = Annotated[
     list[EventName],
     Field(min_length=1),
-    BeforeValidator(_one_or_many),
-    _once_or_more({"type": "string", "enum": list(EVENT_NAMES)}),
+    ONE_OR_MANY,
+    once_or_more({"type": "string", "enum": list(EVENT_NAMES)}),
 ]
-Count = Annotated[int, Field(ge=0, le=100_000)]
 Limit = Annotated[int, Field(ge=1, le=100_000)]
 CopyName = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-
-class Table(BaseModel):
-    """A table of a policy file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def _key(default: Any, description: str, *examples: Any, **more: Any) -> Any:
-    return Field(default=default, description=description, examples=list(examples), **more)
 
 
 class SelectTable(Table):
