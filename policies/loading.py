@@ -12,6 +12,8 @@ from policies.reading import read_texts
 LARGEST_FILE_BYTES = 1_048_576
 """A policy file is written by people; a larger one is a mistake and would stall a reload."""
 
+SUFFIXES = (".toml", ".ics")
+
 
 def load(directory: Path | str) -> PolicySet:
     """All policy files of the directory as one policy set; raises PolicyError, and nothing else."""
@@ -27,8 +29,13 @@ def load(directory: Path | str) -> PolicySet:
     return load_texts(texts)
 
 
+def is_policy_file(name: str) -> bool:
+    """Whether a file, by its path below the directory, is one of the texts: policies and calendars, none hidden."""
+    return name.endswith(SUFFIXES) and not any(part[0] == "." for part in name.split("/"))
+
+
 def policy_files(directory: Path | str) -> dict[str, Path]:
-    """The `*.toml` files of the directory and below, by their path below it, without hidden files and folders.
+    """The `*.toml` and `*.ics` files of the directory and below, by their path below it, without hidden ones.
 
     Raises PolicyError where the directory cannot be listed.
     """
@@ -36,10 +43,11 @@ def policy_files(directory: Path | str) -> dict[str, Path]:
     try:
         if not root.is_dir():
             raise PolicyError([Problem(str(root), 1, 1, "is not a directory", "name the directory of policies")])
-        named = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*.toml"))}
+        found = sorted(file for file in root.rglob("*") if file.suffix in SUFFIXES)
     except OSError as error:
         raise PolicyError([unreadable(str(root), error)]) from error
-    return {name: file for name, file in named.items() if not any(part[0] == "." for part in name.split("/"))}
+    named = {file.relative_to(root).as_posix(): file for file in found}
+    return {name: file for name, file in named.items() if is_policy_file(name)}
 
 
 def load_texts(texts: Mapping[str, str | bytes]) -> PolicySet:

@@ -48,14 +48,14 @@ class Timing:
     """When a policy backs up by itself: a goal, fixed times, or both, inside windows."""
 
     rpo: timedelta | None = None
-    crons: tuple[str, ...] = ()
+    times: tuple[str, ...] = ()
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
     windows: tuple[Window, ...] = ()
 
     @property
     def scheduled(self) -> bool:
         """Whether it ever starts a backup without an event."""
-        return self.rpo is not None or bool(self.crons)
+        return self.rpo is not None or bool(self.times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Poli
         ),
         timing=Timing(
             rpo=parse_duration(table.rpo) if table.rpo else None,
-            crons=tuple(table.schedule or ()),
+            times=tuple(table.schedule or ()),
             zone=zone_of(table.timezone or "UTC"),
             windows=tuple(parse_window(text) for text in table.window or ()),
         ),

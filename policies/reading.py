@@ -48,7 +48,8 @@ class _Named:
 def read_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
     """One policy set from all files; raises PolicyError with every problem of every file."""
     problems: list[Problem] = []
-    files = [file for name, text in sorted(texts.items()) if (file := _parse(name, text, problems))]
+    written = ((name, text) for name, text in sorted(texts.items()) if not name.endswith(".ics"))
+    files = [file for name, text in written if (file := _parse(name, text, problems))]
     valid = [file for file in files if _check(file, problems)]
     templates = _collect(files, "template", problems)
     named = _collect(files, "policy", problems)

@@ -47,7 +47,7 @@ def next_due(timing: Timing, last_good: datetime | None, attempted: bool, now: d
     """
     # A point from the future means that a clock was wrong: it must not stop the backups until then.
     known = last_good if last_good is not None and last_good <= now else None
-    found = [_by_schedule(timing, cron, known, attempted, now) for cron in timing.crons]
+    found = [_by_schedule(timing, cron, known, attempted, now) for cron in timing.times]
     if timing.rpo is not None:
         found.append(_by_goal(timing, timing.rpo, known, now))
     return min(found, key=lambda due: (due.at, due.deadline, due.rule), default=None)

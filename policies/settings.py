@@ -16,7 +16,7 @@ def settings_of(protection: Protection) -> dict[str, str]:
     found = {
         "policy": ", ".join(policy.name for policy in protection.policies),
         "rpo": span(min(goals)) if goals else "",
-        "schedule": "; ".join(f"{cron} {timing.zone.key}" for timing in timings for cron in timing.crons),
+        "schedule": "; ".join(f"{when} {timing.zone.key}" for timing in timings for when in timing.times),
         "window": "; ".join(f"{window.text} {timing.zone.key}" for timing in timings for window in timing.windows),
         "triggers": "; ".join(
             f"{policy.name}: {', '.join(sorted(trigger.on))}"

@@ -23,7 +23,7 @@ def utc(text: str) -> datetime:
 def timing(rpo: str = "", *, cron: str = "", zone: ZoneInfo = BERLIN, windows: tuple[str, ...] = ()) -> Timing:
     return Timing(
         rpo=parse_duration(rpo) if rpo else None,
-        crons=(cron,) if cron else (),
+        times=(cron,) if cron else (),
         zone=zone,
         windows=tuple(parse_window(text) for text in windows),
     )
