@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import takewhile
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from policies.closest import closest
 from policies.errors import Unusable, quoted
-from policies.schema import (
-    ConsistencyTable,
-    GuardTable,
-    PolicyFile,
-    PolicyTable,
-    RetentionTable,
-    SelectTable,
-    TriggerTable,
-)
-
-_NESTED: Mapping[str, type[BaseModel]] = {
-    "select": SelectTable,
-    "consistency": ConsistencyTable,
-    "retention": RetentionTable,
-    "trigger": TriggerTable,
-}
+from policies.schema import PolicyFile
 
 _KINDS = {
     "int_type": "a whole number",
@@ -80,17 +67,41 @@ def complaint(error: ErrorDetails) -> Complaint:
 def _unknown(path: tuple[str | int, ...], key: str) -> Complaint:
     known = _keys(path[:-1])
     close = closest(key, known)
-    elsewhere = "" if close else _elsewhere(key)
+    elsewhere = "" if close else _elsewhere(key, path[:-1])
     instead = f'write "{close}"' if close else elsewhere or f"write one of {', '.join(known)}"
     return Complaint(path, f"unknown key {quoted(key)}{_where(path[:-1])}", instead, False)
 
 
-def _elsewhere(key: str) -> str:
-    """A key that belongs into a nested table of a policy."""
-    for name, model in _NESTED.items():
-        if key in model.model_fields:
-            return f"write it in the policy's {name} table"
-    return ""
+def _elsewhere(key: str, here: tuple[str | int, ...]) -> str:
+    """Another table that has this key, or one like it."""
+    names = [part for part in here if isinstance(part, str)]
+    wanted = closest(key, {name for known in _TABLES for name in _names(known.model)})
+    found = [known for known in _TABLES if wanted in _names(known.model)]
+    if not found:
+        return ""
+
+    def distance(known: _Known) -> tuple[int, int]:
+        common = sum(
+            1 for _ in takewhile(lambda pair: pair[1] in (pair[0], "NAME"), zip(names, known.path, strict=False))
+        )
+        return (-common, len(known.path))
+
+    nearest = min(found, key=distance)
+    word = "it" if wanted == key else f'"{wanted}"'
+    return f"write {word} {_into(nearest, names)}"
+
+
+def _into(table: _Known, names: Sequence[str]) -> str:
+    """Where a table is written, with the names that are known from here."""
+    if not table.path:
+        return "at the top of the file"
+    path = list(table.path)
+    for number, (part, name) in enumerate(zip(table.path, names, strict=False)):
+        if part not in (name, "NAME"):
+            break
+        path[number] = name if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) else part
+    header = f"[{'.'.join(path)}]"
+    return f"in [{header}]" if table.many else f"in {header}"
 
 
 def _literal(path: tuple[str | int, ...], key: str, given: object, expected: str) -> Complaint:
@@ -106,24 +117,57 @@ def _literal(path: tuple[str | int, ...], key: str, given: object, expected: str
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A table of a policy file: its path, with NAME for a name that the author chose; `many` is an array of tables."""
+
+    path: tuple[str, ...]
+    model: type[BaseModel]
+    many: bool = False
+
+
+def _tables() -> tuple[_Known, ...]:
+    """Every table that a policy file may have, the outer ones first."""
+    found = [_Known((), PolicyFile)]
+    for known in found:  # grows while it is gone through
+        for name, field in known.model.model_fields.items():
+            nested = _nested(field.annotation)
+            if nested is not None:
+                between, model, many = nested
+                found.append(_Known((*known.path, field.alias or name, *between), model, many))
+    return tuple(found)
+
+
+def _nested(annotation: Any) -> tuple[tuple[str, ...], type[BaseModel], bool] | None:
+    """The model of the tables that a key holds, the names that come between, and whether it is a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (), annotation, False
+    origin = get_origin(annotation)
+    for argument in get_args(annotation):
+        if (found := _nested(argument)) is not None:
+            return ((("NAME",) if origin is dict else ()) + found[0], found[1], found[2] or origin is list)
+    return None
+
+
+_TABLES = _tables()
+
+
 def _model(path: tuple[str | int, ...]) -> type[BaseModel] | None:
     """The model whose keys are allowed at a path."""
     names = [part for part in path if isinstance(part, str)]
-    match names:
-        case []:
-            return PolicyFile
-        case ["guard"]:
-            return GuardTable
-        case ["policy" | "template", _]:
-            return PolicyTable
-        case ["policy" | "template", _, nested]:
-            return _NESTED.get(nested)
+    for known in _TABLES:
+        if len(known.path) == len(names) and all(a in (b, "NAME") for a, b in zip(known.path, names, strict=True)):
+            return known.model
     return None
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _keys(path: tuple[str | int, ...]) -> list[str]:
     model = _model(path)
-    return [field.alias or name for name, field in model.model_fields.items()] if model else []
+    return _names(model) if model else []
 
 
 def _where(path: tuple[str | int, ...]) -> str:
@@ -138,8 +182,8 @@ def _example(path: tuple[str | int, ...]) -> str:
         for name, field in model.model_fields.items():
             if (field.alias or name) == names[-1] and field.examples:
                 return f"{names[-1]} = {_toml(field.examples[0])}"
-    if names and (names[-1] in _NESTED or names[-1] == "guard"):
-        return f"a table of {', '.join(_keys(names))}"
+    if (keys := _keys(names)) and len(names) != 2:
+        return f"a table of {', '.join(keys)}"
     return "a table such as [policy.gold]"
 
 

@@ -231,7 +231,8 @@ def test_a_policy_whose_template_is_broken_adds_no_second_problem() -> None:
         ("[policy.p]\nrpo = 1979-05-27", 'rpo must be a text in quotes, not 1979-05-27, write rpo = "4h"'),
         ("[policy.p]\ntimezone = 'europe/berlin'", '"europe/berlin" is not a time zone, write "Europe/Berlin"'),
         ("[policy.p]\nretentoin = {}", 'unknown key "retentoin" in [policy.p], write "retention"'),
-        ("[policy.p]\n'Keep Daily' = 1", 'unknown key "Keep Daily" in [policy.p], write one of template'),
+        ("[policy.p]\n'Keep Daily' = 1", '"Keep Daily" in [policy.p], write "keep_daily" in [policy.p.retention]'),
+        ("[policy.p]\nzyzzy = 1", 'unknown key "zyzzy" in [policy.p], write one of template'),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_told_with_an_example(text: str, remedy: str) -> None:
