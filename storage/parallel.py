@@ -1,12 +1,13 @@
-"""The same work for many items, on a few threads."""
+"""The same work for many items, on a few threads; other work beside it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def for_each(items: Iterable[Item], worker: Callable[[], Callable[[Item], None]], threads: int) -> None:
@@ -42,3 +43,30 @@ def for_each(items: Iterable[Item], worker: Callable[[], Callable[[Item], None]]
         other.join()
     if failures:
         raise failures[0]
+
+
+class Aside(Generic[Result]):
+    """Work in a thread of its own."""
+
+    def __init__(self, work: Callable[[], Result]) -> None:
+        self._work = work
+        self._results: list[Result] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="aside", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._results.append(self._work())
+        except BaseException as error:  # raised by `result` in the caller's thread
+            self._error = error
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._thread.join()
+
+    def result(self) -> Result:
+        """What it came to, once it has ended; raises what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._results[0]

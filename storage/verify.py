@@ -21,6 +21,7 @@ from policies.facts import PointId
 from storage.catalog_rows import aware
 from storage.condemned import FREEING, noted
 from storage.damage import Damage
+from storage.demand import Sooner, last_read, needed_packs, read_wholly, said_of
 from storage.errors import Damaged, NoSpace, NoSuchPoint, Overtaken, StorageError, StoreFailed
 from storage.failpoints import failpoint
 from storage.format import PackKind, PackName
@@ -28,18 +29,33 @@ from storage.manifest import manifest_key
 from storage.mapcheck import Held, Walker
 from storage.marks import Mark, MarkKind
 from storage.moments import stamp
+from storage.parallel import Aside
 from storage.pointcheck import check_points
 from storage.readback import Findings, Packs, TimeIsUp, read_all
 from storage.readings import KEY, Readings
 from storage.repository import Repository
 from storage.survey import Survey, list_packs, survey
 
-__all__ = ["REREAD_AFTER", "Bounds", "Damage", "Scope", "VerifyReport", "read_back_since", "verified_since", "verify"]
+__all__ = [
+    "REREAD_AFTER",
+    "Bounds",
+    "Damage",
+    "Scope",
+    "Sooner",
+    "VerifyReport",
+    "points_read",
+    "read_back_since",
+    "verified_since",
+    "verify",
+]
 
 log = logging.getLogger(__name__)
 
 REREAD_AFTER = timedelta(days=30)
 """A reading counts for so long in incremental scope; an interrupted full verification can go on for so long."""
+
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Scope(StrEnum):
@@ -51,12 +67,16 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much is read, and until when. With `anew` an interrupted full verification is not continued."""
+    """How much is read, and until when. With `anew` an interrupted full verification is not continued.
+
+    What the groups of `sooner` need is read as well, and first, in the order of the groups.
+    """
 
     scope: Scope = Scope.FULL
     reread_after: timedelta = REREAD_AFTER
     deadline: datetime | None = None
     anew: bool = False
+    sooner: tuple[Sooner, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +149,11 @@ def read_back_since(repo: Repository) -> datetime | None:
     return _readings(repo).since
 
 
+def points_read(repo: Repository) -> dict[PointId, datetime]:
+    """When each restore point was last read back as a whole, without those that never were."""
+    return last_read(repo, read_back_since(repo))
+
+
 def verified_since(repo: Repository) -> datetime | None:
     """When a verification last found no damage and nothing left to read; None for never.
 
@@ -196,7 +221,11 @@ class _Whole:
                 at = readings.read_at(name, state)
                 if at is not None and at <= now:
                     self._read_at[name] = at
-        self._to_read = sorted((n for n in self.names if self._read_at.get(n, after) <= after), key=self._urgency)
+        self._sooner = bounds.sooner
+        self._needed = needed_packs(repo, self.names, self._sooner)
+        self._ranks = self._ranked()
+        old = (n for n in self.names if self._read_at.get(n, after) <= after or n in self._ranks)
+        self._to_read = sorted(old, key=self._urgency)
         self.plan_bytes = sum(self._sizes[name] for name in self._to_read)
 
     def _counted_after(self, bounds: Bounds) -> datetime:
@@ -210,14 +239,23 @@ class _Whole:
         self._readings.begin_full(self._now)
         return self._now - timedelta(microseconds=1)
 
-    def _urgency(self, name: PackName) -> tuple[bool, datetime, int]:
-        """Maps first, then what was never read, then what was not read for the longest time."""
-        never = datetime.min.replace(tzinfo=self._now.tzinfo)
-        return name.kind is not PackKind.TREE, self._read_at.get(name, never), name.number
+    def _ranked(self) -> dict[PackName, int]:
+        """What is to be read sooner, with the place of the first group that needs it."""
+        ranks: dict[PackName, int] = {}
+        for rank, (group, packs) in enumerate(zip(self._sooner, self._needed, strict=True)):
+            for name in packs - ranks.keys():
+                if self._read_at.get(name, group.after) <= group.after:
+                    ranks[name] = rank
+        return ranks
+
+    def _urgency(self, name: PackName) -> tuple[int, bool, datetime, int]:
+        """What shall be read sooner, then maps, then what was never read, then what was not read for longest."""
+        rank = self._ranks.get(name, len(self._sooner))
+        return rank, name.kind is not PackKind.TREE, self._read_at.get(name, _NEVER), name.number
 
     def run(self, watch: _Watch, threads: int) -> VerifyReport:
         findings = Findings()
-        seen = _Aside(lambda: survey(self._repo, self._packs, self.names, set(self._to_read), self._points))
+        seen = Aside(lambda: survey(self._repo, self._packs, self.names, set(self._to_read), self._points))
         try:
             with suppress(TimeIsUp):
                 if not watch.time_is_up():
@@ -252,13 +290,14 @@ class _Whole:
         left = [name for name in self._to_read if name not in findings.read]
         self._distrust(affected.keys() | held.lacks(list(bad)), {*broken, *(one.pack for one in findings.bad)}, left)
         since = self._since(findings.read)
+        wholly = read_wholly(self._sooner, self._needed, self._read_at, left, self._now)
         for point in [*seen.unreadable, *(manifest.id for manifest in seen.manifests)]:
             if point in seen.unreadable:
-                self._record(point, f"its manifest: {seen.unreadable[point]}", "")
+                self._record(point, f"its manifest: {seen.unreadable[point]}", since)
             elif lacking.get(point):
-                self._record(point, f"chunks lost: {len(lacking[point])}", "")
-            elif not left:
-                self._record(point, "", "" if self._scope is Scope.FULL else stamp(since))
+                self._record(point, f"chunks lost: {len(lacking[point])}", since)
+            elif not left or point in wholly:
+                self._record(point, "", max(since, wholly.get(point, since)), renew=point in wholly)
         self._remember(since, sound=not damaged, left=bool(left))
         return VerifyReport(
             checked_chunks=findings.chunks,
@@ -307,42 +346,17 @@ class _Whole:
         if sound and not left:
             self._readings.sound(self._now)
 
-    def _record(self, point: PointId, damage: str, since: str) -> None:
+    def _record(self, point: PointId, damage: str, since: datetime, *, renew: bool = False) -> None:
         earlier = [m for m in self._repo.marks.of(point) if m.kind in (MarkKind.VERIFIED, MarkKind.DAMAGED)]
-        if since and not damage and self._still_true(earlier):
+        lately = self._scope is Scope.INCREMENTAL
+        if lately and not (renew or damage) and self._still_true(earlier):
             return
-        _record(self._repo, point, damage, f"every byte was read back since {since}" if since else "", self._now)
+        _record(self._repo, point, damage, said_of(since) if since < self._now else "", self._now)
 
     def _still_true(self, earlier: Sequence[Mark]) -> bool:
         """Whether an incremental verification would say what the newest mark says: not each of them writes marks."""
         newest = max(earlier, key=lambda mark: (mark.sequence, mark.key), default=None)
         return newest is not None and newest.kind is MarkKind.VERIFIED and self._now - newest.at < REREAD_AFTER / 4
-
-
-class _Aside:
-    """Work in a thread of its own."""
-
-    def __init__(self, work: Callable[[], Survey]) -> None:
-        self._work = work
-        self._result: Survey | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="verify survey", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._result = self._work()
-        except BaseException as error:  # raised by `result` in the caller's thread
-            self._error = error
-
-    def join(self) -> None:
-        self._thread.join()
-
-    def result(self) -> Survey:
-        if self._error is not None:
-            raise self._error
-        assert self._result is not None
-        return self._result
 
 
 def _named(points: Iterable[PointId], names: Mapping[PointId, str]) -> tuple[str, ...]:
