@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from policies.closest import closest
 from policies.complaints import complaint
 from policies.errors import PolicyError, Problem, quoted
 from policies.facts import CONSISTENCY_ORDER
+from policies.fixture_tables import Fixture
 from policies.places import Places
 from policies.policy import Policy, Source, compile_policy
 from policies.policyset import DEFAULT_MAX_EXPIRE_SHARE, Guard, PolicySet
@@ -65,6 +66,38 @@ def read_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
     if problems:
         raise PolicyError(problems)
     return PolicySet(tuple(policies), guard, {file.name: file.text for file in files})
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTest:
+    """One `[[test]]` as it is written, and where each of its keys stands."""
+
+    file: str
+    table: Fixture
+    place: Callable[[tuple[str | int, ...]], Source]
+
+
+def read_tests(texts: Mapping[str, str | bytes]) -> tuple[WrittenTest, ...]:
+    """The tests of files that `read_texts` accepts, in the order of files and lines."""
+    problems: list[Problem] = []
+    found: list[WrittenTest] = []
+    for name, text in sorted(texts.items()):
+        file = _parse(name, text, problems)
+        if file is None or "test" not in file.data or not _check(file, problems):
+            continue
+        tables = PolicyFile.model_validate({"schema": 1, "test": file.data["test"]}).test
+        found += [WrittenTest(name, table, _places(file, number)) for number, table in enumerate(tables or ())]
+    if problems:
+        raise PolicyError(problems)
+    return tuple(found)
+
+
+def _places(file: _File, number: int) -> Callable[[tuple[str | int, ...]], Source]:
+    def place(path: tuple[str | int, ...]) -> Source:
+        found = file.places.key(("test", number, *path))
+        return Source(file.name, found.line, found.column)
+
+    return place
 
 
 def _parse(name: str, text: str | bytes, problems: list[Problem]) -> _File | None:

@@ -7,6 +7,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from policies.fixture_tables import (
+    DiskFixture,
+    EventFixture,
+    Expectation,
+    Fixture,
+    PlanExpectation,
+    PointFixture,
+    VmFixture,
+)
 from policies.schema import (
     ConsistencyTable,
     GuardTable,
@@ -27,6 +36,13 @@ _TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`[policy.NAME.retention]`", RetentionTable),
     ("`[policy.NAME.limits]`", LimitsTable),
     ("`[guard]`", GuardTable),
+    ("`[[test]]`", Fixture),
+    ("`[[test.vm]]`", VmFixture),
+    ("`[[test.vm.disks]]`", DiskFixture),
+    ("`[[test.point]]`", PointFixture),
+    ("`[[test.event]]`", EventFixture),
+    ("`[test.expect.VM]`", Expectation),
+    ("`[test.plan]`", PlanExpectation),
 )
 
 

@@ -10,27 +10,33 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from policies.closest import closest
+from policies.conditions import check_condition
 from policies.cron import check_cron
 from policies.errors import Unusable, quoted
 from policies.facts import VM_EVENT_TYPES, EventType
+from policies.fixture_tables import Fixture
 from policies.tables import ONE_OR_MANY, Count, Duration, Share, Table, once_or_more, readable
 from policies.tables import key as _key
 from policies.terms import parse_term
 from policies.units import parse_duration
 from policies.windows import parse_window
 
+SHORTEST_VERIFY = timedelta(days=1)
+"""The engine reads back once a day."""
+
 Level = Literal["crash", "filesystem", "application"]
 TransportName = Literal["hotadd", "nbd"]
+Action = Literal["backup", "distrust", "hold"]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SHORTEST_RPO = timedelta(minutes=1)
 """A shorter goal would ask for a new backup before the last one can be done."""
 
-EVENT_NAMES = tuple(sorted(kind.value for kind in VM_EVENT_TYPES - {EventType.REMOVED}))
-"""What a trigger may name: a removal is reported when there are no disks left to back up."""
+EVENT_NAMES = tuple(sorted(kind.value for kind in (VM_EVENT_TYPES | {EventType.HOLD_REQUESTED}) - {EventType.REMOVED}))
+"""What a trigger may name: all that happens to a VM, and a hold. A removal is reported when there are no disks left to back up."""
 
 
 def zone_of(text: str) -> ZoneInfo:
@@ -67,6 +73,7 @@ WindowText = Annotated[str, readable(parse_window)]
 TermText = Annotated[str, readable(parse_term)]
 Cron = Annotated[str, readable(check_cron)]
 Crons = Annotated[list[Cron], Field(min_length=1), ONE_OR_MANY, once_or_more({"type": "string"})]
+ConditionText = Annotated[str, readable(check_condition)]
 EventName = Annotated[str, AfterValidator(_event_name)]
 EventNames = Annotated[
     list[EventName],
@@ -127,7 +134,7 @@ class RetentionTable(Table):
 
 
 class TriggerTable(Table):
-    """An event that leads to a backup."""
+    """An event that leads to a backup or another action."""
 
     on: EventNames = Field(
         description="The events, one or several.", examples=["vm.migrated", ["vm.created", "vm.cloned"]]
@@ -138,6 +145,32 @@ class TriggerTable(Table):
     from_host: str | None = _key(None, "Only moves away from these hosts (glob).", "esx-old-*")
     to_host: str | None = _key(None, "Only moves to these hosts (glob).", "esx-dr-*")
     any_time: bool | None = _key(None, "Run outside the policy's windows too; `false` without this key.", True)
+    when: ConditionText | None = _key(
+        None,
+        "Only where this condition holds, in CEL, asked as the event is taken in; see *Conditions*.",
+        'last_good_age > duration("1h")',
+    )
+    action: Action | None = _key(
+        None,
+        "`backup`: back the VM up, also without this key. `distrust`: the next run reads its disks in full. `hold`:"
+        " hold its restore points. The last two happen at once: settle, spread and any_time do not go with them.",
+        "hold",
+    )
+    spread: Duration | None = _key(
+        None,
+        "Over how long the runs start that one cause asks for on many VMs: each VM has its own place in that time.",
+        "30m",
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_action(self) -> TriggerTable:
+        if self.action in ("distrust", "hold"):
+            for name in ("settle", "spread", "any_time"):
+                if getattr(self, name) is not None:
+                    raise Unusable(
+                        f"{name} is about a run, which action = {quoted(self.action)} is not", "leave it out"
+                    )
+        return self
 
 
 class LimitsTable(Table):
@@ -146,6 +179,23 @@ class LimitsTable(Table):
     running: Limit | None = _key(None, "In all; without it no limit of its own.", 2)
     per_host: Limit | None = _key(None, "Of VMs on one host; without it no limit of its own.", 1)
     per_datastore: Limit | None = _key(None, "Of VMs with a disk on one datastore; without it no limit of its own.", 2)
+
+
+def _rereadable(text: str) -> str:
+    if parse_duration(text) < SHORTEST_VERIFY:
+        raise Unusable(f"nothing is read back every {quoted(text)}", 'write at least "1d"')
+    return text
+
+
+class VerifyTable(Table):
+    """How often restore points are read back."""
+
+    every: Annotated[Duration, AfterValidator(_rereadable)] | None = _key(
+        None,
+        "Every restore point is read back in full at least this often, counted from when it was taken; the shortest"
+        " of all policies that select a VM counts. Without it as often as the engine's configuration says.",
+        "30d",
+    )
 
 
 class PolicyTable(Table):
@@ -167,7 +217,13 @@ class PolicyTable(Table):
     window: list[WindowText] | None = _key(
         None, "When backups may start; any time without it.", ["mon..fri 18:00-06:00", "sat,sun 00:00-24:00"]
     )
-    trigger: list[TriggerTable] | None = _key(None, "Events that lead to a backup.")
+    spread: Duration | None = _key(
+        None,
+        "Over how long the runs of one time of `schedule` start: each VM has its own place in that time, inside the"
+        " window.",
+        "30m",
+    )
+    trigger: list[TriggerTable] | None = _key(None, "Events that lead to a backup or another action.")
     consistency: ConsistencyTable | None = _key(None, "What a snapshot shall guarantee.")
     transports: Annotated[list[TransportName], Field(min_length=1)] | None = _key(
         None, "Ways to the disks, tried in order; those of the engine's configuration without it.", ["hotadd", "nbd"]
@@ -180,6 +236,7 @@ class PolicyTable(Table):
         ["offsite"],
     )
     limits: LimitsTable | None = _key(None, "How many of its backups may run at a time.")
+    verify: VerifyTable | None = _key(None, "How often restore points are read back.")
 
 
 class GuardTable(Table):
@@ -200,6 +257,7 @@ class PolicyFile(Table):
     template: dict[str, PolicyTable] | None = _key(None, "Reusable defaults, by name.")
     policy: dict[str, PolicyTable] | None = _key(None, "Policies, by name.")
     guard: GuardTable | None = _key(None, "Limits of a change; in one file only.")
+    test: list[Fixture] | None = _key(None, "Tests of the policies, for `backstay policy test`.")
 
 
 def policy_json_schema() -> dict[str, Any]:
