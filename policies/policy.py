@@ -119,6 +119,7 @@ class Policy:
     retention: Retention = Retention()
     copies: tuple[str, ...] = ()
     limits: PolicyLimits | None = None
+    verify_every: timedelta | None = None
 
     def __hash__(self) -> int:
         return hash((self.name, self.hash))
@@ -165,6 +166,7 @@ def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Poli
         retention=_retention(table.retention),
         copies=tuple(table.copies or ()),
         limits=_limits(table.limits),
+        verify_every=parse_duration(table.verify.every) if table.verify and table.verify.every else None,
     )
 
 

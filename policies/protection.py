@@ -33,6 +33,7 @@ class Protection:
     transports: tuple[str, ...]
     copies: tuple[str, ...] = ()
     lock: timedelta = timedelta()
+    verify_every: timedelta | None = None
 
     @property
     def winner(self) -> Policy | None:
@@ -73,6 +74,7 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
         transports=tuple(dict.fromkeys(name for policy in carrying for name in policy.transports)),
         copies=tuple(dict.fromkeys(name for policy in matching for name in policy.copies)),
         lock=max((policy.retention.lock for policy in matching), default=timedelta()),
+        verify_every=min((p.verify_every for p in matching if p.verify_every is not None), default=None),
     )
 
 
