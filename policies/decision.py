@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,6 +15,7 @@ class BackUp:
 
     `rule` names the part of the policy that decided ("schedule", "rpo", "trigger[0]", "request").
     `key` is the idempotency key: policy, VM and the coalesced event; two decisions of one key are one run.
+    `policy_commit` is the commit of the policy's file, where it is known; the event is what led to the decision.
     """
 
     key: str
@@ -29,6 +31,9 @@ class BackUp:
     transports: tuple[str, ...] = ()
     policy_hash: str = ""
     event_key: str = ""
+    event_type: str = ""
+    event_at: datetime | None = None
+    policy_commit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +49,16 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class DistrustTracking:
-    """The change tracking of this VM's disks may lie after this event: the next run reads in full."""
+    """The change tracking of this VM's disks may lie after this event: the next run reads in full.
+
+    `policy` and `rule` are empty unless a trigger asks for it.
+    """
 
     vm: VmId
     reason: str
     event_key: str = ""
+    policy: str = ""
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +72,16 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class HoldPoints:
-    """Hold all restore points of this VM against retention."""
+    """Hold all restore points of this VM against retention.
+
+    `policy` and `rule` are empty unless a trigger asks for it.
+    """
 
     vm: VmId
     reason: str
     event_key: str = ""
+    policy: str = ""
+    rule: str = ""
 
 
 Decision = BackUp | Skip | DistrustTracking | Retire | HoldPoints
@@ -97,7 +112,7 @@ class RetentionPlan:
     """
 
     vm: VmId
-    keep: tuple[Kept, ...]
+    keep: Sequence[Kept]
     expire: tuple[Expire, ...]
     mark: tuple[Expire, ...] = ()
     unmark: tuple[PointId, ...] = ()

@@ -12,27 +12,28 @@ more, or a clock that jumped, loses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import overload
 
 from policies.decision import Expire, Kept, RetentionPlan
-from policies.facts import CONSISTENCY_ORDER, Consistency, PointId, RestorePoint, VmId
-from policies.policy import Policy, Retention
+from policies.facts import PointId, RestorePoint, VmId
+from policies.keeping import (
+    BEST,
+    EVERYTHING,
+    HELD,
+    MIN_GOOD,
+    NEWER,
+    NONE_COMPLETE,
+    WITHIN,
+    Row,
+    choices,
+    rows_of,
+    unkept,
+)
+from policies.policy import Policy
 from policies.units import clock, span
-
-Period = tuple[int, ...]
-
-_PERIODS: Mapping[str, Callable[[datetime], Period]] = {
-    "hourly": lambda at: (at.year, at.month, at.day, at.hour, at.fold),
-    "daily": lambda at: (at.year, at.month, at.day),
-    "weekly": lambda at: tuple(at.isocalendar()[:2]),
-    "monthly": lambda at: (at.year, at.month),
-    "quarterly": lambda at: (at.year, (at.month - 1) // 3),
-    "yearly": lambda at: (at.year,),
-}
-
-_DAMAGED, _INCOMPLETE = -1, -2
 
 SMALLEST_MASS = 10
 """Fewer restore points than this are never a mass expiry: shares of small numbers mean nothing."""
@@ -47,30 +48,77 @@ def plan_retention(
 
     `policies` are all that select the VM (`PolicySet.retaining`); none of them keeps everything. A point that
     nothing keeps is first marked (`plan.mark`) and, unless the grace is zero, expires once it has been marked for as
-    long as the longest grace among the policies; `plan.unmark` are marked points that are kept again.
+    long as the longest grace among the policies; `plan.unmark` are marked points that are kept again. The reasons
+    of what is kept are made when they are looked at.
     """
-    ordered = sorted((point for point in points if point.vm == vm), key=_age, reverse=True)
-    reasons = kept_reasons(ordered, policies, now)
-    grace = max((policy.retention.grace for policy in policies), default=timedelta())
-    keep: list[Kept] = []
+    rows = rows_of(point for point in points if point.vm == vm)
+    going = unkept(rows, policies, now)
+    grace = longest_grace(policies)
+    gone: set[int] = set()
     expire: list[Expire] = []
     mark: list[Expire] = []
-    for point in ordered:
-        if point.id in reasons:
-            keep.append(Kept(point.id, tuple(reasons[point.id])))
-            continue
-        sentence = _unkept(point, policies)
+    for position in going:
+        point = rows[position].point
         since = point.expiring_since
-        ends = (since if since is not None else now) + grace
-        if ends <= now:
-            expire.append(Expire(point.id, sentence))
-            continue
-        zone = policies[0].timing.zone
-        keep.append(Kept(point.id, (f"{sentence}, but grace lasts until {clock(ends, zone)}",)))
-        if since is None:
-            mark.append(Expire(point.id, sentence))
-    unmark = tuple(point.id for point in ordered if point.expiring_since is not None and point.id in reasons)
-    return RetentionPlan(vm, tuple(keep), tuple(expire), tuple(mark), unmark)
+        if (since if since is not None else now) + grace <= now:
+            gone.add(position)
+            expire.append(Expire(point.id, _unkept(point, policies)))
+        elif since is None:
+            mark.append(Expire(point.id, _unkept(point, policies)))
+    stays = set(range(len(rows))).difference(going)
+    unmark = tuple(rows[i].point.id for i in sorted(stays) if rows[i].point.expiring_since is not None)
+    keep = _Keeping([i for i in range(len(rows)) if i not in gone], rows, tuple(policies), now, grace)
+    return RetentionPlan(vm, keep, tuple(expire), tuple(mark), unmark)
+
+
+def longest_grace(policies: Iterable[Policy]) -> timedelta:
+    """How long a point that nothing keeps stays marked: the longest that any of the policies says."""
+    return max((policy.retention.grace for policy in policies), default=timedelta())
+
+
+@dataclass(eq=False, slots=True)
+class _Keeping(Sequence[Kept]):
+    """The points that stay, newest first; their sentences are made when the first is looked at."""
+
+    positions: list[int]
+    rows: list[Row]
+    policies: tuple[Policy, ...]
+    now: datetime
+    grace: timedelta
+    _made: tuple[Kept, ...] | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Kept: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Kept]: ...
+    def __getitem__(self, index: int | slice) -> Kept | Sequence[Kept]:
+        return self._all()[index]
+
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(self._all())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._all() == tuple(other)
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def _all(self) -> tuple[Kept, ...]:
+        if self._made is None:
+            reasons = _reasons(self.rows, self.policies, self.now)
+            points = [self.rows[position].point for position in self.positions]
+            self._made = tuple(
+                Kept(point.id, tuple(reasons.get(point.id) or (self._grace(point),))) for point in points
+            )
+        return self._made
+
+    def _grace(self, point: RestorePoint) -> str:
+        since = point.expiring_since if point.expiring_since is not None else self.now
+        ends = clock(since + self.grace, self.policies[0].timing.zone)
+        return f"{_unkept(point, self.policies)}, but grace lasts until {ends}"
 
 
 def mass_expiry(plans: Iterable[RetentionPlan], max_share: float) -> str:
@@ -84,142 +132,67 @@ def mass_expiry(plans: Iterable[RetentionPlan], max_share: float) -> str:
     return f"{going} of {total} restore points would expire, more than the {max_share:.0%} of guard.max_expire_share"
 
 
-def kept_reasons(points: Sequence[RestorePoint], policies: Sequence[Policy], now: datetime) -> Reasons:
+def kept_reasons(points: Iterable[RestorePoint], policies: Sequence[Policy], now: datetime) -> Reasons:
     """Why each point that stays does, grace aside. Points of one VM."""
-    ordered = sorted(points, key=_age, reverse=True)
+    return _reasons(rows_of(points), policies, now)
+
+
+def _reasons(rows: Sequence[Row], policies: Sequence[Policy], now: datetime) -> Reasons:
     reasons: Reasons = {}
-    if not policies:
-        _keep(reasons, ordered, "no policy selects the VM: its restore points are held")
-    # What a wrong clock dated into the future stays by itself and must not make anything else look old.
-    past = [point for point in ordered if point.taken_at <= now]
-    if past and not any(point.complete for point in past):
-        _keep(reasons, past, "guard: the VM has no complete restore point")
-    views: dict[tuple[Consistency, Consistency, tzinfo], _Ranked] = {}
-    for policy in policies:
-        if policy.retention.empty:
-            _keep(reasons, ordered, f"policy {policy.name} has no retention rule: everything is kept")
-            continue
-        levels = (policy.wanted, policy.weakest_good, policy.timing.zone)
-        if levels not in views:
-            views[levels] = _rank(past, *levels)
-        _apply(reasons, views[levels], policy.retention, policy.name)
-    for point in ordered:
-        for hold in point.holds:
-            _keep(reasons, [point], f"hold: {hold}")
-        if point.locked_until is not None and point.locked_until > now:
-            _keep(reasons, [point], f"locked until {point.locked_until:%Y-%m-%d %H:%M} UTC")
-        if point.taken_at > now:
-            _keep(reasons, [point], "guard: taken in the future, so a clock is wrong")
+    for policy, kind, chosen in choices(rows, policies, now):
+        say = _GUARDS[kind] if policy is None else _SENTENCES.get(kind, _by_rule)(policy, kind)
+        for number, position in enumerate(chosen, start=1):
+            reasons.setdefault(rows[position].point.id, []).append(say(number))
+    for row in rows:
+        own = [*_own_reasons(row.point, now)]
+        if own:
+            reasons.setdefault(row.point.id, []).extend(own)
     return reasons
 
 
-def _age(point: RestorePoint) -> tuple[datetime, PointId]:
-    return (point.taken_at, point.id)
+def _own_reasons(point: RestorePoint, now: datetime) -> Iterator[str]:
+    for hold in point.holds:
+        yield f"hold: {hold}"
+    if point.locked_until is not None and point.locked_until > now:
+        yield f"locked until {point.locked_until:%Y-%m-%d %H:%M} UTC"
+    if point.taken_at > now:
+        yield "guard: taken in the future, so a clock is wrong"
 
 
-def _keep(reasons: Reasons, points: Iterable[RestorePoint], why: str) -> None:
-    for point in points:
-        reasons.setdefault(point.id, []).append(why)
+Say = Callable[[int], str]
+"""The sentence for the point that a rule keeps as its n-th."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranked:
-    """A policy's view of the points, newest first.
-
-    The rank is the consistency that was achieved, at most that which is wanted; damaged and incomplete points rank
-    below all. `good` are those of at least the fall-back; when there is none, the best complete ones.
-    """
-
-    points: Sequence[RestorePoint]
-    ranks: Mapping[PointId, int]
-    local: Mapping[PointId, datetime]
-    good: tuple[RestorePoint, ...]
-    weaker: tuple[RestorePoint, ...]
+def _always(sentence: str) -> Say:
+    return lambda number: sentence
 
 
-def _rank(points: Sequence[RestorePoint], wanted: Consistency, weakest: Consistency, zone: tzinfo) -> _Ranked:
-    most = CONSISTENCY_ORDER.index(wanted)
-    least = CONSISTENCY_ORDER.index(weakest)
-
-    def rank(point: RestorePoint) -> int:
-        if not point.complete:
-            return _INCOMPLETE
-        return _DAMAGED if point.damaged else min(CONSISTENCY_ORDER.index(point.consistency), most)
-
-    ranks = {point.id: rank(point) for point in points}
-    best = max(ranks.values(), default=_INCOMPLETE)
-    needed = least if best >= least else max(best, _DAMAGED)
-    return _Ranked(
-        points=points,
-        ranks=ranks,
-        local={point.id: point.taken_at.astimezone(zone) for point in points},
-        good=tuple(point for point in points if ranks[point.id] >= needed),
-        weaker=tuple(point for point in points if _INCOMPLETE < ranks[point.id] < needed),
-    )
+def _by_rule(policy: Policy, rule: str) -> Say:
+    count = dict(policy.retention.counts)[rule]
+    return lambda number: f"policy {policy.name}: keep_{rule} {number} of {count}"
 
 
-def _apply(reasons: Reasons, ranked: _Ranked, retention: Retention, name: str) -> None:
-    for rule, number in retention.counts:
-        chosen = _last(ranked, number) if rule == "last" else _periods(ranked, rule, number)
-        for position, point in enumerate(chosen, start=1):
-            _keep(reasons, [point], f"policy {name}: keep_{rule} {position} of {number}")
-    if retention.keep_within is not None and ranked.good:
-        oldest = ranked.good[0].taken_at - retention.keep_within
-        within = [point for point in ranked.points if point.taken_at >= oldest and ranked.ranks[point.id] > _INCOMPLETE]
-        _keep(reasons, within, f"policy {name}: keep_within {span(retention.keep_within)}")
-    _guard(reasons, ranked, retention, name)
+def _by_min_good(policy: Policy, kind: str) -> Say:
+    count = policy.retention.min_good
+    return lambda number: f"guard: min_good {number} of {count} of policy {policy.name}"
 
 
-def _guard(reasons: Reasons, ranked: _Ranked, retention: Retention, name: str) -> None:
-    for position, point in enumerate(ranked.good[: retention.min_good], start=1):
-        _keep(reasons, [point], f"guard: min_good {position} of {retention.min_good} of policy {name}")
-    if not ranked.good:
-        return
-    best = max(ranked.ranks[point.id] for point in ranked.good)
-    first_best = next(point for point in ranked.good if ranked.ranks[point.id] == best)
-    if first_best is not ranked.good[0]:
-        _keep(reasons, [first_best], f"guard: the newest of the best consistency under policy {name}")
-    newer = [
-        point for point in ranked.points if _age(point) > _age(ranked.good[0]) and ranked.ranks[point.id] > _INCOMPLETE
-    ]
-    _keep(reasons, newer, f"guard: newer than the newest good restore point under policy {name}")
+def _by_within(policy: Policy, kind: str) -> Say:
+    return _always(f"policy {policy.name}: keep_within {span(policy.retention.keep_within or timedelta())}")
 
 
-def _last(ranked: _Ranked, number: int) -> Sequence[RestorePoint]:
-    """The newest good points; weaker ones only fill what good ones leave free."""
-    return [*ranked.good, *_best_first(ranked, ranked.weaker)][:number]
+_GUARDS: dict[str, Say] = {
+    HELD: _always("no policy selects the VM: its restore points are held"),
+    NONE_COMPLETE: _always("guard: the VM has no complete restore point"),
+}
 
-
-def _periods(ranked: _Ranked, rule: str, number: int) -> Sequence[RestorePoint]:
-    """One point for each of the newest periods that have one: the newest of the best rank in the period.
-
-    Periods with a good point come first; periods that only have weaker ones fill what is left of the number.
-    """
-    period_of, local, ranks = _PERIODS[rule], ranked.local, ranked.ranks
-    good: dict[Period, RestorePoint] = {}
-    for point in ranked.good:
-        period = period_of(local[point.id])
-        known = good.get(period)
-        if known is None:
-            if len(good) == number:
-                break  # Newest first: every further period is older than those that are counted.
-            good[period] = point
-        elif ranks[point.id] > ranks[known.id]:
-            good[period] = point
-    first = sorted(good.values(), key=_age, reverse=True)
-    if len(first) == number:
-        return first
-    weaker: dict[Period, RestorePoint] = {}
-    for point in ranked.weaker:
-        period = period_of(local[point.id])
-        known = weaker.get(period)
-        if period not in good and (known is None or ranks[point.id] > ranks[known.id]):
-            weaker[period] = point
-    return [*first, *_best_first(ranked, weaker.values())][:number]
-
-
-def _best_first(ranked: _Ranked, points: Iterable[RestorePoint]) -> list[RestorePoint]:
-    return sorted(points, key=lambda point: (ranked.ranks[point.id], *_age(point)), reverse=True)
+_SENTENCES: dict[str, Callable[[Policy, str], Say]] = {
+    EVERYTHING: lambda policy, kind: _always(f"policy {policy.name} has no retention rule: everything is kept"),
+    WITHIN: _by_within,
+    MIN_GOOD: _by_min_good,
+    BEST: lambda policy, kind: _always(f"guard: the newest of the best consistency under policy {policy.name}"),
+    NEWER: lambda policy, kind: _always(f"guard: newer than the newest good restore point under policy {policy.name}"),
+}
 
 
 def _unkept(point: RestorePoint, policies: Sequence[Policy]) -> str:

@@ -14,6 +14,7 @@ from policies.decision import RetentionPlan
 from policies.facts import CONSISTENCY_ORDER, PointId, RestorePoint, VmId
 from policies.policy import RULES, Policy, Retention, Timing
 from policies.retention import kept_reasons, plan_retention
+from tests.policies import naive_retention
 
 VM = VmId("vm")
 NOW = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
@@ -131,6 +132,16 @@ def test_guards_beat_rules(points: list[RestorePoint], policies: tuple[Policy, .
     for point in points:
         if point.holds or point.taken_at > NOW or (point.locked_until and point.locked_until > NOW):
             assert point.id not in gone
+
+
+@given(points_, policies_, st.integers(-3, 3))
+def test_the_answer_is_that_of_the_definition(
+    points: list[RestorePoint], policies: tuple[Policy, ...], hours: int
+) -> None:
+    """Point by point, sentence by sentence and in the same order."""
+    now = NOW + timedelta(hours=4 * hours)
+    assert kept_reasons(points, policies, now) == naive_retention.kept_reasons(points, policies, now)
+    assert plan_retention(VM, points, policies, now) == naive_retention.plan_retention(VM, points, policies, now)
 
 
 def good(points: Sequence[RestorePoint], policy: Policy) -> list[RestorePoint]:
