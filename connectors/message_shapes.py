@@ -76,6 +76,7 @@ AnnouncedType = Literal[
     "vm.reconfigured",
     "vm.renamed",
     "vm.registered",
+    "vm.retagged",
 ]
 
 

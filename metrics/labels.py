@@ -21,6 +21,7 @@ EVENT_TYPES = (
     "vm.reconfigured",
     "vm.renamed",
     "vm.registered",
+    "vm.retagged",
     "clock",
     "inventory.reconciled",
     "backup.requested",

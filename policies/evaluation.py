@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from policies.conditions import Answer, Condition
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
 from policies.facts import Event, EventType, Facts, Vm, VmHistory, VmId
 from policies.policy import Policy, Trigger
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, last_good, protection
-from policies.schedule import Due, opening
-from policies.sentences import happened, name_of
+from policies.schedule import Due, latest_start, opening
+from policies.sentences import asked, happened, name_of
+from policies.spreading import delay
 from policies.terms import glob_matches
 from policies.units import clock, span
 
 _FIRST_SIGHT = {EventType.CREATED, EventType.CLONED, EventType.REGISTERED}
 _SWEEPS = {EventType.CLOCK, EventType.RECONCILED}
 _NOTHING_KNOWN = VmHistory()
+_UNCONDITIONAL = Answer(True)
 
 
 def evaluate(policies: PolicySet, event: Event, facts: Facts) -> tuple[Decision, ...]:
@@ -37,8 +40,7 @@ def evaluate(policies: PolicySet, event: Event, facts: Facts) -> tuple[Decision,
         return (Skip(None, "", "", f"no VM is known as {name_of(event, None)}: nothing to do", event.key),)
     vm = facts.vms.get(event.vm)
     if event.type is EventType.HOLD_REQUESTED:
-        asked = _asked(event)
-        return (HoldPoints(event.vm, f"{asked} to hold the restore points of {name_of(event, vm)}", event.key),)
+        return (HoldPoints(event.vm, happened(event, vm), event.key), *_after_hold(policies, vm, event, facts))
     if event.type is EventType.REMOVED:
         return (_retired(event.vm, vm, event),)
     if vm is None:
@@ -47,12 +49,6 @@ def evaluate(policies: PolicySet, event: Event, facts: Facts) -> tuple[Decision,
     if event.type is EventType.BACKUP_REQUESTED:
         return (_requested(policies, vm, event, facts),)
     return (*_distrust(vm, event), *_triggered(policies, vm, event, facts))
-
-
-def _asked(event: Event) -> str:
-    who = event.user or event.source or "a message"
-    why = event.detail.get("reason", "")
-    return f"{who} asked ({why})" if why else f"{who} asked"
 
 
 def _retired(vm_id: VmId, vm: Vm | None, event: Event) -> Decision:
@@ -74,18 +70,28 @@ def _requested(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decis
     effective = protection(policies, vm)
     winner = effective.winner
     if vm.refusal:
-        return Skip(vm.id, winner.name if winner else "", "request", f"{_asked(event)}, but {vm.refusal}", event.key)
+        return Skip(vm.id, winner.name if winner else "", "request", f"{asked(event)}, but {vm.refusal}", event.key)
     return _back_up(
         effective,
         winner,
         vm,
         "request",
         key=f"request:{vm.id}:{event.key}",
-        reason=f"{_asked(event)} to back {vm.name} up now",
+        reason=f"{asked(event)} to back {vm.name} up now",
         not_before=facts.now,
         deadline=facts.now,
         event=event,
     )
+
+
+def _after_hold(policies: PolicySet, vm: Vm | None, event: Event, facts: Facts) -> tuple[Decision, ...]:
+    """What the triggers say that name a hold; one that asks for a backup does so although the hold itself is done."""
+    if not any(event.type in trigger.on for policy in policies.policies for trigger in policy.triggers):
+        return ()
+    if vm is None:
+        reason = f"{happened(event, vm)}; it is not in the inventory, so no trigger can back it up"
+        return (Skip(event.vm, "", "", reason, event.key),)
+    return _triggered(policies, vm, event, facts)
 
 
 def _triggered(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> tuple[Decision, ...]:
@@ -101,32 +107,30 @@ def _triggered(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> tuple
         if event.type in trigger.on and _fits(trigger, event)
     ]
     if not naming and event.type not in _FIRST_SIGHT:
-        return (Skip(vm.id, winner.name, "", f"{_no_trigger(effective, event, vm)}", event.key),)
-    if vm.refusal:
-        return (Skip(vm.id, winner.name, "", f"{happened(event, vm)}, but {vm.refusal}", event.key),)
+        return (Skip(vm.id, winner.name, "", _no_trigger(effective, event, vm), event.key),)
     said: list[Decision] = []
+    if vm.refusal:
+        naming = [(policy, trigger) for policy, trigger in naming if trigger.action != "backup"]
+        said.append(Skip(vm.id, winner.name, "", f"{happened(event, vm)}, but {vm.refusal}", event.key))
     chosen: BackUp | None = None
     for policy, trigger in naming:
-        if chosen is not None:
+        if chosen is not None and trigger.action == "backup":
             reason = f"{happened(event, vm)}; the run of policy {chosen.policy}, {chosen.rule}, covers this trigger"
             said.append(Skip(vm.id, policy.name, trigger.rule, reason, event.key))
             continue
         decision = _fire(effective, policy, trigger, vm, event, facts)
-        chosen = decision if isinstance(decision, BackUp) else None
+        chosen = decision if isinstance(decision, BackUp) else chosen
         said.append(decision)
-    if event.type in _FIRST_SIGHT and chosen is None:
+    if event.type in _FIRST_SIGHT and chosen is None and not vm.refusal:
         said.append(_initial(effective, winner, vm, event, facts))
     return tuple(said)
 
 
 def _fits(trigger: Trigger, event: Event) -> bool:
-    return all(
-        not glob or glob_matches(glob, value)
-        for glob, value in (
-            (trigger.cause, event.cause),
-            (trigger.from_host, event.from_host),
-            (trigger.to_host, event.to_host),
-        )
+    return (
+        (not trigger.cause or glob_matches(trigger.cause, event.cause))
+        and (not trigger.from_host or glob_matches(trigger.from_host, event.from_host))
+        and (not trigger.to_host or glob_matches(trigger.to_host, event.to_host))
     )
 
 
@@ -137,33 +141,82 @@ def _no_trigger(effective: Protection, event: Event, vm: Vm) -> str:
     return f"{happened(event, vm)}; no trigger of {noun} {names} asks for a backup then{tracking}"
 
 
-def _fire(effective: Protection, policy: Policy, trigger: Trigger, vm: Vm, event: Event, facts: Facts) -> BackUp | Skip:
+def _fire(
+    effective: Protection, policy: Policy, trigger: Trigger, vm: Vm, event: Event, facts: Facts
+) -> BackUp | HoldPoints | DistrustTracking | Skip:
+    """What one trigger that names the event makes of it."""
     now, zone = facts.now, policy.timing.zone
+    what = happened(event, vm)
     fired = facts.fired.get((policy.name, trigger.rule, vm.id))
     if fired is not None and fired <= now < fired + trigger.cooldown:
+        did = {
+            "backup": "backed it up",
+            "hold": "held its restore points",
+            "distrust": "distrusted its change tracking",
+        }
         reason = (
-            f"{happened(event, vm)}; policy {policy.name} backed it up after such an event at "
+            f"{what}; policy {policy.name} {did[trigger.action]} after such an event at "
             f"{clock(fired, zone, now)} and cools down until {clock(fired + trigger.cooldown, zone, now)}"
         )
         return Skip(vm.id, policy.name, trigger.rule, reason, event.key)
-    settled = max(now, event.at + trigger.settle)
-    start = settled if trigger.any_time else opening(policy.timing, settled)
-    waits = f" after settling {span(trigger.settle)}" if trigger.settle else ""
-    if start > settled:
-        waits += f"{' and' if waits else ''} when its window opens"
+    answer = _answer(effective, trigger.when, vm, event, facts)
+    if not answer.holds:
+        reason = f"{what}; the condition of policy {policy.name}, {trigger.rule}, does not hold"
+        return Skip(vm.id, policy.name, trigger.rule, reason, event.key)
+    doubt = f"; nobody can tell whether its condition holds, so it counts as true: {answer.trouble}"
+    doubt = doubt if answer.trouble else ""
+    match trigger.action:
+        case "hold":
+            reason = f"{what}; policy {policy.name} holds its restore points{doubt}"
+            return HoldPoints(vm.id, reason, event.key, policy.name, trigger.rule)
+        case "distrust":
+            reason = f"{what}; policy {policy.name} does not trust its change tracking: the next backup reads in full"
+            return DistrustTracking(vm.id, reason + doubt, event.key, policy.name, trigger.rule)
+    start, waits = _start(effective, policy, trigger, vm, event, facts)
     when = f"at {clock(start, zone, now)}" if start > now else "now"
-    reason = f"{happened(event, vm)}; policy {policy.name} backs up after {event.type}, {when}{waits}"
     return _back_up(
         effective,
         policy,
         vm,
         trigger.rule,
         key=f"{policy.name}:{trigger.rule}:{vm.id}:{event.key}",
-        reason=reason,
+        reason=f"{what}; policy {policy.name} backs up after {event.type}, {when}{waits}{doubt}",
         not_before=start,
         deadline=_goal(effective, vm.id, facts, start),
         event=event,
     )
+
+
+def _answer(effective: Protection, when: Condition | None, vm: Vm, event: Event, facts: Facts) -> Answer:
+    if when is None:
+        return _UNCONDITIONAL
+    history = facts.history.get(vm.id, _NOTHING_KNOWN)
+    return when.ask(
+        vm,
+        event,
+        facts.now,
+        last_good=last_good(vm.id, facts, effective.fallback),
+        last_attempt=history.last_attempt,
+        failures=history.consecutive_failures,
+    )
+
+
+def _start(
+    effective: Protection, policy: Policy, trigger: Trigger, vm: Vm, event: Event, facts: Facts
+) -> tuple[datetime, str]:
+    """When the run of a trigger starts, and in words why not at once."""
+    settled = max(facts.now, event.at + trigger.settle)
+    start = settled if trigger.any_time else opening(policy.timing, settled)
+    waits = [f"after settling {span(trigger.settle)}"] if trigger.settle else []
+    if start > settled:
+        waits.append("when its window opens")
+    if trigger.spread:
+        until = _goal(effective, vm.id, facts, start) or start + trigger.spread
+        until = until if trigger.any_time else latest_start(policy.timing, start, until)
+        put_off = delay(trigger.spread, start, until, policy.name, trigger.rule, vm.id)
+        start += put_off
+        waits += [f"{span(put_off)} for the spread"] if put_off else []
+    return start, f" {' and '.join(waits)}" if waits else ""
 
 
 def _goal(effective: Protection, vm: VmId, facts: Facts, start: datetime) -> datetime | None:
@@ -275,4 +328,7 @@ def _back_up(
         transports=effective.transports,
         policy_hash=policy.hash if policy else "",
         event_key=event.key,
+        event_type=event.type.value,
+        event_at=event.at,
+        policy_commit=policy.source.commit if policy else "",
     )

@@ -56,6 +56,7 @@ class EventType(StrEnum):
     RECONFIGURED = "vm.reconfigured"
     RENAMED = "vm.renamed"
     REGISTERED = "vm.registered"
+    RETAGGED = "vm.retagged"
     CLOCK = "clock"
     RECONCILED = "inventory.reconciled"
     BACKUP_REQUESTED = "backup.requested"

@@ -10,8 +10,9 @@ from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from policies.conditions import Condition
 from policies.facts import CONSISTENCY_ORDER, Consistency, EventType
-from policies.schema import LimitsTable, PolicyTable, RetentionTable, TriggerTable, zone_of
+from policies.schema import Action, LimitsTable, PolicyTable, RetentionTable, TriggerTable, zone_of
 from policies.terms import Term, parse_term
 from policies.units import parse_duration
 from policies.windows import Window, parse_window
@@ -27,11 +28,12 @@ RULES = ("last", "hourly", "daily", "weekly", "monthly", "quarterly", "yearly")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a policy is written; line and column from 1."""
+    """Where a policy is written; line and column from 1. `commit` is that of the files in git, where it is known."""
 
     file: str = "policy.toml"
     line: int = 1
     column: int = 1
+    commit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Timing:
     times: tuple[str, ...] = ()
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
     windows: tuple[Window, ...] = ()
+    spread: timedelta = timedelta()
 
     @property
     def scheduled(self) -> bool:
@@ -60,7 +63,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """Events that lead to a backup; `rule` is its name in decisions, such as "trigger[0]"."""
+    """Events that lead to a backup or another action; `rule` is its name in decisions, such as "trigger[0]"."""
 
     rule: str
     on: frozenset[EventType]
@@ -70,6 +73,9 @@ class Trigger:
     from_host: str = ""
     to_host: str = ""
     any_time: bool = False
+    when: Condition | None = None
+    action: Action = "backup"
+    spread: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +164,7 @@ def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Poli
             times=tuple(table.schedule or ()),
             zone=zone_of(table.timezone or "UTC"),
             windows=tuple(parse_window(text) for text in table.window or ()),
+            spread=_duration(table.spread),
         ),
         triggers=tuple(_trigger(index, one) for index, one in enumerate(table.trigger or ())),
         want=want,
@@ -195,6 +202,9 @@ def _trigger(index: int, table: TriggerTable) -> Trigger:
         from_host=table.from_host or "",
         to_host=table.to_host or "",
         any_time=bool(table.any_time),
+        when=Condition(table.when) if table.when else None,
+        action=table.action or "backup",
+        spread=_duration(table.spread),
     )
 
 

@@ -91,7 +91,7 @@ def due_of(protection: Protection, vm: VmId, facts: Facts) -> tuple[Policy, Due]
     found = [
         (policy, due)
         for policy in protection.scheduling
-        if (due := next_due(policy.timing, good, attempted, facts.now)) is not None
+        if (due := next_due(policy.timing, good, attempted, facts.now, vm)) is not None
     ]
     now = facts.now
     return min(found, key=lambda one: (max(one[1].at, now), one[1].deadline, one[0].name), default=None)

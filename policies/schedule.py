@@ -12,8 +12,9 @@ from datetime import datetime, timedelta
 
 from policies.cron import slots_around
 from policies.policy import Timing
+from policies.spreading import delay
 from policies.units import clock, span
-from policies.windows import last_segment_before, next_open
+from policies.windows import last_segment_before, next_open, open_at
 
 LEAD_SHARE = 8
 """A run starts when an eighth of the goal is left, so that it is done before the goal is missed."""
@@ -40,14 +41,14 @@ class Due:
     why: str
 
 
-def next_due(timing: Timing, last_good: datetime | None, attempted: bool, now: datetime) -> Due | None:
+def next_due(timing: Timing, last_good: datetime | None, attempted: bool, now: datetime, vm: str = "") -> Due | None:
     """The next run of a goal or a fixed time, whichever may start first; None without either.
 
-    `attempted` tells whether a run of this VM was ever tried.
+    `attempted` tells whether a run of this VM was ever tried; its id decides where in the policy's `spread` it starts.
     """
     # A point from the future means that a clock was wrong: it must not stop the backups until then.
     known = last_good if last_good is not None and last_good <= now else None
-    found = [_by_schedule(timing, cron, known, attempted, now) for cron in timing.times]
+    found = [_by_schedule(timing, cron, known, attempted, now, vm) for cron in timing.times]
     if timing.rpo is not None:
         found.append(_by_goal(timing, timing.rpo, known, now))
     return min(found, key=lambda due: (due.at, due.deadline, due.rule), default=None)
@@ -56,6 +57,12 @@ def next_due(timing: Timing, last_good: datetime | None, attempted: bool, now: d
 def opening(timing: Timing, at: datetime) -> datetime:
     """The first instant from `at` on at which the windows let a run start."""
     return next_open(timing.windows, timing.zone, at)
+
+
+def latest_start(timing: Timing, at: datetime, deadline: datetime) -> datetime:
+    """The end of the window that is open then, or the deadline when that comes first."""
+    segment = open_at(timing.windows, timing.zone, at)
+    return deadline if segment is None else min(segment[1], deadline)
 
 
 def _by_goal(timing: Timing, rpo: timedelta, last_good: datetime | None, now: datetime) -> Due:
@@ -84,14 +91,30 @@ def _before_closing(timing: Timing, due: Due, last_good: datetime, now: datetime
     return max(latest, now) if latest > last_good else None
 
 
-def _by_schedule(timing: Timing, cron: str, last_good: datetime | None, attempted: bool, now: datetime) -> Due:
+def _by_schedule(timing: Timing, cron: str, last_good: datetime | None, attempted: bool, now: datetime, vm: str) -> Due:
     before, after = slots_around(cron, timing.zone, now)
     done = last_good is not None and last_good >= before
-    fresh = now - before <= FIRST_RUN_GRACE
+    opened, put_off = _spread(timing, before, after, vm)
+    fresh = now - before <= FIRST_RUN_GRACE + put_off
     if done or not (attempted or last_good is not None or fresh):
         shown = clock(after, timing.zone, now)
         following = slots_around(cron, timing.zone, after)[1]
-        return Due("schedule", after, opening(timing, after), following, f"next scheduled time is {shown}")
+        opened, put_off = _spread(timing, after, following, vm)
+        return Due("schedule", after, opened + put_off, following, f"next scheduled time is {shown}{_words(put_off)}")
     shown = clock(before, timing.zone, now)
-    why = f"scheduled for {shown}" if fresh else f"scheduled for {shown} and not done since"
-    return Due("schedule", before, opening(timing, now), after, why)
+    why = f"scheduled for {shown}{_words(put_off)}" if fresh else f"scheduled for {shown} and not done since"
+    at = opened + put_off if opened + put_off > now else opening(timing, now)
+    return Due("schedule", before, at, after, why)
+
+
+def _spread(timing: Timing, slot: datetime, following: datetime, vm: str) -> tuple[datetime, timedelta]:
+    """When the windows first let a fixed time start, and how long after that this VM's place in the spread is."""
+    opened = opening(timing, slot)
+    if not timing.spread:
+        return opened, timedelta()
+    until = latest_start(timing, opened, following)
+    return opened, delay(timing.spread, opened, until, vm, slot.isoformat())
+
+
+def _words(put_off: timedelta) -> str:
+    return f" and {span(put_off)} for the spread" if put_off else ""

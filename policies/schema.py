@@ -36,7 +36,7 @@ SHORTEST_RPO = timedelta(minutes=1)
 """A shorter goal would ask for a new backup before the last one can be done."""
 
 EVENT_NAMES = tuple(sorted(kind.value for kind in (VM_EVENT_TYPES | {EventType.HOLD_REQUESTED}) - {EventType.REMOVED}))
-"""What a trigger may name: all that happens to a VM, and a hold. A removal is reported when there are no disks left to back up."""
+"""What a trigger may name: what happens to a VM, and a hold. A removal comes when there are no disks to back up."""
 
 
 def zone_of(text: str) -> ZoneInfo:

@@ -15,6 +15,7 @@ _PLAIN = {
     EventType.RECONFIGURED: "was reconfigured",
     EventType.RENAMED: "was renamed",
     EventType.REGISTERED: "was registered",
+    EventType.RETAGGED: "got other tags",
 }
 
 _MOVERS = {"drs": " by DRS", "ha": " by HA", "manual": " by hand"}
@@ -25,6 +26,13 @@ def name_of(event: Event, vm: Vm | None) -> str:
     return (vm.name if vm else "") or event.vm_name or event.vm or "a VM"
 
 
+def asked(event: Event) -> str:
+    """Who asked for a hold or a backup, and why: such as "alice asked (before the upgrade)"."""
+    who = event.user or event.source or "a message"
+    why = event.detail.get("reason", "")
+    return f"{who} asked ({why})" if why else f"{who} asked"
+
+
 def happened(event: Event, vm: Vm | None) -> str:
     """Such as "web-3 was moved by DRS from esx1 to esx2"."""
     name = name_of(event, vm)
@@ -33,6 +41,10 @@ def happened(event: Event, vm: Vm | None) -> str:
         origin = f" from {event.from_host}" if event.from_host else ""
         goal = f" to {event.to_host}" if event.to_host else ""
         return f"{name} was moved{mover}{origin}{goal}"
+    if event.type is EventType.HOLD_REQUESTED:
+        return f"{asked(event)} to hold the restore points of {name}"
+    if event.type is EventType.RETAGGED and event.detail.get("tags"):
+        return f"{name} got other tags ({event.detail['tags']})"
     if event.type is EventType.RECONFIGURED and event.detail.get("disks"):
         return f"the disks of {name} were changed"
     return f"{name} {_PLAIN.get(event.type, f'had the event {event.type}')}"

@@ -68,6 +68,8 @@ def test_a_move_by_drs_leads_to_a_backup_after_settling() -> None:
         transports=("hotadd", "nbd"),
         policy_hash=found.policies[0].hash,
         event_key="k1",
+        event_type="vm.migrated",
+        event_at=NOW,
     )
 
 

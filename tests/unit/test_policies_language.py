@@ -45,7 +45,7 @@ def test_every_key_arrives_in_the_policy() -> None:
     assert policy.timing.zone.key == "America/New_York"
     assert len(policy.timing.windows) == 3
     assert policy.transports == ("hotadd", "nbd")
-    assert [trigger.rule for trigger in policy.triggers] == ["trigger[0]", "trigger[1]"]
+    assert [trigger.rule for trigger in policy.triggers] == [f"trigger[{number}]" for number in range(4)]
     assert policy.triggers[0].any_time
     assert span(policy.triggers[0].settle) == "1 h 30 m"
     assert dict(policy.retention.counts)["quarterly"] == 6
