@@ -50,7 +50,8 @@ class Happening:
 class Case:
     """One test. `late` are VMs that are not there before an event makes them; `facts` has them all.
 
-    `runs` tells whether the clock goes on at all; without it the test looks at one instant.
+    `expected` has what the test calls the VM, too. `runs` tells whether the clock goes on at all; without it the
+    test looks at one instant.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Case:
     lasts: timedelta
     backup_takes: timedelta
     runs: bool
-    expected: Mapping[VmId, Expectation]
+    expected: Mapping[VmId, tuple[str, Expectation]]
     plan: PlanExpectation | None
     place: Callable[[Path], Source]
 
@@ -94,7 +95,9 @@ class _Builder:
         happenings = tuple(self._happening(number, one) for number, one in enumerate(self.table.event or ()))
         points = self._points()
         expected = {
-            id: one for name, one in (self.table.expect or {}).items() if (id := self._vm(name, ("expect", name)))
+            vm_id: (name, one)
+            for name, one in (self.table.expect or {}).items()
+            if (vm_id := self._vm(name, ("expect", name)))
         }
         for name, one in (self.table.expect or {}).items():
             self._check_names(one, name)
@@ -102,7 +105,8 @@ class _Builder:
             self._known_policies(self.table.plan.without, ("plan", "without"))
             for name in self.table.plan.loses or ():
                 self._vm(name, ("plan", "loses"))
-        if not self.table.expect and self.table.plan is None:
+        asked = [one for _, one in expected.values()]
+        if not asked and self.table.plan is None and not self.problems:
             self.problem((), "the test expects nothing", "write [test.expect.VM] or [test.plan]")
         if self.problems:
             raise PolicyError(self.problems)
@@ -115,7 +119,9 @@ class _Builder:
             happenings=ordered,
             lasts=self._lasts(ordered),
             backup_takes=parse_duration(self.table.backup_takes) if self.table.backup_takes else NOTHING,
-            runs=bool(ordered) or self.table.for_ is not None or any(map(_about_backups, expected.values())),
+            runs=bool(ordered)
+            or self.table.for_ is not None
+            or any(_about_backups(one) for _, one in expected.values()),
             expected=expected,
             plan=self.table.plan,
             place=self.written.place,

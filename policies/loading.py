@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from policies.errors import PolicyError, Problem
+import tomli
+
+from policies.errors import PolicyError, Problem, quoted
 from policies.policyset import PolicySet
-from policies.reading import read_texts
+from policies.reading import WrittenTest, read_tests, read_texts
 
 LARGEST_FILE_BYTES = 1_048_576
 """A policy file is written by people; a larger one is a mistake and would stall a reload."""
+
+LARGEST_DOCUMENT_BYTES = 512 << 20
+"""An inventory with restore points for a test or a plan: some 10,000 VMs with a hundred each."""
 
 SUFFIXES = (".toml", ".ics")
 
@@ -41,6 +49,8 @@ def policy_files(directory: Path | str) -> dict[str, Path]:
     """
     root = Path(directory)
     try:
+        if root.is_file():
+            return _alone(root)
         if not root.is_dir():
             raise PolicyError([Problem(str(root), 1, 1, "is not a directory", "name the directory of policies")])
         found = sorted(file for file in root.rglob("*") if file.suffix in SUFFIXES)
@@ -48,6 +58,66 @@ def policy_files(directory: Path | str) -> dict[str, Path]:
         raise PolicyError([unreadable(str(root), error)]) from error
     named = {file.relative_to(root).as_posix(): file for file in found}
     return {name: file for name, file in named.items() if is_policy_file(name)}
+
+
+def _alone(file: Path) -> dict[str, Path]:
+    """A single file, with the calendars that lie beside it."""
+    beside = sorted(file.parent.glob("*.ics"))
+    return {one.name: one for one in (file, *beside)}
+
+
+def load_tests(directory: Path | str, policies: PolicySet) -> tuple[tuple[WrittenTest, Mapping[str, Any] | None], ...]:
+    """The tests beside these policies, each with the content of the inventory file that it names.
+
+    `policies` are those of the directory. Raises PolicyError for an inventory that cannot be read.
+    """
+    root = Path(directory)
+    top = root.parent if root.is_file() else root
+    problems: list[Problem] = []
+    known: dict[Path, Mapping[str, Any] | None] = {}
+    found: list[tuple[WrittenTest, Mapping[str, Any] | None]] = []
+    for test in read_tests(policies.texts):
+        named = test.table.inventory
+        file = None if named is None else top / Path(test.file).parent / named
+        if file is not None and file not in known:
+            place = test.place(("inventory",))
+            known[file] = read_document(file, Problem(place.file, place.line, place.column, "", ""), problems)
+        found.append((test, None if file is None else known[file]))
+    if problems:
+        raise PolicyError(problems)
+    return tuple(found)
+
+
+def read_document(file: Path, place: Problem, problems: list[Problem]) -> Mapping[str, Any] | None:
+    """What a JSON or TOML file holds; adds what is wrong with it to `problems`, at `place` where it is not there."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(LARGEST_DOCUMENT_BYTES + 1)
+    except OSError as error:
+        what = f"{quoted(file)} cannot be read ({error.strerror or error})"
+        problems.append(replace(place, what=what, instead="name a file that is there, relative to this one"))
+        return None
+    name = str(file)
+    if len(data) > LARGEST_DOCUMENT_BYTES:
+        problems.append(
+            Problem(name, 1, 1, f"is larger than {LARGEST_DOCUMENT_BYTES >> 20} MiB", "write a smaller one")
+        )
+        return None
+    try:
+        text = data.decode("utf-8")
+        document = tomli.loads(text) if file.suffix == ".toml" else json.loads(text)
+    except (tomli.TOMLDecodeError, json.JSONDecodeError) as error:
+        kind = "TOML" if file.suffix == ".toml" else "JSON"
+        what = f"is not valid {kind} ({error.msg[:1].lower()}{error.msg[1:]})"
+        problems.append(Problem(name, error.lineno, error.colno, what, "correct it here or just before"))
+        return None
+    except (ValueError, RecursionError):
+        problems.append(Problem(name, 1, 1, "is not UTF-8 text of JSON or TOML", "write what `policy state` writes"))
+        return None
+    if not isinstance(document, dict):
+        problems.append(Problem(name, 1, 1, "is not a table", 'write {"format": 1, "vms": [...]}'))
+        return None
+    return document
 
 
 def load_texts(texts: Mapping[str, str | bytes]) -> PolicySet:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from policies.admission import coalesce
+from policies.aftermath import changed_by
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
 from policies.evaluation import evaluate
-from policies.facts import Event, EventType, Facts, PointId, PowerState, RestorePoint, Vm, VmHistory, VmId
+from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
 from policies.fixtures import NOTHING, Case, Happening, changed
 from policies.needed import dropped
 from policies.policyset import PolicySet
@@ -23,12 +24,6 @@ from policies.units import span
 
 MOST_STEPS = 50_000
 """A test that goes on for so long was hardly meant: a year of hourly backups has a third of it."""
-
-_POWER = {
-    EventType.POWERED_ON: PowerState.ON,
-    EventType.POWERED_OFF: PowerState.OFF,
-    EventType.SUSPENDED: PowerState.SUSPENDED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,32 +155,30 @@ class _Clockwork:
             return
         vm = self.vms.get(one.vm) or self.gone.get(one.vm) or self.case.facts.vms[one.vm]
         table = one.table
-        if one.type is EventType.REMOVED:
-            self.gone[vm.id] = changed(vm, table.set)
-            self.vms.pop(vm.id, None)
-        else:
-            host = table.to_host if table.to_host is not None else vm.host
-            self.vms[vm.id] = changed(replace(vm, power=_POWER.get(one.type, vm.power), host=host), table.set)
         detail = dict(table.detail or {})
         if table.set is not None and table.set.disks is not None:
             detail.setdefault("disks", "changed")
         moves = one.type in (EventType.MIGRATED, EventType.RELOCATED)
-        self._evaluate(
-            Event(
-                key=f"event-{len(self.said)}",
-                type=one.type,
-                at=self.now,
-                source="test",
-                vm=vm.id,
-                vm_name=vm.name,
-                cause=table.cause or "",
-                from_host=table.from_host or (vm.host if moves else ""),
-                to_host=table.to_host or "",
-                user=table.user or "",
-                detail=detail,
-            ),
-            self.facts(),
+        event = Event(
+            key=f"event-{len(self.said)}",
+            type=one.type,
+            at=self.now,
+            source="test",
+            vm=vm.id,
+            vm_name=vm.name,
+            cause=table.cause or "",
+            from_host=table.from_host or (vm.host if moves else ""),
+            to_host=table.to_host or "",
+            user=table.user or "",
+            detail=detail,
         )
+        after = changed(changed_by(vm, event), table.set)
+        if one.type is EventType.REMOVED:
+            self.vms.pop(vm.id, None)
+            self.gone[vm.id] = after
+        else:
+            self.vms[vm.id] = after
+        self._evaluate(event, self.facts())
 
     def _tick(self) -> None:
         """What is due by the clock, of the VMs that the test looks at."""

@@ -140,6 +140,15 @@ def running(repo: str | None, config: Path | None) -> Engine:
     return engine
 
 
+def policy_place(directory: str | None, config: Path | None) -> Path:
+    """The directory of policies, or one file, that a person names; else the configured one."""
+    if directory is None:
+        return configured_policies(config)
+    if not directory.strip():  # a variable of a script that is not set; as a path it would be the working directory
+        raise BadInput("an empty name is no directory", where="policies", hint="name the directory of policies")
+    return Path(directory)
+
+
 def configured_policies(config: Path | None) -> Path:
     """Where the policy files of this configuration are."""
     from engine.config import load

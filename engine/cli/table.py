@@ -41,6 +41,7 @@ COMMANDS = (
     Command("expire", "expire:expire", "Forget a restore point."),
     Command("vm relink", "vm_relink:vm_relink", "Join the histories of a VM that got a new id."),
     Command("policy lint", "policy_lint:policy_lint", "Check policy files."),
+    Command("policy test", "policy_test:policy_test", "Run the tests that are written beside the policies."),
     Command("policy explain", "policy_explain:policy_explain", "Say which policies select a VM and what they decide."),
     Command("policy apply", "policy_apply:policy_apply", "Confirm a change that would take protection away."),
     Command("policy schema", "policy_schema:policy_schema", "Print the JSON schema of policy files."),
