@@ -13,8 +13,9 @@ from datetime import datetime
 
 from engine.jobs import Job, JobKind, JobState, decision_of
 from engine.world import World
-from policies.admission import Limits, Waiting, admit
+from policies.admission import Waiting, admit
 from policies.facts import VmId
+from policies.limits import Limits
 
 IDLE_SECONDS = 30.0
 """The longest sleep between two looks at the queue, in case a clock was set."""
@@ -68,9 +69,10 @@ class JobQueue:
         """A job that an earlier engine left waits until the inventory can tell whether its VM is still there."""
         return job.vm in self.world.vms or self.world.inventory_known
 
-    def running(self) -> list[VmId]:
-        """The VMs whose backup runs."""
-        return [j.vm for j in self.world.jobs.values() if j.state is JobState.RUNNING and j.kind is JobKind.BACKUP]
+    def running(self) -> dict[VmId, str]:
+        """The policy of each running backup, by its VM."""
+        jobs = self.world.jobs.values()
+        return {j.vm: j.policy for j in jobs if j.state is JobState.RUNNING and j.kind is JobKind.BACKUP}
 
     async def _wait(self, until: datetime | None) -> None:
         seconds = IDLE_SECONDS if until is None else min(IDLE_SECONDS, (until - self.now()).total_seconds())

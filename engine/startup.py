@@ -32,8 +32,8 @@ from engine.worker import Crew
 from engine.world import World
 from metrics.labels import OPERATIONS, VerifyState
 from metrics.registry import Metrics
-from policies.admission import Limits
 from policies.facts import Address, Event, Facts, RestorePoint, VmId
+from policies.limits import Limits
 from storage.errors import StorageError
 from storage.repository import PointDetail, Repository
 from storage.verify import read_back_since, verified_since

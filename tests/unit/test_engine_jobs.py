@@ -13,9 +13,9 @@ from engine.jobqueue import JobQueue
 from engine.jobs import JobId, JobKind, JobState
 from engine.records import RunRow
 from engine.world import World
-from policies.admission import Limits
 from policies.decision import BackUp, DistrustTracking, HoldPoints, Retire
 from policies.facts import Address, Consistency, Event, EventType, Vm, VmId
+from policies.limits import Limits
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 WEB = VmId("web")

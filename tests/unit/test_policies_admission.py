@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from policies.admission import FIRST_RETRY, JITTER_SHARE, LONGEST_RETRY, Limits, admit, coalesce, retry_at, urgency
+from policies.admission import FIRST_RETRY, JITTER_SHARE, LONGEST_RETRY, admit, coalesce, retry_at, urgency
 from policies.decision import BackUp
 from policies.facts import Consistency, Vm, VmId
+from policies.limits import Limits
 from tests.policies.building import NOW, a_vm
 
 
@@ -31,7 +32,7 @@ def vms(*found: Vm) -> dict[VmId, Vm]:
 
 
 def started(*pending: BackUp, running: tuple[str, ...] = (), known: dict[VmId, Vm] | None = None, **limits: int) -> str:
-    found = admit(pending, [VmId(f"id-{name}") for name in running], known or {}, Limits(**limits), NOW)
+    found = admit(pending, {VmId(f"id-{name}"): "gold" for name in running}, known or {}, Limits(**limits), NOW)  # type: ignore[arg-type]
     return " ".join(one.vm.removeprefix("id-") for one in found.start)
 
 
@@ -49,14 +50,14 @@ def test_the_earliest_deadline_starts_first_then_priority_then_the_longest_ready
 
 
 def test_the_number_of_running_backups_is_limited() -> None:
-    found = admit([run("a"), run("b")], [VmId("id-x")], {}, Limits(running=2), NOW)
+    found = admit([run("a"), run("b")], {VmId("id-x"): "gold"}, {}, Limits(running=2), NOW)
     assert [one.vm for one in found.start] == ["id-a"]
     assert [(one.decision.vm, one.reason) for one in found.waiting] == [("id-b", "all 2 places are taken")]
 
 
 def test_a_vm_is_backed_up_once_at_a_time() -> None:
     twice = (run("a"), run("a", key="k2"))
-    found = admit(twice, [], {}, Limits(), NOW)
+    found = admit(twice, {}, {}, Limits(), NOW)
     assert len(found.start) == 1
     assert found.waiting[0].reason == "a backup of this VM is running"
     assert started(run("a"), running=("a",)) == ""
@@ -71,17 +72,17 @@ def test_hosts_and_datastores_are_not_overloaded() -> None:
     )
     pending = (run("b"), run("c"), run("d"))
     assert started(*pending, running=("a",), known=known, per_host=1, per_datastore=1) == "d"
-    found = admit(pending, [VmId("id-a")], known, Limits(per_host=1, per_datastore=1), NOW)
+    found = admit(pending, {VmId("id-a"): "gold"}, known, Limits(per_host=1, per_datastore=1), NOW)
     assert [one.reason for one in found.waiting] == ["1 backups run on host h1", "1 backups run on datastore d1"]
     assert started(*pending, running=("a",), known=known, per_host=2, per_datastore=2) == "b c d"
 
 
 def test_what_is_not_ready_waits_and_says_when_to_ask_again() -> None:
-    found = admit([run("a", starts=10), run("b", starts=5)], [], {}, Limits(), NOW)
+    found = admit([run("a", starts=10), run("b", starts=5)], {}, {}, Limits(), NOW)
     assert not found.start
     assert {one.reason for one in found.waiting} == {"starts in 10 m", "starts in 5 m"}
     assert found.ask_again == NOW + timedelta(minutes=5)
-    assert admit([], [], {}, Limits(), NOW).ask_again is None
+    assert admit([], {}, {}, Limits(), NOW).ask_again is None
 
 
 def test_events_of_one_vm_while_it_settles_are_one_run() -> None:
