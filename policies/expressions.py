@@ -203,6 +203,8 @@ class _Reading:
             close = closest(wanted.text, known)
             instead = f"write {owner.text}.{close}" if close else f"write one of {', '.join(known)}"
             raise wrong(self._text, wanted.at, f"has the unknown property {owner.text}.{wanted.text[:40]}", instead)
+        if self._at(index + 3) == "(":
+            raise wrong(self._text, wanted.at, f"calls {owner.text}.{wanted.text}", "write it without brackets")
         self._properties[owner.text][wanted.text] = None
         if (owner.text, wanted.text) in _OPEN:
             self._key(index, wanted.text)
