@@ -206,6 +206,16 @@ async def status(parts: Parts) -> Mapping[str, Any]:
             "hash": parts.rulebook.in_force.hash,
             "pending": parts.rulebook.plan.id if parts.rulebook.plan else "",
         },
+        "verification": [
+            {
+                "policy": one.policy,
+                "every_seconds": one.every.total_seconds(),
+                "points": one.points,
+                "overdue": one.overdue,
+                "oldest_reading": one.oldest,
+            }
+            for one in parts.wishes
+        ],
         "upkeep": dict(parts.upkeep),
         "waits_for_a_person": waiting_for_a_person(parts),
         "problems": problems(parts),

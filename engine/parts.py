@@ -24,6 +24,7 @@ from engine.worker import Crew
 from engine.world import World
 from metrics.labels import VerifyState
 from metrics.registry import Metrics
+from policies.verification import VerificationStanding
 from storage.repository import Repository
 
 
@@ -76,6 +77,9 @@ class Parts:
     rebuilds: Counter[str] = field(default_factory=Counter)
     """How often the catalog was made again, by kind, as the metrics show it."""
     announcer: Announcer | None = None
+    wishes: tuple[VerificationStanding, ...] = ()
+    """How often policies want restore points read back, and how that stood at `wishes_at`."""
+    wishes_at: datetime | None = None
     retention_refused: str = ""
     copies_reclaimed: dict[str, datetime] = field(default_factory=dict)
     """When reclaim last ran in a second copy, or was first thought of, by the copy's name."""

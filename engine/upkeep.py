@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError
-from engine import maintenance, overview
+from engine import maintenance, overview, rereading
 from engine.jobs import JobId, mint
 from engine.journal import DONE_KEYS_KEPT
 from engine.parts import Parts, Verified
@@ -158,7 +158,8 @@ async def verify(parts: Parts) -> str:
     if window is None:
         return "waits for its window"
     deadline = window[1] if settings.verify_window else None
-    report = await read_back(parts, bounds=Bounds(Scope.INCREMENTAL, settings.reread, deadline))
+    sooner = await rereading.to_begin_with(parts, deadline)
+    report = await read_back(parts, bounds=Bounds(Scope.INCREMENTAL, settings.reread, deadline, sooner=sooner))
     if not report.sound:
         log.error("damage found", extra={"objects": len(report.damaged), "vms": ", ".join(report.vms)})
     left = f", {report.left_bytes} left for the next window" if report.left_bytes else ""
@@ -195,6 +196,7 @@ async def read_back(
     finally:
         parts.verified = found
     await parts.crew.list_all_points()
+    await rereading.look(parts, anew=True)
     await overview.publish_repository(parts)
     parts.metrics.operation_finished("verify", "done" if report.sound else "failed")
     return report
@@ -215,4 +217,5 @@ async def publish(parts: Parts) -> str:
     """Bring the metrics about VMs and the repository up to date."""
     overview.publish(parts)
     await overview.publish_repository(parts)
+    await rereading.look(parts)
     return "metrics published"

@@ -9,10 +9,10 @@ Methods may be called from any thread and never fail because of what they are gi
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 
 from metrics.coverage import COVERAGE_SERIES, CoverageCollector
 from metrics.labels import (
@@ -38,8 +38,10 @@ from metrics.labels import (
     VerifyState,
     VmCoverage,
 )
+from metrics.making import PREFIX, Maker, one_of, stamp
 
-PREFIX = "backstay_"
+__all__ = ["PREFIX", "Metrics"]
+
 VM_SERIES_LIMIT = 5_000
 """VMs that get series of their own: about seven each, so that one engine stays below 40,000 series."""
 
@@ -65,7 +67,8 @@ class Metrics:
         self.registry.register(self._coverage)
         ProcessCollector(namespace="backstay", registry=self.registry)
 
-        counter, gauge = self._counter, self._gauge
+        maker = Maker(self.registry, self.reference)
+        counter, gauge = maker.counter, maker.gauge
         # The engine
         build = gauge("build_info", "Always 1; the version that runs", version=(), python=())
         self._connected = gauge("connected", "1 while the connection to the peer stands", peer=PEERS)
@@ -85,7 +88,7 @@ class Metrics:
         )
         # Runs
         self._runs = counter("runs_total", "Backup runs that ended", policy=(), result=RUN_RESULTS)
-        self._run_seconds = self._histogram("run_duration_seconds", "How long backup runs took", RUN_SECONDS, policy=())
+        self._run_seconds = maker.histogram("run_duration_seconds", "How long backup runs took", RUN_SECONDS, policy=())
         self._stage_seconds = counter("run_stage_seconds_total", "Time spent in each stage of all runs", stage=STAGES)
         self._bytes_read = counter("bytes_read_total", "Read from disks by runs", policy=())
         self._bytes_stored = counter("bytes_stored_total", "Written to repositories by runs, compressed", policy=())
@@ -175,6 +178,17 @@ class Metrics:
         self._verify_state = gauge(
             "verify_state", "1 for the newest verification's state", repository=(), state=tuple(VerifyState)
         )
+        self._verify_every = gauge(
+            "verify_every_seconds", "How often the policy wants restore points read back", policy=()
+        )
+        self._verify_oldest = gauge(
+            "verify_oldest_reading_timestamp_seconds",
+            "When the restore point of the policy that was longest not read back was read, or taken; 0 without one",
+            policy=(),
+        )
+        self._verify_overdue = gauge(
+            "verify_overdue_points", "Restore points not read back for longer than the policy wants", policy=()
+        )
         self._copy_missing = gauge(
             "copy_missing_points", "Restore points that a second copy should have and has not", copy=()
         )
@@ -219,7 +233,7 @@ class Metrics:
     def reload_pending(self, changes: int, since: datetime | None) -> None:
         """This many changes wait for a confirmation since then; 0 and None when none do."""
         self._pending.set(changes)
-        self._pending_since.set(_stamp(since))
+        self._pending_since.set(stamp(since))
 
     def queue(self, *, waiting: int, running: int, quarantined: int = 0) -> None:
         """The job queue as it is now."""
@@ -240,7 +254,7 @@ class Metrics:
     ) -> None:
         """One backup run ended; sizes in bytes. A policy that is not in force counts as "other"."""
         policy = policy if policy in self._policies else OTHER
-        self._runs.labels(policy, _one_of(result, RUN_RESULTS)).inc()
+        self._runs.labels(policy, one_of(result, RUN_RESULTS)).inc()
         self._run_seconds.labels(policy).observe(seconds)
         self._bytes_read.labels(policy).inc(read)
         self._bytes_stored.labels(policy).inc(stored)
@@ -249,65 +263,65 @@ class Metrics:
 
     def stage(self, stage: str, seconds: float) -> None:
         """A stage of a run took this long; threads that work side by side each add their own."""
-        self._stage_seconds.labels(_one_of(stage, STAGES)).inc(max(seconds, 0.0))
+        self._stage_seconds.labels(one_of(stage, STAGES)).inc(max(seconds, 0.0))
 
     def disk_read(self, transport: str, *, whole: str = "") -> None:
         """One disk was read by this transport; `whole` is the kind of reason for a full read, else empty."""
-        self._transports.labels(_one_of(transport, TRANSPORTS)).inc()
+        self._transports.labels(one_of(transport, TRANSPORTS)).inc()
         if whole:
-            self._full_reads.labels(_one_of(whole, FULL_READ_REASONS)).inc()
+            self._full_reads.labels(one_of(whole, FULL_READ_REASONS)).inc()
         else:
             self._incremental_reads.inc()
 
     def transport_failed(self, transport: str) -> None:
         """This transport did not work for a disk; the next one is tried."""
-        self._transport_fallbacks.labels(_one_of(transport, TRANSPORTS)).inc()
+        self._transport_fallbacks.labels(one_of(transport, TRANSPORTS)).inc()
 
     def consistency_fell_back(self, achieved: str) -> None:
         """A run reached this consistency, which is less than its policy asked for."""
-        self._consistency_fallbacks.labels(_one_of(achieved, CONSISTENCIES)).inc()
+        self._consistency_fallbacks.labels(one_of(achieved, CONSISTENCIES)).inc()
 
     def tracking_distrusted(self, reason: str) -> None:
         """Change tracking of a VM is not trusted any more; `reason` is a kind, not a sentence."""
-        self._distrusted.labels(_one_of(reason, DISTRUST_REASONS)).inc()
+        self._distrusted.labels(one_of(reason, DISTRUST_REASONS)).inc()
 
     def operation_finished(self, operation: str, result: str) -> None:
         """A restore or a piece of maintenance ended."""
-        self._operations.labels(_one_of(operation, OPERATIONS), _one_of(result, OPERATION_RESULTS)).inc()
+        self._operations.labels(one_of(operation, OPERATIONS), one_of(result, OPERATION_RESULTS)).inc()
 
     def event_seen(self, type: str, source: str, lag_seconds: float) -> None:
         """An event of this type entered the journal, so long after its own time."""
-        source = _one_of(source, EVENT_SOURCES)
-        self._events.labels(_one_of(type, EVENT_TYPES)).inc()
+        source = one_of(source, EVENT_SOURCES)
+        self._events.labels(one_of(type, EVENT_TYPES)).inc()
         self._event_lag.labels(source).set(lag_seconds)
 
     def event_source_alive(self, source: str) -> None:
         """The source answered just now. The first call starts the watch: from then on silence is an alert."""
-        self._event_alive.labels(_one_of(source, EVENT_SOURCES)).set(self._now().timestamp())
+        self._event_alive.labels(one_of(source, EVENT_SOURCES)).set(self._now().timestamp())
 
     def event_found_by_reconcile(self, type: str) -> None:
         """A change of this type was found in the inventory that no event had told."""
-        self._found_by_reconcile.labels(_one_of(type, EVENT_TYPES)).inc()
+        self._found_by_reconcile.labels(one_of(type, EVENT_TYPES)).inc()
 
     def event_gap(self, source: str) -> None:
         """Events of this source are missing; a reconcile heals it."""
-        self._event_gaps.labels(_one_of(source, GAP_SOURCES)).inc()
+        self._event_gaps.labels(one_of(source, GAP_SOURCES)).inc()
 
     def message_refused(self, reason: str) -> None:
         """A message became a dead letter; `reason` is a kind, not a sentence."""
-        self._messages_refused.labels(_one_of(reason, DENIALS)).inc()
+        self._messages_refused.labels(one_of(reason, DENIALS)).inc()
 
     def connection(self, peer: str, *, up: bool) -> None:
         """The connection to the peer stands, or not."""
-        self._connected.labels(_one_of(peer, PEERS)).set(up)
+        self._connected.labels(one_of(peer, PEERS)).set(up)
 
     def reconnected(self, peer: str) -> None:
         """A lost connection was made again."""
-        self._reconnects.labels(_one_of(peer, PEERS)).inc()
+        self._reconnects.labels(one_of(peer, PEERS)).inc()
 
     def clock_skew(self, peer: str, seconds: float) -> None:
         """The peer's clock runs this far before ours."""
-        self._clock_skew.labels(_one_of(peer, PEERS)).set(seconds)
+        self._clock_skew.labels(one_of(peer, PEERS)).set(seconds)
 
     def nats_durability(self, known: Durability) -> None:
         """What is known of the NATS server's disk writes."""
@@ -317,9 +331,9 @@ class Metrics:
     def snapshots(self, state: SnapshotState) -> None:
         """The snapshots of one vCenter as the inventory shows them now."""
         self._orphans.labels(state.vcenter).set(state.orphans)
-        self._oldest_orphan.labels(state.vcenter).set(_stamp(state.oldest_orphan))
+        self._oldest_orphan.labels(state.vcenter).set(stamp(state.oldest_orphan))
         self._foreign.labels(state.vcenter).set(state.foreign)
-        self._oldest_foreign.labels(state.vcenter).set(_stamp(state.oldest_foreign))
+        self._oldest_foreign.labels(state.vcenter).set(stamp(state.oldest_foreign))
         self._unprotected_disks.labels(state.vcenter).set(state.unprotected_disks)
         self._consolidation.labels(state.vcenter).set(state.need_consolidation)
 
@@ -336,11 +350,21 @@ class Metrics:
         self._held.labels(name).set(state.held_points)
         self._damaged_points.labels(name).set(state.damaged_points)
         self._damaged.labels(name).set(state.damaged_objects)
-        self._verified.labels(name).set(_stamp(state.last_verified))
-        self._read_back.labels(name).set(_stamp(state.read_back_since))
+        self._verified.labels(name).set(stamp(state.last_verified))
+        self._read_back.labels(name).set(stamp(state.read_back_since))
         self._verify_left.labels(name).set(state.verify_left_bytes)
         for verify in VerifyState:
             self._verify_state.labels(name, verify).set(verify is state.verify)
+
+    def verification_wanted(self, wishes: Mapping[str, tuple[float, int, datetime | None]]) -> None:
+        """For each policy that wants restore points read back: how often in seconds, how many are overdue, the oldest
+        reading. The series of all other policies end."""
+        for metric in (self._verify_every, self._verify_oldest, self._verify_overdue):
+            metric.clear()
+        for policy, (every, overdue, oldest) in wishes.items():
+            self._verify_every.labels(policy).set(every)
+            self._verify_oldest.labels(policy).set(stamp(oldest))
+            self._verify_overdue.labels(policy).set(overdue)
 
     def copy_lacks(self, name: str, missing: int) -> None:
         """A second copy lacks so many restore points now; lacking none is a success."""
@@ -359,41 +383,9 @@ class Metrics:
 
     def catalog_rebuilt(self, reason: str) -> None:
         """A catalog was made again; `reason` is a kind, not a sentence."""
-        self._rebuilds.labels(_one_of(reason, REBUILD_REASONS)).inc()
+        self._rebuilds.labels(one_of(reason, REBUILD_REASONS)).inc()
 
     # How they are made
 
     def _per_policy(self) -> Sequence[Counter | Histogram]:
         return (self._run_seconds, self._bytes_read, self._bytes_stored, self._bytes_deduplicated, self._bytes_zero)
-
-    def _counter(self, name: str, help: str, **labels: tuple[str, ...]) -> Counter:
-        self.reference.append(SeriesDoc(name, "counter", help, tuple(labels.items())))
-        counter = Counter(PREFIX + name, help, list(labels), registry=self.registry)
-        _start_at_zero(counter, labels)
-        return counter
-
-    def _gauge(self, name: str, help: str, **labels: tuple[str, ...]) -> Gauge:
-        self.reference.append(SeriesDoc(name, "gauge", help, tuple(labels.items())))
-        return Gauge(PREFIX + name, help, list(labels), registry=self.registry)
-
-    def _histogram(self, name: str, help: str, buckets: Sequence[float], **labels: tuple[str, ...]) -> Histogram:
-        self.reference.append(SeriesDoc(name, "histogram", help, tuple(labels.items())))
-        return Histogram(PREFIX + name, help, list(labels), registry=self.registry, buckets=buckets)
-
-
-def _start_at_zero(counter: Counter, labels: dict[str, tuple[str, ...]]) -> None:
-    """A counter born at 1 hides its first increase from `increase()`, so make its series now where they are known."""
-    combinations: list[tuple[str, ...]] = [()]
-    for values in labels.values():
-        combinations = [(*so_far, value) for so_far in combinations for value in values]
-    for combination in combinations:
-        if combination:
-            counter.labels(*combination)
-
-
-def _one_of(value: str, allowed: Sequence[str]) -> str:
-    return value if value in allowed else OTHER
-
-
-def _stamp(at: datetime | None) -> float:
-    return at.timestamp() if at else 0.0

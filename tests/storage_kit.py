@@ -77,9 +77,10 @@ def back_up(
     at: datetime = NOW,
     base: PointId | None = None,
     blocks: Iterable[int] | None = None,
+    policy: str = "gold",
 ) -> RestorePoint:
     """One restore point of one disk: in full, or only some blocks on top of a base."""
-    with repo.new_point(PointHead(VmId(vm), name, at, attributes={"policy": "gold"})) as pending:
+    with repo.new_point(PointHead(VmId(vm), name, at, attributes={"policy": policy})) as pending:
         ingest = pending.disk(DiskHead(DISK, len(disk), uuid="u-1"), base=(base, DISK) if base else None)
         size = repo.block_bytes
         for block in range(-(-len(disk) // size)) if blocks is None else blocks:

@@ -67,6 +67,8 @@ def _show_engine(found: Mapping[str, Any]) -> None:
         f" {len(covered['never_backed_up'])} never backed up, {len(covered['late'])} late"
     )
     _show_repository(found["repository"])
+    for wish in found["verification"]:
+        show(printable(_verification(wish)))
     for name, said in found["upkeep"].items():
         at, _, sentence = said.partition(" ")
         if name != "metrics":
@@ -83,6 +85,13 @@ def _show_engine(found: Mapping[str, Any]) -> None:
             show(printable(f"{kind}: {job['kind']} of {job['vm']} ({job['policy'] or 'asked for'}): {why}"))
     for sentence in (*found["waits_for_a_person"], *found["problems"]):
         show(printable(f"! {sentence}"))
+
+
+def _verification(wish: Mapping[str, Any]) -> str:
+    points = counted(wish["points"], "restore point")
+    oldest = f", the oldest reading {_ago(wish['oldest_reading'])}" if wish["oldest_reading"] else ""
+    overdue = f", {wish['overdue']} OVERDUE" if wish["overdue"] else ""
+    return f"policy {wish['policy']}: {points} to be read back every {_seconds(wish['every_seconds'])}{oldest}{overdue}"
 
 
 def _vm(row: Mapping[str, Any]) -> tuple[object, ...]:
