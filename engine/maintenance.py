@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -83,9 +83,13 @@ def plan_run(
     *,
     now: datetime,
     max_expire: int | None = None,
+    left: Container[VmId] = (),
 ) -> RetentionRun:
-    """Plan retention for every VM and hold the sum against the guards. Pure."""
-    plans = tuple(plan_retention(vm, listed, policies.retaining(vms.get(vm)), now) for vm, listed in points.items())
+    """Plan retention for every VM and hold the sum against the guards; `left` are VMs known to be gone. Pure."""
+    plans = tuple(
+        plan_retention(vm, listed, policies.retaining(vms.get(vm), listed, removed=vm in left), now)
+        for vm, listed in points.items()
+    )
     refusal = mass_expiry(plans, policies.guard.max_expire_share)
     going = sum(len(plan.expire) for plan in plans)
     if refusal:

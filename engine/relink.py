@@ -71,8 +71,8 @@ def _check(parts: Parts, old: VmId, new: VmId) -> None:
 def _retained(parts: Parts, old: VmId, new: VmId, now: datetime) -> RetentionPlan:
     """What retention would say of both histories as one, each point's grace beginning anew."""
     seen = replace(parts.world.vms[new], id=old)
-    policies = parts.rulebook.in_force.retaining(seen)
-    return plan_retention(old, histories.together(parts.world, old, new), policies, now)
+    points = histories.together(parts.world, old, new)
+    return plan_retention(old, points, parts.rulebook.in_force.retaining(seen, points), now)
 
 
 def _shown(parts: Parts, old: VmId, new: VmId) -> dict[str, Any]:

@@ -118,6 +118,7 @@ async def _retain(parts: Parts, name: str, target: Repository) -> int:
         parts.rulebook.in_force,
         now=parts.now(),
         max_expire=parts.config.maintenance.max_expire,
+        left=parts.world.left,
     )
     done = await maintenance.carry_out_run(run, target, parts.threads, now=parts.now())
     entries = [Audited(parts.now(), f"copy {name}", "expire", one.point, one.reason) for one in done.expired]

@@ -83,6 +83,7 @@ async def retain(parts: Parts) -> str:
         parts.rulebook.in_force,
         now=now,
         max_expire=parts.config.maintenance.max_expire,
+        left=parts.world.left,
     )
     parts.retention_refused = run.refusal
     done = await maintenance.carry_out_run(run, parts.repository, parts.threads, now=now)

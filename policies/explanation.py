@@ -112,7 +112,7 @@ def explain(policies: PolicySet, vm: Vm, facts: Facts) -> Explanation:
         due=found,
         status=_status(effective, found, vm, facts),
         blocked=tuple(_blocked(effective, vm, facts)),
-        retention=plan_retention(vm.id, facts.points.get(vm.id, ()), policies.retaining(vm), facts.now),
+        retention=plan_retention(vm.id, facts.points.get(vm.id, ()), policies.retaining_of(vm.id, facts), facts.now),
         kept=tuple(policy.name for policy in policies.retaining(vm) if policy.name not in selecting),
         sources={policy.name: policy_line(policy) for policy in policies.policies},
     )

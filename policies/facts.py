@@ -203,7 +203,8 @@ class VmHistory:
 class Facts:
     """Everything that an evaluation may look at.
 
-    `fired` maps (policy, rule, VM) to the last time that this trigger led to a backup, for cooldowns.
+    `fired` maps (policy, rule, VM) to the last time that this trigger led to a backup, for cooldowns. `left` has the
+    VMs that are known to have left the inventory, and when; one that is neither there nor in `vms` is unknown.
     """
 
     now: datetime
@@ -211,3 +212,4 @@ class Facts:
     history: Mapping[VmId, VmHistory] = field(default_factory=dict)
     points: Mapping[VmId, tuple[RestorePoint, ...]] = field(default_factory=dict)
     fired: Mapping[tuple[str, str, VmId], datetime] = field(default_factory=dict)
+    left: Mapping[VmId, datetime] = field(default_factory=dict)

@@ -21,8 +21,11 @@ from policies.facts import Address, Facts, RestorePoint, Vm, VmHistory, VmId
 FORMAT = 1
 """A document with a higher number was written by a newer Backstay."""
 
-KEYS = ("format", "now", "policies", "vms", "points", "history", "fired")
+KEYS = ("format", "now", "policies", "vms", "points", "history", "fired", "left")
 """What a document may hold. `policies` are the files in force, by name; facts do not carry them."""
+
+PAIRS = ("history", "left")
+"""The tables whose records are by the id of a VM."""
 
 MOST_PROBLEMS = 50
 """How many problems of one document are told: enough to see what is wrong with all of it."""
@@ -42,21 +45,22 @@ class _Nested(Exception):
 
 def facts_as_json(facts: Facts) -> dict[str, Any]:
     """The whole document. Large ones can be written piece by piece with `facts_pieces`."""
-    document: dict[str, Any] = {"format": FORMAT, "now": _instant(facts.now)}
+    document: dict[str, Any] = {"format": FORMAT, "now": instant_text(facts.now)}
     for key, records in facts_pieces(facts):
-        document[key] = dict(records) if key == "history" else [*records]
+        document[key] = dict(records) if key in PAIRS else [*records]
     return document
 
 
 def facts_pieces(facts: Facts) -> Iterator[tuple[str, Iterable[Any]]]:
-    """Each table of the document with its records one by one; those of `history` are pairs of id and record."""
+    """Each table of the document with its records one by one; those of `history` and `left` are pairs."""
     yield "vms", (_vm_as_json(vm) for vm in facts.vms.values())
     yield "points", (_point_as_json(point, facts) for points in facts.points.values() for point in points)
+    yield "left", ((vm, instant_text(at)) for vm, at in facts.left.items())
     yield "history", ((vm, _encode(_HISTORY, history)) for vm, history in facts.history.items())
     yield (
         "fired",
         (
-            {"policy": policy, "rule": rule, "vm": vm, "at": _instant(at)}
+            {"policy": policy, "rule": rule, "vm": vm, "at": instant_text(at)}
             for (policy, rule, vm), at in facts.fired.items()
         ),
     )
@@ -98,8 +102,13 @@ def facts_from_json(data: Mapping[str, Any], name: str, *, now: datetime | None 
         for place, record in problems.records("fired", data.get("fired", ()))
         if (one := problems.read(place, _FIRED.decode, record)) is not None
     }
+    left = {
+        VmId(vm): at
+        for vm, record in problems.table("left", data.get("left", {}))
+        if (at := problems.read(f"left.{vm}", _to_instant, record)) is not None
+    }
     problems.finish()
-    return Facts(instant or _NOW, vms, history, {vm: tuple(several) for vm, several in points.items()}, fired)
+    return Facts(instant or _NOW, vms, history, {vm: tuple(several) for vm, several in points.items()}, fired, left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +295,8 @@ def _choice(kind: type[StrEnum]) -> _Decode:
     return read
 
 
-def _instant(at: datetime) -> str:
+def instant_text(at: datetime) -> str:
+    """An instant as the document has it."""
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -318,7 +328,7 @@ _SIMPLE: dict[Any, tuple[_Encode, _Decode]] = {
     str: (_plain, _of(str, "write a text")),
     int: (_plain, _of(int, "write a whole number")),
     bool: (_plain, _of(bool, "write true or false")),
-    datetime: (_instant, _to_instant),
+    datetime: (instant_text, _to_instant),
 }
 _NOW = datetime(1970, 1, 1, tzinfo=UTC)  # Only ever in facts that are refused.
 _VM = _Shape(Vm)

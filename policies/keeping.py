@@ -16,7 +16,7 @@ from functools import lru_cache
 from operator import attrgetter
 
 from policies.facts import CONSISTENCY_ORDER, Consistency, RestorePoint
-from policies.policy import Policy
+from policies.policy import Leaving, Policy
 
 Periods = tuple[int, ...]
 """Numbers of a point's local hour, day, ISO week, month, quarter and year: equal numbers are the same period."""
@@ -26,7 +26,7 @@ _QUALITY = {level: number for number, level in enumerate(CONSISTENCY_ORDER)}
 _DAMAGED, _INCOMPLETE = -1, -2
 
 HELD, NONE_COMPLETE, EVERYTHING = "held", "none_complete", "everything"
-WITHIN, MIN_GOOD, BEST, NEWER = "within", "min_good", "best", "newer"
+WITHIN, MIN_GOOD, BEST, NEWER, MADE = "within", "min_good", "best", "newer", "made"
 
 Choice = tuple[Policy | None, str, Sequence[int]]
 """A policy, one of its rules by period or a guard by the names above, and the positions that it keeps, in order."""
@@ -113,6 +113,10 @@ def choices(rows: Sequence[Row], policies: Sequence[Policy], now: datetime) -> I
         yield None, NONE_COMPLETE, range(first, len(rows))
     views: dict[tuple[Consistency, Consistency], _View] = {}
     for policy in policies:
+        if policy.leaving is not None:
+            yield policy, MADE, _made_by(rows, first, policy)
+            if policy.leaving is Leaving.HOLD:
+                continue
         if policy.retention.empty:
             yield policy, EVERYTHING, everything
             continue
@@ -122,6 +126,20 @@ def choices(rows: Sequence[Row], policies: Sequence[Policy], now: datetime) -> I
         if levels not in views:
             views[levels] = _View(rows, qualities, first, *levels)
         yield from _chosen(views[levels], policy)
+
+
+def _made_by(rows: Sequence[Row], first: int, policy: Policy) -> Sequence[int]:
+    """Of the points that a policy made and no longer protects: all that it holds, or its newest good one.
+
+    Where none of them is good it is the newest of the best. Points of the future stay by themselves.
+    """
+    own = [i for i in range(len(rows)) if rows[i].point.policy == policy.name]
+    if policy.leaving is Leaving.HOLD:
+        return own
+    past = [i for i in own if i >= first]
+    least = _QUALITY[policy.weakest_good]
+    good = [i for i in past if rows[i].quality >= least]
+    return good[:1] or sorted(past, key=lambda i: (-rows[i].quality, i))[:1]
 
 
 class _View:

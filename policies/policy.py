@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import StrEnum
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from policies.conditions import Condition
 from policies.facts import CONSISTENCY_ORDER, Consistency, EventType
+from policies.presets import spelled_out
 from policies.schema import Action, LimitsTable, PolicyTable, RetentionTable, TriggerTable, zone_of
 from policies.terms import Term, parse_term
 from policies.units import parse_duration
@@ -94,6 +96,14 @@ class Retention:
         return self.keep_within is None and not any(number for _, number in self.counts)
 
 
+class Leaving(StrEnum):
+    """What becomes of the restore points of a VM that a policy selects no more."""
+
+    HOLD = "hold"
+    EXPIRE = "expire"
+    KEEP_LAST_GOOD = "keep_last_good"
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyLimits:
     """How many backups of one policy may run at a time: in all, on one host, on one datastore; None is no limit."""
@@ -107,7 +117,9 @@ class PolicyLimits:
 class Policy:
     """One policy. `want`, `fallback` and `transports` are None or empty where the policy says nothing.
 
-    `hash` is of the content after merging the template, not of the file's layout or the description.
+    `hash` is of the content after merging the template, not of the file's layout or the description. `leaving` is
+    set by `policies.leaving` alone, for restore points of VMs that it does not protect any more; `leaving_why` is the
+    sentence for it.
     """
 
     name: str
@@ -125,6 +137,10 @@ class Policy:
     retention: Retention = Retention()
     copies: tuple[str, ...] = ()
     limits: PolicyLimits | None = None
+    on_unmatched: Leaving = Leaving.HOLD
+    on_removed: Leaving = Leaving.HOLD
+    leaving: Leaving | None = None
+    leaving_why: str = ""
     verify_every: timedelta | None = None
 
     def __hash__(self) -> int:
@@ -143,6 +159,8 @@ class Policy:
 
 def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Policy:
     """A policy from its merged, validated keys."""
+    if "retention" in merged:
+        merged = {**merged, "retention": spelled_out(merged["retention"])}
     table = PolicyTable.model_validate(merged)
     want = Consistency(table.consistency.want) if table.consistency and table.consistency.want else None
     fallback = Consistency(table.consistency.fallback) if table.consistency and table.consistency.fallback else None
@@ -173,6 +191,8 @@ def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Poli
         retention=_retention(table.retention),
         copies=tuple(table.copies or ()),
         limits=_limits(table.limits),
+        on_unmatched=Leaving(table.on_unmatched or Leaving.HOLD),
+        on_removed=Leaving(table.on_removed or Leaving.HOLD),
         verify_every=parse_duration(table.verify.every) if table.verify and table.verify.every else None,
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from policies.facts import Vm, VmId
+from policies.facts import Facts, RestorePoint, Vm, VmId
+from policies.leaving import left_with
 from policies.policy import Policy
 from policies.selection import Index
 
@@ -37,11 +38,13 @@ class PolicySet:
     kept_protection: Mapping[VmId, tuple[Policy, ...]] = field(default_factory=dict)
     kept_retention: Mapping[VmId, tuple[Policy, ...]] = field(default_factory=dict)
     _index: Index = field(init=False, repr=False, compare=False)
+    _by_name: Mapping[str, Policy] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.policies, key=_precedence))
         object.__setattr__(self, "policies", ordered)
         object.__setattr__(self, "_index", Index(ordered))
+        object.__setattr__(self, "_by_name", {policy.name: policy for policy in ordered})
 
     @property
     def hash(self) -> str:
@@ -49,9 +52,19 @@ class PolicySet:
         parts = [f"{policy.name}={policy.hash}" for policy in self.policies] + [repr(self.guard)]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
+    @property
+    def commit(self) -> str:
+        """The commit that the policies were read at, where it is known."""
+        return next((policy.source.commit for policy in self.policies), "")
+
+    def at_commit(self, commit: str) -> PolicySet:
+        """The same policies, known to have been read at this commit."""
+        read = tuple(replace(policy, source=replace(policy.source, commit=commit)) for policy in self.policies)
+        return replace(self, policies=read)
+
     def policy(self, name: str) -> Policy | None:
         """The policy of that name."""
-        return next((policy for policy in self.policies if policy.name == name), None)
+        return self._by_name.get(name)
 
     def matching(self, vm: Vm) -> tuple[Policy, ...]:
         """The policies that protect the VM, highest priority first."""
@@ -63,12 +76,25 @@ class PolicySet:
         """The policies that would select the VM, were it not for a term of their `none`, highest priority first."""
         return self._index.excluding(vm)
 
-    def retaining(self, vm: Vm | None) -> tuple[Policy, ...]:
-        """The policies whose retention counts for the VM's restore points; None is a VM that is gone."""
-        if vm is None:
-            return ()
-        kept = self.kept_retention.get(vm.id) if self.kept_retention else None
-        return _distinct((*self.matching(vm), *kept)) if kept else self.matching(vm)
+    def retaining(
+        self, vm: Vm | None, points: Sequence[RestorePoint] = (), *, removed: bool = False
+    ) -> tuple[Policy, ...]:
+        """The policies whose retention counts for the VM's restore points, all of which are `points`; none keeps all.
+
+        `vm` is None where it is not in the inventory. Only with `removed` is it known to have left; otherwise its
+        vCenter may just not be known, so nothing of it expires.
+        """
+        found = self.matching(vm) if vm is not None else ()
+        if not found and (vm is not None or removed):
+            found = left_with(points, self.policy, removed=vm is None)
+        if not found or not self.kept_retention:
+            return found
+        kept = self.kept_retention.get(vm.id if vm is not None else points[0].vm)
+        return _distinct((*found, *kept)) if kept else found
+
+    def retaining_of(self, vm: VmId, facts: Facts) -> tuple[Policy, ...]:
+        """The same for a VM of these facts."""
+        return self.retaining(facts.vms.get(vm), facts.points.get(vm, ()), removed=vm in facts.left)
 
     def unprotected(self, vms: Iterable[Vm]) -> tuple[Vm, ...]:
         """The VMs that no policy selects."""

@@ -52,9 +52,9 @@ def protection(policies: PolicySet, vm: Vm) -> Protection:
 
 
 def copies_of(policies: PolicySet, vm: Vm | None, point: RestorePoint) -> tuple[str, ...]:
-    """The second copies that a restore point belongs in. Of a VM that is gone, its own policy says so."""
-    if vm is not None:
-        return protection(policies, vm).copies
+    """The second copies that a restore point belongs in. Of a VM that no policy selects, its own policy says so."""
+    if vm is not None and (selecting := protection(policies, vm)).policies:
+        return selecting.copies
     own = policies.policy(point.policy)
     return own.copies if own is not None else ()
 

@@ -23,6 +23,7 @@ from policies.keeping import (
     BEST,
     EVERYTHING,
     HELD,
+    MADE,
     MIN_GOOD,
     NEWER,
     NONE_COMPLETE,
@@ -32,7 +33,7 @@ from policies.keeping import (
     rows_of,
     unkept,
 )
-from policies.policy import Policy
+from policies.policy import Leaving, Policy
 from policies.units import clock, span
 
 SMALLEST_MASS = 10
@@ -181,6 +182,13 @@ def _by_within(policy: Policy, kind: str) -> Say:
     return _always(f"policy {policy.name}: keep_within {span(policy.retention.keep_within or timedelta())}")
 
 
+def _by_maker(policy: Policy, kind: str) -> Say:
+    held = policy.leaving is Leaving.HOLD
+    return _always(
+        f"held: {policy.leaving_why}" if held else f"guard: the last good one that policy {policy.name} made"
+    )
+
+
 _GUARDS: dict[str, Say] = {
     HELD: _always("no policy selects the VM: its restore points are held"),
     NONE_COMPLETE: _always("guard: the VM has no complete restore point"),
@@ -190,19 +198,23 @@ _SENTENCES: dict[str, Callable[[Policy, str], Say]] = {
     EVERYTHING: lambda policy, kind: _always(f"policy {policy.name} has no retention rule: everything is kept"),
     WITHIN: _by_within,
     MIN_GOOD: _by_min_good,
+    MADE: _by_maker,
     BEST: lambda policy, kind: _always(f"guard: the newest of the best consistency under policy {policy.name}"),
     NEWER: lambda policy, kind: _always(f"guard: newer than the newest good restore point under policy {policy.name}"),
 }
 
 
 def _unkept(point: RestorePoint, policies: Sequence[Policy]) -> str:
-    names = ", ".join(policy.name for policy in policies)
-    noun = "policy" if len(policies) == 1 else "policies"
+    asked = [policy for policy in policies if policy.leaving is not Leaving.HOLD]
+    names = ", ".join(policy.name for policy in asked)
+    noun = "policy" if len(asked) == 1 else "policies"
+    why = next((f"{policy.leaving_why}; " for policy in asked if policy.leaving and policy.name == point.policy), "")
     state = ""
     if not point.complete:
         state = "incomplete, and "
     elif point.damaged:
         state = "damaged, and "
     return (
-        f"{state}no rule of {noun} {names} and no guard keeps the restore point of {point.taken_at:%Y-%m-%d %H:%M} UTC"
+        f"{why}{state}no rule of {noun} {names} and no guard keeps the restore point of"
+        f" {point.taken_at:%Y-%m-%d %H:%M} UTC"
     )

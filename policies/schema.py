@@ -18,6 +18,7 @@ from policies.cron import check_cron
 from policies.errors import Unusable, quoted
 from policies.facts import VM_EVENT_TYPES, EventType
 from policies.fixture_tables import Fixture
+from policies.presets import PresetName
 from policies.tables import ONE_OR_MANY, Count, Duration, Share, Table, once_or_more, readable
 from policies.tables import key as _key
 from policies.terms import parse_term
@@ -28,6 +29,7 @@ SHORTEST_VERIFY = timedelta(days=1)
 """The engine reads back once a day."""
 
 Level = Literal["crash", "filesystem", "application"]
+LeavingName = Literal["hold", "expire", "keep_last_good"]
 TransportName = Literal["hotadd", "nbd"]
 Action = Literal["backup", "distrust", "hold"]
 
@@ -107,6 +109,9 @@ class ConsistencyTable(Table):
 class RetentionTable(Table):
     """What to keep. The rules are a union; without any rule everything is kept."""
 
+    preset: PresetName | None = _key(
+        None, "Numbers for the rules by name: `few`, `more` or `many`; a rule that is written wins.", "more"
+    )
     keep_last: Count | None = _key(None, "The newest restore points.", 6)
     keep_hourly: Count | None = _key(None, "Hours that have a restore point; the newest of each.", 24)
     keep_daily: Count | None = _key(None, "Days that have a restore point; the newest of each.", 14)
@@ -234,6 +239,15 @@ class PolicyTable(Table):
         "Second copies: names of `[copy.NAME]` in the engine's configuration; those of every policy that selects a VM"
         " count.",
         ["offsite"],
+    )
+    on_unmatched: LeavingName | None = _key(
+        None,
+        "What becomes of the restore points that it made of a VM which no policy selects any more: `hold` keeps them,"
+        " `expire` lets its retention go on, `keep_last_good` keeps the newest good one; `hold` without this key.",
+        "expire",
+    )
+    on_removed: LeavingName | None = _key(
+        None, "The same for a VM that left the inventory; `hold` without this key.", "keep_last_good"
     )
     limits: LimitsTable | None = _key(None, "How many of its backups may run at a time.")
     verify: VerifyTable | None = _key(None, "How often restore points are read back.")

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from policies.facts import Vm
 from policies.policy import Policy, Selection
-from policies.terms import Term, values
+from policies.terms import Term, shown, values
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -53,7 +53,7 @@ def _clause(kind: Literal["all", "any", "none"], term: Term, vm: Vm) -> Clause:
     if not term.property:
         return Clause(kind, term.text, True, ())
     found = values(vm, term.property)
-    return Clause(kind, term.text, any(term.matches(value) for value in found), found)
+    return Clause(kind, term.text, any(term.matches(value) for value in found), shown(vm, term.property))
 
 
 def _verdict(selection: Selection, clauses: Sequence[Clause]) -> tuple[bool, str]:

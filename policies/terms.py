@@ -1,7 +1,8 @@
 """Terms of a selection: one glob on one property of a VM, such as "name:web-*" or "tag:env=prod".
 
 Letter case does not count. In a glob `*` stands for any characters, `?` for one, `[ab]` for one of several; in a
-folder `*` and `?` stay within one level and `**` crosses levels, so "/Prod/**" is /Prod and all below it.
+folder `*` and `?` stay within one level and `**` crosses levels, so "/Prod/**" is /Prod and all below it. `size` and
+`disks` compare: "size:>500GiB" is what all disks of the VM can hold together, "disks:<=8" their number.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import ge, gt, le, lt
 
 from policies.errors import Unusable, quoted
 from policies.facts import PowerState, Vm
+from policies.units import parse_size, size
 
 _SEVERAL = {"tag", "attribute"}
+_COMPARED: dict[str, Callable[[str], int]] = {"size": parse_size, "disks": int}
+_COMPARISON = re.compile(r"(>=|<=|>|<) ?(.+)", re.ASCII)
+_OPERATORS: dict[str, Callable[[int, int], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
 
 _VALUES: dict[str, Callable[[Vm], tuple[str, ...]]] = {
     "name": lambda vm: (vm.name,),
@@ -31,6 +37,9 @@ _VALUES: dict[str, Callable[[Vm], tuple[str, ...]]] = {
     "attribute": lambda vm: tuple(f"{name}={value}" for name, value in sorted(vm.attributes.items())),
     "power": lambda vm: (vm.power.value,),
     "guest_os": lambda vm: (vm.guest_os,),
+    "size": lambda vm: (str(sum(disk.capacity_bytes for disk in vm.disks)),),
+    "disks": lambda vm: (str(len(vm.disks)),),
+    "template": lambda vm: ("yes" if vm.template else "no",),
 }
 
 PROPERTIES = tuple(_VALUES)
@@ -65,6 +74,8 @@ def parse_term(text: str) -> Term:
     if not glob or len(glob) > 500:
         raise Unusable(f"term {quoted(text)} needs a value of 1 to 500 characters", f'write "{name}:…" with a value')
     _check(name, glob, text)
+    if name in _COMPARED:
+        return Term(text, name, _comparison(name, glob, text))
     return Term(text, name, _folder(glob) if name == "folder" else _glob(glob))
 
 
@@ -78,11 +89,19 @@ def _check(name: str, glob: str, text: str) -> None:
         raise Unusable(f"term {quoted(text)} is not a path from the root", f"write {quoted(f'folder:/{glob}')}")
     if name == "power" and glob.casefold() not in set(PowerState):
         raise Unusable(f"term {quoted(text)} is not a power state", "write power:on, power:off or power:suspended")
+    if name == "template" and glob.casefold() not in ("yes", "no"):
+        raise Unusable(f"term {quoted(text)} is neither yes nor no", "write template:yes or template:no")
 
 
 def values(vm: Vm, name: str) -> tuple[str, ...]:
     """What the VM has for a property; several for tags, datastores, networks and attributes."""
     return _VALUES[name](vm)
+
+
+def shown(vm: Vm, name: str) -> tuple[str, ...]:
+    """The same for people."""
+    found = values(vm, name)
+    return tuple(size(int(value)) for value in found) if name == "size" else found
 
 
 def glob_matches(glob: str, value: str) -> bool:
@@ -97,6 +116,17 @@ def _glob(glob: str) -> Callable[[str], bool]:
         return lambda value: value.casefold() == wanted
     match = re.compile(fnmatch.translate(wanted)).match
     return lambda value: match(value.casefold()) is not None
+
+
+def _comparison(name: str, compared: str, text: str) -> Callable[[str], bool]:
+    found = _COMPARISON.fullmatch(compared)
+    example = f'write "{name}:>{"500GiB" if name == "size" else "8"}" or the like, with >, >=, < or <='
+    if found is None:
+        raise Unusable(f"term {quoted(text)} does not compare", example)
+    if name == "disks" and not re.fullmatch("[0-9]{1,4}", found[2], re.ASCII):
+        raise Unusable(f"term {quoted(text)} does not compare with a number", example)
+    than, holds = _COMPARED[name](found[2]), _OPERATORS[found[1]]
+    return lambda value: holds(int(value), than)
 
 
 def _folder(glob: str) -> Callable[[str], bool]:

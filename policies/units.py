@@ -1,15 +1,20 @@
-"""Durations and shares as a policy writes them, and as a sentence shows them."""
+"""Durations, shares and sizes as a policy writes them, and as a sentence shows them."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, tzinfo
+from decimal import Decimal
 
 from policies.errors import Unusable, quoted
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(?:[0-9]{1,6}[smhdw])(?: ?[0-9]{1,6}[smhdw])*", re.ASCII)
 _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)%", re.ASCII)
+
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?) ?([KMGT]i?B)", re.ASCII)
+_DECIMAL = {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
+_BYTES = _DECIMAL | {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 LONGEST = timedelta(days=36_525)
 """A century. Longer durations are mistakes, and would overflow dates."""
@@ -35,6 +40,27 @@ def parse_share(text: str) -> float:
     if not match or float(match[1]) > 100:
         raise Unusable(f"{quoted(text)} is not a share", 'write a percentage from "0%" to "100%" such as "5%"')
     return float(match[1]) / 100
+
+
+def parse_size(text: str) -> int:
+    """ "500GiB", "1.5 TB" and the like in bytes; raises Unusable."""
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise Unusable(
+            f"{quoted(text)} is not a size",
+            'write a number and a unit (KiB, MiB, GiB, TiB, KB, MB, GB, TB) such as "500GiB"',
+        )
+    return int(Decimal(match[1]) * _BYTES[match[2]])
+
+
+def size(count: int) -> str:
+    """A size for a sentence, in binary units: "512 B", "1.5 KiB", "600 GiB"."""
+    shown, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if shown < 1024 or unit == "TiB":
+            break
+        shown /= 1024
+    return f"{shown:.3f}".rstrip("0").rstrip(".") + f" {unit}"
 
 
 def span(duration: timedelta) -> str:

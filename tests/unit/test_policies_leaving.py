@@ -1,0 +1,151 @@
+"""What becomes of the restore points of VMs that no policy selects any more, or that left the inventory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from policies.decision import RetentionPlan
+from policies.facts import Consistency, Facts, RestorePoint, VmId
+from policies.planning import plan_reload
+from policies.policyset import PolicySet
+from policies.protection import copies_of
+from policies.retention import plan_retention
+from tests.policies.building import NOW, a_point, a_vm, daily_points, facts, policies
+
+DB = a_vm("db", tags=frozenset({"backup=gold"}))
+UNTAGGED = replace(DB, tags=frozenset())
+RULES = 'retention = { keep_daily = 3, keep_monthly = 2, grace = "0s" }'
+
+
+def gold(more: str = "", select: str = "tag:backup=gold", name: str = "gold") -> str:
+    return f'[policy.{name}]\nselect.all = ["{select}"]\nrpo = "1d"\n{RULES}\n{more}'
+
+
+def made_by(name: str, days: int = 40) -> tuple[RestorePoint, ...]:
+    return tuple(replace(point, policy=name) for point in daily_points(DB, days))
+
+
+def plan(found: PolicySet, known: Facts, vm: VmId = DB.id) -> RetentionPlan:
+    return plan_retention(vm, known.points[vm], found.retaining_of(vm, known), known.now)
+
+
+def days(found: RetentionPlan) -> list[str]:
+    return sorted(f"{one.point[4:6]}-{one.point[6:8]}" for one in found.keep)
+
+
+GFS = ["10-31", "11-20", "11-21", "11-22"]
+
+
+@pytest.mark.parametrize(("more", "kept"), [("", 40), ('on_unmatched = "hold"', 40), ('on_removed = "expire"', 40)])
+def test_a_vm_that_no_policy_selects_any_more_keeps_its_points(more: str, kept: int) -> None:
+    assert len(plan(policies(gold(more)), facts(UNTAGGED, points=made_by("gold"))).keep) == kept
+
+
+def test_expire_lets_the_retention_of_the_policy_go_on() -> None:
+    found = policies(gold('on_unmatched = "expire"'))
+    matched = plan(found, facts(DB, points=made_by("gold")))
+    unmatched = plan(found, facts(UNTAGGED, points=made_by("gold")))
+    assert days(matched) == days(unmatched) == GFS
+    assert unmatched.expire[0].reason == (
+        "no policy selects the VM, and policy gold, which made the restore point, says on_unmatched = expire; "
+        "no rule of policy gold and no guard keeps the restore point of 2026-11-19 14:00 UTC"
+    )
+
+
+def test_keep_last_good_keeps_the_newest_good_one_after_its_grace() -> None:
+    text = gold('on_unmatched = "keep_last_good"').replace('"0s"', '"7d"')
+    weak = a_point(DB, NOW, Consistency.CRASH, policy="gold", complete=False)
+    points = (*(replace(p, taken_at=p.taken_at - timedelta(hours=1)) for p in made_by("gold", 3)), weak)
+    first = plan(policies(text), facts(UNTAGGED, points=points))
+    assert (len(first.keep), len(first.mark), len(first.expire)) == (4, 3, 0)
+    marked = tuple(replace(p, expiring_since=NOW - timedelta(days=7)) for p in points)
+    assert days(plan(policies(text), facts(UNTAGGED, points=marked))) == ["11-22"]
+
+
+def test_a_vm_that_left_is_treated_by_on_removed_and_one_that_is_unknown_is_held() -> None:
+    found = policies(gold('on_removed = "keep_last_good"'))
+    unknown = facts(points=made_by("gold"))
+    gone = replace(unknown, left={DB.id: NOW - timedelta(hours=1)})
+    assert len(plan(found, unknown).keep) == 40
+    assert days(plan(found, gone)) == ["11-22"]
+    assert len(plan(policies(gold('on_unmatched = "expire"')), gone).keep) == 40
+
+
+def test_a_policy_that_is_gone_holds_what_it_made() -> None:
+    others = policies(gold('on_unmatched = "expire"', name="silver"))
+    points = (*made_by("gold", 3), replace(a_point(DB, NOW - timedelta(days=9)), policy=""))
+    found = plan(others, facts(UNTAGGED, points=points))
+    assert len(found.keep) == 4
+    assert found.keep[0].reasons == ("no policy selects the VM: its restore points are held",)
+
+
+def test_what_one_policy_holds_stays_beside_what_another_lets_expire() -> None:
+    found = policies(gold('on_unmatched = "expire"'), gold(name="silver"))
+    mixed = tuple(
+        replace(p, policy="silver" if n < 5 else "lost" if n < 7 else "gold") for n, p in enumerate(made_by(""))
+    )
+    said = plan(found, facts(UNTAGGED, points=mixed))
+    assert days(said) == sorted([*GFS, *(f"{p.taken_at:%m-%d}" for p in mixed[:7])])
+    why = {one.point: one.reasons for one in said.keep}
+    assert why[mixed[0].id] == (
+        "held: no policy selects the VM, and policy silver, which made the restore point, says on_unmatched = hold",
+    )
+    assert why[mixed[6].id] == ("held: policy lost, which made the restore point, is gone",)
+
+
+def test_each_policy_keeps_the_last_good_one_that_it_made() -> None:
+    found = policies(gold('on_unmatched = "keep_last_good"'), gold('on_unmatched = "keep_last_good"', name="silver"))
+    mixed = tuple(replace(p, policy="silver" if n < 5 else "gold") for n, p in enumerate(made_by("", 10)))
+    assert days(plan(found, facts(UNTAGGED, points=mixed))) == ["11-17", "11-22"]
+
+
+def test_without_rules_expire_keeps_everything() -> None:
+    text = '[policy.gold]\nselect.all = ["tag:a=b"]\non_unmatched = "expire"'
+    assert len(plan(policies(text), facts(UNTAGGED, points=made_by("gold"))).keep) == 40
+
+
+def test_a_vm_that_matches_again_is_treated_as_ever() -> None:
+    found = policies(gold('on_unmatched = "keep_last_good"'))
+    assert days(plan(found, facts(DB, points=made_by("gold")))) == GFS
+
+
+def test_holds_and_locks_outlive_the_leaving() -> None:
+    found = policies(gold('on_removed = "keep_last_good"'))
+    points = (replace(made_by("gold")[0], holds=("legal",)), *made_by("gold")[1:])
+    known = replace(facts(points=points), left={DB.id: NOW})
+    assert days(plan(found, known)) == ["10-14", "11-22"]
+
+
+def test_a_change_of_the_files_that_lets_points_of_a_vm_that_left_expire_is_pending() -> None:
+    old, new = policies(gold()), policies(gold('on_removed = "keep_last_good"'))
+    known = replace(facts(a_vm("other"), points=made_by("gold")), left={DB.id: NOW})
+    found = plan_reload(old, new, known)
+    assert len(found.expiring) == 39
+    assert len(plan(found.effective, known).keep) == 40
+    assert len(plan(found.new, known).keep) == 1
+
+
+def test_a_change_that_stops_selecting_a_vm_whose_policy_says_so_is_pending() -> None:
+    old = policies(gold('on_unmatched = "keep_last_good"'))
+    new = policies(gold('on_unmatched = "keep_last_good"', select="tag:backup=other"))
+    known = facts(DB, points=made_by("gold"))
+    found = plan_reload(old, new, known)
+    assert len(found.expiring) == 3
+    assert days(plan(found.effective, known)) == GFS
+
+
+def test_an_unmatched_vm_loses_nothing_to_what_a_pending_change_keeps() -> None:
+    """The policies that a pending change keeps are more than nothing, but nothing keeps everything."""
+    found = replace(policies(gold()), kept_retention={DB.id: policies(gold()).policies})
+    assert len(plan(found, facts(UNTAGGED, points=made_by("gold"))).keep) == 40
+
+
+def test_second_copies_of_a_vm_that_no_policy_selects_go_on_by_its_own_policy() -> None:
+    found = policies(gold('copies = ["offsite"]'))
+    point = made_by("gold", 1)[0]
+    for vm in (DB, UNTAGGED, None):
+        assert copies_of(found, vm, point) == ("offsite",)
+    assert copies_of(found, UNTAGGED, replace(point, policy="lost")) == ()
