@@ -122,14 +122,7 @@ class Draft:
         known = self.world.job_keys.get(decision.key)
         if known is not None:
             return Ruling(decision, known)
-        waiting = next(
-            (
-                job
-                for job in self.world.jobs.values()
-                if job.vm == decision.vm and job.kind is JobKind.BACKUP and job.state is JobState.PENDING
-            ),
-            None,
-        )
+        waiting = self.world.jobs.waiting_backup(decision.vm)
         job = job_from(decision, job=self.mint_job(), now=self.now) if waiting is None else joined(waiting, decision)
         self._set(job)
         self.world.job_keys[decision.key] = self._keys[decision.key] = job.id
@@ -140,8 +133,8 @@ class Draft:
         return Ruling(decision, job.id)
 
     def _retire(self, decision: Retire) -> None:
-        for job in [j for j in self.world.jobs.values() if j.vm == decision.vm and j.state is JobState.PENDING]:
-            if job.kind is JobKind.BACKUP:
+        for job in self.world.jobs.of(decision.vm):
+            if job.kind is JobKind.BACKUP and job.state is JobState.PENDING:
                 self._set(replace(job, state=JobState.ABANDONED, last_error=decision.reason))
                 self._forgotten.update(self.world.forget_keys(job.id))
 

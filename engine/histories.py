@@ -70,7 +70,7 @@ def check(world: World, old: VmId, new: VmId) -> None:
     if new not in world.vms:
         raise Declined(f"{_called(world, new)} ({new}) does not stand in the inventory, so nothing would go on")
     for vm in (old, new):
-        if any(job.vm == vm and job.state is JobState.RUNNING for job in world.jobs.values()):
+        if any(job.state is JobState.RUNNING for job in world.jobs.of(vm)):
             raise NotYet(f"work on {_called(world, vm)} is under way", where=vm, hint="try again when it has ended")
 
 
@@ -93,7 +93,7 @@ def join(world: World, old: VmId, new: VmId, now: datetime) -> Joining:
     )  # fmt: skip
     before = [{vm: table[vm] for vm in (old, new) if vm in table} for table in tables]
     fired_before = {key: at for key, at in world.fired.items() if key[2] in (old, new)}
-    jobs_before = {id: job for id, job in world.jobs.items() if job.vm == new}
+    jobs_before = {job.id: job for job in world.jobs.of(new)}
     # Work that was given up when the VM left must not keep the same slot's from being asked for again.
     over = {key: job for key, job in world.job_keys.items() if f":{old}:" in key and job not in world.jobs}
 

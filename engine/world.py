@@ -13,6 +13,7 @@ from datetime import datetime
 
 from engine.identity import Book, Known, traits_of
 from engine.jobs import Job, JobId, JobKind, JobState
+from engine.openjobs import OpenJobs
 from engine.records import Recalled, RunRow, VmRow
 from policies.facts import Address, EventType, Facts, RestorePoint, Vm, VmHistory, VmId
 
@@ -71,12 +72,14 @@ class World:
     history: dict[VmId, VmHistory] = field(default_factory=dict)
     points: dict[VmId, tuple[RestorePoint, ...]] = field(default_factory=dict)
     fired: dict[tuple[str, str, VmId], datetime] = field(default_factory=dict)
-    jobs: dict[JobId, Job] = field(default_factory=dict)
+    jobs: OpenJobs = field(default_factory=OpenJobs)
     job_keys: dict[str, JobId] = field(default_factory=dict)
     """Which job stands for an idempotency key, settled jobs included."""
     complete: dict[str, datetime] = field(default_factory=dict)
     """When each vCenter's inventory was last seen in full."""
     alerts: dict[VmId, str] = field(default_factory=dict)
+    moved: Callable[[VmId], None] = lambda vm: None
+    """Told of each VM of which `vms` has another value, or none any more."""
     vcenters: int = 0
     """How many vCenters are followed."""
 
@@ -90,9 +93,11 @@ class World:
         self.rows = {row.id: row for row in recalled.rows}
         self.book = Book((row.id, row.traits) for row in self.rows.values())
         self.runs, self.fired = dict(recalled.runs), dict(recalled.fired)
-        self.jobs = {job.id: job for job in recalled.jobs}
+        self.jobs.clear()
+        self.jobs.update({job.id: job for job in recalled.jobs})
         self.job_keys = dict(recalled.job_keys)
-        self.vms = {vm: seen for vm, seen in self.vms.items() if vm in self.rows}
+        for vm in [vm for vm in self.vms if vm not in self.rows]:
+            del self.vms[vm]  # who follows the jobs looks at this very table
         for vm in {*self.rows, *self.points, *self.runs}:
             self.refresh(vm)
 
@@ -104,7 +109,7 @@ class World:
         """Make the history of a VM again from its restore points, runs and open jobs."""
         run = self.runs.get(vm, RunRow(vm))
         points = [p for p in self.points.get(vm, ()) if p.complete]
-        mine = [job for job in self.jobs.values() if job.vm == vm and job.kind is JobKind.BACKUP]
+        mine = [job for job in self.jobs.of(vm) if job.kind is JobKind.BACKUP]
         successes = [t for t in (run.last_success, *(p.taken_at for p in points)) if t is not None]
         self.history[vm] = VmHistory(
             last_success=max(successes, default=None),
@@ -181,6 +186,7 @@ class World:
         accounted = {} if old is None else old.accounted
         row = VmRow(vm_id, self.book.traits(vm_id), accounted, now if old is None else old.first_seen)
         self.vms[vm_id] = vm
+        self.moved(vm_id)
         if alert:
             self.alerts[vm_id] = alert
         if row == old:
@@ -199,7 +205,8 @@ class World:
         vm_id = self.book.at(address)
         if vm_id is None or vm_id not in self.rows:
             return None
-        self.vms.pop(vm_id, None)
+        if self.vms.pop(vm_id, None) is not None:
+            self.moved(vm_id)
         row = self.rows[vm_id]
         if row.left_at is None:
             row = replace(row, left_at=now)

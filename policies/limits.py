@@ -82,14 +82,25 @@ class Limits:
 
 def places_of(vm_id: VmId, vm: Vm | None, policy: str, limits: Limits) -> tuple[Place, ...]:
     """The limited places that a backup of this VM takes; a VM that is not known is on no host and no datastore."""
-    named = [Place("vm", vm_id), Place("policy", policy, policy), Place(REPOSITORY, "")]
-    if vm is not None:
-        if vm.host:
-            named += [Place("host", vm.host), Place("host", vm.host, policy)]
-        for store in dict.fromkeys(vm.datastores):
-            named += [Place("datastore", store), Place("datastore", store, policy)]
-        named.append(Place("vcenter", vm.address.vcenter))
-    return tuple(place for place in named if limits.of(place) is not None)
+    places = [Place("vm", vm_id)]
+    if limits.per_repository is not None:
+        places.append(Place(REPOSITORY, ""))
+    own = limits.policies.get(policy)
+    if own is not None and own.running is not None:
+        places.append(Place("policy", policy, policy))
+    if vm is None:
+        return tuple(places)
+    if vm.host:
+        places.append(Place("host", vm.host))
+        if own is not None and own.per_host is not None:
+            places.append(Place("host", vm.host, policy))
+    for store in dict.fromkeys(vm.datastores):
+        places.append(Place("datastore", store))
+        if own is not None and own.per_datastore is not None:
+            places.append(Place("datastore", store, policy))
+    if limits.per_vcenter is not None:
+        places.append(Place("vcenter", vm.address.vcenter))
+    return tuple(places)
 
 
 def taken(place: Place, number: int) -> str:

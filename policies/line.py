@@ -139,10 +139,12 @@ class Line:
     def start(self, now: datetime) -> BackUp | None:
         """The next backup that may start now; it runs from now on, until `finished`."""
         self._advance(now)
-        if len(self._running) >= self._limits.running or pace_lets(self._paced, now, self._limits) > now:
+        if not self._ready or len(self._running) >= self._limits.running:
+            return None
+        if self._limits.starts_per_minute and pace_lets(self._paced, now, self._limits) > now:
             return None
         oldest = (self._starts + 1) % OLDEST_EVERY == 0
-        cut = None if oldest else self._cut(now)
+        cut = None if oldest or len(self._entries) == 1 else self._cut(now)
         while True:
             entry = self._first(oldest, cut)
             if entry is None:
@@ -405,8 +407,6 @@ class Line:
 
     def _cut(self, now: datetime) -> int | None:
         """The cut of the load, weighed again only where it may have changed."""
-        if not self._ready:
-            return None
         places, each, at = self._limits.at_once, seconds_of(self._typical), int(self._at)
         known = self._weighed
         if (
