@@ -39,7 +39,7 @@ def reach(repo: Repository, reached: Reached, known: Collection[PointId]) -> tup
             for root in bases:
                 reached.add_root(root)
             fresh = points - seen
-            _add_points(repo, reached, fresh)
+            add_points(repo, reached, fresh)
             seen |= fresh
             if rounds and not fresh:  # every point of this moment was read, so later bases are reached, too
                 return reached.sorted(), points
@@ -53,7 +53,7 @@ def reach(repo: Repository, reached: Reached, known: Collection[PointId]) -> tup
         ) from error
 
 
-def _add_points(repo: Repository, reached: Reached, points: Collection[PointId]) -> None:
+def add_points(repo: Repository, reached: Reached, points: Collection[PointId]) -> None:
     """Add what these restore points reach; their manifests are read by some threads where the store is far away."""
     adding = threading.Lock()
 
