@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import ge, gt, le, lt
+from unicodedata import normalize
 
 from policies.errors import Unusable, quoted
 from policies.facts import PowerState, Vm
@@ -111,11 +112,16 @@ def glob_matches(glob: str, value: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _glob(glob: str) -> Callable[[str], bool]:
-    wanted = glob.casefold()
+    wanted = _plain(glob)
     if not any(c in wanted for c in "*?["):
-        return lambda value: value.casefold() == wanted
+        return lambda value: _plain(value) == wanted
     match = re.compile(fnmatch.translate(wanted)).match
-    return lambda value: match(value.casefold()) is not None
+    return lambda value: match(_plain(value)) is not None
+
+
+def _plain(text: str) -> str:
+    """Without letter case, an accented letter as one character however it was typed."""
+    return normalize("NFC", text.casefold())
 
 
 def _comparison(name: str, compared: str, text: str) -> Callable[[str], bool]:

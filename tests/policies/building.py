@@ -9,6 +9,7 @@ from typing import Any
 from policies.facts import (
     Address,
     Consistency,
+    Disk,
     Event,
     EventType,
     Facts,
@@ -28,6 +29,12 @@ NOW = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
 
 def a_vm(name: str = "web-3", **more: Any) -> Vm:
     return Vm(id=VmId(f"id-{name}"), address=Address("vc", f"vm-{name}"), name=name, **more)
+
+
+def a_disk(key: int, gib: int = 10, label: str = "", **more: Any) -> Disk:
+    """Hard disk 1 has the key 2000."""
+    named = {"label": label or f"Hard disk {key - 1999}", "uuid": f"uuid-{key}", "datastore": "ssd-1", **more}
+    return Disk(key=key, capacity_bytes=gib * 2**30, file_name=f"[ssd-1] {key}.vmdk", mode="persistent", **named)
 
 
 def an_event(kind: EventType, vm: Vm | None = None, *, key: str = "k1", at: datetime = NOW, **more: Any) -> Event:

@@ -11,6 +11,7 @@ import pytest
 from policies.errors import PolicyError, Problem, quoted
 from policies.loading import LARGEST_FILE_BYTES, load, load_texts
 from policies.policy import DEFAULT_GRACE, PolicyLimits
+from policies.presets import PRESETS
 from policies.reading import DEEPEST
 from policies.units import parse_duration, span
 from tests.policies.building import policies
@@ -90,6 +91,39 @@ def test_a_template_is_merged_key_by_key_and_the_policy_wins() -> None:
     assert policy.priority == 5
     assert dict(policy.retention.counts) == {"daily": 14, "weekly": 8}
     assert [term.text for term in policy.selection.none] == ["tag:backup=never"]
+
+
+def test_a_preset_writes_numbers_and_what_is_written_wins() -> None:
+    found = policies(
+        """
+        [template.t]
+        retention = { preset = "more", keep_yearly = 0, grace = "7d" }
+        [policy.p]
+        template = "t"
+        retention = { keep_daily = 20 }
+        [policy.q]
+        template = "t"
+        retention = { preset = "few" }
+        [policy.r]
+        retention = { keep_daily = 30, keep_weekly = 12, keep_monthly = 12, keep_quarterly = 8, keep_yearly = 3 }
+        [policy.s]
+        retention.preset = "many"
+        """
+    )
+    kept = {policy.name: dict(policy.retention.counts) for policy in found.policies}
+    assert kept["p"] == {"daily": 20, "weekly": 8, "monthly": 6, "quarterly": 4}
+    assert kept["q"] == {"daily": 7, "weekly": 4, "monthly": 3}
+    assert kept["r"] == kept["s"]
+    assert len({policy.hash for policy in found.policies}) == 3, "a preset is the numbers that it stands for"
+
+
+def test_the_document_has_the_numbers_of_the_presets() -> None:
+    lines = (ROOT / "docs" / "policies.md").read_text().splitlines()
+    rules = ("keep_daily", "keep_weekly", "keep_monthly", "keep_quarterly", "keep_yearly")
+    for name, numbers in PRESETS.items():
+        assert set(numbers) <= set(rules)
+        shown = " | ".join(str(numbers.get(rule, "")) for rule in rules)
+        assert f"| `{name}` | {shown} |".replace("|  ", "| ") in lines
 
 
 def test_the_hash_is_of_what_a_policy_does() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import pytest
 
 from policies.facts import PowerState, Vm
 from policies.selection import Index, match
 from policies.terms import PROPERTIES, glob_matches
 from tests.policies import building
-from tests.policies.building import a_vm, policies
+from tests.policies.building import a_disk, a_vm, policies
 
 WEB = a_vm(
     "Web-3",
@@ -23,6 +25,7 @@ WEB = a_vm(
     attributes={"Owner": "ops-team"},
     power=PowerState.ON,
     guest_os="otherLinux64Guest",
+    disks=(a_disk(2000, 400), a_disk(2001, 200)),
 )
 
 
@@ -58,6 +61,13 @@ def selected(select: str, vm: Vm = WEB) -> bool:
         "attribute:owner=ops*",
         "power:on",
         "guest_os:*linux*",
+        "size:>599GiB",
+        "size:>=600GiB",
+        "size:<=600 GiB",
+        "size:<0.7TB",
+        "disks:>1",
+        "disks:<=2",
+        "template:no",
     ],
 )
 def test_a_term_matches(term: str) -> None:
@@ -82,6 +92,11 @@ def test_a_term_matches(term: str) -> None:
         "attribute:*=nobody",
         "power:off",
         "network:dmz",
+        "size:>600GiB",
+        "size:<600GiB",
+        "size:>=1TB",
+        "disks:>8",
+        "template:YES",
     ],
 )
 def test_a_term_does_not_match(term: str) -> None:
@@ -103,6 +118,53 @@ def test_all_any_and_none_work_together() -> None:
     assert not selected(f'{both}, none = ["host:esx1*"]')
     assert not selected('all = ["tag:env=test"], any = ["name:web-*"]')
     assert not selected('all = ["tag:env=prod"], any = ["name:app-*"]')
+
+
+@pytest.mark.parametrize(
+    ("term", "name"),
+    [
+        ("name:GRÜN-*", "grün-1"),
+        ("name:gr\u0075\u0308n-*", "gr\u00fcn-1"),  # the same letter, typed in two ways
+        ("name:STRASSE", "straße"),
+        ("name:*\U0001f600*", "vm \U0001f600"),
+        ("name:データ*", "データベース"),
+        ("name:db[[]1]", "db[1]"),
+        ("name:db[[]*", "db[old] copy"),
+        ("name:[!a-c]b", "db"),
+        ("name:[", "["),
+        ("name:a]b", "a]b"),
+        ("name:*(1)+.$^{}|\\\\*", "x (1)+.$^{}|\\ y"),
+        ("name:?", "\U0001f600"),
+        ("name:a*b", "a\nb"),
+        ("name:a:b=c", "a:b=c"),
+    ],
+)
+def test_names_that_look_like_patterns_are_matched_letter_by_letter(term: str, name: str) -> None:
+    assert selected(f'all = ["{term}"]', a_vm(name))
+    assert not selected(f'all = ["{term}"]', a_vm("##"))
+
+
+@pytest.mark.parametrize("property", ["name", "folder", "tag", "attribute", "host"])
+@pytest.mark.parametrize("glob", ["*a" * 240, "**/" * 160, "*?" * 240, "[a-z]*" * 80, "a=" + "*=" * 230, "(a+)+" * 90])
+def test_no_pattern_takes_long(property: str, glob: str) -> None:
+    glob = f"/{glob}" if property == "folder" else f"{glob}=*" if property in ("tag", "attribute") else glob
+    found = policies(f'[policy.p]\nselect.all = ["{property}:{glob[:500]}"]')
+    value = "a" * 2000
+    vm = a_vm(value, folder="/a" * 1000, tags=frozenset({f"{value}={value}"}), attributes={value: value}, host=value)
+    began = perf_counter()
+    match(found.policies[0], vm)
+    assert perf_counter() - began < 0.5
+
+
+def test_the_size_of_a_vm_is_told_in_units() -> None:
+    found = policies('[policy.p]\nselect.all = ["size:>1TiB", "disks:>0"]').policies[0]
+    assert match(found, WEB).why == "size:>1TiB does not match (the VM has 600 GiB)"
+    assert match(found, a_vm()).why == "size:>1TiB does not match (the VM has 0 B)"
+
+
+def test_templates_can_be_left_out() -> None:
+    assert not selected('all = ["*"], none = ["template:yes"]', a_vm(template=True))
+    assert selected('all = ["*"], none = ["template:yes"]', a_vm())
 
 
 def test_an_empty_selection_selects_nothing() -> None:
