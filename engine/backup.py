@@ -23,6 +23,7 @@ from connectors.errors import ConnectorError, ReadFailed, TransportFailed
 from connectors.hypervisor import Fallback, OpenDisk, Snapshot, SnapshotDisk, TrackedBase
 from engine.copying import Copied, copy_disk, plan_copy
 from engine.jobs import DiskOutcome, Done, Job, RunId
+from engine.plain import show_time
 from engine.ports import Hypervisor
 from engine.streaming import first_of, stream_disk
 from engine.threads import Threads, interruptible, settled
@@ -175,6 +176,9 @@ def _head(attempt: Attempt, snapshot: Snapshot, engine: str) -> PointHead:
             "policy_hash": job.policy_hash,
             "reason": job.reason,
             "event_key": job.event_key,
+            "event_type": job.event_type,
+            "event_at": show_time(job.event_at) if job.event_at else "",
+            "policy_commit": job.policy_commit,
             "consistency_wanted": job.consistency.value,
             "consistency_reason": snapshot.consistency_reason,
             "host": snapshot.vm.host,

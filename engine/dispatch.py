@@ -283,7 +283,8 @@ class Dispatcher:
     async def _tick(self, now: datetime) -> Rulings:
         draft = self._draft(now)
         for event in missed_events(self.world, self.suspicions, now, self.reconcile_grace):
-            self._decide(event, draft, reconciled=True)
+            # Tags have no event: comparing is how their change is told, not how a missed one is found.
+            self._decide(event, draft, reconciled=event.type is not EventType.RETAGGED)
         clock = Event(key=f"clock:{now:%Y%m%dT%H%M%S.%fZ}", type=EventType.CLOCK, at=now, source="clock")
         decisions = await self._sweep(clock, now)
         self.standing = {d.vm: d for d in decisions if d.vm is not None}

@@ -84,6 +84,9 @@ class Job:
     transports: tuple[str, ...] = ()
     policy_hash: str = ""
     event_key: str = ""
+    event_type: str = ""
+    event_at: datetime | None = None
+    policy_commit: str = ""
     manual: bool = False
     state: JobState = JobState.PENDING
     attempts: int = 0
@@ -115,6 +118,9 @@ def job_from(decision: BackUp, *, job: JobId, now: datetime) -> Job:
         transports=decision.transports,
         policy_hash=decision.policy_hash,
         event_key=decision.event_key,
+        event_type=decision.event_type,
+        event_at=decision.event_at,
+        policy_commit=decision.policy_commit,
         manual=asked_for(decision),
     )
 
@@ -135,6 +141,9 @@ def decision_of(job: Job) -> BackUp:
         transports=job.transports,
         policy_hash=job.policy_hash,
         event_key=job.event_key,
+        event_type=job.event_type,
+        event_at=job.event_at,
+        policy_commit=job.policy_commit,
     )
 
 

@@ -104,11 +104,16 @@ def describe(decision: Decision) -> tuple[str, str | None, str, str, str, str]:
         case Skip():
             return "skip", decision.vm, decision.policy, decision.rule, decision.reason, ""
         case DistrustTracking():
-            return "distrust", decision.vm, "", "", decision.reason, ""
+            return "distrust", decision.vm, decision.policy, decision.rule, decision.reason, ""
         case Retire():
             return "retire", decision.vm, "", "", decision.reason, ""
         case HoldPoints():
-            return "hold", decision.vm, "", "", decision.reason, ""
+            return "hold", decision.vm, decision.policy, decision.rule, decision.reason, ""
+
+
+def commit_of(decision: Decision) -> str:
+    """The commit of the policy that decided, where it is known."""
+    return decision.policy_commit if isinstance(decision, BackUp) else ""
 
 
 def write_decisions(connection: Connection, effects: Sequence[Effect], now: datetime) -> None:
@@ -117,9 +122,9 @@ def write_decisions(connection: Connection, effects: Sequence[Effect], now: date
     insert(
         connection,
         "decisions",
-        (*["VARCHAR"] * 8, "TIMESTAMP"),
+        (*["VARCHAR"] * 8, "TIMESTAMP", "VARCHAR"),
         (
-            (effect.event.key, *describe(ruling.decision), ruling.job, written)
+            (effect.event.key, *describe(ruling.decision), ruling.job, written, commit_of(ruling.decision))
             for effect in effects
             for ruling in effect.rulings
         ),
@@ -128,11 +133,11 @@ def write_decisions(connection: Connection, effects: Sequence[Effect], now: date
 
 JOB_COLUMNS = (
     "id, key, kind, vm, policy, rule, reason, created_at, not_before, deadline, priority, consistency, fallback, "
-    "transports, policy_hash, event_key, manual, state, attempts, last_error, run"
+    "transports, policy_hash, event_key, manual, state, attempts, last_error, run, event_type, event_at, policy_commit"
 )
 _JOB_TYPES = (
     *["VARCHAR"] * 7, *["TIMESTAMP"] * 3, "INTEGER", *["VARCHAR"] * 5, "BOOLEAN", "VARCHAR", "INTEGER", "VARCHAR",
-    "VARCHAR", "VARCHAR", "TIMESTAMP",
+    "VARCHAR", "VARCHAR", "TIMESTAMP", "VARCHAR", "TIMESTAMP", "VARCHAR",
 )  # fmt: skip
 
 
@@ -141,7 +146,7 @@ def _job_row(job: Job) -> tuple[Any, ...]:
         job.id, job.key, job.kind.value, job.vm, job.policy, job.rule, job.reason, stamp(job.created_at),
         stamp(job.not_before), stamp(job.deadline), job.priority, job.consistency.value, job.fallback.value,
         json.dumps(job.transports), job.policy_hash, job.event_key, job.manual, job.state.value, job.attempts,
-        job.last_error, job.run, None, None,
+        job.last_error, job.run, None, None, job.event_type, stamp(job.event_at), job.policy_commit,
     )  # fmt: skip
 
 
@@ -153,7 +158,8 @@ def _job(row: tuple[Any, ...]) -> Job:
         created_at=created, not_before=not_before, deadline=aware(row[9]), priority=row[10],
         consistency=Consistency(row[11]), fallback=Consistency(row[12]), transports=tuple(json.loads(row[13])),
         policy_hash=row[14], event_key=row[15], manual=row[16], state=JobState(row[17]), attempts=row[18],
-        last_error=row[19], run=RunId(row[20]) if row[20] else None,
+        last_error=row[19], run=RunId(row[20]) if row[20] else None, event_type=row[21] or "", event_at=aware(row[22]),
+        policy_commit=row[23] or "",
     )  # fmt: skip
 
 

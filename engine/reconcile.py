@@ -6,6 +6,7 @@ more to tell, so that an event on its way is not made twice. Pure: time is an ar
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -57,6 +58,15 @@ def missed_events(world: World, suspicions: Suspicions, now: datetime, grace: ti
     return found
 
 
+def _retagged(before: list[str], after: list[str]) -> str:
+    """Such as "added backup=gold, removed backup=none"."""
+    changes = (
+        ("added", [tag for tag in after if tag not in before]),
+        ("removed", [tag for tag in before if tag not in after]),
+    )
+    return ", ".join(f"{verb} {', '.join(tags)}" for verb, tags in changes if tags)
+
+
 def _events(world: World, vm: VmId, parts: list[str], now: datetime) -> list[Event]:
     row = world.rows[vm]
     assert row.traits.address is not None
@@ -64,10 +74,12 @@ def _events(world: World, vm: VmId, parts: list[str], now: datetime) -> list[Eve
     before = row.accounted
     number = int(before.get("missed", "0"))
 
-    def event(kind: EventType, **more: str) -> Event:
+    def event(kind: EventType, tags: str = "", **more: str) -> Event:
         nonlocal number
         number += 1
         detail = {"found_by": "reconcile"}
+        if tags:
+            detail["tags"] = tags
         if kind is EventType.RECONFIGURED:
             detail["disks"] = "the inventory shows other disks than before"
         return Event(
@@ -99,5 +111,7 @@ def _events(world: World, vm: VmId, parts: list[str], now: datetime) -> list[Eve
             made.append(event(EventType.RENAMED))
         if "power" in parts:
             made.append(event(_POWER[seen.power]))
+        if "tags" in parts:
+            made.append(event(EventType.RETAGGED, tags=_retagged(json.loads(before["tags"]), sorted(seen.tags))))
     world.count_missed(vm, number)
     return made

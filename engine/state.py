@@ -294,15 +294,22 @@ class State:
         """The accepted policy texts by file name; empty when none was accepted yet."""
         return dict(self._rows("SELECT name, text FROM policy_files ORDER BY name"))
 
-    def accept_policies(self, files: Mapping[str, str], *, who: str, detail: str, now: datetime) -> None:
+    def policy_commit(self) -> str:
+        """The commit that the accepted policy texts were at; empty when that was not known."""
+        rows = self._rows("SELECT policy_commit FROM policy_files LIMIT 1")
+        return (rows[0][0] or "") if rows else ""
+
+    def accept_policies(
+        self, files: Mapping[str, str], *, who: str, detail: str, now: datetime, commit: str = ""
+    ) -> None:
         """Make these texts the ones in force."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM policy_files")
             insert(
                 connection,
                 "policy_files",
-                ("VARCHAR", "VARCHAR", "TIMESTAMP", "VARCHAR"),
-                ((name, text, stamp(now), who) for name, text in files.items()),
+                ("VARCHAR", "VARCHAR", "TIMESTAMP", "VARCHAR", "VARCHAR"),
+                ((name, text, stamp(now), who, commit) for name, text in files.items()),
             )
             write_audit(connection, (Audited(now, who, "apply policies", counted(len(files), "file"), detail),))
 

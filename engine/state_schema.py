@@ -20,7 +20,7 @@ from storage.errors import Locked, NoSpace, StorageError, StoreFailed, Unsupport
 
 log = logging.getLogger("engine.state")
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "state.duckdb"
 
 TABLES = (
@@ -29,12 +29,12 @@ TABLES = (
        vm_name VARCHAR, vcenter VARCHAR, moref VARCHAR, cause VARCHAR, from_host VARCHAR, to_host VARCHAR,
        user_name VARCHAR, detail VARCHAR, reconciled BOOLEAN, journaled_at TIMESTAMP)""",
     """CREATE TABLE decisions (event_key VARCHAR, kind VARCHAR, vm VARCHAR, policy VARCHAR, rule VARCHAR,
-       reason VARCHAR, policy_hash VARCHAR, job VARCHAR, decided_at TIMESTAMP)""",
+       reason VARCHAR, policy_hash VARCHAR, job VARCHAR, decided_at TIMESTAMP, policy_commit VARCHAR)""",
     """CREATE TABLE jobs (id VARCHAR, key VARCHAR, kind VARCHAR, vm VARCHAR, policy VARCHAR, rule VARCHAR,
        reason VARCHAR, created_at TIMESTAMP, not_before TIMESTAMP, deadline TIMESTAMP, priority INTEGER,
        consistency VARCHAR, fallback VARCHAR, transports VARCHAR, policy_hash VARCHAR, event_key VARCHAR,
        manual BOOLEAN, state VARCHAR, attempts INTEGER, last_error VARCHAR, run VARCHAR, point VARCHAR,
-       settled_at TIMESTAMP)""",
+       settled_at TIMESTAMP, event_type VARCHAR, event_at TIMESTAMP, policy_commit VARCHAR)""",
     "CREATE TABLE fired (policy VARCHAR, rule VARCHAR, vm VARCHAR, fired_at TIMESTAMP)",
     """CREATE TABLE vms (id VARCHAR, name VARCHAR, vcenter VARCHAR, moref VARCHAR, instance_uuid VARCHAR,
        bios_uuid VARCHAR, disk_uuids VARCHAR, accounted VARCHAR, first_seen TIMESTAMP, left_at TIMESTAMP)""",
@@ -45,10 +45,18 @@ TABLES = (
        intended_at TIMESTAMP)""",
     "CREATE TABLE cursors (vcenter VARCHAR, reached_at TIMESTAMP, key BIGINT, seen BIGINT[])",
     "CREATE TABLE audit (done_at TIMESTAMP, who VARCHAR, action VARCHAR, subject VARCHAR, detail VARCHAR)",
-    "CREATE TABLE policy_files (name VARCHAR, text VARCHAR, accepted_at TIMESTAMP, who VARCHAR)",
+    "CREATE TABLE policy_files (name VARCHAR, text VARCHAR, accepted_at TIMESTAMP, who VARCHAR, policy_commit VARCHAR)",
 )
 
-MIGRATIONS: dict[int, tuple[str, ...]] = {}
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE decisions ADD COLUMN policy_commit VARCHAR DEFAULT ''",
+        "ALTER TABLE jobs ADD COLUMN event_type VARCHAR DEFAULT ''",
+        "ALTER TABLE jobs ADD COLUMN event_at TIMESTAMP",
+        "ALTER TABLE jobs ADD COLUMN policy_commit VARCHAR DEFAULT ''",
+        "ALTER TABLE policy_files ADD COLUMN policy_commit VARCHAR DEFAULT ''",
+    ),
+}
 """From a schema number, the statements that lead to the next one."""
 
 

@@ -16,9 +16,10 @@ VIEWS: Mapping[str, str] = {
     "events": """SELECT key, type, happened_at, source, vm AS vm_id, vm_name AS vm, cause, from_host, to_host,
         user_name, reconciled, journaled_at FROM events""",
     "decisions": """SELECT d.decided_at, d.kind, d.vm AS vm_id, v.name AS vm, d.policy, d.rule, d.reason, d.event_key,
-        d.job FROM decisions d LEFT JOIN vms v ON v.id = d.vm""",
+        d.job, d.policy_commit FROM decisions d LEFT JOIN vms v ON v.id = d.vm""",
     "jobs": """SELECT j.id, j.kind, j.vm AS vm_id, v.name AS vm, j.policy, j.rule, j.reason, j.state, j.attempts,
-        j.created_at, j.not_before, j.deadline, j.settled_at, j.point, j.last_error, j.event_key
+        j.created_at, j.not_before, j.deadline, j.settled_at, j.point, j.last_error, j.event_key,
+        j.event_type, j.event_at, j.policy_commit
         FROM jobs j LEFT JOIN vms v ON v.id = j.vm""",
     "audit": "SELECT done_at, who, action, subject, detail FROM audit",
 }

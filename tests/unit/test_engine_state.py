@@ -122,7 +122,9 @@ def test_vms_intents_audit_and_policies_are_remembered(tmp_path: Path) -> None:
     state.apply(Change(vms=(row,), fired={("p", "trigger[0]", VM): NOW}), now=NOW)
     state.intend(Intent("run-1", "snapshot", Address("vc", "vm-7"), VM, "backstay-run-1", NOW))
     state.audit(Audited(NOW, "root", "hold", "point-1", "keep it"))
-    state.accept_policies({"a.toml": "schema = 1"}, who="root", detail="first", now=NOW)
+    assert state.policy_commit() == ""
+    state.accept_policies({"a.toml": "schema = 1"}, who="root", detail="first", now=NOW, commit="c0ffee")
+    assert state.policy_commit() == "c0ffee"
     assert state.vms() == [row]
     assert state.fired() == {("p", "trigger[0]", VM): NOW}
     assert [i.run for i in state.intents()] == ["run-1"]
@@ -204,16 +206,66 @@ def test_an_older_state_is_migrated_after_a_copy(tmp_path: Path, monkeypatch: py
     old = State(tmp_path, now=NOW)
     old.audit(Audited(NOW, "root", "hold", "point-1"))
     old.close()
-    monkeypatch.setattr(state_schema, "SCHEMA", 2)
-    monkeypatch.setitem(state_schema.MIGRATIONS, 1, ("ALTER TABLE audit ADD COLUMN place VARCHAR",))
+    found = state_schema.SCHEMA
+    monkeypatch.setattr(state_schema, "SCHEMA", found + 1)
+    monkeypatch.setitem(state_schema.MIGRATIONS, found, ("ALTER TABLE audit ADD COLUMN place VARCHAR",))
     state = State(tmp_path, now=NOW)
     assert not state.fresh
     assert [entry.action for entry in state.audited()] == ["hold"]
     assert "place" in state.table("SELECT * FROM audit").schema.names
     state.close()
-    [copy] = tmp_path.glob("state.duckdb.schema-1-*")
+    [copy] = tmp_path.glob(f"state.duckdb.schema-{found}-*")
     with duckdb.connect(str(copy), read_only=True) as raw:
-        assert raw.execute("SELECT value FROM meta").fetchall() == [("1",)]
+        assert raw.execute("SELECT value FROM meta").fetchall() == [(str(found),)]
+
+
+FIRST_TABLES = {
+    "decisions": "event_key VARCHAR, kind VARCHAR, vm VARCHAR, policy VARCHAR, rule VARCHAR, reason VARCHAR, "
+    "policy_hash VARCHAR, job VARCHAR, decided_at TIMESTAMP",
+    "jobs": "id VARCHAR, key VARCHAR, kind VARCHAR, vm VARCHAR, policy VARCHAR, rule VARCHAR, reason VARCHAR, "
+    "created_at TIMESTAMP, not_before TIMESTAMP, deadline TIMESTAMP, priority INTEGER, consistency VARCHAR, "
+    "fallback VARCHAR, transports VARCHAR, policy_hash VARCHAR, event_key VARCHAR, manual BOOLEAN, state VARCHAR, "
+    "attempts INTEGER, last_error VARCHAR, run VARCHAR, point VARCHAR, settled_at TIMESTAMP",
+    "policy_files": "name VARCHAR, text VARCHAR, accepted_at TIMESTAMP, who VARCHAR",
+}
+"""The tables of schema 1 that have more columns now."""
+
+
+def test_a_state_of_the_first_schema_is_as_a_new_one_once_migrated(tmp_path: Path) -> None:
+    State(tmp_path / "new", now=NOW).close()
+    State(tmp_path / "old", now=NOW).close()
+    with duckdb.connect(str(tmp_path / "old" / "state.duckdb")) as raw:
+        for name, columns in FIRST_TABLES.items():
+            raw.execute(f"DROP TABLE {name}")
+            raw.execute(f"CREATE TABLE {name} ({columns})")
+        raw.execute("INSERT INTO policy_files VALUES ('a.toml', 'schema = 1', NULL, 'root')")
+        raw.execute(
+            "INSERT INTO jobs VALUES ('j', 'k', 'backup', 'v', 'gold', 'rpo', 'it was time', ?, ?, NULL, 0, 'crash',"
+            " 'crash', '[]', '', 'e', false, 'pending', 0, '', NULL, NULL, NULL)",
+            [NOW.replace(tzinfo=None)] * 2,
+        )
+        raw.execute("UPDATE meta SET value = '1' WHERE name = 'schema'")
+    state = State(tmp_path / "old", now=NOW)
+    assert (state.policy_files(), state.policy_commit()) == ({"a.toml": "schema = 1"}, "")
+    [old] = state.open_jobs()
+    assert (old.event_type, old.event_at, old.policy_commit) == ("", None, "")
+    state.close()
+    shape = "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY 1, ordinal_position"
+    shapes = []
+    for place in ("old", "new"):
+        with duckdb.connect(str(tmp_path / place / "state.duckdb"), read_only=True) as raw:
+            shapes.append(raw.execute(shape).fetchall())
+    assert shapes[0] == shapes[1]
+
+
+def test_what_led_to_a_job_is_remembered_with_it(tmp_path: Path) -> None:
+    state = State(tmp_path, now=NOW)
+    made = job(1, event_type="vm.migrated", event_at=NOW, policy_commit="c0ffee")
+    state.save_job(made)
+    state.close()
+    state = State(tmp_path, now=NOW)
+    assert state.open_jobs() == [made]
+    state.close()
 
 
 def test_the_state_forgets_what_is_old_and_over_but_nothing_open(tmp_path: Path) -> None:
