@@ -22,8 +22,11 @@ from policies.policyset import PolicySet
 from policies.protection import due_of, protection
 from policies.units import span
 
-MOST_STEPS = 50_000
-"""A test that goes on for so long was hardly meant: a year of hourly backups has a third of it."""
+MOST_STEPS = 10_000
+"""A test that goes on for longer was hardly meant: a year of hourly backups is within it."""
+
+MOST_RECENT = 50
+"""Of the restore points that a test makes of a VM so many, the newest, are looked at while it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class _Clockwork:
     running: dict[VmId, tuple[timedelta, BackUp]] = field(default_factory=dict)
     backups: list[Backup] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    made: dict[VmId, list[RestorePoint]] = field(default_factory=dict)
+    held: list[tuple[VmId, datetime, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         facts = self.case.facts
@@ -113,8 +118,18 @@ class _Clockwork:
             else:
                 unfinished = True
             self._drain()
-        world = replace(self.facts(), vms={**self.gone, **self.vms})
+        world = replace(self.facts(), vms={**self.gone, **self.vms}, points=self._all_points())
         return Trial(self.case, tuple(self.said), tuple(self.backups), world, unfinished)
+
+    def _all_points(self) -> dict[VmId, tuple[RestorePoint, ...]]:
+        points = dict(self.case.facts.points)
+        for vm, made in self.made.items():
+            points[vm] = (*points.get(vm, ()), *made)
+        for vm, at, reason in self.held:
+            points[vm] = tuple(
+                replace(one, holds=(*one.holds, reason)) if one.taken_at <= at else one for one in points.get(vm, ())
+            )
+        return points
 
     def _step(self, happenings: list[Happening]) -> None:
         """Everything that is to be done at this instant."""
@@ -207,8 +222,7 @@ class _Clockwork:
                 self.pending = tuple(one for one in self.pending if one.vm != decision.vm)
                 self._remember(decision.vm, pending=False)
             case HoldPoints():
-                held = (replace(one, holds=(*one.holds, decision.reason)) for one in self.points.get(decision.vm, ()))
-                self.points[decision.vm] = tuple(held)
+                self.held.append((decision.vm, self.now, decision.reason))
             case Skip() | DistrustTracking():
                 pass
         self.said.append(Said(self.elapsed, self.now, decision))
@@ -241,8 +255,9 @@ class _Clockwork:
                 continue
             del self.running[vm]
             taken = self.now - self.case.backup_takes
-            number = sum(1 for one in self.backups if one.decision.vm == vm)
-            self.points[vm] = (*self.points.get(vm, ()), self._point(decision, taken, number))
+            made = self.made.setdefault(vm, [])
+            made.append(self._point(decision, taken, len(made) + 1))
+            self.points[vm] = (*self.case.facts.points.get(vm, ()), *made[-MOST_RECENT:])
             self._remember(vm, running=False, last_success=taken)
 
     def _point(self, decision: BackUp, taken: datetime, number: int) -> RestorePoint:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from engine.cli.options import Config, Json
 from engine.cli.output import say, show, show_json
-from engine.cli.reach import configured_policies
+from engine.cli.reach import policy_place
 from policies.linting import lint
 from policies.loading import load
 from policies.units import counted
 
 
-def policy_lint(directory: Path | None = None, /, *, config: Config = None, json: Json = False) -> None:
+def policy_lint(directory: str | None = None, /, *, config: Config = None, json: Json = False) -> None:
     """Check policy files. Ends with 2 and file:line:column of every mistake; advice alone ends with 0.
 
     Parameters
@@ -20,7 +18,7 @@ def policy_lint(directory: Path | None = None, /, *, config: Config = None, json
     directory
         Where the files are; else the configuration names it.
     """
-    place = directory or configured_policies(config)
+    place = policy_place(directory, config)
     policies = load(place)
     advice = lint(policies)
     if json:
