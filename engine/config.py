@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shlex
 import socket
@@ -12,21 +11,14 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import tomli
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    PlainValidator,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, field_validator, model_validator
 
+from engine.addresses import is_loopback
 from engine.complaints import complaints
-from engine.credentials import Secret
 from engine.failures import BadInput
-from engine.stores import RepositorySection, SecretSource
+from engine.stores import RepositorySection, SecretSource, anchored
 from engine.stores import Section as _Section
+from engine.targets import Notify
 from engine.units import parse_size
 from policies.units import parse_duration
 from policies.windows import Window, parse_window
@@ -234,6 +226,8 @@ class Timers(_Section):
     copies: Duration = timedelta(minutes=15)
     locks: Duration = timedelta(days=1)
     policies: Duration = timedelta(seconds=2)
+    notices: Duration = timedelta(minutes=3)
+    """How long news is collected before it is told: what comes together is told together, what passes by is not."""
 
     @field_validator("*")
     @classmethod
@@ -276,6 +270,7 @@ class Config(_Section):
     repository: RepositorySection
     copies: dict[str, Copy] = Field(default_factory=dict)
     vcenter: dict[str, VCenter] = Field(default_factory=dict)
+    notify: dict[str, Notify] = Field(default_factory=dict)
     api: Api = Field(default_factory=Api)
     metrics: Metrics = Field(default_factory=Metrics)
     bus: Bus | None = None
@@ -319,8 +314,8 @@ def parse(text: str, path: Path) -> Config:
         config = Config.model_validate(document)
     except ValidationError as error:
         raise BadInput("\n".join(complaints(error, Config, text, path))) from None
-    anchored: Config = _anchor(config, path.absolute().parent)
-    return anchored
+    absolute: Config = anchored(config, path.absolute().parent)
+    return absolute
 
 
 def find() -> Path:
@@ -360,30 +355,6 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether the host is this machine, as far as its name alone tells."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _xdg(variable: str, default: str) -> Path:
     value = os.environ.get(variable)
     return Path(value) if value else Path.home() / default
-
-
-def _anchor(section: Any, directory: Path) -> Any:
-    """The same section with every path made absolute."""
-    changed: dict[str, Any] = {}
-    for name, value in section:
-        match value:
-            case Path():
-                changed[name] = directory / value.expanduser()
-            case Secret(kind="file", place=place):
-                changed[name] = Secret("file", str(directory / Path(place).expanduser()))
-            case BaseModel():
-                changed[name] = _anchor(value, directory)
-            case dict():
-                changed[name] = {key: _anchor(part, directory) for key, part in value.items()}
-    return section.model_copy(update=changed)

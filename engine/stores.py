@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
@@ -25,6 +25,21 @@ class Section(BaseModel):
     """A table of the configuration. What it does not know is a mistake."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+def anchored(value: Any, directory: Path) -> Any:
+    """The same section with every path made absolute: relative ones start at the directory."""
+    match value:
+        case Path():
+            return directory / value.expanduser()
+        case Secret(kind="file", place=place):
+            return Secret("file", str(directory / Path(place).expanduser()))
+        case BaseModel():
+            return value.model_copy(update={name: anchored(part, directory) for name, part in value})
+        case dict():
+            return {key: anchored(part, directory) for key, part in value.items()}
+        case _:
+            return value
 
 
 LOGINS = {
