@@ -1,10 +1,10 @@
-"""Cron times in a time zone: a skipped time comes at the next valid instant, a repeated time once."""
+"""Cron expressions in a time zone: a skipped time comes at the next valid instant, a repeated time once."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -14,8 +14,8 @@ from policies.errors import Unusable, quoted
 _FIELDS = re.compile(r"[0-9A-Za-z*/,#-]+( +[0-9A-Za-z*/,#-]+){4}", re.ASCII)
 _EXAMPLE = 'write minute, hour, day of month, month and day of week such as "0 22 * * mon-fri"'
 
-_AROUND = timedelta(hours=3)
-"""Longer than any zone's change of clocks: slots are looked for from this far on the other side of `at`."""
+AROUND = timedelta(hours=3)
+"""Longer than any zone's change of clocks: times are looked for from this far on the other side of an instant."""
 
 _SOME_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -33,16 +33,9 @@ def check_cron(text: str) -> str:
     return text
 
 
-@lru_cache(maxsize=4096)
-def slots_around(cron: str, zone: ZoneInfo, at: datetime) -> tuple[datetime, datetime]:
-    """(the last time at or before `at`, the first after it), both UTC."""
-    # cronsim forgets which of two repeated hours it starts in, so start well outside and walk.
-    backward = CronSim(cron, (at + _AROUND).astimezone(zone), reverse=True)
-    before = next(slot for slot in map(_utc, backward) if slot <= at)
-    forward = CronSim(cron, (at - _AROUND).astimezone(zone))
-    after = next(slot for slot in map(_utc, forward) if slot > at)
-    return before, after
+def cron_times(text: str, zone: ZoneInfo, at: datetime, *, backward: bool = False) -> Iterator[datetime]:
+    """The times of an expression from `at` on, or back from it, without end, in UTC.
 
-
-def _utc(local: datetime) -> datetime:
-    return local.astimezone(UTC)
+    cronsim forgets which of two repeated hours it starts in: begin `AROUND` outside of what is asked.
+    """
+    return (local.astimezone(UTC) for local in CronSim(text, at.astimezone(zone), reverse=backward))

@@ -11,8 +11,12 @@ from enum import StrEnum
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from policies.blackouts import Blackout, is_calendar, parse_blackout
+from policies.calendars import Calendar
 from policies.conditions import Condition
+from policies.disks import DiskTerm, parse_disk_term
 from policies.facts import CONSISTENCY_ORDER, Consistency, EventType
+from policies.hours import Hours
 from policies.presets import spelled_out
 from policies.schema import Action, LimitsTable, PolicyTable, RetentionTable, TriggerTable, zone_of
 from policies.terms import Term, parse_term
@@ -49,13 +53,33 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When a policy backs up by itself: a goal, fixed times, or both, inside windows."""
+    """When a policy backs up by itself: a goal, fixed times, or both, inside windows and outside blackouts.
+
+    `times` are cron expressions and recurrence rules. `start_within` is how long after a fixed time a run may still
+    start, `finish_within` how long after its start was due it shall be done. `any_hours` are those of what may start
+    outside the windows.
+    """
 
     rpo: timedelta | None = None
     times: tuple[str, ...] = ()
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
     windows: tuple[Window, ...] = ()
     spread: timedelta = timedelta()
+    blackouts: tuple[Blackout, ...] = ()
+    start_within: timedelta | None = None
+    finish_within: timedelta | None = None
+    hours: Hours = field(init=False, repr=False, compare=False)
+    any_hours: Hours = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hours", Hours(self.windows, self.blackouts, self.zone))
+        object.__setattr__(self, "any_hours", Hours((), self.blackouts, self.zone))
+        said = (self.rpo, self.times, self.hours, self.spread, self.start_within, self.finish_within)
+        object.__setattr__(self, "_hash", hash(said))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def scheduled(self) -> bool:
@@ -137,6 +161,7 @@ class Policy:
     retention: Retention = Retention()
     copies: tuple[str, ...] = ()
     limits: PolicyLimits | None = None
+    excluded_disks: tuple[DiskTerm, ...] = ()
     on_unmatched: Leaving = Leaving.HOLD
     on_removed: Leaving = Leaving.HOLD
     leaving: Leaving | None = None
@@ -157,8 +182,11 @@ class Policy:
         return self.want or max(DEFAULT_WANT, self.weakest_good, key=CONSISTENCY_ORDER.index)
 
 
-def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Policy:
-    """A policy from its merged, validated keys."""
+def compile_policy(
+    name: str, merged: Mapping[str, Any], source: Source, calendars: Mapping[str, Calendar] | None = None
+) -> Policy:
+    """A policy from its merged, validated keys, and the calendars that it names."""
+    known = calendars or {}
     if "retention" in merged:
         merged = {**merged, "retention": spelled_out(merged["retention"])}
     table = PolicyTable.model_validate(merged)
@@ -167,7 +195,7 @@ def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Poli
     select = table.select
     return Policy(
         name=name,
-        hash=content_hash(merged),
+        hash=content_hash(merged, known),
         source=source,
         description=table.description or "",
         template=table.template or "",
@@ -183,6 +211,9 @@ def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Poli
             zone=zone_of(table.timezone or "UTC"),
             windows=tuple(parse_window(text) for text in table.window or ()),
             spread=_duration(table.spread),
+            blackouts=tuple(_blackout(text, known) for text in table.blackout or ()),
+            start_within=parse_duration(table.start_within) if table.start_within else None,
+            finish_within=parse_duration(table.finish_within) if table.finish_within else None,
         ),
         triggers=tuple(_trigger(index, one) for index, one in enumerate(table.trigger or ())),
         want=want,
@@ -191,15 +222,29 @@ def compile_policy(name: str, merged: Mapping[str, Any], source: Source) -> Poli
         retention=_retention(table.retention),
         copies=tuple(table.copies or ()),
         limits=_limits(table.limits),
+        excluded_disks=tuple(parse_disk_term(text) for text in (table.disks.exclude if table.disks else None) or ()),
         on_unmatched=Leaving(table.on_unmatched or Leaving.HOLD),
         on_removed=Leaving(table.on_removed or Leaving.HOLD),
         verify_every=parse_duration(table.verify.every) if table.verify and table.verify.every else None,
     )
 
 
-def content_hash(merged: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits of what a policy does; its description and its template's name do not count."""
+def _blackout(text: str, calendars: Mapping[str, Calendar]) -> Blackout:
+    return calendars[text] if is_calendar(text) else parse_blackout(text)
+
+
+def content_hash(merged: Mapping[str, Any], calendars: Mapping[str, Calendar]) -> str:
+    """32 hexadecimal digits of what a policy does; its description and its template's name do not count.
+
+    What the calendars that it names say does.
+    """
     effective = {key: value for key, value in merged.items() if key not in ("description", "template")}
+    written = effective.get("blackout", [])
+    named = [
+        calendars[text].digest for text in ([written] if isinstance(written, str) else written) if text in calendars
+    ]
+    if named:
+        effective["calendars"] = named
     canonical = json.dumps(effective, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 

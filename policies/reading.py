@@ -10,11 +10,14 @@ from typing import Any
 import tomli
 from pydantic import ValidationError
 
+from policies.blackouts import is_calendar
+from policies.calendars import Calendar, parse_calendar
 from policies.closest import closest
 from policies.complaints import complaint
-from policies.errors import PolicyError, Problem, quoted
+from policies.errors import PolicyError, Problem, Unusable, quoted
 from policies.facts import CONSISTENCY_ORDER
 from policies.fixture_tables import Fixture
+from policies.hours import closes_always
 from policies.places import Places
 from policies.policy import Policy, Source, compile_policy
 from policies.policyset import DEFAULT_MAX_EXPIRE_SHARE, Guard, PolicySet
@@ -49,23 +52,33 @@ class _Named:
 def read_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
     """One policy set from all files; raises PolicyError with every problem of every file."""
     problems: list[Problem] = []
-    written = ((name, text) for name, text in sorted(texts.items()) if not name.endswith(".ics"))
-    files = [file for name, text in written if (file := _parse(name, text, problems))]
+    files = [file for name, text in _written(texts) if (file := _parse(name, text, problems))]
     valid = [file for file in files if _check(file, problems)]
+    calendars = _calendars(valid, texts, problems)
     templates = _collect(files, "template", problems)
     named = _collect(files, "policy", problems)
     guard = _guard(valid, problems)
     policies = [
         policy
         for one in named.values()
-        if one.file in valid and (policy := _compile(one, templates, valid, problems)) is not None
+        if one.file in valid and (policy := _compile(one, templates, valid, calendars, problems)) is not None
     ]
     for kind, tables in (("template", templates), ("policy", named)):
         for table in tables.values():
             _chain(table, templates, problems, kind)
     if problems:
         raise PolicyError(problems)
-    return PolicySet(tuple(policies), guard, {file.name: file.text for file in files})
+    kept = {file.name: file.text for file in files} | {name: _text(texts[name]) for name in calendars}
+    return PolicySet(tuple(policies), guard, kept)
+
+
+def _written(texts: Mapping[str, str | bytes]) -> list[tuple[str, str | bytes]]:
+    """The texts that are policies; the others are calendars."""
+    return [(name, text) for name, text in sorted(texts.items()) if not is_calendar(name)]
+
+
+def _text(text: str | bytes) -> str:
+    return text.decode("utf-8") if isinstance(text, bytes) else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +94,7 @@ def read_tests(texts: Mapping[str, str | bytes]) -> tuple[WrittenTest, ...]:
     """The tests of files that `read_texts` accepts, in the order of files and lines."""
     problems: list[Problem] = []
     found: list[WrittenTest] = []
-    for name, text in sorted(texts.items()):
+    for name, text in _written(texts):
         file = _parse(name, text, problems)
         if file is None or "test" not in file.data or not _check(file, problems):
             continue
@@ -178,6 +191,47 @@ def _check(file: _File, problems: list[Problem]) -> bool:
     return len(problems) == before
 
 
+def _calendars(
+    files: Iterable[_File], texts: Mapping[str, str | bytes], problems: list[Problem]
+) -> dict[str, Calendar]:
+    """The calendars that policies and templates name. What is wrong with one is told wherever it is named."""
+    outcomes: dict[str, Calendar | Unusable] = {}
+    for file in files:
+        for kind in ("template", "policy"):
+            for name, keys in _tables(file.data.get(kind)).items():
+                for path, text in _blackouts(keys):
+                    if not is_calendar(text):
+                        continue
+                    if text not in outcomes:
+                        outcomes[text] = _calendar(text, texts)
+                    found = outcomes[text]
+                    if isinstance(found, Unusable):
+                        problems.append(file.problem((kind, name, *path), found.what, found.instead, value=True))
+    return {name: found for name, found in outcomes.items() if isinstance(found, Calendar)}
+
+
+def _blackouts(keys: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    """Each blackout of a policy with its place below the policy."""
+    written = keys.get("blackout", [])
+    if isinstance(written, str):
+        return [(("blackout",), written)]
+    return [(("blackout", index), text) for index, text in enumerate(written)]
+
+
+def _calendar(name: str, texts: Mapping[str, str | bytes]) -> Calendar | Unusable:
+    text = texts.get(name)
+    if text is None:
+        close = closest(name, [known for known in texts if is_calendar(known)])
+        instead = f'write "{close}"' if close else "put the file into the directory of policies"
+        return Unusable(f"there is no calendar {quoted(name)}", instead)
+    try:
+        return parse_calendar(name, _text(text))
+    except UnicodeDecodeError:
+        return Unusable(f"calendar {quoted(name)} is not UTF-8 text", "save the file as UTF-8")
+    except Unusable as error:
+        return error
+
+
 def _tables(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -251,7 +305,11 @@ def _chain(one: _Named, templates: Mapping[str, _Named], problems: list[Problem]
 
 
 def _compile(
-    one: _Named, templates: Mapping[str, _Named], valid: list[_File], problems: list[Problem]
+    one: _Named,
+    templates: Mapping[str, _Named],
+    valid: list[_File],
+    calendars: Mapping[str, Calendar],
+    problems: list[Problem],
 ) -> Policy | None:
     chain = _chain(one, templates, problems, "policy")
     if chain is None or any(link.file not in valid for link in chain):
@@ -259,8 +317,14 @@ def _compile(
     merged: dict[str, Any] = {}
     for link in reversed(chain):
         merged = _merge(merged, link.keys)
+    if any(is_calendar(text) and text not in calendars for _, text in _blackouts(merged)):
+        return None
     place = one.file.places.key(("policy", one.name))
-    policy = compile_policy(one.name, merged, Source(one.file.name, place.line, place.column))
+    policy = compile_policy(one.name, merged, Source(one.file.name, place.line, place.column), calendars)
+    if closes_always(policy.timing.hours):
+        what = f"the blackouts of policy {quoted(one.name)} leave no time for a run"
+        problems.append(one.file.problem(("policy", one.name, "blackout"), what, "write fewer or shorter ones"))
+        return None
     order = CONSISTENCY_ORDER
     if policy.want and order.index(policy.weakest_good) > order.index(policy.want):
         what = f"policy {quoted(one.name)} wants {policy.want} and falls back to more ({policy.weakest_good})"

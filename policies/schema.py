@@ -10,11 +10,12 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
+from policies.blackouts import check_blackout
 from policies.closest import closest
 from policies.conditions import check_condition
-from policies.cron import check_cron
+from policies.disks import parse_disk_term
 from policies.errors import Unusable, quoted
 from policies.facts import VM_EVENT_TYPES, EventType
 from policies.fixture_tables import Fixture
@@ -22,6 +23,7 @@ from policies.presets import PresetName
 from policies.tables import ONE_OR_MANY, Count, Duration, Share, Table, once_or_more, readable
 from policies.tables import key as _key
 from policies.terms import parse_term
+from policies.times import check_time
 from policies.units import parse_duration
 from policies.windows import parse_window
 
@@ -72,9 +74,17 @@ def _reachable(text: str) -> str:
 Goal = Annotated[Duration, AfterValidator(_reachable)]
 Zone = Annotated[str, readable(zone_of)]
 WindowText = Annotated[str, readable(parse_window)]
+DiskTermText = Annotated[str, readable(parse_disk_term)]
 TermText = Annotated[str, readable(parse_term)]
-Cron = Annotated[str, readable(check_cron)]
-Crons = Annotated[list[Cron], Field(min_length=1), ONE_OR_MANY, once_or_more({"type": "string"})]
+FixedTime = Annotated[str, readable(check_time)]
+FixedTimes = Annotated[
+    list[FixedTime], Field(min_length=1, max_length=64), ONE_OR_MANY, once_or_more({"type": "string"})
+]
+BlackoutText = Annotated[str, readable(check_blackout)]
+TEXTS = {"type": "array", "items": {"type": "string"}}
+Blackouts = Annotated[
+    list[BlackoutText], Field(max_length=64), ONE_OR_MANY, WithJsonSchema({"anyOf": [{"type": "string"}, TEXTS]})
+]
 ConditionText = Annotated[str, readable(check_condition)]
 EventName = Annotated[str, AfterValidator(_event_name)]
 EventNames = Annotated[
@@ -178,6 +188,17 @@ class TriggerTable(Table):
         return self
 
 
+class DisksTable(Table):
+    """Which disks of its VMs are backed up."""
+
+    exclude: list[DiskTermText] | None = _key(
+        None,
+        "Disks that are left out, by `label:`, `number:` or `datastore:`. Where several policies select a VM, a disk is"
+        " left out only if all of them leave it out.",
+        ["label:*scratch*", "number:2", "datastore:*-tmp"],
+    )
+
+
 class LimitsTable(Table):
     """How many backups of this policy may run at a time, beside the limits of the engine's configuration."""
 
@@ -212,15 +233,38 @@ class PolicyTable(Table):
         None, "Among policies of one VM the highest chooses schedule, consistency and transports; `0` without it.", 50
     )
     select: SelectTable | None = _key(None, "Which VMs; without it none.")
+    disks: DisksTable | None = _key(None, "Which disks of its VMs; all without it.")
     rpo: Annotated[Duration, AfterValidator(_reachable)] | None = _key(
         None, "The goal: a good restore point is never older than this.", "4h"
     )
-    schedule: Crons | None = _key(None, "Fixed times, as one cron expression or several.", "0 22 * * mon-fri")
+    schedule: FixedTimes | None = _key(
+        None,
+        "Fixed times, one or several: cron expressions, or recurrence rules of iCalendar such as"
+        " `RRULE:FREQ=MONTHLY;BYDAY=2SA;BYHOUR=1`, see *Recurrence rules*.",
+        "0 22 * * mon-fri",
+    )
     timezone: Zone | None = _key(
         None, "IANA time zone of schedule, windows and retention; `UTC` without it.", "Europe/Berlin"
     )
     window: list[WindowText] | None = _key(
         None, "When backups may start; any time without it.", ["mon..fri 18:00-06:00", "sat,sun 00:00-24:00"]
+    )
+    blackout: Blackouts | None = _key(
+        None,
+        "Times in which no run starts, but for requests: dates, dates of every year, hours of the week, or calendars"
+        " beside the policies; see *Blackouts*.",
+        ["2026-12-24 18:00..2026-12-27", "12-31", "fri 16:00-18:00", "holidays.ics"],
+    )
+    start_within: Duration | None = _key(
+        None,
+        "How long after a time of `schedule` its run may still start; later it is missed, and told so. Without it"
+        " until the next time.",
+        "2h",
+    )
+    finish_within: Duration | None = _key(
+        None,
+        "How long after its start was due a run shall be done; what has to be done sooner starts first.",
+        "3h",
     )
     spread: Duration | None = _key(
         None,

@@ -98,7 +98,7 @@ def open_at(windows: tuple[Window, ...], zone: ZoneInfo, at: datetime) -> Segmen
     """The stretch of open time that `at` lies in; without windows, always. Its end is not part of it."""
     if not windows:
         return (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
-    segments = _segments(windows, zone, at.astimezone(zone).date())
+    segments = segments_around(windows, zone, at.astimezone(zone).date())
     index = bisect_right(segments, at, key=_opening) - 1
     return segments[index] if index >= 0 and at < segments[index][1] else None
 
@@ -107,13 +107,13 @@ def next_open(windows: tuple[Window, ...], zone: ZoneInfo, at: datetime) -> date
     """The first instant from `at` on at which a window is open: `at` itself when one is."""
     if open_at(windows, zone, at):
         return at
-    segments = _segments(windows, zone, at.astimezone(zone).date())
+    segments = segments_around(windows, zone, at.astimezone(zone).date())
     return segments[bisect_right(segments, at, key=_opening)][0]
 
 
 def last_segment_before(windows: tuple[Window, ...], zone: ZoneInfo, at: datetime) -> Segment | None:
     """The last stretch of open time that ended at `at` or earlier, within the last days; None when there is none."""
-    ended = [s for s in _segments(windows, zone, at.astimezone(zone).date()) if s[1] <= at]
+    ended = [s for s in segments_around(windows, zone, at.astimezone(zone).date()) if s[1] <= at]
     return ended[-1] if ended else None
 
 
@@ -121,7 +121,7 @@ def longest_closed(windows: tuple[Window, ...], zone: ZoneInfo, at: datetime) ->
     """The longest time without an open window in the week around `at`; zero without windows."""
     if not windows:
         return timedelta()
-    segments = _segments(windows, zone, at.astimezone(zone).date())
+    segments = segments_around(windows, zone, at.astimezone(zone).date())
     return max((after[0] - before[1] for before, after in pairwise(segments)), default=timedelta())
 
 
@@ -130,7 +130,7 @@ def _opening(segment: Segment) -> datetime:
 
 
 @lru_cache(maxsize=4096)
-def _segments(windows: tuple[Window, ...], zone: ZoneInfo, day: date) -> tuple[Segment, ...]:
+def segments_around(windows: tuple[Window, ...], zone: ZoneInfo, day: date) -> tuple[Segment, ...]:
     """Stretches of open time from a week before the local day to the horizon after it, merged and in order."""
     found: list[Segment] = []
     for offset in range(-HORIZON_DAYS, HORIZON_DAYS + 1):

@@ -9,7 +9,6 @@ from zoneinfo import ZoneInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.cron import slots_around
 from policies.decision import BackUp, Skip
 from policies.evaluation import evaluate
 from policies.facts import Event, EventType, Facts, PowerState, Vm, VmHistory
@@ -19,6 +18,7 @@ from policies.policyset import PolicySet
 from policies.retention import kept_reasons
 from policies.schedule import next_due
 from policies.selection import match
+from policies.times import slots_around
 from policies.windows import open_at, parse_window
 from tests.policies.building import NOW, a_vm, daily_points, facts, policies
 

@@ -7,9 +7,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from policies.cron import slots_around
 from policies.policy import Timing
 from policies.schedule import Due, next_due
+from policies.times import slots_around
 from policies.units import clock, counted, parse_duration, parse_share, span
 from policies.windows import instant, last_segment_before, longest_closed, next_open, open_at, parse_window
 

@@ -1,0 +1,284 @@
+"""Calendars (iCalendar files) beside the policies: when their events are. Pure: the text is an argument.
+
+Read line by line here, and not by a library, so that a problem has its line, a megabyte is read soon, and no text
+makes it search for long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from policies.errors import Unusable, quoted
+from policies.recurrence import Recurrence, days_of_year, times_of
+from policies.rrule import parse_moment, parse_rule
+from policies.windows import Segment, instant
+
+LARGEST_CALENDAR = 524_288
+MOST_EVENTS = 2000
+MOST_A_YEAR = 4000
+LONGEST_RECURRING = timedelta(days=366)
+"""A calendar beyond these bounds is not one of holidays and freezes, and would slow every decision down."""
+
+_LINE = re.compile(
+    r"^(BEGIN|END|UID|STATUS|DTSTART|DTEND|DURATION|RRULE|EXDATE|RDATE|RECURRENCE-ID)([;:].*(?:\r?\n[ \t].*)*)",
+    re.MULTILINE | re.IGNORECASE,
+)
+_FOLD = re.compile(r"\r?\n[ \t]")
+_PARTS = re.compile(r'((?:;[^":;]*(?:"[^"]*"[^":;]*)*)*):(.*)', re.DOTALL)
+_DURATION = re.compile(
+    r"\+?P(?:([0-9]{1,4})W|(?:([0-9]{1,5})D)?(?:T(?:([0-9]{1,5})H)?(?:([0-9]{1,6})M)?(?:[0-9]{1,6}S)?)?)", re.ASCII
+)
+_CHECK = "correct the calendar there"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event, in local times; `zone` is None where the policy's counts. `extra` and `without` are of its start."""
+
+    start: datetime
+    end: datetime
+    zone: ZoneInfo | None = None
+    rule: Recurrence | None = None
+    extra: tuple[datetime, ...] = ()
+    without: frozenset[datetime] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """All events of a file. `text` is its name; `digest` is of what it says, not of how it is written."""
+
+    text: str
+    entries: tuple[Entry, ...]
+    digest: str = ""
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.digest))
+
+
+@dataclass(slots=True)
+class _Event:
+    line: int
+    values: dict[str, list[tuple[Mapping[str, str], str]]] = field(default_factory=dict)
+
+
+def parse_calendar(name: str, text: str) -> Calendar:
+    """The events of an iCalendar text; raises Unusable, which names the line."""
+    if len(text) > LARGEST_CALENDAR:
+        raise Unusable(f"calendar {quoted(name)} is larger than {LARGEST_CALENDAR} bytes", "leave old events out")
+    events = list(_events(name, text))
+    if len(events) > MOST_EVENTS:
+        raise Unusable(f"calendar {quoted(name)} has more than {MOST_EVENTS} events", "leave old events out")
+    changed: dict[str, list[_Event]] = {}
+    for event in events:
+        if "RECURRENCE-ID" in event.values:
+            changed.setdefault(_uid(event), []).append(event)
+    entries: list[Entry] = []
+    for event in events:
+        try:
+            entry = _entry(event, changed.get(_uid(event), ()))
+        except Unusable as error:
+            what = f"calendar {quoted(name)}, event at line {event.line}: {error.what}"
+            raise Unusable(what, error.instead) from None
+        if entry is not None:
+            entries.append(entry)
+    if sum(_a_year(entry) for entry in entries) > MOST_A_YEAR:
+        raise Unusable(f"events of calendar {quoted(name)} come more than {MOST_A_YEAR} times a year", _CHECK)
+    digest = hashlib.blake2b(repr(entries).encode(), digest_size=16).hexdigest()
+    return Calendar(name, tuple(entries), digest)
+
+
+def _events(name: str, text: str) -> Iterator[_Event]:
+    inside: list[str] = []
+    event: _Event | None = None
+    seen = False
+    for found in _LINE.finditer(text):
+        key = found[1].upper()
+        parts = _PARTS.fullmatch(_FOLD.sub("", found[2]).rstrip("\r\n"))
+        if parts is None:
+            if event is not None and inside[-1] == "VEVENT":
+                raise Unusable(f"calendar {quoted(name)}, line {_line(text, found)}: {key} has no value", _CHECK)
+            continue
+        value = parts[2].strip()
+        if key == "BEGIN":
+            inside.append(value.upper())
+            if len(inside) > 4:
+                raise Unusable(f"calendar {quoted(name)}, line {_line(text, found)}: is nested too deeply", _CHECK)
+            seen = seen or inside == ["VCALENDAR"]
+            if inside == ["VCALENDAR", "VEVENT"]:
+                event = _Event(_line(text, found))
+        elif key == "END":
+            if not inside or inside.pop() != value.upper():
+                raise Unusable(f"calendar {quoted(name)}, line {_line(text, found)}: ends what did not begin", _CHECK)
+            if inside == ["VCALENDAR"] and event is not None:
+                yield event
+                event = None
+        elif event is not None and inside[-1] == "VEVENT":
+            event.values.setdefault(key, []).append((_parameters(parts[1]), value))
+    if not seen or inside:
+        what = f"is cut off inside {inside[-1][:20]}" if inside else "is not an iCalendar file"
+        raise Unusable(f"calendar {quoted(name)} {what}", "export it again")
+
+
+def _line(text: str, found: re.Match[str]) -> int:
+    return text.count("\n", 0, found.start()) + 1
+
+
+def _parameters(text: str) -> dict[str, str]:
+    pairs = (part.partition("=") for part in text.split(";") if part)
+    return {name.upper(): value.strip('"') for name, _, value in pairs}
+
+
+def _uid(event: _Event) -> str:
+    return event.values["UID"][0][1] if "UID" in event.values else f"line {event.line}"
+
+
+def _entry(event: _Event, changed: Sequence[_Event]) -> Entry | None:
+    """None for what closes nothing: what is cancelled, and what takes no time. Changed are single times of it."""
+    values = event.values
+    if any(value.upper() == "CANCELLED" for _, value in values.get("STATUS", ())):
+        return None
+    if "DTSTART" not in values:
+        raise Unusable("the event has no DTSTART", _CHECK)
+    parameters, text = values["DTSTART"][0]
+    start, whole_day = parse_moment(text)
+    zone = _zone(parameters, start)
+    start = start.replace(tzinfo=None, second=0)
+    end = _end(event, start, zone, whole_day)
+    if end < start:
+        raise Unusable("the event ends before it begins", _CHECK)
+    if end == start:
+        return None
+    entry = Entry(start, end, zone)
+    if "RECURRENCE-ID" in values or not values.keys() & {"RRULE", "RDATE"}:
+        return entry
+    if end - start > LONGEST_RECURRING:
+        raise Unusable("the event recurs and is longer than a year", _CHECK)
+    rules = values.get("RRULE", [])
+    if len(rules) > 1:
+        raise Unusable("the event has several RRULE", "make an event of each")
+    rule = parse_rule(rules[0][1], start) if rules else None
+    return replace(
+        entry,
+        rule=rule,
+        extra=(start, *sorted(set(_moments(event, "RDATE", zone)))),
+        without=frozenset(
+            at
+            for key, events in (("EXDATE", (event,)), ("RECURRENCE-ID", changed))
+            for one in events
+            for at in _moments(one, key, zone)
+        ),
+    )
+
+
+def _end(event: _Event, start: datetime, zone: ZoneInfo | None, whole_day: bool) -> datetime:
+    if "DTEND" in event.values:
+        parameters, text = event.values["DTEND"][0]
+        end, _ = parse_moment(text)
+        return _local(end, _zone(parameters, end), zone).replace(second=0)
+    if "DURATION" in event.values:
+        text = event.values["DURATION"][0][1]
+        match = _DURATION.fullmatch(text)
+        if match is None:
+            raise Unusable(f"{quoted(text, 20)} is not a duration", 'write it such as "PT2H" or "P1D"')
+        weeks, days, hours, minutes = (int(part or 0) for part in match.groups())
+        return start + timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes)
+    return start + timedelta(days=1) if whole_day else start
+
+
+def _moments(event: _Event, key: str, zone: ZoneInfo | None) -> Iterator[datetime]:
+    """The local times that a property lists, in the zone of the event."""
+    listed = 0
+    for parameters, text in event.values.get(key, ()):
+        for one in text.split(","):
+            listed += 1
+            if listed > MOST_A_YEAR:
+                raise Unusable(f"{key} has more than {MOST_A_YEAR} times", _CHECK)
+            at, _ = parse_moment(one.partition("/")[0].strip())
+            yield _local(at, _zone(parameters, at), zone).replace(second=0)
+
+
+def _local(at: datetime, zone: ZoneInfo | None, wanted: ZoneInfo | None) -> datetime:
+    naive = at.replace(tzinfo=None)
+    if zone is None or wanted is None or zone == wanted:
+        return naive
+    return naive.replace(tzinfo=zone).astimezone(wanted).replace(tzinfo=None)
+
+
+def _zone(parameters: Mapping[str, str], at: datetime) -> ZoneInfo | None:
+    if at.tzinfo is not None:
+        return ZoneInfo("UTC")
+    name = parameters.get("TZID", "")
+    if not name:
+        return None
+    # Some programs put themselves before the name of the zone: "/example.org/Europe/Berlin".
+    words = name.strip("/").split("/")
+    for tried in ("/".join(words[begin:]) for begin in range(max(0, len(words) - 3), len(words))):
+        try:
+            return ZoneInfo(tried)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            continue
+    return _windows_zone(name)
+
+
+def _windows_zone(name: str) -> ZoneInfo:
+    # Its table of Microsoft's names is all that is wanted of icalendar, which takes 0.2 s to load: only when needed.
+    from icalendar.timezone.windows_to_olson import WINDOWS_TO_OLSON
+
+    known = WINDOWS_TO_OLSON.get(name)
+    if known is None:
+        raise Unusable(f"{quoted(name)} is not a time zone", 'write an IANA name such as "Europe/Berlin"')
+    return ZoneInfo(known)
+
+
+def _a_year(entry: Entry) -> int:
+    """At most so often the event comes in a year, more or less."""
+    rule = entry.rule
+    most = max(Counter(at.year for at in entry.extra).values(), default=1)
+    if rule is None:
+        return most
+    times = len(rule.minutes) * (len(rule.hours) or 24)
+    each = len(rule.week_days) or 1
+    days = {
+        "YEARLY": max(each * 53, len(rule.month_days) * 12, len(rule.year_days)) if _many(rule) else 1,
+        "MONTHLY": 12 * max(len(rule.month_days), each * 5),
+        "WEEKLY": 53 * each,
+    }.get(rule.frequency, 366)
+    return most + days * times // rule.interval
+
+
+def _many(rule: Recurrence) -> bool:
+    return bool(rule.week_days or rule.year_days or len(rule.month_days) != 1 or len(rule.months) != 1)
+
+
+def calendar_stretches(calendar: Calendar, zone: ZoneInfo, year: int) -> Iterator[Segment]:
+    """When the events are that touch a year, in UTC; floating times in the zone."""
+    for entry in calendar.entries:
+        own = entry.zone or zone
+        length = entry.end - entry.start
+        for start in _starts(entry, own, year) if entry.extra else (entry.start,):
+            end = start + length
+            if start.year - 1 <= year <= end.year + 1:
+                yield _instant(start, own), _instant(end, own, last=True)
+
+
+def _starts(entry: Entry, zone: ZoneInfo, year: int) -> Iterator[datetime]:
+    gone = entry.without
+    found = {at for at in entry.extra if year - 2 <= at.year <= year + 1}
+    if entry.rule is not None:
+        until = entry.rule.until
+        for near in (year - 2, year - 1, year, year + 1):
+            for day in days_of_year(entry.rule, near):
+                found.update(times_of(entry.rule, day))
+        if until is not None and until.tzinfo is not None:
+            found = {at for at in found if _instant(at, zone) <= until}
+    return (at for at in sorted(found) if at not in gone and at.replace(hour=0, minute=0) not in gone)
+
+
+def _instant(at: datetime, zone: ZoneInfo, *, last: bool = False) -> datetime:
+    return instant(at.date(), at.hour * 60 + at.minute, zone, last=last)
