@@ -24,6 +24,7 @@ from engine.failures import BadInput, NotYet
 from engine.inbox import Tick
 from engine.parts import Parts
 from engine.records import Audited
+from engine.reports import point_details
 from engine.repository_views import repository_views
 from engine.sql import select
 from engine.state_views import export_views
@@ -59,7 +60,7 @@ class Controls:
     async def point(self, reference: str) -> Mapping[str, Any]:
         point = await self._find(reference)
         detail = await settled(self.parts.threads.repository, self.parts.repository.detail, point)
-        return operations.shown(detail)
+        return point_details(detail)
 
     async def hold(self, reference: str, reason: str, who: str) -> None:
         point = await self._find(reference)

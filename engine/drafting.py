@@ -111,6 +111,7 @@ class Draft:
                 return self._back_up(decision)
             case DistrustTracking():
                 self.distrust.append(Distrust(decision.vm, decision.reason, decision.event_key, self.now))
+                self._fired(decision)
                 return Ruling(decision)
             case Retire():
                 self._retire(decision)
@@ -126,11 +127,15 @@ class Draft:
         job = job_from(decision, job=self.mint_job(), now=self.now) if waiting is None else joined(waiting, decision)
         self._set(job)
         self.world.job_keys[decision.key] = self._keys[decision.key] = job.id
+        self._fired(decision)
+        return Ruling(decision, job.id)
+
+    def _fired(self, decision: BackUp | HoldPoints | DistrustTracking) -> None:
+        """The cooldown of a trigger begins."""
         if decision.rule.startswith("trigger"):
             fired = (decision.policy, decision.rule, decision.vm)
             self._cooled.setdefault(fired, self.world.fired.get(fired))
             self.fired[fired] = self.world.fired[fired] = self.now
-        return Ruling(decision, job.id)
 
     def _retire(self, decision: Retire) -> None:
         for job in self.world.jobs.of(decision.vm):
@@ -139,12 +144,14 @@ class Draft:
                 self._forgotten.update(self.world.forget_keys(job.id))
 
     def _hold(self, decision: HoldPoints, event: Event) -> JobId:
+        self._fired(decision)
         key = f"hold:{decision.vm}:{event.key}"
         if (known := self.world.job_keys.get(key)) is not None:
             return known
         job = Job(
-            id=self.mint_job(), key=key, kind=JobKind.HOLD, vm=decision.vm, policy="", rule="request",
-            reason=decision.reason, created_at=self.now, not_before=self.now, event_key=event.key, manual=True,
+            id=self.mint_job(), key=key, kind=JobKind.HOLD, vm=decision.vm, policy=decision.policy,
+            rule=decision.rule or "request", reason=decision.reason, created_at=self.now, not_before=self.now,
+            event_key=event.key, manual=True,
         )  # fmt: skip
         self._set(job)
         self.world.job_keys[key] = self._keys[key] = job.id

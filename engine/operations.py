@@ -30,45 +30,11 @@ from engine.tasks import Body, Watch
 from engine.threads import interruptible, settled
 from policies.decision import BackUp
 from policies.facts import Event, EventType, PointId, RestorePoint, VmId
-from storage.repository import PointDetail, PointDisk
+from storage.repository import PointDisk
 from storage.verify import Bounds, Scope
 
 PROGRESS_SECONDS = 0.5
 """How often the progress of a run is looked at for who follows it."""
-
-
-def shown(detail: PointDetail) -> Mapping[str, Any]:
-    """One restore point with all that is recorded of it."""
-    return {
-        "id": detail.id,
-        "vm": detail.head.vm_name,
-        "vm_id": detail.head.vm,
-        "taken_at": detail.head.taken_at,
-        "committed_at": detail.committed_at,
-        "consistency": detail.head.consistency,
-        "attributes": dict(detail.head.attributes),
-        "aliases": dict(detail.head.aliases),
-        "disks": [
-            {
-                "label": record.head.name,
-                "capacity_bytes": record.head.capacity_bytes,
-                "uuid": record.head.uuid,
-                "read_bytes": record.read_bytes,
-                "new_bytes": record.new_bytes,
-                "stored_bytes": record.stored_bytes,
-                "dedup_bytes": record.dedup_bytes,
-                "mapped_bytes": record.mapped_bytes,
-                **dict(record.head.attributes),
-            }
-            for record in detail.disks
-        ],
-        "unprotected": [list(one) for one in detail.unprotected],
-        "holds": list(detail.holds),
-        "locked_until": detail.locked_until,
-        "expiring_since": detail.expiring_since,
-        "verified_at": detail.verified_at,
-        "damaged": detail.damaged,
-    }
 
 
 def back_up_vm(parts: Parts, vm: VmId, asked: BackUpVm, who: str, request: str) -> Body:
@@ -128,7 +94,7 @@ async def _made(parts: Parts, vm: VmId, done: Done) -> Mapping[str, Any]:
         "warnings": list(done.warnings),
         "unprotected": [list(one) for one in done.unprotected],
         "disks": plain(done.disks),
-        "exit_code": int(Exit.PARTIAL if done.unprotected else Exit.DONE),
+        "exit_code": int(Exit.PARTIAL if done.lacking else Exit.DONE),
     }
 
 

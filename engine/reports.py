@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine.plain import plain
 
 if TYPE_CHECKING:
+    from storage.points import PointDetail
     from storage.reclaim import PackFate, ReclaimPlan
     from storage.verify import VerifyReport
 
@@ -14,6 +16,40 @@ if TYPE_CHECKING:
 def verify_row(report: VerifyReport) -> dict[str, Any]:
     """A verification as JSON: its fields, `sound`, `complete`, and the names of the VMs that are hit."""
     return {**plain(report), "sound": report.sound, "complete": report.complete, "vms": list(report.vms)}
+
+
+def point_details(detail: PointDetail) -> Mapping[str, Any]:
+    """One restore point with all that is recorded of it."""
+    return {
+        "id": detail.id,
+        "vm": detail.head.vm_name,
+        "vm_id": detail.head.vm,
+        "taken_at": detail.head.taken_at,
+        "committed_at": detail.committed_at,
+        "consistency": detail.head.consistency,
+        "attributes": dict(detail.head.attributes),
+        "aliases": dict(detail.head.aliases),
+        "disks": [
+            {
+                "label": record.head.name,
+                "capacity_bytes": record.head.capacity_bytes,
+                "uuid": record.head.uuid,
+                "read_bytes": record.read_bytes,
+                "new_bytes": record.new_bytes,
+                "stored_bytes": record.stored_bytes,
+                "dedup_bytes": record.dedup_bytes,
+                "mapped_bytes": record.mapped_bytes,
+                **dict(record.head.attributes),
+            }
+            for record in detail.disks
+        ],
+        "unprotected": [list(one) for one in detail.unprotected],
+        "holds": list(detail.holds),
+        "locked_until": detail.locked_until,
+        "expiring_since": detail.expiring_since,
+        "verified_at": detail.verified_at,
+        "damaged": detail.damaged,
+    }
 
 
 def plan_row(plan: ReclaimPlan) -> dict[str, Any]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.cli.options import Config, Json, PassphraseFile, Repo
-from engine.cli.output import printable, say, show_json, show_table
+from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import reach
 from engine.client import Engine
-from engine.plain import point_row
+from engine.plain import plain, point_row
+from engine.reports import point_details
 from engine.units import show_size
 from storage.repository import Repository
+
+_POINT = re.compile(r"[0-9]{8}t|.*@")
+"""What may be a restore point rather than a VM that has none."""
 
 
 def points(
@@ -22,15 +28,19 @@ def points(
     passphrase_file: PassphraseFile = None,
     json: Json = False,
 ) -> None:
-    """List restore points, oldest first.
+    """List restore points, oldest first; of one restore point, tell what led to it and what it holds.
 
     Parameters
     ----------
     vm
-        Only those of this VM, by name or id.
+        Only those of this VM, by name or id. Or a restore point: its id, the beginning of it, or NAME@latest.
     """
     with reach(repo, config, passphrase_file, command="points") as place:
         rows = _rows(place, vm)
+        one = _details(place, vm) if vm is not None and not rows and _POINT.match(vm) else None
+    if one is not None:
+        _tell(one, json)
+        return
     if json:
         show_json(rows)
         return
@@ -59,6 +69,48 @@ def _rows(place: Repository | Engine, vm: str | None) -> list[dict[str, Any]]:
     if isinstance(place, Engine):
         return list(place.get("/v1/points", {"vm": vm}))
     return [point_row(point) for point in place.points() if vm is None or vm in (point.vm_name, point.vm)]
+
+
+def _details(place: Repository | Engine, reference: str) -> Mapping[str, Any]:
+    if isinstance(place, Engine):
+        return dict(place.get("/v1/point", {"reference": reference}))
+    return dict(plain(point_details(place.detail(place.find(reference)))))
+
+
+def _tell(point: Mapping[str, Any], json: bool) -> None:
+    if json:
+        show_json(point)
+        return
+    for name, words in _provenance(point):
+        if words:
+            show(printable(f"{name:<12} {words}"))
+    for disk in point["disks"]:
+        size, read = show_size(disk["capacity_bytes"]), show_size(disk["read_bytes"])
+        show(printable(f"{'disk':<12} {disk['label']}, {size}, {read} read ({disk.get('changes', '')})"))
+    for label, why in point["unprotected"]:
+        show(printable(f"{'not in it':<12} {label}: {why}"))
+
+
+def _provenance(point: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What there is to say of how it came about; the words are empty where nothing is known."""
+    said: Mapping[str, str] = point["attributes"]
+    consistency, wanted = point["consistency"], said.get("consistency_wanted", "")
+    yield "point", point["id"]
+    yield "vm", f"{point['vm']} ({point['vm_id']})"
+    yield "taken", f"{point['taken_at'][:19].replace('T', ' ')} UTC"
+    yield "consistency", consistency if wanted in ("", consistency) else f"{consistency}, {wanted} was wanted"
+    yield "why", said.get("consistency_reason", "") if wanted not in ("", consistency) else ""
+    yield "policy", f"{said.get('policy', '')} {said.get('rule', '')}".strip()
+    yield "because", said.get("reason", "")
+    at = f" at {said['event_at'][:19].replace('T', ' ')} UTC" if said.get("event_at") else ""
+    yield "event", f"{said.get('event_type', '')}{at} ({said['event_key']})" if said.get("event_key") else ""
+    yield "policy hash", said.get("policy_hash", "")
+    yield "git commit", said.get("policy_commit", "")
+    yield "host", said.get("host", "")
+    yield "held", "; ".join(point["holds"])
+    yield "locked", f"until {point['locked_until'][:19].replace('T', ' ')} UTC" if point["locked_until"] else ""
+    yield "verified", f"{point['verified_at'][:19].replace('T', ' ')} UTC" if point["verified_at"] else ""
+    yield "damaged", str(point["damaged"]) if point["damaged"] else ""
 
 
 def _state(row: dict[str, Any]) -> str:

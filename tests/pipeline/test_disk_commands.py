@@ -75,6 +75,32 @@ def test_points_name_id_vm_and_time_for_scripts(tmp_path: Path, repo: Path, imag
     assert made["id"] in backstay("points", "--repo", repo, home=tmp_path).out
 
 
+def test_a_restore_point_tells_what_led_to_it(tmp_path: Path, repo: Path) -> None:
+    said = {
+        "policy": "gold", "rule": "trigger[0]", "reason": "web was moved", "policy_hash": "ab12",
+        "policy_commit": "c0ffee+dirty", "event_key": "vc:1", "event_type": "vm.migrated",
+        "event_at": "2026-11-22T14:00:00Z", "consistency_wanted": "application", "consistency_reason": "no Tools",
+    }  # fmt: skip
+    with open_repository(repo, now=lambda: datetime.now(UTC)) as opened:
+        head = PointHead(VmId("id-1"), "web", datetime(2026, 11, 22, 15, tzinfo=UTC), attributes=said)
+        with opened.new_point(head) as pending:
+            point = pending.commit()
+    told = backstay("points", "web@latest", "--repo", repo, home=tmp_path).out.splitlines()
+    for line in (
+        "policy       gold trigger[0]",
+        "because      web was moved",
+        "event        vm.migrated at 2026-11-22 14:00:00 UTC (vc:1)",
+        "policy hash  ab12",
+        "git commit   c0ffee+dirty",
+        "consistency  crash, application was wanted",
+        "why          no Tools",
+    ):
+        assert line in told
+    shown = backstay("points", point.id[:12], "--repo", repo, "--json", home=tmp_path).data
+    assert shown["id"] == point.id and shown["attributes"] == said
+    assert backstay("points", "other@latest", "--repo", repo, home=tmp_path, expect=2).err.count("\n") == 1
+
+
 def test_the_catalog_lies_where_scripts_expect_it_and_comes_again_when_it_is_deleted(
     tmp_path: Path, repo: Path, image: Path
 ) -> None:

@@ -63,6 +63,30 @@ def test_each_difference_has_its_event() -> None:
     assert [kind for kind, _ in found(moved)] == [EventType.RELOCATED]
 
 
+def test_other_tags_have_an_event_that_names_them() -> None:
+    known = World(mint=lambda: WEB)
+    known.sight(replace(SEEN, tags=frozenset({"backup=none", "env=prod"})), NOW)
+    known.account_all(WEB)
+    known.sight(replace(SEEN, tags=frozenset({"backup=gold", "env=prod"})), NOW)
+    suspicions = Suspicions()
+    suspicions.look(known, [WEB], NOW)
+    suspicions.caught_up("vc", NOW + GRACE)
+    (event,) = missed_events(known, suspicions, NOW + GRACE, GRACE)
+    assert (event.type, event.detail["tags"]) == (EventType.RETAGGED, "added backup=gold, removed backup=none")
+    known.account(WEB, ["tags"])
+    assert found(known) == []
+
+
+def test_what_an_older_engine_did_not_look_at_is_no_difference() -> None:
+    known = world()
+    row = known.rows[WEB]
+    known.rows[WEB] = replace(row, accounted={k: v for k, v in row.accounted.items() if k != "tags"})
+    known.sight(replace(SEEN, tags=frozenset({"env=prod"})), NOW)
+    assert found(known) == []
+    known.sight(replace(SEEN, tags=frozenset()), NOW)
+    assert [kind for kind, _ in found(known)] == [EventType.RETAGGED]
+
+
 def test_a_vm_that_came_or_left_untold_has_its_event() -> None:
     assert [kind for kind, _ in found(world(accounted=False))] == [EventType.CREATED]
     known = world()
