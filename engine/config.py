@@ -204,11 +204,19 @@ class Transport(_Section):
 
 
 class Limits(_Section):
-    """`[limits]`: how much may happen at once. Memory of reading is disks × lanes × 1 MiB."""
+    """`[limits]`: how much may happen at once. Memory of reading is disks × lanes × 1 MiB.
+
+    `total` to `per_repository` count backups. The engine's repository takes them all; other work there (second copies,
+    verification, reclaim) counts with them, but leaves them one place. Policies may have tighter limits of their own.
+    `starts_per_minute` is for where many places are free at once: not all snapshots shall be made in one second.
+    """
 
     total: Count = 4
     per_host: Count = 2
     per_datastore: Count = 4
+    per_vcenter: Count | None = None
+    per_repository: Count | None = None
+    starts_per_minute: Count = 60
     disks_per_vm: Count = 2
     lanes: Count = 16
     threads: Count = Field(default_factory=lambda: max(2, min(os.cpu_count() or 2, 8)))

@@ -93,7 +93,8 @@ async def _one(parts: Parts, name: str, section: configuration.Copy) -> Pass:
             parts.metrics.copy_lacks(name, len(plan.missing))
             return copy_points(parts.repository, target, plan, now=parts.now, progress=lambda _: stop_if(stop))
 
-        outcome = await interruptible(parts.threads.long, stop, copy)
+        with parts.queue.using_repository():
+            outcome = await interruptible(parts.threads.long, stop, copy)
         plan = await settled(parts.threads.long, plan_copy, parts.repository, target, points)
         parts.metrics.copy_lacks(name, len(plan.missing))
         expired = await _retain(parts, name, target)

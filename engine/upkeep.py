@@ -117,7 +117,8 @@ async def reclaim(parts: Parts) -> str:
         return "left to the user who owns the repository"
     ages = SafetyAges(min_age=parts.config.maintenance.orphan_pack)
     plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
-    outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
+    with parts.queue.using_repository():
+        outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
     parts.metrics.reclaimed(max(0, outcome.freed_bytes))
     parts.metrics.operation_finished("reclaim", "done")
     condemned = counted(outcome.condemned, "pack")
@@ -180,15 +181,16 @@ async def read_back(
     if not points:
         parts.verified = replace(before, state=VerifyState.RUNNING)
     try:
-        report = await maintenance.verify_points(
-            parts.repository,
-            parts.threads,
-            now=parts.now(),
-            points=points or None,
-            bounds=bounds,
-            planned=planned,
-            progress=progress,
-        )
+        with parts.queue.using_repository():
+            report = await maintenance.verify_points(
+                parts.repository,
+                parts.threads,
+                now=parts.now(),
+                points=points or None,
+                bounds=bounds,
+                planned=planned,
+                progress=progress,
+            )
         if not points:
             found = _judged(report, before, parts.now())
     except StorageError:

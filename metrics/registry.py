@@ -12,7 +12,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from metrics.coverage import COVERAGE_SERIES, CoverageCollector
 from metrics.labels import (
@@ -76,6 +76,8 @@ class Metrics:
         self._clock_skew = gauge("clock_skew_seconds", "The peer's clock minus ours", peer=PEERS)
         self._queue_depth = gauge("queue_depth", "Jobs that wait")
         self._jobs_running = gauge("jobs_running", "Jobs that run")
+        self._queue_late = gauge("queue_late", "Backups that wait past their deadline", policy=())
+        self._queue_overloaded = gauge("queue_overloaded", "1 while what is due cannot all be done by its deadlines")
         self._jobs_quarantined = gauge("jobs_quarantined", "VMs set aside after an error that trying again cannot mend")
         # Policies
         self._policies_loaded = gauge("policies", "Policies in force")
@@ -241,6 +243,12 @@ class Metrics:
         self._jobs_running.set(running)
         self._jobs_quarantined.set(quarantined)
 
+    def lateness(self, late: Mapping[str, int], *, overloaded: bool) -> None:
+        """How many backups of each policy wait past their deadline, and whether the queue is overloaded."""
+        for policy in self._policies:
+            self._queue_late.labels(policy).set(late.get(policy, 0))
+        self._queue_overloaded.set(overloaded)
+
     def run_finished(
         self,
         policy: str,
@@ -387,5 +395,6 @@ class Metrics:
 
     # How they are made
 
-    def _per_policy(self) -> Sequence[Counter | Histogram]:
-        return (self._run_seconds, self._bytes_read, self._bytes_stored, self._bytes_deduplicated, self._bytes_zero)
+    def _per_policy(self) -> Sequence[Counter | Gauge | Histogram]:
+        stored = (self._bytes_read, self._bytes_stored, self._bytes_deduplicated, self._bytes_zero)
+        return (self._queue_late, self._run_seconds, *stored)

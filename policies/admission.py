@@ -26,7 +26,7 @@ from datetime import UTC, datetime, timedelta
 
 from policies.decision import BackUp
 from policies.facts import CONSISTENCY_ORDER, Vm, VmId
-from policies.limits import Limits, Place, places_of, taken
+from policies.limits import REPOSITORY, Limits, Place, places_of, taken
 from policies.overload import LATE, TYPICAL_RUN, Cell, Load, judge, step_at, step_of
 from policies.units import span
 
@@ -104,7 +104,8 @@ def admit(
 ) -> Admission:
     """Fill the free places with the most urgent backups that are ready. One VM is backed up once at a time.
 
-    `running` has the policy of each running backup by its VM, `others` is how much other work uses the repository.
+    `running` has the policy of each running backup by its VM, `others` is how much other work uses the repository,
+    which leaves backups one place.
     A VM that `vms` does not know is on no host and no datastore.
     """
     turns = turns or Turns()
@@ -112,7 +113,8 @@ def admit(
     used = Counter(
         place for vm, policy in running.items() for place in places_of(vm, vms.get(vm), policy, limits)
     )  # fmt: skip
-    used.update({place: others for place in (Place("repository", ""),) if limits.of(place) is not None})
+    if limits.per_repository is not None:
+        used[Place(REPOSITORY, "")] += min(others, limits.per_repository - 1)
     free = limits.running - len(running)
     started: list[BackUp] = []
     first: Load | None = None

@@ -198,10 +198,10 @@ class Line:
             self._again()
 
     def use_repository(self, others: int) -> None:
-        """So much other work uses the repository now."""
+        """So much other work uses the repository now; it leaves backups one place."""
         slot = self._slot(Place(REPOSITORY, ""))
         if slot is not None:
-            slot.taken += others - self._others
+            slot.taken += min(others, slot.limit - 1) - min(self._others, slot.limit - 1)
             self._opened(slot)
         self._others = others
 

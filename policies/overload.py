@@ -52,17 +52,24 @@ class Load:
     top: int = 0
     overloaded: bool = False
 
-    def waits(self, priority: int) -> str:
-        """Why a ready backup of this priority waits, as far as the load is the reason; else empty."""
+    @property
+    def sentence(self) -> str:
+        """What the load comes to; empty without an overload."""
         if not self.overloaded:
             return ""
         words = f"overload: {_are_due(self.ready)}, places for {self.places}"
-        if self.cut is None or priority >= self.cut:
-            return words
+        if self.cut is None:
+            return f"{words}, and {self.late} are late"
         if self.cut > self.top:
-            behind = f"; not even priority {self.top} keeps its goals"
-            return words + (behind if priority == self.top else f"{behind}, and priority {priority} waits behind it")
-        return f"{words}; priority {priority} waits behind {self.cut}"
+            return f"{words}; not even priority {self.top} keeps all its goals"
+        return f"{words}; what has a priority below {self.cut} waits"
+
+    def waits(self, priority: int) -> str:
+        """Why a ready backup of this priority waits, as far as the load is the reason; else empty."""
+        if self.cut is None or priority >= self.cut or priority == self.top:
+            return self.sentence
+        words = f"overload: {_are_due(self.ready)}, places for {self.places}"
+        return f"{words}; priority {priority} waits behind {min(self.cut, self.top)}"
 
 
 def _are_due(number: int) -> str:

@@ -51,6 +51,7 @@ nbdkit = "nbdkit -v"
 plugin = ["/usr/lib/plugin.so", "x=1"]
 [limits]
 total = 9
+per_vcenter = 6
 [timers]
 verify = "3d"
 """,
@@ -61,6 +62,7 @@ verify = "3d"
     assert vcenter.ca_file == Path("/etc/backstay/vc.pem")
     assert config.transport.nbdkit == ("nbdkit", "-v")
     assert (config.limits.total, config.timers.verify) == (9, timedelta(days=3))
+    assert (config.limits.per_vcenter, config.limits.per_repository, config.limits.starts_per_minute) == (6, None, 60)
 
 
 @pytest.mark.parametrize(
