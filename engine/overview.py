@@ -71,6 +71,7 @@ def publish(parts: Parts) -> None:
         running=sum(job.state is JobState.RUNNING for job in jobs),
         quarantined=len(parts.crew.set_aside & parts.world.vms.keys()),
     )
+    metrics.lateness(parts.queue.late(), overloaded=parts.queue.load.overloaded)
 
 
 def _without_run(parts: Parts) -> frozenset[str]:
@@ -135,6 +136,8 @@ def problems(parts: Parts) -> list[str]:
     if parts.announcer is not None and parts.announcer.trouble:
         waiting = counted(len(parts.announcer.waiting), "message")
         found.append(f"bus: {waiting} about runs not sent: {parts.announcer.trouble}")
+    if parts.queue.load.overloaded:
+        found.append(f"queue: {parts.queue.load.sentence}")
     if parts.retention_refused:
         found.append(f"retention: {parts.retention_refused}")
     found += [sentence for vm, sentence in parts.world.alerts.items() if vm in parts.world.vms]
@@ -159,6 +162,7 @@ async def status(parts: Parts) -> Mapping[str, Any]:
     sizes = await settled(parts.threads.repository, parts.repository.sizes)
     now = parts.now()
     rows = [_vm_row(parts, vm, now) for vm in sorted(parts.world.vms.values(), key=lambda vm: vm.name)]
+    waits = {one.decision.key: one.reason for one in parts.queue.waiting}
     jobs = parts.world.jobs.values()
     return {
         "engine": {
@@ -188,8 +192,8 @@ async def status(parts: Parts) -> Mapping[str, Any]:
         },
         "vms": rows,
         "queue": {
-            "waiting": [_job_row(parts, job) for job in jobs if job.state is JobState.PENDING],
-            "running": [_job_row(parts, job) for job in jobs if job.state is JobState.RUNNING],
+            "waiting": [_job_row(parts, job, waits) for job in jobs if job.state is JobState.PENDING],
+            "running": [_job_row(parts, job, waits) for job in jobs if job.state is JobState.RUNNING],
         },
         "repository": {
             "location": str(parts.repository.location),
@@ -264,10 +268,9 @@ def _said(parts: Parts, vm: VmId) -> str:
     return "" if decision is None or isinstance(decision, BackUp) else decision.reason
 
 
-def _job_row(parts: Parts, job: Any) -> dict[str, Any]:
+def _job_row(parts: Parts, job: Any, waits: Mapping[str, str]) -> dict[str, Any]:
     row = parts.world.rows.get(job.vm)
     attempt = next((one for one in parts.crew.active.values() if one.job.id == job.id), None)
-    waits = {one.decision.key: one.reason for one in parts.queue.waiting}
     return {
         "job": job.id,
         "kind": job.kind,

@@ -73,7 +73,7 @@ def assemble(
 
     rulebook = Rulebook(config.policies, state, threads, facts, now)
     rulebook.changed = lambda: metrics.policies_loaded(rulebook.names)
-    queue = JobQueue(world, Limits(config.limits.total, config.limits.per_host, config.limits.per_datastore), now)
+    queue = JobQueue(world, _limits(config), now, policies=lambda: rulebook.in_force)
     new_job, new_run = mint("job", now), mint("", now)
 
     def mint_run() -> RunId:
@@ -133,6 +133,18 @@ def assemble(
         means=means,
         unreachable=unreachable,
         announcer=announcer,
+    )
+
+
+def _limits(config: Config) -> Limits:
+    own = config.limits
+    return Limits(
+        running=own.total,
+        per_host=own.per_host,
+        per_datastore=own.per_datastore,
+        per_vcenter=own.per_vcenter,
+        per_repository=own.per_repository,
+        starts_per_minute=own.starts_per_minute,
     )
 
 

@@ -200,7 +200,9 @@ class Crew:
             await self.list_points(job.vm)
         except StorageError as error:
             log.error("restore points not listed", extra={"vm": attempt.vm.name, "why": str(error)})
-        self._count(job, done, attempt, (self.now() - began).total_seconds())
+        seconds = (self.now() - began).total_seconds()
+        self.queue.took(seconds)
+        self._count(job, done, attempt, seconds)
         log.info(
             "restore point committed",
             extra={
