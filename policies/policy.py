@@ -167,6 +167,7 @@ class Policy:
     leaving: Leaving | None = None
     leaving_why: str = ""
     verify_every: timedelta | None = None
+    notify: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash((self.name, self.hash))
@@ -226,6 +227,7 @@ def compile_policy(
         on_unmatched=Leaving(table.on_unmatched or Leaving.HOLD),
         on_removed=Leaving(table.on_removed or Leaving.HOLD),
         verify_every=parse_duration(table.verify.every) if table.verify and table.verify.every else None,
+        notify=tuple(table.notify or ()),
     )
 
 

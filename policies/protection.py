@@ -34,6 +34,7 @@ class Protection:
     copies: tuple[str, ...] = ()
     lock: timedelta = timedelta()
     verify_every: timedelta | None = None
+    notify: tuple[str, ...] = ()
 
     @property
     def winner(self) -> Policy | None:
@@ -75,6 +76,7 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
         copies=tuple(dict.fromkeys(name for policy in matching for name in policy.copies)),
         lock=max((policy.retention.lock for policy in matching), default=timedelta()),
         verify_every=min((p.verify_every for p in matching if p.verify_every is not None), default=None),
+        notify=tuple(dict.fromkeys(name for policy in matching for name in policy.notify)),
     )
 
 

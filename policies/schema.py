@@ -295,6 +295,12 @@ class PolicyTable(Table):
     )
     limits: LimitsTable | None = _key(None, "How many of its backups may run at a time.")
     verify: VerifyTable | None = _key(None, "How often restore points are read back.")
+    notify: Annotated[list[CopyName], Field(min_length=1)] | None = _key(
+        None,
+        "Whom to tell of runs that failed, a missed rpo and damage: names of `[notify.NAME]` in the engine's"
+        " configuration; those of every policy that selects a VM count.",
+        ["ops"],
+    )
 
 
 class GuardTable(Table):

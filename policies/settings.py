@@ -27,6 +27,7 @@ def settings_of(protection: Protection) -> dict[str, str]:
         "transports": ", ".join(protection.transports),
         "copies": ", ".join(protection.copies),
         "lock": span(protection.lock) if protection.lock else "",
+        "notify": ", ".join(protection.notify),
         "verify": f"every {span(protection.verify_every)}" if protection.verify_every is not None else "",
         "retention": "; ".join(f"{policy.name}: {retention_words(policy.retention)}" for policy in protection.policies),
     }
