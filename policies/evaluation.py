@@ -13,8 +13,8 @@ from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Re
 from policies.facts import Event, EventType, Facts, Vm, VmHistory, VmId
 from policies.policy import Policy, Trigger
 from policies.policyset import PolicySet
-from policies.protection import Protection, due_of, last_good, protection
-from policies.schedule import Due, latest_start, opening
+from policies.protection import Protection, due_of, last_good, protection, refusal_of
+from policies.schedule import Due, blackout_words, latest_start, opening
 from policies.sentences import asked, happened, name_of
 from policies.spreading import delay
 from policies.terms import glob_matches
@@ -69,8 +69,8 @@ def _distrust(vm: Vm, event: Event) -> tuple[Decision, ...]:
 def _requested(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decision:
     effective = protection(policies, vm)
     winner = effective.winner
-    if vm.refusal:
-        return Skip(vm.id, winner.name if winner else "", "request", f"{asked(event)}, but {vm.refusal}", event.key)
+    if why := refusal_of(effective, vm):
+        return Skip(vm.id, winner.name if winner else "", "request", f"{asked(event)}, but {why}", event.key)
     return _back_up(
         effective,
         winner,
@@ -109,9 +109,10 @@ def _triggered(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> tuple
     if not naming and event.type not in _FIRST_SIGHT:
         return (Skip(vm.id, winner.name, "", _no_trigger(effective, event, vm), event.key),)
     said: list[Decision] = []
-    if vm.refusal:
+    refusal = refusal_of(effective, vm)
+    if refusal:
         naming = [(policy, trigger) for policy, trigger in naming if trigger.action != "backup"]
-        said.append(Skip(vm.id, winner.name, "", f"{happened(event, vm)}, but {vm.refusal}", event.key))
+        said.append(Skip(vm.id, winner.name, "", f"{happened(event, vm)}, but {refusal}", event.key))
     chosen: BackUp | None = None
     for policy, trigger in naming:
         if chosen is not None and trigger.action == "backup":
@@ -121,7 +122,7 @@ def _triggered(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> tuple
         decision = _fire(effective, policy, trigger, vm, event, facts)
         chosen = decision if isinstance(decision, BackUp) else chosen
         said.append(decision)
-    if event.type in _FIRST_SIGHT and chosen is None and not vm.refusal:
+    if event.type in _FIRST_SIGHT and chosen is None and not refusal:
         said.append(_initial(effective, winner, vm, event, facts))
     return tuple(said)
 
@@ -182,7 +183,7 @@ def _fire(
         key=f"{policy.name}:{trigger.rule}:{vm.id}:{event.key}",
         reason=f"{what}; policy {policy.name} backs up after {event.type}, {when}{waits}{doubt}",
         not_before=start,
-        deadline=_goal(effective, vm.id, facts, start),
+        deadline=_finish(policy, start, _goal(effective, vm.id, facts, start)),
         event=event,
     )
 
@@ -206,17 +207,23 @@ def _start(
 ) -> tuple[datetime, str]:
     """When the run of a trigger starts, and in words why not at once."""
     settled = max(facts.now, event.at + trigger.settle)
-    start = settled if trigger.any_time else opening(policy.timing, settled)
+    start = opening(policy.timing, settled, any_time=trigger.any_time)
     waits = [f"after settling {span(trigger.settle)}"] if trigger.settle else []
     if start > settled:
-        waits.append("when its window opens")
+        held = blackout_words(policy.timing, settled, facts.now)
+        waits.append(f"after {held}" if held else "when its window opens")
     if trigger.spread:
         until = _goal(effective, vm.id, facts, start) or start + trigger.spread
-        until = until if trigger.any_time else latest_start(policy.timing, start, until)
+        until = latest_start(policy.timing, start, until, any_time=trigger.any_time)
         put_off = delay(trigger.spread, start, until, policy.name, trigger.rule, vm.id)
         start += put_off
         waits += [f"{span(put_off)} for the spread"] if put_off else []
     return start, f" {' and '.join(waits)}" if waits else ""
+
+
+def _finish(policy: Policy, start: datetime, goal: datetime | None) -> datetime | None:
+    within = policy.timing.finish_within
+    return goal if within is None else min(start + within, goal or start + within)
 
 
 def _goal(effective: Protection, vm: VmId, facts: Facts, start: datetime) -> datetime | None:
@@ -252,8 +259,8 @@ def _scheduled(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decis
     winner = effective.winner
     if winner is None:
         return Skip(vm.id, "", "", f"no policy selects {vm.name}: it is not protected", event.key)
-    if vm.refusal:
-        return Skip(vm.id, winner.name, "", f"{vm.name} cannot be backed up: {vm.refusal}", event.key)
+    if why := refusal_of(effective, vm):
+        return Skip(vm.id, winner.name, "", f"{vm.name} cannot be backed up: {why}", event.key)
     found = due_of(effective, vm.id, facts)
     if found is None:
         reason = f"policy {winner.name} has no rpo and no schedule: {vm.name} waits for its triggers"
@@ -281,7 +288,9 @@ def _at(due: Due, policy: Policy, now: datetime) -> str:
 def _run_due(
     effective: Protection, policy: Policy, due: Due, vm: Vm, event: Event, facts: Facts, opening_words: str
 ) -> BackUp:
-    when = "" if due.at <= facts.now else f", at {_at(due, policy, facts.now)} when its window opens"
+    held = blackout_words(policy.timing, facts.now, facts.now)
+    when = f", at {_at(due, policy, facts.now)}{'' if held else ' when its window opens'}"
+    when = when if due.at > facts.now else ""
     return _back_up(
         effective,
         policy,

@@ -75,6 +75,18 @@ def last_open_before(hours: Hours, at: datetime) -> Segment | None:
     return None
 
 
+def blackout_at(hours: Hours, at: datetime) -> tuple[Blackout, datetime] | None:
+    """The blackout that `at` falls into and its end, the one that lasts longest of several."""
+    found: list[tuple[datetime, int]] = []
+    for index, blackout in enumerate(hours.blackouts):
+        known = stretches(blackout, hours.zone, at.year)
+        place = bisect_right(known, at, key=_opening) - 1
+        if place >= 0 and at < known[place][1]:
+            found.append((known[place][1], -index))
+    end, index = max(found, default=(at, 1))
+    return (hours.blackouts[-index], end) if found else None
+
+
 def closes_always(hours: Hours) -> bool:
     """Whether the blackouts of every week and year leave nothing of the windows; those of single dates end."""
     again = tuple(one for one in hours.blackouts if isinstance(one, Window) or (isinstance(one, Dates) and one.yearly))

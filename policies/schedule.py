@@ -12,7 +12,8 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
-from policies.hours import last_open_before, next_open, open_at
+from policies.errors import quoted
+from policies.hours import blackout_at, last_open_before, next_open, open_at
 from policies.policy import Timing
 from policies.spreading import delay
 from policies.times import slots_around
@@ -86,10 +87,18 @@ def finish_by(timing: Timing, start: datetime, deadline: datetime) -> datetime:
     return deadline if timing.finish_within is None else min(deadline, start + timing.finish_within)
 
 
+def blackout_words(timing: Timing, at: datetime, now: datetime) -> str:
+    """The blackout that a time falls into, such as `blackout "12-24..12-26" until 2026-12-27 00:00`; "" for none."""
+    found = blackout_at(timing.hours, at)
+    return f"blackout {quoted(found[0].text)} until {clock(found[1], timing.zone, now)}" if found else ""
+
+
 def _by_goal(timing: Timing, rpo: timedelta, last_good: datetime | None, now: datetime) -> Due:
     if last_good is None:
         slot = now - (now - _EPOCH) % max(rpo, _EPOCH_STEP)
-        return Due("rpo", slot, next_open(timing.hours, now), slot, f"never backed up; RPO is {_words_of(rpo)}")
+        why = f"never backed up; RPO is {_words_of(rpo)}"
+        at = next_open(timing.hours, now)
+        return Due("rpo", slot, at, slot, why + _in_blackout(timing, now, now) if timing.blackouts else why)
     deadline = last_good + rpo
     lead = rpo / LEAD_SHARE
     planned = deadline - lead
@@ -104,7 +113,15 @@ def _by_goal(timing: Timing, rpo: timedelta, last_good: datetime | None, now: da
         sooner = _before_closing(timing, deadline, lead, last_good, now)
         if sooner is not None:
             at = start = sooner
+    wanted = planned if planned > now else now
+    if timing.blackouts and at > wanted:
+        why += _in_blackout(timing, wanted, now)
     return Due("rpo", slot, at, finish_by(timing, start, deadline), why)
+
+
+def _in_blackout(timing: Timing, at: datetime, now: datetime) -> str:
+    words = blackout_words(timing, at, now)
+    return f"; {words}" if words else ""
 
 
 @lru_cache(maxsize=256)
@@ -136,6 +153,8 @@ def _by_schedule(
             if timing.start_within is None or at <= before + timing.start_within:
                 shown = clock(before, timing.zone, now)
                 why = f"scheduled for {shown}{_words(put_off) if fresh else ' and not done since'}"
+                if timing.blackouts and at > now:
+                    why += _in_blackout(timing, max(now, before), now)
                 return Due("schedule", before, at, deadline, why)
             missed = before
     return None if after is None else _next(timing, text, after, missed, vm, now.astimezone(timing.zone).date())
@@ -158,6 +177,9 @@ def _next(timing: Timing, text: str, after: datetime, missed: datetime | None, v
         why += f"; {_shown(missed, timing.zone, today)} was missed: no run could start within {_words_of(within)}"
     elif within is not None and slot != after:
         why += f"; {_shown(after, timing.zone, today)} is left out: no run can start within {_words_of(within)}"
+    elif timing.blackouts and start > slot:
+        words = blackout_at(timing.hours, slot)
+        why += f"; blackout {quoted(words[0].text)} until {_shown(words[1], timing.zone, today)}" if words else ""
     return Due("schedule", slot, start, deadline, why)
 
 
