@@ -62,7 +62,7 @@ def _alone(policy: Policy) -> Iterable[Advice]:
         yield _advise(policy, "selects nothing", 'write select.all = ["*"] for every VM')
     elif _excludes_all(policy):
         yield _advise(policy, "excludes all that it selects", "remove the term from none")
-    if not timing.scheduled and not policy.triggers:
+    if not timing.scheduled and not policy.triggered:
         yield _advise(policy, "never backs anything up", "write rpo, schedule or a trigger")
     if timing.rpo is not None and (closed := longest_closed(timing.windows, timing.zone, _SOME_WEEK)) > timing.rpo:
         what = f"has an rpo of {span(timing.rpo)}, but its windows stay closed for up to {span(closed)}"

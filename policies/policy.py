@@ -173,6 +173,11 @@ class Policy:
         return hash((self.name, self.hash))
 
     @property
+    def triggered(self) -> bool:
+        """Whether an event can lead to a backup."""
+        return any(trigger.action == "backup" for trigger in self.triggers)
+
+    @property
     def weakest_good(self) -> Consistency:
         """The consistency that a restore point needs to be a good one."""
         return self.fallback or DEFAULT_FALLBACK

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policies.policy import Policy, Retention
+from policies.policy import Policy, Retention, Trigger
 from policies.protection import Protection
 from policies.units import span
 
@@ -19,19 +19,27 @@ def settings_of(protection: Protection) -> dict[str, str]:
         "schedule": "; ".join(f"{when} {timing.zone.key}" for timing in timings for when in timing.times),
         "window": "; ".join(f"{window.text} {timing.zone.key}" for timing in timings for window in timing.windows),
         "triggers": "; ".join(
-            f"{policy.name}: {', '.join(sorted(trigger.on))}"
-            for policy in protection.policies
-            for trigger in policy.triggers
+            f"{policy.name}: {trigger_words(trigger)}" for policy in protection.policies for trigger in policy.triggers
         ),
         "consistency": f"{protection.want}, at least {protection.fallback}",
         "transports": ", ".join(protection.transports),
         "copies": ", ".join(protection.copies),
+        "disks": _disks(protection),
         "lock": span(protection.lock) if protection.lock else "",
         "notify": ", ".join(protection.notify),
         "verify": f"every {span(protection.verify_every)}" if protection.verify_every is not None else "",
         "retention": "; ".join(f"{policy.name}: {retention_words(policy.retention)}" for policy in protection.policies),
     }
     return {key: words for key, words in found.items() if words}
+
+
+def _disks(protection: Protection) -> str:
+    """What every policy leaves out is left out."""
+    each = [[term.text for term in policy.excluded_disks] for policy in protection.policies]
+    if not all(each):
+        return ""
+    said = [f"{policy.name}: {', '.join(texts)}" for policy, texts in zip(protection.policies, each, strict=True)]
+    return f"without {' and '.join(said)}"
 
 
 def retention_words(retention: Retention) -> str:
@@ -42,6 +50,21 @@ def retention_words(retention: Retention) -> str:
     if retention.keep_within is not None:
         rules.append(f"keep_within {span(retention.keep_within)}")
     return ", ".join([*rules, f"min_good {retention.min_good}", f"grace {span(retention.grace)}"])
+
+
+def trigger_words(trigger: Trigger) -> str:
+    """Such as "vm.migrated or vm.relocated, settle 10 m, cooldown 6 h"."""
+    times = (("settle", trigger.settle), ("spread", trigger.spread), ("cooldown", trigger.cooldown))
+    globs = (("cause", trigger.cause), ("from", trigger.from_host), ("to", trigger.to_host))
+    words = [
+        " or ".join(sorted(trigger.on)),
+        *(f"{name} {glob}" for name, glob in globs if glob),
+        *([f"when {' '.join(trigger.when.text.split())}"] if trigger.when else []),
+        *(f"{name} {span(length)}" for name, length in times if length),
+        *(["at any time"] if trigger.any_time else []),
+        *([trigger.action] if trigger.action != "backup" else []),
+    ]
+    return ", ".join(words)
 
 
 def policy_line(policy: Policy) -> str:

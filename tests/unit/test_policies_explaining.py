@@ -49,7 +49,7 @@ def test_an_explanation_has_every_clause_the_winner_the_due_time_and_the_points(
         "  policy       gold",
         "  rpo          4 h",
         "  window       18:00-06:00 UTC",
-        "  triggers     gold: vm.migrated",
+        "  triggers     gold: vm.migrated, cooldown 1 h",
         "  consistency  filesystem, at least crash",
         "  transports   nbd",
         "  retention    gold: keep_last 2, min_good 1, grace 0 s",
