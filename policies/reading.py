@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import tomli
 from pydantic import ValidationError
 
 from policies.blackouts import is_calendar
@@ -18,33 +17,18 @@ from policies.errors import PolicyError, Problem, Unusable, quoted
 from policies.facts import CONSISTENCY_ORDER
 from policies.fixture_tables import Fixture
 from policies.hours import closes_always
-from policies.places import Places
+from policies.parsing import File, parse_file
 from policies.policy import Policy, Source, compile_policy
 from policies.policyset import DEFAULT_MAX_EXPIRE_SHARE, Guard, PolicySet
 from policies.schema import NAME_PATTERN, GuardTable, PolicyFile
 from policies.units import parse_share
 
-DEEPEST = 64
-"""Brackets nested deeper than this are a mistake or an attack; the parsers recurse."""
-
 Tables = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    name: str
-    text: str
-    data: dict[str, Any]
-    places: Places
-
-    def problem(self, path: tuple[str | int, ...], what: str, instead: str, *, value: bool = False) -> Problem:
-        place = self.places.value(path) if value else self.places.key(path)
-        return Problem(self.name, place.line, place.column, what, instead)
-
-
-@dataclass(frozen=True, slots=True)
 class _Named:
-    file: _File
+    file: File
     name: str
     keys: dict[str, Any]
 
@@ -52,7 +36,7 @@ class _Named:
 def read_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
     """One policy set from all files; raises PolicyError with every problem of every file."""
     problems: list[Problem] = []
-    files = [file for name, text in _written(texts) if (file := _parse(name, text, problems))]
+    files = [file for name, text in _written(texts) if (file := parse_file(name, text, problems))]
     valid = [file for file in files if _check(file, problems)]
     calendars = _calendars(valid, texts, problems)
     templates = _collect(files, "template", problems)
@@ -95,7 +79,7 @@ def read_tests(texts: Mapping[str, str | bytes]) -> tuple[WrittenTest, ...]:
     problems: list[Problem] = []
     found: list[WrittenTest] = []
     for name, text in _written(texts):
-        file = _parse(name, text, problems)
+        file = parse_file(name, text, problems)
         if file is None or "test" not in file.data or not _check(file, problems):
             continue
         tables = PolicyFile.model_validate({"schema": 1, "test": file.data["test"]}).test
@@ -105,7 +89,7 @@ def read_tests(texts: Mapping[str, str | bytes]) -> tuple[WrittenTest, ...]:
     return tuple(found)
 
 
-def _places(file: _File, number: int) -> Callable[[tuple[str | int, ...]], Source]:
+def _places(file: File, number: int) -> Callable[[tuple[str | int, ...]], Source]:
     def place(path: tuple[str | int, ...]) -> Source:
         found = file.places.key(("test", number, *path))
         return Source(file.name, found.line, found.column)
@@ -113,63 +97,7 @@ def _places(file: _File, number: int) -> Callable[[tuple[str | int, ...]], Sourc
     return place
 
 
-def _parse(name: str, text: str | bytes, problems: list[Problem]) -> _File | None:
-    decoded = _decode(name, text, problems)
-    if decoded is None:
-        return None
-    try:
-        data = _loads(decoded)
-    except tomli.TOMLDecodeError as error:
-        problems.append(_misspelt(name, decoded, error))
-        return None
-    except ValueError as error:
-        what = f"has a value that cannot be read ({_lower(str(error)).partition(':')[0]})"
-        problems.append(Problem(name, 1, 1, what, "write a shorter or simpler value"))
-        return None
-    except RecursionError:
-        problems.append(Problem(name, 1, 1, "is nested too deeply", f"nest at most {DEEPEST} levels"))
-        return None
-    return _File(name, decoded, data, Places(decoded))
-
-
-def _decode(name: str, text: str | bytes, problems: list[Problem]) -> str | None:
-    try:
-        decoded = text.decode("utf-8") if isinstance(text, bytes) else text.encode("utf-8").decode("utf-8")
-    except UnicodeError as error:
-        line, column = 1, 1
-        if isinstance(error, UnicodeDecodeError):
-            before = bytes(error.object[: error.start])
-            line = before.count(b"\n") + 1
-            column = len(before.rpartition(b"\n")[2].decode("utf-8", errors="replace")) + 1
-        problems.append(Problem(name, line, column, "is not UTF-8 text", "save the file as UTF-8"))
-        return None
-    return decoded.removeprefix("\ufeff")
-
-
-def _loads(text: str) -> dict[str, Any]:
-    depth = deepest = 0
-    for bracket in re.findall(r"[\[\]{}]", text):
-        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
-        deepest = max(deepest, depth)
-    if deepest > DEEPEST:
-        raise RecursionError
-    return tomli.loads(text)
-
-
-def _misspelt(name: str, text: str, error: tomli.TOMLDecodeError) -> Problem:
-    what = f"is not valid TOML ({_lower(error.msg)})"
-    if "overwrite" not in error.msg:
-        return Problem(name, error.lineno, error.colno, what, "correct it here or just before")
-    # tomli stands behind the value by then; the key is what a reader looks for.
-    line = text.split("\n")[error.lineno - 1]
-    return Problem(name, error.lineno, len(line) - len(line.lstrip()) + 1, what, "remove it or rename the key")
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _check(file: _File, problems: list[Problem]) -> bool:
+def _check(file: File, problems: list[Problem]) -> bool:
     """Whether the keys and values of one file are usable."""
     before = len(problems)
     try:
@@ -191,9 +119,7 @@ def _check(file: _File, problems: list[Problem]) -> bool:
     return len(problems) == before
 
 
-def _calendars(
-    files: Iterable[_File], texts: Mapping[str, str | bytes], problems: list[Problem]
-) -> dict[str, Calendar]:
+def _calendars(files: Iterable[File], texts: Mapping[str, str | bytes], problems: list[Problem]) -> dict[str, Calendar]:
     """The calendars that policies and templates name. What is wrong with one is told wherever it is named."""
     outcomes: dict[str, Calendar | Unusable] = {}
     for file in files:
@@ -236,7 +162,7 @@ def _tables(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _collect(files: Iterable[_File], kind: str, problems: list[Problem]) -> dict[str, _Named]:
+def _collect(files: Iterable[File], kind: str, problems: list[Problem]) -> dict[str, _Named]:
     """Policies or templates of all files by name; one name twice is a problem that names both places."""
     found: dict[str, _Named] = {}
     for file in files:
@@ -256,7 +182,7 @@ def _collect(files: Iterable[_File], kind: str, problems: list[Problem]) -> dict
     return found
 
 
-def _guard(files: Iterable[_File], problems: list[Problem]) -> Guard:
+def _guard(files: Iterable[File], problems: list[Problem]) -> Guard:
     guarded = [file for file in files if "guard" in file.data]
     if not guarded:
         return Guard()
@@ -307,7 +233,7 @@ def _chain(one: _Named, templates: Mapping[str, _Named], problems: list[Problem]
 def _compile(
     one: _Named,
     templates: Mapping[str, _Named],
-    valid: list[_File],
+    valid: list[File],
     calendars: Mapping[str, Calendar],
     problems: list[Problem],
 ) -> Policy | None:

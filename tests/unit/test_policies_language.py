@@ -12,7 +12,7 @@ from policies.errors import PolicyError, Problem, quoted
 from policies.loading import LARGEST_FILE_BYTES, load, load_texts
 from policies.policy import DEFAULT_GRACE, PolicyLimits
 from policies.presets import PRESETS
-from policies.reading import DEEPEST
+from policies.parsing import DEEPEST
 from policies.units import parse_duration, span
 from tests.policies.building import policies
 
