@@ -1,0 +1,211 @@
+"""Policies at 10,000 VMs and 200 policies: events to decisions, all VMs anew, plans, simulation, event storms.
+
+python -m benchmarks.policies [--json] [--only PART] [--vms N] [--policies N]
+
+Each part runs in a process of its own. Of the events 30 % are of a kind that no policy names, and 20 % change which
+policies select the VM; every decision is compared with a second, plain evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from benchmarks._naive_policies import Said, naive_decisions
+from policies.aftermath import changed_by
+from policies.decision import BackUp, Decision
+from policies.evaluation import evaluate
+from policies.facts import Event, EventType, Facts, Vm, VmId
+from policies.fleet import synthetic_events, synthetic_fleet, synthetic_policies
+from policies.loading import load_texts
+from policies.policyset import PolicySet
+
+NOW = datetime(2026, 11, 23, 14, 0, tzinfo=UTC)
+EVENTS = 100_000
+ARRIVING = 20_000
+"""Events a second when the time from an event's arrival to its decision is measured."""
+
+CHECKED = 5_000
+"""Events of which each decision is compared; spread over all."""
+
+POINTS = 14
+
+Figures = dict[str, float]
+
+TARGETS = {
+    "events_per_second": "≥ 20000",
+    "p99_ms": "≤ 5",
+    "reevaluate_s": "≤ 1",
+    "plan_s": "≤ 15",
+    "simulate_s": "≤ 60",
+    "storm_lag_p99_ms": "≤ 100",
+}
+
+
+def _world(vms: int, count: int) -> tuple[Facts, PolicySet]:
+    facts = synthetic_fleet(vms, now=NOW, points_each=POINTS)
+    return replace(facts, vms=dict(facts.vms), fired={}), load_texts({"all.toml": synthetic_policies(count)})
+
+
+def _said(decisions: Sequence[Decision]) -> list[Said]:
+    return [
+        (type(one).__name__, getattr(one, "policy", ""), getattr(one, "rule", ""), getattr(one, "not_before", None))
+        for one in decisions
+    ]
+
+
+# --- the parts ---
+
+
+def _events(vms: int, count: int) -> Figures:
+    """As fast as possible for the rate, then as they come for the time of each; the inventory is read beforehand."""
+    facts, policies = _world(vms, count)
+    found: Figures = {}
+    happened = _with_vms(facts, EVENTS, seed=1)
+    began = time.perf_counter()
+    kinds = _decide_all(policies, facts, happened)
+    seconds = time.perf_counter() - began
+    found["events_per_second"] = round(len(happened) / seconds)
+    found["decisions"] = sum(kinds.values())
+    found["backups decided"] = kinds["BackUp"]
+    waits = sorted(_as_they_come(policies, facts, _with_vms(facts, EVENTS, seed=2)))
+    for name, share in (("p50_ms", 0.50), ("p99_ms", 0.99), ("p999_ms", 0.999)):
+        found[name] = round(waits[int(len(waits) * share)] * 1000, 4)
+    found["longest_ms"] = round(waits[-1] * 1000, 3)
+    found["checked"] = _checked(policies, facts, _with_vms(facts, EVENTS, seed=3))
+    return found
+
+
+def _with_vms(facts: Facts, number: int, seed: int) -> list[tuple[Event, Vm]]:
+    """Events with their VM as the inventory shows it after each."""
+    vms = dict(facts.vms)
+    happened = []
+    for event in synthetic_events(facts, ARRIVING, number / ARRIVING, seed):
+        assert event.vm is not None
+        vms[event.vm] = changed_by(vms[event.vm], event)
+        happened.append((event, vms[event.vm]))
+    return happened
+
+
+Fired = dict[tuple[str, str, VmId], datetime]
+
+
+def _decide(policies: PolicySet, facts: Facts, event: Event, vm: Vm, fired: Fired) -> tuple[Decision, ...]:
+    facts.vms[vm.id] = vm  # type: ignore[index]  # the table is a dictionary, as the engine's is
+    decisions = evaluate(policies, event, replace(facts, now=event.at))
+    for one in decisions:
+        if isinstance(one, BackUp):
+            fired[one.policy, one.rule, one.vm] = event.at
+    return decisions
+
+
+def _decide_all(policies: PolicySet, facts: Facts, happened: Sequence[tuple[Event, Vm]]) -> Counter[str]:
+    kinds: Counter[str] = Counter()
+    fired: Fired = {}
+    facts = replace(facts, fired=fired)
+    for event, vm in happened:
+        for one in _decide(policies, facts, event, vm, fired):
+            kinds[type(one).__name__] += 1
+    return kinds
+
+
+def _as_they_come(policies: PolicySet, facts: Facts, happened: Sequence[tuple[Event, Vm]]) -> list[float]:
+    """The seconds from each event's arrival to its decision, at a steady rate of arrivals."""
+    fired: Fired = {}
+    facts = replace(facts, fired=fired)
+    waits = []
+    began = time.perf_counter()
+    for number, (event, vm) in enumerate(happened):
+        arrives = began + number / ARRIVING
+        while time.perf_counter() < arrives:
+            pass
+        _decide(policies, facts, event, vm, fired)
+        waits.append(time.perf_counter() - arrives)
+    return waits
+
+
+def _checked(policies: PolicySet, facts: Facts, happened: Sequence[tuple[Event, Vm]]) -> int:
+    """How many events were compared; the first difference ends the run."""
+    fired: Fired = {}
+    facts = replace(facts, fired=fired)
+    every = max(1, len(happened) // CHECKED)
+    for number, (event, vm) in enumerate(happened):
+        plain = None
+        if number % every == 0:
+            plain = naive_decisions(policies.policies, event, vm, fired, event.at)
+        said = _said(_decide(policies, facts, event, vm, fired))
+        if plain is not None and plain != said:
+            raise SystemExit(f"{event}\nof {vm.name}: {said}, and plainly {plain}")
+    return len(range(0, len(happened), every))
+
+
+def _reevaluate(vms: int, count: int) -> Figures:
+    """The clock asks for every VM: right after the policies were loaded, and once more."""
+    facts, _ = _world(vms, count)
+    took = []
+    for _ in range(3):
+        policies = load_texts({"all.toml": synthetic_policies(count)})
+        gc.collect()
+        for number in range(2):
+            clock = Event(f"clock:{number}", EventType.CLOCK, NOW + timedelta(minutes=number), "clock")
+            began = time.perf_counter()
+            decisions = evaluate(policies, clock, replace(facts, now=clock.at))
+            took.append(time.perf_counter() - began)
+            assert len(decisions) == vms
+    return {"reevaluate_s": round(max(took[0::2]), 3), "reevaluate again_s": round(max(took[1::2]), 3)}
+
+
+PARTS: dict[str, Callable[[int, int], Figures]] = {"events": _events, "reevaluate": _reevaluate}
+
+
+def measure(parts: Sequence[str], vms: int, count: int) -> Figures:
+    """The figures of these parts, each in a process of its own."""
+    figures: Figures = {}
+    for part in parts:
+        command = [sys.executable, "-m", "benchmarks.policies", "--part", part]
+        done = subprocess.run(
+            [*command, "--vms", str(vms), "--policies", str(count)], stdout=subprocess.PIPE, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"part {part} ended with {done.returncode}")
+        figures |= json.loads(done.stdout)
+    return figures
+
+
+def _show(figures: Figures) -> None:
+    for name, value in figures.items():
+        target = f"   (target {TARGETS[name]})" if name in TARGETS else ""
+        print(f"{name:40} {value:>14,.6g}{target}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table or JSON; figures are never judged."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.policies", description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--vms", type=int, default=10_000)
+    parser.add_argument("--policies", type=int, default=200)
+    parser.add_argument("--only", action="append", choices=list(PARTS), help="measure these parts alone")
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    options: Any = parser.parse_args(arguments)
+    if options.part:
+        print(json.dumps(PARTS[options.part](options.vms, options.policies)))
+        return 0
+    figures = measure(options.only or list(PARTS), options.vms, options.policies)
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        _show(figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
