@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
@@ -9,7 +11,7 @@ from zoneinfo import ZoneInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.decision import BackUp, Skip
+from policies.decision import BackUp, HoldPoints, Skip
 from policies.evaluation import evaluate
 from policies.facts import Event, EventType, Facts, PowerState, Vm, VmHistory
 from policies.planning import plan_reload
@@ -44,6 +46,17 @@ _TERMS = st.sampled_from(
     ]
 )
 _LISTS = st.lists(_TERMS, max_size=3)
+_EVENTS = st.sampled_from(["vm.migrated", "vm.created", "vm.renamed", "vm.retagged", "hold.requested"])
+_CONDITIONS = st.sampled_from(
+    [
+        "'true'",
+        "'false'",
+        """'"env=prod" in vm.tags || failures > 1'""",
+        """'last_good_age > duration("30h") && vm.name.startsWith("web")'""",
+        """'vm.attributes[vm.host] == "me"'""",
+        """'10 / vm.disks > size(vm.datastores)'""",
+    ]
+)
 
 
 @st.composite
@@ -57,12 +70,18 @@ def a_policy_text(draw: st.DrawFn, name: str) -> str:
         f"priority = {draw(st.integers(0, 2))}",
         *some('rpo = "4h"', 'schedule = "0 2 * * *"', 'window = ["18:00-06:00"]', 'transports = ["nbd"]'),
         f'timezone = "{draw(st.sampled_from(ZONES))}"',
-        *(f"select.{key} = {terms}" for key, terms in select.items()),
-        *some('consistency.want = "application"', "retention.keep_daily = 2", 'retention.grace = "0s"'),
+        *(f"select.{key} = {json.dumps(terms)}" for key, terms in select.items()),
+        *some(
+            'consistency.want = "application"', "retention.keep_daily = 2", 'retention.grace = "0s"', 'spread = "1h"'
+        ),
     ]
-    for event in draw(st.lists(st.sampled_from(["vm.migrated", "vm.created", "vm.renamed"]), max_size=2)):
-        lines += [f"[[policy.{name}.trigger]]", f'on = "{event}"', *some('settle = "5m"', 'cooldown = "1h"')]
-    return "\n".join(lines).replace("'", '"')
+    for event in draw(st.lists(_EVENTS, max_size=2)):
+        lines += [f"[[policy.{name}.trigger]]", f'on = "{event}"', *some('cooldown = "1h"')]
+        lines += [f"when = {condition}" for condition in draw(st.lists(_CONDITIONS, max_size=1))]
+        action = draw(st.sampled_from(["backup", "backup", "hold", "distrust"]))
+        own = some('settle = "5m"', 'spread = "30m"', "any_time = true") if action == "backup" else []
+        lines += [f'action = "{action}"', *own]
+    return "\n".join(lines)
 
 
 @st.composite
@@ -113,10 +132,58 @@ def test_evaluation_is_total_deterministic_and_never_without_a_reason(
     runs = [decision for decision in said if isinstance(decision, BackUp)]
     assert len({run.vm for run in runs}) == len(runs) == len({run.key for run in runs})
     assert all(run.not_before >= NOW for run in runs)
+    fired = [decision for decision in said if getattr(decision, "rule", "").startswith("trigger")]
+    assert len({(decision.policy, decision.rule) for decision in fired}) == len(fired), "a trigger has one answer"  # type: ignore[union-attr]
+    if kind is EventType.HOLD_REQUESTED and vm is not None:
+        assert isinstance(said[0], HoldPoints), "whatever policies say"
+    assert kind is not EventType.REMOVED or not runs
     if kind in (EventType.CLOCK, EventType.RECONCILED):
         assert [decision.vm for decision in said if isinstance(decision, BackUp | Skip)] == list(known.vms)
     else:
         assert said
+
+
+@given(a_set(), a_fleet(), st.sampled_from(["vm.migrated", "vm.retagged"]))
+def test_without_its_condition_a_trigger_says_no_less(found: PolicySet, known: Facts, kind: str) -> None:
+    free = PolicySet(
+        tuple(
+            replace(policy, triggers=tuple(replace(trigger, when=None) for trigger in policy.triggers))
+            for policy in found.policies
+        )
+    )
+    for vm in known.vms:
+        event = Event("key", EventType(kind), NOW, "test", vm=vm)
+        asked, unasked = evaluate(found, event, known), evaluate(free, event, known)
+        for wanted in (BackUp, HoldPoints):
+            assert any(isinstance(one, wanted) for one in unasked) >= any(isinstance(one, wanted) for one in asked)
+
+
+@given(
+    st.sampled_from(range(len(ZONES))),
+    st.sampled_from(EDGES),
+    st.integers(-48 * 12, 48 * 12),
+    st.sampled_from(["", "18:00-06:00", "sun 02:00-03:00", "01:30-02:30"]),
+    st.sampled_from([10, 90, 26 * 60]),
+    st.integers(0, 50),
+)
+def test_a_spread_start_lies_in_a_window_after_its_time_and_before_the_next(
+    zone: int, edge: datetime, fives: int, window: str, minutes: int, vm: int
+) -> None:
+    now = edge + timedelta(minutes=5 * fives)
+    windows = (parse_window(window),) if window else ()
+    plain = Timing(None, ("30 2 * * *",), _zones()[zone], windows)
+    spread = replace(plain, spread=timedelta(minutes=minutes))
+    last = now - timedelta(days=2)
+    found, before = next_due(spread, last, True, now, f"vm-{vm}"), next_due(plain, last, True, now)
+    assert found is not None and before is not None
+    assert (found.slot, found.deadline) == (before.slot, before.deadline)
+    assert before.at <= found.at
+    assert open_at(windows, spread.zone, found.at)
+    assert found.at < max(found.deadline, before.at + timedelta(seconds=1))
+    assert found == next_due(spread, last, True, now, f"vm-{vm}")
+    if now < found.at < found.deadline:
+        later = next_due(spread, last, True, found.at, f"vm-{vm}")
+        assert later is not None and later.at == found.at, "its time comes"
 
 
 @given(a_set(), a_set(), a_fleet())
