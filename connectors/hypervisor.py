@@ -114,7 +114,11 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class RestoreTarget:
-    """How and where a VM is made again. Empty fields take what the restore point remembers."""
+    """How and where a VM is made again. Empty fields take what the restore point remembers.
+
+    `disks` are the device keys of those that the restore point holds, in its order; empty means that it holds all
+    which a snapshot can hold.
+    """
 
     name: str
     folder: str = ""
@@ -122,6 +126,7 @@ class RestoreTarget:
     datastore: str = ""
     host: str = ""
     network_map: Mapping[str, str] = field(default_factory=dict)
+    disks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -22,12 +22,13 @@ from connectors.disks import AsyncReader, BlockingReader, Changes, DiskReader, E
 from connectors.errors import ConnectorError, ReadFailed, TransportFailed
 from connectors.hypervisor import Fallback, OpenDisk, Snapshot, SnapshotDisk, TrackedBase
 from engine.copying import Copied, copy_disk, plan_copy
+from engine.diskchoice import leaving_out, names_of
 from engine.jobs import DiskOutcome, Done, Job, RunId
 from engine.plain import show_time
 from engine.ports import Hypervisor
 from engine.streaming import first_of, stream_disk
 from engine.threads import Threads, interruptible, settled
-from policies.facts import RestorePoint, Vm
+from policies.facts import Disk, RestorePoint, Vm
 from storage.errors import Damaged
 from storage.ingest import DiskIngest
 from storage.repository import DiskHead, DiskStats, PendingPoint, PointDetail, PointHead, Repository
@@ -77,7 +78,8 @@ class Means:
 class Attempt:
     """One run of a backup job. `distrust` is why change tracking may lie, empty when nothing is known against it.
 
-    Nobody can expire the restore point for as long as `lock` says.
+    Nobody can expire the restore point for as long as `lock` says. `left_out` tells why the policies want a disk left
+    out, "" when they do not.
     """
 
     job: Job
@@ -86,6 +88,7 @@ class Attempt:
     distrust: str = ""
     tally: Tally = field(default_factory=Tally)
     lock: timedelta = timedelta()
+    left_out: Callable[[Disk], str] = lambda disk: ""
 
 
 async def back_up(attempt: Attempt, means: Means) -> Done:
@@ -109,7 +112,8 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
         try:
             async with means.hypervisor.snapshot(
                 vm, run=run, want=job.consistency, fallback=job.fallback, track=vm.tracking_supported
-            ) as snapshot:
+            ) as whole:
+                snapshot = leaving_out(whole, attempt.left_out)
                 if not snapshot.disks:
                     raise ConnectorError(
                         "no disk of this VM is held by a snapshot",
@@ -142,6 +146,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
         consistency=snapshot.consistency,
         disks=tuple(disks),
         unprotected=tuple((d.label, d.unprotected) for d in snapshot.unprotected),
+        left_out=tuple(d.label for d in snapshot.unprotected[len(whole.unprotected) :]),
         warnings=tuple(warnings),
         moved=moved,
     )
@@ -217,7 +222,7 @@ async def _copy_disks(
 ) -> list[DiskOutcome]:
     slots = asyncio.Semaphore(means.disks_per_vm)
     outcomes: dict[int, DiskOutcome] = {}
-    names = _labels(snapshot.disks)
+    names = names_of(snapshot.disks)
 
     async def one(index: int, disk: SnapshotDisk) -> None:
         async with slots:
@@ -231,12 +236,6 @@ async def _copy_disks(
     except BaseExceptionGroup as errors:
         raise first_of(errors) from errors
     return [outcomes[index] for index in range(len(snapshot.disks))]
-
-
-def _labels(disks: tuple[SnapshotDisk, ...]) -> list[str]:
-    """A name per disk, unique in the restore point: the label, with the device key where two are alike."""
-    plain = [d.disk.label or f"disk {d.disk.key}" for d in disks]
-    return [n if plain.count(n) == 1 else f"{n} ({d.disk.key})" for n, d in zip(plain, disks, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

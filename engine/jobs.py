@@ -169,7 +169,10 @@ class DiskOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The run reached its commit: the restore point exists. `warnings` are what it left for the janitor to do."""
+    """The run reached its commit: the restore point exists. `warnings` are what it left for the janitor to do.
+
+    `unprotected` are the disks that are not in it, and why; of those `left_out` because policies say so.
+    """
 
     point: PointId
     vm: VmId
@@ -179,11 +182,17 @@ class Done:
     unprotected: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     moved: str = ""
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def lacking(self) -> bool:
+        """Whether a disk is not in it that should be."""
+        return len(self.unprotected) > len(self.left_out)
 
     @property
     def partial(self) -> bool:
-        """Whether a disk is not in it, or something is left for the janitor."""
-        return bool(self.unprotected or self.warnings)
+        """Whether it lacks a disk, or something is left for the janitor."""
+        return self.lacking or bool(self.warnings)
 
     @property
     def read_bytes(self) -> int:

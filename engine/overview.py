@@ -14,8 +14,9 @@ from engine.threads import settled
 from metrics.labels import CoverageState, RepositoryState, SnapshotState, VmCoverage
 from policies.decision import BackUp
 from policies.facts import Vm, VmId
+from policies.planwords import taken_away
 from policies.policyset import PolicySet
-from policies.protection import Protection, due_of, protection
+from policies.protection import Protection, due_of, left_out, protection, refusal_of
 from policies.units import counted
 
 
@@ -92,8 +93,15 @@ def _snapshots(parts: Parts, vcenter: str, orphans: frozenset[str]) -> SnapshotS
         foreign=len(foreign),
         oldest_foreign=min(foreign, default=None),
         unprotected_disks=sum(bool(disk.unprotected) for vm in vms for disk in vm.disks),
+        left_out_disks=sum(len(_left_out(protection(parts.rulebook.in_force, vm), vm)) for vm in vms),
         need_consolidation=sum(vm.consolidation_needed for vm in vms),
     )
+
+
+def _left_out(effective: Protection, vm: Vm) -> list[list[str]]:
+    """The disks of the VM that policies leave out, and why."""
+    said = [[disk.label, left_out(effective, disk)] for disk in vm.disks if not disk.unprotected]
+    return [one for one in said if one[1]]
 
 
 async def publish_repository(parts: Parts) -> None:
@@ -149,12 +157,8 @@ def waiting_for_a_person(parts: Parts) -> list[str]:
     plan = parts.rulebook.plan
     if plan is None:
         return []
-    return [
-        *(change.sentence for change in plan.losing),
-        *(change.sentence for change in plan.expiring),
-        *plan.refusals,
-        f"confirm with: backstay policy apply {plan.id}",
-    ]
+    override = " --override-guard" if plan.refusals else ""
+    return [*taken_away(plan), f"confirm with: backstay policy apply {plan.id}{override}"]
 
 
 async def status(parts: Parts) -> Mapping[str, Any]:
@@ -257,8 +261,11 @@ def _vm_row(parts: Parts, vm: Vm, now: datetime) -> dict[str, Any]:
         "last_failure": history.last_failure if history and history.consecutive_failures else "",
         "running": bool(history and history.running),
         "pending": bool(history and history.pending),
-        "refusal": vm.refusal,
-        "unprotected_disks": [[disk.label, disk.unprotected] for disk in vm.disks if disk.unprotected],
+        "refusal": refusal_of(effective, vm),
+        "unprotected_disks": [
+            *([disk.label, disk.unprotected] for disk in vm.disks if disk.unprotected),
+            *_left_out(effective, vm),
+        ],
         "standing": _said(parts, vm.id),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from connectors.disks import AsyncWriter, BlockingWriter, Extent, pieces
@@ -54,7 +54,9 @@ async def restore_vm(
         raise ConnectorError(
             "the restore point holds no configuration of a VM", where=point, hint="restore its disks to files"
         )
-    made = await hypervisor.create_vm(configuration, target)
+    keys = tuple(record.head.key for record in detail.disks)
+    known = 0 not in keys and len(set(keys)) == len(keys)
+    made = await hypervisor.create_vm(configuration, replace(target, disks=keys if known else ()))
     log.info("VM made for a restore", extra={"vm": made.name, "point": point})
     if len(made.disks) != len(detail.disks):
         raise ConnectorError(f"{len(made.disks)} disks were made for {len(detail.disks)}", where=made.name)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import ParamSpec
 
 from connectors.errors import ConnectorError, Gone, LoginRefused
@@ -26,7 +27,7 @@ from metrics.registry import Metrics
 from policies.admission import retry_at
 from policies.facts import RestorePoint, VmId
 from policies.policyset import PolicySet
-from policies.protection import protection
+from policies.protection import left_out, protection, refusal_of
 from storage.errors import Damaged, StorageError
 from storage.repository import Repository
 
@@ -158,6 +159,7 @@ class Crew:
         if (vm.address.vcenter, vm.name) in self._restoring:
             return await self._postpone(job, "the VM is being restored")
         dropped = still_due(job, vm, self.policies(), self.world.facts(self.now()))
+        dropped = dropped or refusal_of(protection(self.policies(), vm), vm)
         if dropped:
             return await self._abandon(job, dropped)
         began = self.now()
@@ -168,8 +170,9 @@ class Crew:
             Intent(run, "snapshot", vm.address, vm.id, run, began),
         )
         doubts = [*(d.reason for d in reasons), *self._newest_is_gone(vm.id)]
-        lock = protection(self.policies(), vm).lock
-        attempt = Attempt(job, vm, run, "; ".join(dict.fromkeys(doubts)), Tally(), lock)
+        effective = protection(self.policies(), vm)
+        doubt = "; ".join(dict.fromkeys(doubts))
+        attempt = Attempt(job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective))
         waited = began - max(job.created_at, job.not_before)
         attempt.tally.seconds["queued"] = max(0.0, waited.total_seconds())
         self.active[run] = attempt

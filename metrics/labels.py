@@ -108,6 +108,7 @@ class SnapshotState:
     foreign: int = 0
     oldest_foreign: datetime | None = None
     unprotected_disks: int = 0
+    left_out_disks: int = 0
     need_consolidation: int = 0
 
 

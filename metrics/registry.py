@@ -149,6 +149,7 @@ class Metrics:
             vcenter=(),
         )
         self._unprotected_disks = gauge("unprotected_disks", "Disks that no snapshot can hold", vcenter=())
+        self._left_out_disks = gauge("left_out_disks", "Disks that policies leave out of backups", vcenter=())
         self._consolidation = gauge("vms_need_consolidation", "VMs whose disks wait for consolidation", vcenter=())
         # Repositories
         self._size = gauge(
@@ -343,6 +344,7 @@ class Metrics:
         self._foreign.labels(state.vcenter).set(state.foreign)
         self._oldest_foreign.labels(state.vcenter).set(stamp(state.oldest_foreign))
         self._unprotected_disks.labels(state.vcenter).set(state.unprotected_disks)
+        self._left_out_disks.labels(state.vcenter).set(state.left_out_disks)
         self._consolidation.labels(state.vcenter).set(state.need_consolidation)
 
     def repository(self, state: RepositoryState) -> None:

@@ -9,7 +9,7 @@ from policies.decision import RetentionPlan
 from policies.facts import Facts, Vm, VmHistory
 from policies.policy import Policy
 from policies.policyset import PolicySet
-from policies.protection import Protection, due_of, last_good, protection
+from policies.protection import Protection, due_of, last_good, protection, refusal_of
 from policies.retention import plan_retention
 from policies.schedule import Due
 from policies.selection import Match, match
@@ -136,8 +136,8 @@ def _status(effective: Protection, found: tuple[Policy, Due] | None, vm: Vm, fac
 def _blocked(effective: Protection, vm: Vm, facts: Facts) -> list[str]:
     blocked = []
     history = facts.history.get(vm.id, VmHistory())
-    if vm.refusal:
-        blocked.append(vm.refusal)
+    if why := refusal_of(effective, vm):
+        blocked.append(why)
     if not vm.connected:
         blocked.append("its host is not connected")
     if history.running:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TypeVar
 
-from policies.facts import CONSISTENCY_ORDER, Consistency, Facts, RestorePoint, Vm, VmHistory, VmId
+from policies.facts import CONSISTENCY_ORDER, Consistency, Disk, Facts, RestorePoint, Vm, VmHistory, VmId
 from policies.policy import DEFAULT_FALLBACK, DEFAULT_WANT, Policy
 from policies.policyset import PolicySet
 from policies.schedule import Due, next_due
@@ -58,6 +58,22 @@ def copies_of(policies: PolicySet, vm: Vm | None, point: RestorePoint) -> tuple[
         return selecting.copies
     own = policies.policy(point.policy)
     return own.copies if own is not None else ()
+
+
+def left_out(effective: Protection, disk: Disk) -> str:
+    """Why the policies leave this disk of their VM out; "" where one of them wants it."""
+    policies = effective.policies
+    if not policies or not all(any(term.matches(disk) for term in one.excluded_disks) for one in policies):
+        return ""
+    return f"left out by {'policy' if len(policies) == 1 else 'policies'} {', '.join(one.name for one in policies)}"
+
+
+def refusal_of(effective: Protection, vm: Vm) -> str:
+    """Why the VM cannot be backed up; "" when it can."""
+    if vm.refusal or not any(policy.excluded_disks for policy in effective.policies):
+        return vm.refusal
+    reasons = [left_out(effective, disk) for disk in vm.disks if not disk.unprotected]
+    return f"all its disks are {reasons[0]}" if reasons and all(reasons) else ""
 
 
 @lru_cache(maxsize=16_384)

@@ -18,6 +18,7 @@ from policies.fixture_tables import (
 )
 from policies.schema import (
     ConsistencyTable,
+    DisksTable,
     GuardTable,
     LimitsTable,
     PolicyFile,
@@ -34,6 +35,7 @@ _TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`[[policy.NAME.trigger]]`", TriggerTable),
     ("`[policy.NAME.consistency]`", ConsistencyTable),
     ("`[policy.NAME.retention]`", RetentionTable),
+    ("`[policy.NAME.disks]`", DisksTable),
     ("`[policy.NAME.limits]`", LimitsTable),
     ("`[guard]`", GuardTable),
     ("`[[test]]`", Fixture),

@@ -7,13 +7,14 @@ reference in `docs/policies.md` and the hints of editors that read the JSON sche
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cache
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from policies.blackouts import check_blackout
-from policies.closest import closest
+from policies.closest import closest, one_of
 from policies.conditions import check_condition
 from policies.disks import parse_disk_term
 from policies.errors import Unusable, quoted
@@ -48,9 +49,17 @@ def zone_of(text: str) -> ZoneInfo:
     try:
         return ZoneInfo(text)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        close = closest(text, available_timezones(), parts="/")
-        instead = f'write "{close}"' if close else 'write an IANA name such as "Europe/Berlin" or "UTC"'
-        raise Unusable(f"{quoted(text)} is not a time zone", instead) from None
+        raise Unusable(f"{quoted(text)} is not a time zone", lambda: _zone_like(text)) from None
+
+
+def _zone_like(text: str) -> str:
+    close = closest(text, _zones(), parts="/")
+    return f'write "{close}"' if close else 'write an IANA name such as "Europe/Berlin" or "UTC"'
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
 
 
 def _event_name(text: str) -> str:
@@ -59,9 +68,7 @@ def _event_name(text: str) -> str:
             f"{quoted(text)} comes when the disks are gone already", 'write what comes before, such as "vm.powered_off"'
         )
     if text not in EVENT_NAMES:
-        close = closest(text, EVENT_NAMES)
-        instead = f'write "{close}"' if close else f"write one of {', '.join(EVENT_NAMES)}"
-        raise Unusable(f"{quoted(text)} is not an event of a VM", instead)
+        raise Unusable(f"{quoted(text)} is not an event of a VM", lambda: one_of(text, EVENT_NAMES))
     return text
 
 

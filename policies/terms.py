@@ -7,7 +7,6 @@ folder `*` and `?` stay within one level and `**` crosses levels, so "/Prod/**" 
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from functools import lru_cache
 from operator import ge, gt, le, lt
 from unicodedata import normalize
 
+from policies.closest import closest
 from policies.errors import Unusable, quoted
 from policies.facts import PowerState, Vm
 from policies.units import parse_size, size
@@ -48,6 +48,9 @@ PROPERTIES = tuple(_VALUES)
 
 _ANY = "*"
 
+LONGEST_GLOB = 500
+"""Characters. Nothing in vSphere has a longer name, and a longer pattern would take long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -69,15 +72,20 @@ def parse_term(text: str) -> Term:
             f"write {quoted(f'name:{text}')} or the like",
         )
     if name not in _VALUES:
-        close = difflib.get_close_matches(name, PROPERTIES, n=1)
-        guess = f"write {quoted(f'{close[0]}:{glob}')}" if close else f"write one of {', '.join(PROPERTIES)}"
-        raise Unusable(f"term {quoted(text)} looks at an unknown property", guess)
-    if not glob or len(glob) > 500:
-        raise Unusable(f"term {quoted(text)} needs a value of 1 to 500 characters", f'write "{name}:…" with a value')
+        raise Unusable(f"term {quoted(text)} looks at an unknown property", lambda: _meant(name, glob))
+    if not glob or len(glob) > LONGEST_GLOB:
+        raise Unusable(
+            f"term {quoted(text)} needs a value of 1 to {LONGEST_GLOB} characters", f'write "{name}:…" with a value'
+        )
     _check(name, glob, text)
     if name in _COMPARED:
         return Term(text, name, _comparison(name, glob, text))
     return Term(text, name, _folder(glob) if name == "folder" else _glob(glob))
+
+
+def _meant(name: str, glob: str) -> str:
+    close = closest(name, PROPERTIES)
+    return f"write {quoted(f'{close}:{glob}')}" if close else f"write one of {', '.join(PROPERTIES)}"
 
 
 def _check(name: str, glob: str, text: str) -> None:
@@ -115,8 +123,14 @@ def _glob(glob: str) -> Callable[[str], bool]:
     wanted = _plain(glob)
     if not any(c in wanted for c in "*?["):
         return lambda value: _plain(value) == wanted
-    match = re.compile(fnmatch.translate(wanted)).match
-    return lambda value: match(_plain(value)) is not None
+    compiled: list[re.Pattern[str]] = []  # when first asked: a file of a thousand globs is read in no time
+
+    def matches(value: str) -> bool:
+        if not compiled:
+            compiled.append(re.compile(fnmatch.translate(wanted)))
+        return compiled[0].match(_plain(value)) is not None
+
+    return matches
 
 
 def _plain(text: str) -> str:

@@ -23,7 +23,7 @@ TASK_SECONDS = 600.0
 
 
 async def create_vm(session: Session, configuration: bytes, target: RestoreTarget) -> CreatedVm:
-    """A new VM like the saved one, with empty disks in the saved order of those that a snapshot holds.
+    """A new VM like the saved one, with empty disks in the order of the restore point's.
 
     Its disks are made one by one, so that each is known by its place. On any failure, a cancellation included, the
     half-made VM is removed again. Raises Rejected, naming what exists, for a wrong name.
@@ -35,7 +35,14 @@ async def create_vm(session: Session, configuration: bytes, target: RestoreTarge
     def network_of(card: Any) -> Any:
         return _network(card, place, target.network_map)
 
-    plan = new_vm(saved, name=target.name, datastore=place.datastore, version=version, network_of=network_of)
+    plan = new_vm(
+        saved,
+        name=target.name,
+        datastore=place.datastore,
+        version=version,
+        network_of=network_of,
+        keys=target.disks,
+    )
     for what in plan.left_out:
         log.warning("restored without", extra={"vm": target.name, "device": what})
     vm = await _create(session, plan.config, place, target)

@@ -7,7 +7,7 @@ disconnected at first, so that it can live beside the original.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.parsers.expat import ExpatError
@@ -107,10 +107,19 @@ def read_configuration(data: bytes) -> Any:
     return saved
 
 
-def new_vm(saved: Any, *, name: str, datastore: str, version: str, network_of: Callable[[Any], Any]) -> NewVm:
+def new_vm(
+    saved: Any,
+    *,
+    name: str,
+    datastore: str,
+    version: str,
+    network_of: Callable[[Any], Any],
+    keys: Sequence[int] = (),
+) -> NewVm:
     """The specification of a VM like the saved one, on a datastore.
 
-    network_of gives the backing of a new network card for the saved one, or raises.
+    network_of gives the backing of a new network card for the saved one, or raises. `keys` are the disks that were
+    backed up, in order; without them it is those that a snapshot holds.
     """
     hardware = saved.hardware
     config = vim.vm.ConfigSpec(
@@ -149,7 +158,11 @@ def new_vm(saved: Any, *, name: str, datastore: str, version: str, network_of: C
     facts = {f.key: f for f in disk_facts(hardware.device)}
     disks = sorted((d for d in hardware.device if isinstance(d, vim.vm.device.VirtualDisk)), key=lambda d: d.key)
     left_out += [f"{_label(d)}: {facts[d.key].unprotected}" for d in disks if facts[d.key].unprotected]
-    return NewVm(config, tuple(d for d in disks if not facts[d.key].unprotected), tuple(left_out))
+    held = {d.key: d for d in disks if not facts[d.key].unprotected}
+    if keys:
+        left_out += [f"{_label(d)}: it was not backed up" for key, d in held.items() if key not in keys]
+        held = {key: held[key] for key in keys if key in held}
+    return NewVm(config, tuple(held.values()), tuple(left_out))
 
 
 def kept_options(options: Iterable[Any]) -> list[Any]:

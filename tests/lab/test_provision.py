@@ -83,6 +83,21 @@ async def test_disks_that_no_snapshot_holds_are_not_made_again(fresh_lab: FreshL
     assert [d.capacity_bytes for d in made.disks] == [4 * MIB, 12 * MIB]
 
 
+async def test_disks_that_were_left_out_are_not_made_again_and_the_others_come_in_the_asked_order(
+    fresh_lab: FreshLab, tmp_path: Path
+) -> None:
+    special = Machine(name="mixed", disks=(4 * MIB, 8 * MIB, 12 * MIB))
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, extra=[special])
+    async with (
+        connected(lab, transport_settings(lab, tmp_path)) as vcenter,
+        snapshotted(vcenter, lab, "mixed") as snapshot,
+    ):
+        first, _, third = (one.disk.key for one in snapshot.disks)
+        made = await vcenter.create_vm(snapshot.configuration, RestoreTarget("mixed-new", disks=(third, first)))
+    assert [d.capacity_bytes for d in made.disks] == [12 * MIB, 4 * MIB]
+    assert sorted(d.capacity_bytes for d in lab.vm("mixed-new").disks) == [4 * MIB, 12 * MIB]
+
+
 async def test_it_goes_where_it_is_told_to(fresh_lab: FreshLab, tmp_path: Path) -> None:
     lab = fresh_lab(vms=3, disk_bytes=4 * MIB)
     async with connected(lab, transport_settings(lab, tmp_path)) as vcenter:

@@ -99,6 +99,7 @@ class HypervisorInMemory:
         self.created: list[Path] = []
         self._changed = asyncio.Event()
         self._number = 0
+        self.asked_to_make: tuple[int, ...] = ()
 
     @property
     def vcenter(self) -> str:
@@ -307,7 +308,8 @@ class HypervisorInMemory:
         self.log.append(f"janitor removes {leftover.name}")
 
     async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
-        vm = self.add(target.name, data=b"")
+        self.asked_to_make = target.disks
+        vm = self.add(target.name, disks=len(target.disks) or 1, data=b"")
         return CreatedVm(vm.address, vm.name, vm.disks)
 
     @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from connectors.errors import Busy, ReadFailed, TransportFailed
 from engine.backup import Attempt, Means, back_up
 from engine.jobs import Done, Job, JobId, JobKind, RunId
 from engine.threads import Threads
-from policies.facts import Consistency, PointId, Vm, VmId
+from policies.facts import Consistency, Disk, PointId, Vm, VmId
 from storage.repository import Repository, create, open_repository
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory, broken_after
 
@@ -27,7 +27,9 @@ class Bench:
     means: Means
     runs: int = 0
 
-    async def back_up(self, vm: Vm, *, distrust: str = "", **job: object) -> Done:
+    async def back_up(
+        self, vm: Vm, *, distrust: str = "", left_out: Callable[[Disk], str] = lambda disk: "", **job: object
+    ) -> Done:
         self.runs += 1
         known = replace(await self.hypervisor.vm(vm.address), id=VmId(f"id-{vm.name}"))
         base = Job(
@@ -35,7 +37,8 @@ class Bench:
             created_at=datetime.now(UTC), not_before=datetime.now(UTC), event_key="vc:1",
         )  # fmt: skip
         job_ = replace(base, **job)  # type: ignore[arg-type]
-        return await back_up(Attempt(job_, known, RunId(f"run-{self.runs}"), distrust), self.means)
+        attempt = Attempt(job_, known, RunId(f"run-{self.runs}"), distrust, left_out=left_out)
+        return await back_up(attempt, self.means)
 
     def content(self, point: PointId, disk: str = "Hard disk 1") -> bytes:
         source = self.repository.read_disk(point, disk)
@@ -122,6 +125,27 @@ async def test_disks_that_no_snapshot_holds_are_named_in_the_result(bench: Bench
     done = await bench.back_up(vm)
     assert done.unprotected == (("Hard disk 2", "it is independent"),)
     assert bench.repository.detail(done.point).unprotected == (("Hard disk 2", "it is independent"),)
+
+
+async def test_a_disk_that_is_left_out_is_named_and_is_read_in_full_when_it_is_wanted_again(bench: Bench) -> None:
+    vm = bench.hypervisor.add("web", disks=3)
+    disks = (*vm.disks[:2], replace(vm.disks[2], unprotected="it is independent"))
+    bench.hypervisor.set(vm, disks=disks)
+    await bench.back_up(vm)
+    done = await bench.back_up(vm, left_out=lambda disk: "left out by policy gold" if disk.key == 2000 else "")
+    told = (("Hard disk 3", "it is independent"), ("Hard disk 1", "left out by policy gold"))
+    assert [disk.label for disk in done.disks] == ["Hard disk 2"]
+    assert bench.repository.detail(done.point).unprotected == done.unprotected == told
+    assert (done.left_out, done.lacking, done.partial) == (("Hard disk 1",), True, True)
+    again = await bench.back_up(vm)
+    assert [disk.whole for disk in again.disks] == ["no_base", ""]
+    assert bench.content(again.point) == bench.hypervisor.disk_file(vm).read_bytes()
+
+
+async def test_a_run_that_only_lacks_what_policies_leave_out_is_done(bench: Bench) -> None:
+    vm = bench.hypervisor.add("web", disks=2)
+    done = await bench.back_up(vm, left_out=lambda disk: "left out by policy gold" if disk.key == 2001 else "")
+    assert (done.left_out, done.lacking, done.partial) == (("Hard disk 2",), False, False)
 
 
 async def test_a_way_that_breaks_in_the_middle_gives_way_to_the_next_for_the_whole_disk(bench: Bench) -> None:
