@@ -13,12 +13,12 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from engine.commands import (
@@ -270,8 +270,33 @@ def _route_policies(app: FastAPI, control: Control, who: str) -> None:
         return JSONResponse(plain(await control.pending_policies()))
 
     @app.post("/v1/policies/apply")
-    async def apply(digest: str = Body(embed=True)) -> Any:
-        return JSONResponse(plain(await control.apply_policies(digest, who)))
+    async def apply(
+        digest: str = Body(), override_guard: bool = Body(default=False), user: str = Body(default="")
+    ) -> Any:
+        done = await control.apply_policies(digest, _person(user, who), override_guard=override_guard)
+        return JSONResponse(plain(done))
+
+    @app.post("/v1/policies/apply-plan")
+    async def apply_plan(
+        plan: Annotated[dict[str, Any], Body()],
+        override_guard: bool = Body(default=False),
+        user: str = Body(default=""),
+    ) -> Any:
+        done = await control.apply_plan(plan, _person(user, who), override_guard=override_guard)
+        return JSONResponse(plain(done))
+
+    @app.post("/v1/policies/sole-bytes")
+    async def sole_bytes(points: Annotated[list[str], Body(embed=True)]) -> Any:
+        return {"bytes": await control.sole_bytes(points)}
+
+    @app.get("/v1/policies/facts")
+    async def facts() -> Any:
+        return StreamingResponse(await control.policy_facts(), media_type="application/json")
+
+
+def _person(user: str, who: str) -> str:
+    """Who did it, as the audit keeps it: the name that the command tells, and how it reached the engine."""
+    return f"{user}, {who}" if user else who
 
 
 def _route_sql(app: FastAPI, control: Control) -> None:

@@ -60,6 +60,13 @@ class Engine:
         asked = {name: str(value) for name, value in (parameters or {}).items() if value is not None}
         return self._ask("GET", f"{route}?{urlencode(asked)}" if asked else route)
 
+    def fetch(self, route: str) -> bytes:
+        """The answer to a question as it stands, for what is written to a file."""
+        status, text = self._answer("GET", route)
+        if status >= 400:
+            _understood(status, text, self.path)
+        return text
+
     def post(self, route: str, body: Mapping[str, Any]) -> Any:
         """The answer to a request that changes something."""
         return self._ask("POST", route, json.dumps(plain(body)).encode())
@@ -82,6 +89,9 @@ class Engine:
                 return report.result
 
     def _ask(self, method: str, target: str, body: bytes | None = None) -> Any:
+        return _understood(*self._answer(method, target, body), self.path)
+
+    def _answer(self, method: str, target: str, body: bytes | None = None) -> tuple[int, bytes]:
         import socket
         from http.client import HTTPConnection, HTTPException
 
@@ -93,7 +103,7 @@ class Engine:
             connection.sock.connect(str(self.path))
             connection.request(method, target, body, headers)
             answer = connection.getresponse()
-            status, text = answer.status, answer.read()
+            return answer.status, answer.read()
         except (OSError, HTTPException) as error:
             said = getattr(error, "strerror", None) or type(error).__name__
             raise NotReachable(
@@ -101,7 +111,6 @@ class Engine:
             ) from None
         finally:
             connection.close()
-        return _understood(status, text, self.path)
 
 
 def _understood(status: int, text: bytes, path: Path) -> Any:

@@ -5,7 +5,7 @@ Plain values: a client knows them without loading the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -206,11 +206,29 @@ class Control(Protocol):
         ...
 
     async def pending_policies(self) -> Mapping[str, Any]:
-        """The policy change that waits for confirmation: {"digest", "sentences": […]}, empty when none waits."""
+        """The policy change that waits: {"digest", "refused", "sentences", "text", "plan"}; empty when none does."""
         ...
 
-    async def apply_policies(self, digest: str, who: str) -> Mapping[str, Any]:
-        """Confirm the pending change of this digest; Refused when another one waits by now."""
+    async def apply_policies(self, digest: str, who: str, *, override_guard: bool = False) -> Mapping[str, Any]:
+        """Confirm the pending change of this digest; Refused when another one waits by now, or a guard refuses it."""
+        ...
+
+    async def apply_plan(self, plan: Mapping[str, Any], who: str, *, override_guard: bool = False) -> Mapping[str, Any]:
+        """Confirm the pending change if a plan file fixes exactly this one: {"digest", "text", "done"}.
+
+        Refused says what differs by now, or which guard refuses it. Not `done` when it is in force already.
+        """
+        ...
+
+    async def sole_bytes(self, points: Sequence[str]) -> int:
+        """The stored bytes that these restore points hold alone."""
+        ...
+
+    async def policy_facts(self) -> Iterator[bytes]:
+        """What policies look at now, and the policies in force, as a document of `engine.statefile`, piece by piece.
+
+        NotYet until every inventory was read. The pieces are made when they are asked for, in any thread.
+        """
         ...
 
     async def select(self, query: str, limits: QueryLimits) -> QueryAnswer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,18 @@ from engine.parts import Parts
 from engine.records import Audited
 from engine.reports import point_details
 from engine.repository_views import repository_views
+from engine.rulebook import standing_still
 from engine.sql import select
 from engine.state_views import export_views
+from engine.statefile import pieces
 from engine.tasks import Body
 from engine.threads import settled
 from metrics.exposition import render
 from policies.explanation import explain
 from policies.facts import PointId, RestorePoint, VmId
+from policies.planfile import planned
+from policies.planwords import reload_words, taken_away
+from storage.sole import sole_bytes
 
 
 @dataclass(slots=True)
@@ -147,18 +152,36 @@ class Controls:
         plan = rulebook.plan
         if plan is None:
             return {}
-        sentences = [*(c.sentence for c in plan.losing), *(c.sentence for c in plan.expiring)]
         return {
             "digest": plan.id,
-            "sentences": [*sentences, *plan.refusals],
-            "text": plan.render(),
+            "refused": bool(plan.refusals),
+            "sentences": [*taken_away(plan)],
+            "text": reload_words(plan),
             "plan": plan.as_json(),
         }
 
-    async def apply_policies(self, digest: str, who: str) -> Mapping[str, Any]:
-        plan = await self.parts.rulebook.apply(digest, who)
+    async def apply_policies(self, digest: str, who: str, *, override_guard: bool = False) -> Mapping[str, Any]:
+        plan = await self.parts.rulebook.apply(digest, who, override_guard=override_guard)
         await self.parts.inbox.put(Tick(self.parts.now()))
-        return {"digest": plan.id, "text": plan.render()}
+        return {"digest": plan.id, "text": reload_words(plan)}
+
+    async def apply_plan(self, plan: Mapping[str, Any], who: str, *, override_guard: bool = False) -> Mapping[str, Any]:
+        seen = planned(plan, "the plan")
+        applied = await self.parts.rulebook.apply_plan(seen, who, override_guard=override_guard)
+        if applied is None:
+            return {"digest": seen.id, "text": "", "done": False}
+        await self.parts.inbox.put(Tick(self.parts.now()))
+        return {"digest": applied.id, "text": reload_words(applied), "done": True}
+
+    async def sole_bytes(self, points: Sequence[str]) -> int:
+        wanted = [PointId(point) for point in points]
+        return await settled(self.parts.threads.long, sole_bytes, self.parts.repository, wanted)
+
+    async def policy_facts(self) -> Iterator[bytes]:
+        parts = self.parts
+        if not parts.world.inventory_known:
+            raise NotYet("the inventory is still being read", hint="try again in a moment")
+        return pieces(standing_still(parts.world.facts(parts.now())), parts.rulebook.accepted)
 
     async def select(self, query: str, limits: QueryLimits) -> QueryAnswer:
         return await settled(self.parts.threads.long, select, query, self._sources(), limits)

@@ -14,6 +14,7 @@ from engine.threads import settled
 from metrics.labels import CoverageState, RepositoryState, SnapshotState, VmCoverage
 from policies.decision import BackUp
 from policies.facts import Vm, VmId
+from policies.naming import unknown_targets
 from policies.planwords import taken_away
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, left_out, protection, refusal_of
@@ -146,6 +147,8 @@ def problems(parts: Parts) -> list[str]:
         found.append(f"bus: {waiting} about runs not sent: {parts.announcer.trouble}")
     if parts.queue.load.overloaded:
         found.append(f"queue: {parts.queue.load.sentence}")
+    found += unknown_targets(parts.rulebook.in_force, parts.config.notify).values()
+    found += [f"notices to {name} wait: {box.trouble}" for name, box in parts.outboxes.items() if box.trouble]
     if parts.retention_refused:
         found.append(f"retention: {parts.retention_refused}")
     found += [sentence for vm, sentence in parts.world.alerts.items() if vm in parts.world.vms]
@@ -223,6 +226,10 @@ async def status(parts: Parts) -> Mapping[str, Any]:
                 "oldest_reading": one.oldest,
             }
             for one in parts.wishes
+        ],
+        "notify": [
+            {"target": name, "last_sent": box.last_sent, "waiting": box.letter is not None, "trouble": box.trouble}
+            for name, box in parts.outboxes.items()
         ],
         "upkeep": dict(parts.upkeep),
         "waits_for_a_person": waiting_for_a_person(parts),

@@ -1,26 +1,33 @@
 """The policies in force, the files beside them, and the change between the two that may wait for a person.
 
 A broken file changes nothing. What a change adds takes effect at once; what would leave a VM unprotected or newly
-expire a restore point stays pending until it is confirmed by its digest.
+expire a restore point stays pending until it is confirmed, by its id or by the plan file that a person has seen.
+What a guard refuses needs more than that: somebody who overrides the guard, and whose name the audit keeps.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import aiofiles
 
 from connectors.cleanup import finish
+from engine.checkout import commit_of
 from engine.state import State
 from engine.threads import Threads, settled
+from policies.changes import ReloadPlan
 from policies.errors import PolicyError, Problem
 from policies.facts import Facts
 from policies.loading import LARGEST_FILE_BYTES, load_texts, policy_files, unreadable
-from policies.planning import ReloadPlan, plan_reload
+from policies.planfile import Planned, differences
+from policies.planning import plan_reload
+from policies.planwords import taken_away
 from policies.policyset import PolicySet
 from storage.errors import Refused
 
@@ -32,6 +39,9 @@ UNKNOWN_BEFORE = {"(before).toml": 'schema = 1\n[policy.what-was-before]\nselect
 
 REPLAN_AFTER = timedelta(seconds=20)
 """How old the comparison of a pending change may be: the inventory goes on changing under it."""
+
+LEISURE = 20
+"""Before the next comparison so many times as long passes as the last one took: for large fleets that is seconds."""
 
 
 READ_SECONDS = 10.0
@@ -71,6 +81,8 @@ class Rulebook:
     _files: PolicySet | None = None
     _texts: Mapping[str, bytes] | None = None
     _planned_at: datetime | None = None
+    _took: timedelta = timedelta()
+    _busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def names(self) -> frozenset[str]:
@@ -82,7 +94,8 @@ class Rulebook:
         """Take over what was accepted before. With keep_everything, nobody knows: no restore point newly expires."""
         texts = await settled(self.threads.state, self.state.policy_files)
         if texts:
-            self.accepted = load_texts(texts)
+            commit = await settled(self.threads.state, self.state.policy_commit)
+            self.accepted = load_texts(texts).at_commit(commit)
         elif keep_everything:
             self.accepted = load_texts(UNKNOWN_BEFORE)
         self.in_force = self.accepted
@@ -90,6 +103,10 @@ class Rulebook:
 
     async def look(self) -> bool:
         """Read the files, and take them up if they changed; whether they did."""
+        async with self._busy:
+            return await self._look()
+
+    async def _look(self) -> bool:
         try:
             files = await settled(self.threads.long, policy_files, self.directory)
             # To its end even when the engine stops: a cancelled open would leave its file behind.
@@ -97,7 +114,8 @@ class Rulebook:
             if texts == self._texts and not self.problems:
                 return False
             self._texts = texts
-            self._files = await settled(self.threads.long, load_texts, texts)
+            read = await settled(self.threads.long, load_texts, texts)
+            self._files = read.at_commit(await settled(self.threads.long, commit_of, self.directory, texts))
         except PolicyError as error:
             if error.problems == self.problems:
                 return False
@@ -105,7 +123,7 @@ class Rulebook:
             log.error("policies not loaded, the old ones stay", extra={"problems": str(error)})
         else:
             self.problems = ()
-            await self.replan()
+            await self._replan()
         self.changed()
         return True
 
@@ -113,14 +131,21 @@ class Rulebook:
         """Whether a pending change should be compared again: soon while the inventory was not known, else at times."""
         if self.plan is None or self._planned_at is None:
             return False
-        return not self.plan.vms or now - self._planned_at >= REPLAN_AFTER
+        return not self.plan.vms or now - self._planned_at >= max(REPLAN_AFTER, LEISURE * self._took)
 
     async def replan(self) -> None:
         """Compare the files with what is in force, as the inventory is now."""
+        async with self._busy:
+            await self._replan()
+
+    async def _replan(self) -> None:
         self._planned_at = self.now()
         if self._files is None or (self.plan is None and self._files.hash == self.accepted.hash):
             return
-        plan = plan_reload(self.accepted, self._files, self.facts(self.now()))
+        began = time.monotonic()
+        facts = standing_still(self.facts(self.now()))
+        plan = await settled(self.threads.planning, plan_reload, self.accepted, self._files, facts)
+        self._took = timedelta(seconds=time.monotonic() - began)
         if plan.pending:
             self.in_force = plan.effective
             if self.plan is None or self.plan.id != plan.id:
@@ -130,31 +155,79 @@ class Rulebook:
             return
         await self._accept(plan, "engine")
 
-    async def apply(self, digest: str, who: str) -> ReloadPlan:
+    async def apply(self, digest: str, who: str, *, override_guard: bool = False) -> ReloadPlan:
         """Confirm the pending change; Refused when it is not this one, or a guard forbids it."""
-        await self.look()
-        await self.replan()
-        plan = self.plan
-        if plan is None:
-            raise Refused("no change of policies waits for confirmation")
-        if plan.id != digest:
+        async with self._busy:
+            plan = await self._as_it_is_now()
+            if plan is None:
+                raise Refused("no change of policies waits for confirmation")
+            if plan.id != digest:
+                raise Refused(
+                    f"the pending change is {plan.id} by now, not {digest}",
+                    hint="look at it again: backstay policy apply",
+                )
+            await self._confirm(plan, who, override_guard)
+            return plan
+
+    async def apply_plan(self, seen: Planned, who: str, *, override_guard: bool = False) -> ReloadPlan | None:
+        """Confirm the pending change if it is what somebody has seen; None when it is in force already.
+
+        Refused says what differs by now, or which guard forbids it.
+        """
+        async with self._busy:
+            plan = await self._as_it_is_now()
+            if self.problems:
+                raise Refused("the policy files cannot be used", hint=str(self.problems[0]))
+            if plan is None and self.accepted.hash == seen.new:
+                return None
+            if plan is None:
+                raise Refused(
+                    "the policy files are not those of the plan, and no change waits",
+                    hint="put the files that were planned where the engine reads them",
+                )
+            if found := differences(seen, plan):
+                raise Refused(f"the plan does not hold any more: {'; '.join(found)}", hint="plan again and look")
+            await self._confirm(plan, who, override_guard)
+            return plan
+
+    async def _as_it_is_now(self) -> ReloadPlan | None:
+        await self._look()
+        await self._replan()
+        return self.plan
+
+    async def _confirm(self, plan: ReloadPlan, who: str, override_guard: bool) -> None:
+        if plan.refusals and not override_guard:
             raise Refused(
-                f"the pending change is {plan.id} by now, not {digest}", hint="look at it again: backstay policy apply"
+                f"a guard refuses it: {'; '.join(plan.refusals)}",
+                hint="if it shall be done all the same: --override-guard",
             )
         await self._accept(plan, who)
-        return plan
 
     async def _accept(self, plan: ReloadPlan, who: str) -> None:
-        said = "; ".join([*(c.sentence for c in plan.losing), *(c.sentence for c in plan.expiring)])
+        overridden = f"guard overridden ({'; '.join(plan.refusals)}); " if plan.refusals else ""
+        said = "; ".join(taken_away(replace(plan, refusals=()))) or "nothing loses protection"
         await settled(
             self.threads.state,
             self.state.accept_policies,
             dict(plan.new.texts),
             who=who,
-            detail=said or "nothing loses protection",
+            detail=f"plan {plan.id}: {overridden}{said}",
             now=self.now(),
+            commit=plan.new.commit,
         )
         self.accepted = self.in_force = plan.new
         self.plan = self.pending_since = None
         log.info("policies in force", extra={"policies": len(plan.new.policies), "who": who})
         self.changed()
+
+
+def standing_still(facts: Facts) -> Facts:
+    """Facts that a thread may look at while the engine goes on: its own tables of values that never change."""
+    return Facts(
+        facts.now,
+        dict(facts.vms),
+        dict(facts.history),
+        dict(facts.points),
+        dict(facts.fired),
+        dict(facts.left),
+    )

@@ -20,6 +20,7 @@ from engine.identity import Traits
 from engine.inbox import Inbox
 from engine.jobqueue import JobQueue
 from engine.jobs import JobId, JobState, RunId, mint
+from engine.outbox import outboxes
 from engine.parts import Parts, Verified
 from engine.ports import Hypervisor
 from engine.records import Distrust, RunRow, VmRow
@@ -133,6 +134,7 @@ def assemble(
         means=means,
         unreachable=unreachable,
         announcer=announcer,
+        outboxes=outboxes(config, threads, metrics, now),
     )
 
 
@@ -252,7 +254,7 @@ async def _adopt(parts: Parts, unknown: Iterable[VmId], points: list[RestorePoin
             log.error("VM id not taken over", extra={"vm": mine[-1].vm_name, "why": str(error)})
             continue
         if detail.head.aliases.get("moref"):
-            rows.append(VmRow(vm, _traits(detail), {}, mine[0].taken_at, left_at=None))
+            rows.append(VmRow(vm, recorded_traits(detail), {}, mine[0].taken_at, left_at=None))
     if rows:
         distrust = [Distrust(row.id, STATE_LOST, "", now) for row in rows]
         await settled(parts.threads.state, parts.state.adopt, rows, distrust, now=now)
@@ -261,7 +263,8 @@ async def _adopt(parts: Parts, unknown: Iterable[VmId], points: list[RestorePoin
         log.info("VM ids taken over from the repository", extra={"vms": len(rows)})
 
 
-def _traits(detail: PointDetail) -> Traits:
+def recorded_traits(detail: PointDetail) -> Traits:
+    """How a VM looked when this restore point of it was made."""
     aliases = detail.head.aliases
     return Traits(
         address=Address(aliases["vcenter"], aliases["moref"]),

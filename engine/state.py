@@ -35,7 +35,7 @@ from engine.records import (
     write_run,
     write_vms,
 )
-from engine.state_schema import open_database, sync_directory, translate
+from engine.state_schema import FILE_NAME, open_database, open_read_only, sync_directory, translate
 from policies.facts import Address, PointId, VmId
 from policies.units import counted
 from storage.filecalls import translated
@@ -55,6 +55,25 @@ class State:
     def close(self) -> None:
         """Close the file; nothing is lost without it."""
         self._connection.close()
+
+    @classmethod
+    @contextmanager
+    def read_only(cls, state_dir: Path) -> Iterator[State | None]:
+        """What an engine left that does not run now, to be read; None where none ever ran.
+
+        Locked when one does run, Unsupported when a start would have to change the file first.
+        """
+        path = state_dir / FILE_NAME
+        if not path.exists():
+            yield None
+            return
+        state = cls.__new__(cls)
+        state.path, state.fresh, state.why_fresh = path, False, ""
+        state._connection = open_read_only(path)
+        try:
+            yield state
+        finally:
+            state.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -151,6 +170,17 @@ class State:
                 "(SELECT (unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), unnest(?::TIMESTAMP[])))",
                 [job.vm, [d.reason for d in over], [d.event_key for d in over], [stamp(d.at) for d in over]],
             )
+
+    def keep(self, name: str, value: str) -> None:
+        """Keep a note under a name, in the place of the one before."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM meta WHERE name = ?", [f"note: {name}"])
+            connection.execute("INSERT INTO meta VALUES (?, ?)", [f"note: {name}", value])
+
+    def kept(self, name: str) -> str:
+        """The note under a name; empty when there is none."""
+        rows = self._rows("SELECT value FROM meta WHERE name = ?", [f"note: {name}"])
+        return str(rows[0][0]) if rows else ""
 
     def events(self, limit: int = 100) -> list[tuple[Any, ...]]:
         """The newest events: key, type, time, VM, name, cause."""

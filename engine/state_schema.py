@@ -136,6 +136,23 @@ def open_database(state_dir: Path, *, now: datetime) -> Opened:
     return Opened(connection, path, fresh=False)
 
 
+def open_read_only(path: Path) -> duckdb.DuckDBPyConnection:
+    """The state that is there, for reading; Locked when an engine has it, Unsupported when it is of another schema."""
+    try:
+        connection = duckdb.connect(str(path), read_only=True)
+        found = _schema_of(connection)
+    except duckdb.Error as error:
+        raise translate(error, path) from error
+    if found != SCHEMA:
+        connection.close()
+        raise Unsupported(
+            f"the state has schema {found}, this command knows {SCHEMA}",
+            where=str(path),
+            hint="start the engine once, or use the release that wrote it",
+        )
+    return connection
+
+
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(str(path), config={"threads": 1, "memory_limit": "256MB", "autoload_known_extensions": False})
 

@@ -8,154 +8,23 @@ restore points. Pure: the plan is a value to print, refuse or confirm.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Literal
 
+from policies.changes import PointChange, ReloadPlan, VmChange, plan_id
+from policies.expiry import dated, expiries, kept_until_now
 from policies.facts import Facts, PointId, RestorePoint, Vm, VmId
 from policies.policy import Policy
 from policies.policyset import PolicySet
-from policies.protection import combine
-from policies.retention import SMALLEST_MASS, kept_reasons
+from policies.protection import combine, refusal_of
+from policies.retention import SMALLEST_MASS
 from policies.selection import match
-from policies.settings import settings_of
+from policies.settings import retention_words, settings_of, trigger_words
 from policies.units import counted
 
-Kind = Literal["gains", "loses", "changes"]
-
-_KINDS: tuple[tuple[Kind, str], ...] = (
-    ("gains", "Gain protection"),
-    ("changes", "Change"),
-    ("loses", "Would lose protection"),
-)
-
 _HELD = Policy(name="(restore points held until the change is confirmed)", hash="")
-
-
-@dataclass(frozen=True, slots=True)
-class VmChange:
-    """What the change does to one VM. `points` are its restore points now, when it loses protection."""
-
-    vm: VmId
-    name: str
-    kind: Kind
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-    sentence: str
-    points: tuple[PointId, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PointChange:
-    """A restore point that was kept and would not be any more."""
-
-    vm: VmId
-    name: str
-    point: PointId
-    taken_at: datetime
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadPlan:
-    """The way from one policy set to another.
-
-    `effective` is in force while the plan is pending, `new` once it is confirmed; they are the same when nothing is
-    pending. `refusals` are the sentences of the guards that it breaks. `id` is the same for the same outcome, and
-    another one when the outcome has changed.
-    """
-
-    id: str
-    new: PolicySet
-    effective: PolicySet
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    changed: tuple[str, ...]
-    vms: tuple[VmChange, ...]
-    expiring: tuple[PointChange, ...]
-    refusals: tuple[str, ...]
-
-    @property
-    def losing(self) -> tuple[VmChange, ...]:
-        """The VMs that would lose protection."""
-        return tuple(change for change in self.vms if change.kind == "loses")
-
-    @property
-    def pending(self) -> bool:
-        """Whether a part of it waits for confirmation."""
-        return bool(self.losing or self.expiring or self.refusals)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing at all changes."""
-        return not (self.added or self.removed or self.changed or self.vms or self.expiring or self.refusals)
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "id": self.id,
-            "pending": self.pending,
-            "policies": {"added": [*self.added], "removed": [*self.removed], "changed": [*self.changed]},
-            "vms": [
-                {
-                    "vm": change.vm,
-                    "name": change.name,
-                    "kind": change.kind,
-                    "before": [*change.before],
-                    "after": [*change.after],
-                    "sentence": change.sentence,
-                    "points": [*change.points],
-                }
-                for change in self.vms
-            ],
-            "expiring": [
-                {
-                    "vm": change.vm,
-                    "name": change.name,
-                    "point": change.point,
-                    "taken_at": change.taken_at.isoformat(),
-                    "sentence": change.sentence,
-                }
-                for change in self.expiring
-            ],
-            "refusals": [*self.refusals],
-        }
-
-    def render(self) -> str:
-        """For a person."""
-        if self.empty:
-            return "Nothing changes.\n"
-        lines = [
-            f"{title}: {', '.join(names)}"
-            for title, names in (
-                ("Policies added", self.added),
-                ("Policies removed", self.removed),
-                ("Policies changed", self.changed),
-            )
-            if names
-        ]
-        for kind, title in _KINDS:
-            changes = [change for change in self.vms if change.kind == kind]
-            if changes:
-                lines += ["", f"{title}: {counted(len(changes), 'VM')}"]
-            for change in changes:
-                lines.append(f"  {change.sentence}")
-                lines += [f"    restore point {point}" for point in change.points]
-        if self.expiring:
-            lines += ["", f"Would expire: {counted(len(self.expiring), 'restore point')}"]
-            lines += [f"  {change.sentence}" for change in self.expiring]
-        if self.refusals:
-            lines += ["", "Refused by a guard:", *(f"  {sentence}" for sentence in self.refusals)]
-        if self.pending:
-            lines += [
-                "",
-                "What adds protection is in force. The rest is pending: the old policies go on protecting these VMs",
-                f"and keeping these restore points until plan {self.id} is confirmed with `backstay policy apply`.",
-            ]
-        return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def plan_reload(old: PolicySet, new: PolicySet, facts: Facts) -> ReloadPlan:
@@ -171,31 +40,29 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts) -> ReloadPlan:
     changed = tuple(sorted(name for name in after.keys() & before.keys() if after[name] != before[name]))
     if old.policies and not facts.vms and (added or removed or changed):
         refusal = "the inventory is not known yet, so nobody can tell which VMs would lose protection"
-        return ReloadPlan(_id(new, (), ()), new, old, added, removed, changed, (), (), (refusal,))
-    vms = tuple(change for vm in facts.vms.values() if (change := _vm_change(old, new, vm, facts)) is not None)
-    losing = tuple(change for change in vms if change.kind == "loses")
+        return ReloadPlan(old, new, old, added, removed, changed, (), (), (refusal,), plan_id(old, new, (), ()))
     expiring = tuple(change for vm, points in facts.points.items() for change in _expiring(old, new, vm, points, facts))
+    going = {change.point for change in expiring}
+    found = (_vm_change(old, new, vm, facts, going) for vm in facts.vms.values())
+    vms = tuple(change for change in found if change is not None)
+    losing = tuple(change for change in vms if change.kind == "loses")
     effective = replace(
         new,
         kept_protection={change.vm: old.matching(facts.vms[change.vm]) for change in losing},
-        kept_retention={change.vm: old.retaining(facts.vms.get(change.vm)) or (_HELD,) for change in expiring},
+        kept_retention={vm: old.retaining_of(vm, facts) or (_HELD,) for vm in {one.vm for one in expiring}},
     )
     return ReloadPlan(
-        id=_id(new, losing, expiring),
-        new=new,
-        effective=effective,
-        added=added,
-        removed=removed,
-        changed=changed,
-        vms=tuple(sorted(vms, key=lambda change: (change.name, change.vm))),
-        expiring=tuple(sorted(expiring, key=lambda change: (change.name, change.taken_at, change.point))),
-        refusals=_refusals(old if old.policies else new, len(losing), len(expiring), facts),
+        old,
+        new,
+        effective,
+        added,
+        removed,
+        changed,
+        vms,
+        expiring,
+        _refusals(old, len(losing), len(expiring), facts),
+        plan_id(old, new, (change.vm for change in losing), (change.point for change in expiring)),
     )
-
-
-def _id(new: PolicySet, losing: Iterable[VmChange], expiring: Iterable[PointChange]) -> str:
-    parts = [new.hash, *sorted(change.vm for change in losing), "", *sorted(change.point for change in expiring)]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 
 @lru_cache(maxsize=16_384)
@@ -203,44 +70,83 @@ def _level(policies: tuple[Policy, ...]) -> int:
     """2 with a goal or fixed times, 1 with triggers only, 0 when nothing ever backs the VM up."""
     if any(policy.timing.scheduled for policy in policies):
         return 2
-    return 1 if any(policy.triggers for policy in policies) else 0
+    return 1 if any(policy.triggered for policy in policies) else 0
 
 
 @lru_cache(maxsize=16_384)
-def _settings(policies: tuple[Policy, ...]) -> dict[str, str]:
-    return settings_of(combine(policies))
+def _differences(before: tuple[Policy, ...], after: tuple[Policy, ...]) -> tuple[str, ...]:
+    """What another set of policies changes for a VM, setting by setting; retention and triggers policy by policy."""
+    old, new = {policy.name: policy for policy in before}, {policy.name: policy for policy in after}
+    found = []
+    if not old.keys() & new.keys():
+        found.append(f"policy {', '.join(old)} → {', '.join(new)}")
+    else:
+        found += [f"no longer by policy {name}" for name in old if name not in new]
+        found += [f"also by policy {name}" for name in new if name not in old]
+    said_before, said_after = settings_of(combine(before)), settings_of(combine(after))
+    found += [
+        f"{key} {said_before.get(key, 'none')} → {said_after.get(key, 'none')}"
+        for key in dict.fromkeys((*said_before, *said_after))
+        if key not in _BY_POLICY and said_before.get(key) != said_after.get(key)
+    ]
+    for name in (name for name in new if name in old):
+        for what, words in (("retention", _retention_items), ("triggers", _trigger_items)):
+            was, now = words(old[name]), words(new[name])
+            if was != now:
+                gone, come = (
+                    ", ".join(one for one in mine if one not in other) for mine, other in ((was, now), (now, was))
+                )
+                found.append(f"{what} of {name}: {gone or 'none'} → {come or 'none'}")
+    return tuple(found)
 
 
-def _vm_change(old: PolicySet, new: PolicySet, vm: Vm, facts: Facts) -> VmChange | None:
+def _without(mine: Sequence[str], other: Sequence[str]) -> str:
+    return ", ".join(one for one in mine if one not in other) or "none"
+
+
+_BY_POLICY = ("policy", "retention", "triggers")
+
+
+def _retention_items(policy: Policy) -> list[str]:
+    return retention_words(policy.retention).split(", ")
+
+
+def _trigger_items(policy: Policy) -> list[str]:
+    return [trigger_words(trigger) for trigger in policy.triggers]
+
+
+def _level_of(policies: tuple[Policy, ...], vm: Vm) -> int:
+    """The same for a VM: none where the policies leave all its disks out."""
+    return 0 if not vm.refusal and refusal_of(combine(policies), vm) else _level(policies)
+
+
+def _vm_change(old: PolicySet, new: PolicySet, vm: Vm, facts: Facts, going: Collection[PointId]) -> VmChange | None:
     before, after = old.matching(vm), new.matching(vm)
     if [(policy.name, policy.hash) for policy in before] == [(policy.name, policy.hash) for policy in after]:
         return None
     names = tuple(policy.name for policy in before), tuple(policy.name for policy in after)
-    if _level(after) < _level(before):
-        points = facts.points.get(vm.id, ())
-        sentence = f"{vm.name} loses {'its schedule' if _level(after) else 'protection'}: {_why(before, new, vm)}"
-        held = f"; its {counted(len(points), 'restore point')} would stay" if points and not after else ""
-        return VmChange(vm.id, vm.name, "loses", *names, sentence + held, tuple(point.id for point in points))
-    if _level(after) > _level(before):
-        gained = f"{vm.name} gains {'protection' if not _level(before) else 'a schedule'} by {', '.join(names[1])}"
-        return VmChange(vm.id, vm.name, "gains", *names, gained)
-    said_before, said_after = _settings(before), _settings(after)
-    differences = [
-        f"{key} {said_before.get(key, 'none')} → {said_after.get(key, 'none')}"
-        for key in dict.fromkeys((*said_before, *said_after))
-        if said_before.get(key) != said_after.get(key)
-    ]
+    was, will = _level_of(before, vm), _level_of(after, vm)
+    if will < was:
+        points = tuple(point.id for point in facts.points.get(vm.id, ()) if point.id not in going)
+        what = f"loses {'its schedule' if will else 'protection'}: {_why_less(before, new, vm)}"
+        return VmChange(vm.id, vm.name, "loses", *names, what, points)
+    if will > was:
+        what = f"gains {'protection' if not was else 'a schedule'}: {_why_more(after, old, vm)}"
+        return VmChange(vm.id, vm.name, "gains", *names, what)
+    differences = _differences(before, after)
     if not differences:
         return None
-    return VmChange(vm.id, vm.name, "changes", *names, f"{vm.name}: {', '.join(differences)}")
+    return VmChange(vm.id, vm.name, "changes", *names, ", ".join(differences), parts=differences)
 
 
-def _why(before: Sequence[Policy], new: PolicySet, vm: Vm) -> str:
+def _why_less(before: Sequence[Policy], new: PolicySet, vm: Vm) -> str:
     said = []
     for policy in before:
         now = new.policy(policy.name)
         if now is None:
             said.append(f"policy {policy.name} is gone")
+        elif not vm.refusal and (why := refusal_of(combine(new.matching(vm)), vm)):
+            said.append(why)
         elif not (matched := match(now, vm)).selected:
             said.append(f"policy {policy.name} no longer selects it ({matched.why})")
         else:
@@ -248,29 +154,60 @@ def _why(before: Sequence[Policy], new: PolicySet, vm: Vm) -> str:
     return ", ".join(said)
 
 
+def _why_more(after: Sequence[Policy], old: PolicySet, vm: Vm) -> str:
+    said = []
+    for policy in after:
+        before = old.policy(policy.name)
+        if before is None:
+            said.append(f"policy {policy.name} is new ({match(policy, vm).why})")
+        elif not match(before, vm).selected:
+            said.append(f"policy {policy.name} selects it now ({match(policy, vm).why})")
+        elif before.hash != policy.hash and not before.timing.scheduled and policy.timing.scheduled:
+            said.append(f"policy {policy.name} says now when to back it up")
+    return ", ".join(said)
+
+
 def _expiring(
     old: PolicySet, new: PolicySet, vm_id: VmId, points: Sequence[RestorePoint], facts: Facts
 ) -> tuple[PointChange, ...]:
     vm = facts.vms.get(vm_id)
-    before, after = old.retaining(vm), new.retaining(vm)
-    if [(policy.name, policy.hash) for policy in before] == [(policy.name, policy.hash) for policy in after]:
+    before, after = old.retaining_of(vm_id, facts), new.retaining_of(vm_id, facts)
+    if _keeping(before) == _keeping(after):
         return ()
-    kept_after = kept_reasons(points, after, facts.now)
-    going = [point for point in points if point.id not in kept_after]
+    known = dated(points, facts.now)
+    going = expiries(known, after)
     if not going:
         return ()
-    kept_before = kept_reasons(points, before, facts.now)
+    went = expiries(known, before)
+    sooner = [point for point in points if point.id in going and not _no_later(went.get(point.id), going[point.id])]
+    if not sooner:
+        return ()
+    kept = kept_until_now(known, before)
     return tuple(
         PointChange(
             vm_id,
             vm.name if vm else point.vm_name,
             point.id,
             point.taken_at,
-            f"{vm.name if vm else point.vm_name}: restore point {point.id} of {point.taken_at:%Y-%m-%d %H:%M} UTC, "
-            f"kept until now ({kept_before[point.id][0]})",
+            going[point.id],
+            went.get(point.id),
+            kept[point.id][0] if point.id in kept else "its grace, or a lock",
+            point.stored_bytes,
         )
-        for point in going
-        if point.id in kept_before
+        for point in sooner
+    )
+
+
+def _no_later(went: datetime | None, going: datetime) -> bool:
+    return went is not None and went <= going
+
+
+@lru_cache(maxsize=16_384)
+def _keeping(policies: tuple[Policy, ...]) -> tuple[object, ...]:
+    """All that retention takes from policies."""
+    return tuple(
+        (one.retention, one.wanted, one.weakest_good, one.timing.zone.key, one.leaving and (one.leaving, one.name))
+        for one in policies
     )
 
 

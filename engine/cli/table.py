@@ -43,6 +43,8 @@ COMMANDS = (
     Command("policy lint", "policy_lint:policy_lint", "Check policy files."),
     Command("policy test", "policy_test:policy_test", "Run the tests that are written beside the policies."),
     Command("policy explain", "policy_explain:policy_explain", "Say which policies select a VM and what they decide."),
+    Command("policy plan", "policy_plan:policy_plan", "Say what a change of policies does before it does."),
+    Command("policy state", "policy_state:policy_state", "Write what plans and simulations start from."),
     Command("policy apply", "policy_apply:policy_apply", "Confirm a change that would take protection away."),
     Command("policy schema", "policy_schema:policy_schema", "Print the JSON schema of policy files."),
     Command("verify", "verify:verify", "Read everything back and compare every hash."),

@@ -15,6 +15,7 @@ from engine.commands import BackUpVm, QueryLimits, Reclaim, RestoreToFile, Resto
 from engine.config import Transport
 from engine.failures import BadInput
 from engine.inbox import Told
+from engine.threads import settled
 from policies.facts import Event, EventType, PowerState
 from storage.errors import Refused
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
@@ -219,8 +220,13 @@ async def test_a_policy_change_that_takes_protection_away_waits_for_a_person(
         pending = await engine.control.pending_policies()
         with pytest.raises(Refused):
             await engine.control.apply_policies("another", "root")
-        await engine.control.apply_policies(pending["digest"], "root")
+        with pytest.raises(Refused, match="a guard refuses it: 1 VM would lose protection"):
+            await engine.control.apply_policies(pending["digest"], "root")
+        await engine.control.apply_policies(pending["digest"], "root", override_guard=True)
         assert await engine.control.pending_policies() == {}
+        audited = await settled(engine.parts.threads.state, engine.parts.state.audited)
+        [confirmed] = [one for one in audited if one.who == "root"]
+        assert f"plan {pending['digest']}: guard overridden (1 VM would lose protection" in confirmed.detail
         [vm] = engine.parts.world.named("db")
         assert not engine.parts.rulebook.in_force.matching(engine.parts.world.vms[vm])
 

@@ -103,8 +103,19 @@ class Desk:
     async def pending_policies(self) -> Mapping[str, Any]:
         return {}
 
-    async def apply_policies(self, digest: str, who: str) -> Mapping[str, Any]:
+    async def apply_policies(self, digest: str, who: str, *, override_guard: bool = False) -> Mapping[str, Any]:
+        self.asked.append(("apply", (digest, who, override_guard)))
         return {"digest": digest}
+
+    async def apply_plan(self, plan: Mapping[str, Any], who: str, *, override_guard: bool = False) -> Mapping[str, Any]:
+        self.asked.append(("apply-plan", (plan, who, override_guard)))
+        return {"digest": plan["id"], "done": True}
+
+    async def sole_bytes(self, points: Sequence[str]) -> int:
+        return len(points)
+
+    async def policy_facts(self) -> Iterator[bytes]:
+        return iter([b'{"format": 1', b"}"])
 
     async def select(self, query: str, limits: QueryLimits) -> QueryAnswer:
         self.asked.append(("select", limits))

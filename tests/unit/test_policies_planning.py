@@ -10,7 +10,9 @@ from policies.decision import BackUp
 from policies.evaluation import evaluate
 from policies.facts import EventType, Facts
 from policies.loading import load_texts
-from policies.planning import ReloadPlan, plan_reload
+from policies.changes import ReloadPlan
+from policies.planning import plan_reload
+from policies.planwords import reload_words
 from policies.policyset import PolicySet
 from policies.retention import plan_retention
 from tests.policies.building import NOW, a_vm, an_event, daily_points, facts, policies
@@ -47,14 +49,14 @@ def test_nothing_changes_when_nothing_changed() -> None:
     assert found.empty
     assert not found.pending
     assert found.effective.hash == found.new.hash
-    assert found.render() == "Nothing changes.\n"
+    assert reload_words(found) == "Nothing changes.\n"
 
 
 def test_more_protection_takes_effect_at_once() -> None:
     found = plan(GOLD, GOLD.replace('"name:web-*"', '"name:web-*", "name:dev"'))
     assert not found.pending
     assert [(change.name, change.kind, change.sentence) for change in found.vms] == [
-        ("dev", "gains", "dev gains protection by gold")
+        ("dev", "gains", "dev gains protection: policy gold selects it now (selected by name:dev)")
     ]
     assert found.effective.matching(DEV)
     assert found.effective == found.new
@@ -75,10 +77,10 @@ def test_vms_that_would_lose_protection_keep_it_and_are_named_with_their_points(
     said = evaluate(found.effective, an_event(EventType.CLOCK), facts(WEB1, DEV))
     assert [isinstance(one, BackUp) for one in said] == [True, False]
     assert not found.new.matching(WEB1)
-    rendered = found.render()
+    rendered = reload_words(found, everything=True)
     for point in POINTS:
         assert point.id in rendered
-    assert f"until plan {found.id} is confirmed with `backstay policy apply`" in rendered
+    assert f"until plan {found.id} is confirmed with `backstay policy apply {found.id} --override-guard`" in rendered
 
 
 def test_the_removal_of_a_file_expires_nothing_even_when_confirmed() -> None:
@@ -98,11 +100,12 @@ def test_points_that_would_newly_expire_are_named_and_kept() -> None:
         ("web-2", POINTS[3].id),
     ]
     assert found.expiring[0].sentence == (
-        f"web-1: restore point {POINTS[0].id} of 2026-11-20 14:00 UTC, kept until now (policy gold: keep_daily 3 of 10)"
+        f"web-1: restore point {POINTS[0].id} of 2026-11-20 14:00 UTC would expire on 2026-11-22 14:00 UTC, "
+        "kept until now (policy gold: keep_daily 3 of 10)"
     )
     assert len(expired(found.new, KNOWN)) == 3
     assert not expired(found.effective, KNOWN)
-    assert "Would expire: 3 restore points" in found.render()
+    assert "Would expire: 3 restore points" in reload_words(found)
 
 
 def test_points_that_expire_anyway_are_not_blamed_on_the_change() -> None:
@@ -147,7 +150,9 @@ def test_losing_the_schedule_is_losing_protection() -> None:
         "web-2 loses its schedule: policy gold no longer says when to back it up",
     ]
     assert isinstance(evaluate(found.effective, an_event(EventType.CLOCK), facts(WEB1))[0], BackUp)
-    assert next(change.sentence for change in plan(triggers, GOLD).vms) == "web-1 gains a schedule by gold"
+    assert next(change.sentence for change in plan(triggers, GOLD).vms) == (
+        "web-1 gains a schedule: policy gold says now when to back it up"
+    )
 
 
 def test_another_policy_that_takes_over_is_a_change_not_a_loss() -> None:
@@ -204,12 +209,15 @@ def test_the_plan_is_json() -> None:
     assert found["pending"] is True
     assert len(found["expiring"]) == 3
     assert {vm["kind"] for vm in found["vms"]} == {"changes"}
-    assert "Policies changed: gold" in plan(GOLD, tightened).render()
+    assert "Policies changed: gold" in reload_words(plan(GOLD, tightened))
 
 
 def test_a_change_that_is_not_pending_is_rendered_without_a_call_to_confirm() -> None:
-    text = plan(GOLD, GOLD.replace('"name:web-*"', '"name:web-*", "name:dev"')).render()
-    assert text == "Policies changed: gold\n\nGain protection: 1 VM\n  dev gains protection by gold\n"
+    text = reload_words(plan(GOLD, GOLD.replace('"name:web-*"', '"name:web-*", "name:dev"')))
+    assert text == (
+        "Policies changed: gold\n\nGain protection: 1 VM\n"
+        "  dev gains protection: policy gold selects it now (selected by name:dev)\n"
+    )
 
 
 def test_the_set_can_be_made_again_from_its_texts() -> None:

@@ -1,0 +1,257 @@
+"""A plan in words: short, sorted, and VMs that change in the same way as one line. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from policies.changes import Kind, PointChange, ReloadPlan, VmChange
+from policies.facts import VmId
+from policies.forecast import ChangePlan, NextRun
+from policies.snapshotload import SnapshotLoad
+from policies.units import clock, counted, span
+
+_KINDS: tuple[tuple[Kind, str], ...] = (
+    ("loses", "Would lose protection"),
+    ("gains", "Gain protection"),
+    ("changes", "Change"),
+)
+
+_PLURAL = (
+    ("loses ", "lose ", 1),
+    ("gains ", "gain ", 1),
+    ("its schedule", "their schedule", 1),
+    ("selects it", "selects them", 0),
+    ("back it up", "back them up", 0),
+)
+
+_TIMING = ("loses", "gains", "policy", "no longer by", "also by", "rpo", "schedule", "window")
+"""Beginnings of differences that may change when a VM is backed up next."""
+
+NAMES_SHOWN = 3
+POLICIES_SHOWN = 12
+GROUPS_SHOWN = 20
+DATASTORES_SHOWN = 5
+
+_DELETIONS = (
+    "The times include locks and the grace. Retention refuses a run that would take more than guard.max_expire_share "
+    "of all restore points; reclaim frees bytes after its safety age only."
+)
+
+
+def reload_words(plan: ReloadPlan, *, everything: bool = False) -> str:
+    """What a reload does, for a person. With everything, each VM and restore point has a line of its own."""
+    if plan.empty:
+        return "Nothing changes.\n"
+    lines = [*_policies(plan), *_vms(plan.vms, {}, None, everything), *_points(plan.expiring, everything)]
+    if plan.refusals:
+        lines += ["", "Refused by a guard:", *(f"  {sentence}" for sentence in plan.refusals)]
+    if plan.pending:
+        override = " --override-guard" if plan.refusals else ""
+        lines += [
+            "",
+            "What adds protection is in force. The rest is pending: the old policies go on protecting these VMs",
+            f"and keeping these restore points until plan {plan.id} is confirmed with "
+            f"`backstay policy apply {plan.id}{override}`.",
+        ]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def taken_away(plan: ReloadPlan) -> tuple[str, ...]:
+    """What waits for confirmation, grouped: a few sentences however many VMs and restore points it is about."""
+    losing = [_group_words(part, group) for part, group in _by_part(plan.losing)]
+    points = [_points_words(group) for group in _point_groups(plan.expiring)]
+    return tuple([*_first(losing, "change"), *_first(points, "rule"), *plan.refusals])
+
+
+def _first(sentences: list[str], noun: str) -> list[str]:
+    rest = len(sentences) - GROUPS_SHOWN
+    return [*sentences[:GROUPS_SHOWN], f"and {rest} more {noun}s"] if rest > 0 else sentences
+
+
+def plan_words(plan: ChangePlan, *, everything: bool = False, size: Callable[[int], str] = str) -> str:
+    """What a change would do, for a person; `size` shows a number of bytes."""
+    reload = plan.reload
+    if reload.empty:
+        return "Nothing changes.\n"
+    lines = [*_policies(reload), *_vms(reload.vms, plan.runs, plan, everything)]
+    lines += _points(plan.expiring, everything, span(plan.horizon))
+    if plan.expiring:
+        what = "Bytes that reclaim frees then" if plan.bytes.exact else "Bytes that reclaim frees then, at most"
+        lines += [f"  {what}: {size(plan.bytes.count)}", f"  {_DELETIONS}"]
+    if plan.later:
+        lines += ["", f"After that: {counted(plan.later, 'restore point')} more would expire."]
+    lines += _load(plan.load)
+    lines += _verdicts(reload)
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _policies(plan: ReloadPlan) -> list[str]:
+    return [
+        f"{title}: {_names(names, POLICIES_SHOWN)}"
+        for title, names in (
+            ("Policies added", plan.added),
+            ("Policies removed", plan.removed),
+            ("Policies changed", plan.changed),
+        )
+        if names
+    ]
+
+
+def _vms(
+    changes: Sequence[VmChange], runs: Mapping[VmId, NextRun], plan: ChangePlan | None, everything: bool
+) -> Iterator[str]:
+    for kind, title in _KINDS:
+        mine = sorted((change for change in changes if change.kind == kind), key=lambda change: change.name)
+        if not mine:
+            continue
+        yield from ("", f"{title}: {counted(len(mine), 'VM')}")
+        groups = [(change.what, [change]) for change in mine] if everything else _by_part(mine)
+        for number, (part, group) in enumerate(groups):
+            if number == GROUPS_SHOWN and not everything:
+                rest = {change.vm for _, later in groups[number:] for change in later}
+                yield f"  and {counted(len(rest), 'VM')} in {len(groups) - number} other ways; --all lists each"
+                break
+            yield f"  {_group_words(part, group)}"
+            told = [runs[change.vm] for change in group if change.vm in runs]
+            if told and part.startswith(_TIMING) and (words := _runs(told, plan.now if plan else None)):
+                yield f"    {words}"
+            if everything:
+                yield from _each(group[0], plan)
+
+
+def _by_part(changes: Sequence[VmChange]) -> list[tuple[str, list[VmChange]]]:
+    """VMs by what changes for them; one with several differences is in several groups. The largest first."""
+    groups: dict[str, list[VmChange]] = {}
+    for change in changes:
+        for part in change.parts or (change.what,):
+            groups.setdefault(part, []).append(change)
+    return sorted(groups.items(), key=lambda one: -len(one[1]))
+
+
+def _group_words(part: str, group: Sequence[VmChange]) -> str:
+    first = group[0]
+    if len(group) == 1:
+        return f"{first.name}: {part}" if first.kind == "changes" else first.sentence
+    what = part
+    for one, several, most in _PLURAL:
+        what = what.replace(one, several, most or -1)
+    colon = ":" if first.kind == "changes" else ""
+    held = sum(len(change.points) for change in group)
+    stays = f"; their {counted(held, 'restore point')} would stay" if held and not first.after else ""
+    return f"{counted(len(group), 'VM')} ({_names(change.name for change in group)}){colon} {what}{stays}"
+
+
+def _each(change: VmChange, plan: ChangePlan | None) -> Iterator[str]:
+    if plan is not None:
+        for name, clauses in plan.clauses(change):
+            for clause in clauses:
+                found = ", ".join(value for value in clause.found if value) or "nothing"
+                has = "" if clause.term == "*" else f"   (the VM has {found})"
+                yield f"    {'✓' if clause.matches else '✗'} {name}: {clause.list} {clause.term}{has}"
+    for point in change.points:
+        yield f"    restore point {point}"
+
+
+def _runs(told: Sequence[NextRun], now: datetime | None) -> str:
+    before, after = _between([one.before for one in told], now), _between([one.after for one in told], now)
+    return f"next run: {before} → {after}" if before != after else ""
+
+
+def _between(instants: Iterable[datetime | None], now: datetime | None) -> str:
+    known = sorted(at for at in instants if at is not None)
+    if not known:
+        return "never by itself"
+    first, last = (_at(at, now) for at in (known[0], known[-1]))
+    return first if first == last else f"{first} to {last}"
+
+
+def _at(at: datetime, now: datetime | None) -> str:
+    return "now" if at == now else f"{clock(at, UTC)} UTC"
+
+
+def _points(changes: Sequence[PointChange], everything: bool, horizon: str = "") -> Iterator[str]:
+    if not changes:
+        return
+    within = f" within {horizon}" if horizon else ""
+    yield from ("", f"Would expire{within}: {counted(len(changes), 'restore point')}")
+    if everything:
+        yield from (f"  {change.sentence}" for change in changes)
+        return
+    groups = _point_groups(changes)
+    for number, group in enumerate(groups):
+        if number == GROUPS_SHOWN:
+            rest = sum(map(len, groups[number:]))
+            yield f"  and {counted(rest, 'restore point')} kept by {len(groups) - number} other rules; --all lists each"
+            break
+        yield f"  {_points_words(group)}"
+
+
+def _point_groups(changes: Sequence[PointChange]) -> list[list[PointChange]]:
+    """Restore points by what keeps them until now. The largest group first."""
+    groups: dict[tuple[str, bool], list[PointChange]] = {}
+    for change in changes:
+        groups.setdefault((_rule(change), change.instead_of is not None), []).append(change)
+    return sorted(groups.values(), key=lambda group: -len(group))
+
+
+def _points_words(group: Sequence[PointChange]) -> str:
+    if len(group) == 1:
+        return group[0].sentence
+    names = sorted({change.name for change in group})
+    when = _between([change.expires_at for change in group], None)
+    taken = f"{min(c.taken_at for c in group):%Y-%m-%d} to {max(c.taken_at for c in group):%Y-%m-%d}"
+    sooner = ", sooner than before" if group[0].instead_of is not None else ""
+    return (
+        f"{counted(len(group), 'restore point')} of {counted(len(names), 'VM')} ({_names(names)}), taken {taken}, "
+        f"on {when}{sooner}; kept until now: {_rule(group[0])}"
+    )
+
+
+def _rule(change: PointChange) -> str:
+    """What keeps it, without its place among others: "policy gold: keep_daily"."""
+    words = change.kept.split()
+    if len(words) > 3 and words[-2] == "of" and words[-3].isdigit():
+        return " ".join(words[:-3])
+    return change.kept
+
+
+def _load(load: SnapshotLoad) -> Iterator[str]:
+    rows = [(load.peaks(name), name) for name in load.datastores]
+    changed = [(peaks, name) for peaks, name in rows if peaks[0].starts != peaks[1].starts]
+    total_before, total_after = load.peaks("")
+    if not changed and total_before.starts == total_after.starts:
+        return
+    yield from (
+        "",
+        "Snapshots opened in the fullest hour of the next 7 days (an estimate: scheduled runs that succeed):",
+    )
+    if total_before.starts != total_after.starts:
+        yield f"  all datastores: {total_before.starts} → {total_after.starts}, {_hour(total_after.at)}"
+    changed.sort(key=lambda one: (one[0][0].starts - one[0][1].starts, one[1]))
+    for (before, after), name in changed[:DATASTORES_SHOWN]:
+        yield f"  {name}: {before.starts} → {after.starts}, {_hour(after.at)}"
+    if len(changed) > DATASTORES_SHOWN:
+        yield f"  and {len(changed) - DATASTORES_SHOWN} more datastores; --json has the hours of each"
+
+
+def _hour(at: datetime) -> str:
+    return f"in the hour from {clock(at, UTC)} UTC"
+
+
+def _verdicts(plan: ReloadPlan) -> Iterator[str]:
+    yield ""
+    if plan.refusals:
+        yield "Refused by a guard:"
+        yield from (f"  {sentence}" for sentence in plan.refusals)
+        yield f"Plan {plan.id}: takes effect only with `backstay policy apply` and --override-guard."
+    elif plan.pending:
+        yield f"Plan {plan.id}: no guard refuses it; what it takes away waits for `backstay policy apply`."
+    else:
+        yield f"Plan {plan.id}: takes nothing away, so it takes effect at once."
+
+
+def _names(names: Iterable[str], most: int = NAMES_SHOWN) -> str:
+    known = [*names]
+    shown = ", ".join(known[:most])
+    return f"{shown} and {len(known) - most} more" if len(known) > most else shown

@@ -1,0 +1,136 @@
+"""How many backups, each of which opens a snapshot, would start in each hour on each datastore. Pure.
+
+An estimate: every VM is backed up when it is next due, its run succeeds at once, and so on from there. Triggers are
+not foreseen, nor what limits on running backups would put off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from policies.facts import Facts, Vm, VmId
+from policies.policy import Policy
+from policies.policyset import PolicySet
+from policies.protection import Protection, due_of, protection
+from policies.schedule import next_due
+
+HOURS = 7 * 24
+"""How far ahead: a week has every window once."""
+
+GRAIN = timedelta(minutes=1)
+"""Starts are rounded down to this, so that VMs of one policy share the work."""
+
+HOUR = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The fullest hour of a datastore."""
+
+    at: datetime
+    starts: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotLoad:
+    """Starts per hour from `begin` on, before and after the change; a datastore of "" is all of them together.
+
+    A VM with disks on several datastores counts on each.
+    """
+
+    begin: datetime
+    before: Mapping[str, tuple[int, ...]]
+    after: Mapping[str, tuple[int, ...]]
+
+    @property
+    def datastores(self) -> tuple[str, ...]:
+        """All of them, without the sum."""
+        return tuple(sorted({*self.before, *self.after} - {""}))
+
+    def peaks(self, datastore: str) -> tuple[Peak, Peak]:
+        """Its fullest hour before and after."""
+        return self._peak(self.before.get(datastore, ())), self._peak(self.after.get(datastore, ()))
+
+    def _peak(self, hours: tuple[int, ...]) -> Peak:
+        most = max(hours, default=0)
+        return Peak(self.begin + HOUR * (hours.index(most) if most else 0), most)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`: the fullest hours of each datastore, and the hours of those that change."""
+        return {
+            "begin": self.begin.isoformat(),
+            "hours": HOURS,
+            "datastores": [self._row(name) for name in self.datastores],
+            "all": self._row(""),
+        }
+
+    def _row(self, name: str) -> dict[str, Any]:
+        before, after = self.peaks(name)
+        row: dict[str, Any] = {
+            "datastore": name,
+            "peak_before": {"at": before.at.isoformat(), "starts": before.starts},
+            "peak_after": {"at": after.at.isoformat(), "starts": after.starts},
+        }
+        if self.before.get(name) != self.after.get(name):
+            row["before"] = [*self.before.get(name, (0,) * HOURS)]
+            row["after"] = [*self.after.get(name, (0,) * HOURS)]
+        return row
+
+
+def snapshot_load(old: PolicySet, new: PolicySet, facts: Facts) -> SnapshotLoad:
+    """The load of the days to come under both."""
+    begin = facts.now.replace(minute=0, second=0, microsecond=0)
+    sides: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
+    ahead = _Ahead(begin + HOUR * HOURS)
+    for vm in facts.vms.values():
+        if vm.refusal:
+            continue
+        before, after = protection(old, vm), protection(new, vm)
+        starts = ahead.starts(before, vm.id, facts)
+        _count(sides[0], vm, starts, begin)
+        if before.scheduling != after.scheduling or before.fallback is not after.fallback:
+            starts = ahead.starts(after, vm.id, facts)
+        _count(sides[1], vm, starts, begin)
+    before_hours, after_hours = ({name: tuple(hours) for name, hours in side.items()} for side in sides)
+    return SnapshotLoad(begin, before_hours, after_hours)
+
+
+def _count(side: dict[str, list[int]], vm: Vm, starts: list[datetime], begin: datetime) -> None:
+    if not starts:
+        return
+    hours = [int((start - begin).total_seconds()) // 3600 for start in starts]
+    for name in ("", *vm.datastores):
+        counted = side.get(name)
+        if counted is None:
+            counted = side[name] = [0] * HOURS
+        for hour in hours:
+            counted[hour] += 1
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """Remembers what follows on a run of some policies at some minute."""
+
+    end: datetime
+    _known: dict[tuple[tuple[Policy, ...], datetime, str], datetime | None] = field(default_factory=dict)
+
+    def starts(self, effective: Protection, vm: VmId, facts: Facts) -> list[datetime]:
+        """When a VM would be backed up."""
+        first = due_of(effective, vm, facts)
+        at = max(first[1].at, facts.now) if first is not None else None
+        spread = any(policy.timing.spread for policy in effective.scheduling)
+        found = []
+        while at is not None and at < self.end:
+            found.append(at)
+            at = self._after(effective.scheduling, at.replace(second=0, microsecond=0), vm if spread else "")
+        return found
+
+    def _after(self, scheduling: tuple[Policy, ...], good: datetime, vm: str) -> datetime | None:
+        key = (scheduling, good, vm)
+        if key not in self._known:
+            due = [due.at for one in scheduling if (due := next_due(one.timing, good, True, good, vm)) is not None]
+            self._known[key] = max(min(due), good + GRAIN) if due else None
+        return self._known[key]
