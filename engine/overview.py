@@ -16,6 +16,7 @@ from policies.decision import BackUp
 from policies.facts import Vm, VmId
 from policies.naming import unknown_targets
 from policies.planwords import taken_away
+from policies.naming import unknown_targets
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, left_out, protection, refusal_of
 from policies.units import counted

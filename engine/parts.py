@@ -14,6 +14,7 @@ from engine.dispatch import Dispatcher
 from engine.inbox import Inbox
 from engine.jobqueue import JobQueue
 from engine.jobs import RunId
+from engine.outbox import Outbox
 from engine.ports import Bus, Hypervisor
 from engine.rulebook import Rulebook
 from engine.sources import Sources
@@ -77,6 +78,8 @@ class Parts:
     rebuilds: Counter[str] = field(default_factory=Counter)
     """How often the catalog was made again, by kind, as the metrics show it."""
     announcer: Announcer | None = None
+    outboxes: dict[str, Outbox] = field(default_factory=dict)
+    """The targets of notices, by name."""
     wishes: tuple[VerificationStanding, ...] = ()
     """How often policies want restore points read back, and how that stood at `wishes_at`."""
     wishes_at: datetime | None = None

@@ -37,6 +37,7 @@ from engine.credentials import Secret
 from engine.endpoints import Endpoints, open_endpoints
 from engine.failures import BadInput
 from engine.parts import Parts
+from engine.notifying import Notifier
 from engine.ports import Hypervisor
 from engine.records import Intent
 from engine.sources import Patience
@@ -212,6 +213,7 @@ class Service:
                 loops.create_task(upkeep.every(parts, "locks", timers.locks, upkeep.renew_locks))
                 loops.create_task(upkeep.every(parts, "copies", timers.copies, second_copies.copy_all))
                 loops.create_task(self._publish())
+                loops.create_task(Notifier(parts).run())
                 if parts.config.bus is not None:
                     loops.create_task(self._listen(parts.config.bus))
                 if self.endpoints is not None:

@@ -50,11 +50,11 @@ def _pool(workers: int, name: str) -> ThreadPoolExecutor:
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """The engine's pools. `notices` is for mail servers and places of secrets, which may take their time. `state` has one thread, which alone touches the state's DuckDB file.
+    """The engine's pools. `state` has one thread, which alone touches the state's DuckDB file.
 
     `repository` serves short calls (list, commit, hold); `copying` hashes, compresses and packs; `long` is for work
     of minutes (blocking reads of a disk, verify, reclaim) that must not hold the others up; `planning` is for
-    seconds of thought about policies.
+    seconds of thought about policies, `notices` for mail servers and places of secrets, which may take their time.
     """
 
     state: ThreadPoolExecutor = field(default_factory=lambda: _pool(1, "state"))
@@ -62,7 +62,6 @@ class Threads:
     copying: ThreadPoolExecutor = field(default_factory=lambda: _pool(max(2, os.cpu_count() or 1), "copying"))
     long: ThreadPoolExecutor = field(default_factory=lambda: _pool(8, "long"))
     planning: ThreadPoolExecutor = field(default_factory=lambda: _pool(1, "planning"))
-
     notices: ThreadPoolExecutor = field(default_factory=lambda: _pool(4, "notices"))
 
     def close(self) -> None:

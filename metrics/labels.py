@@ -34,6 +34,7 @@ GAP_SOURCES = ("vcenter", OTHER)
 
 RUN_RESULTS = ("done", "partial", "failed", OTHER)
 OPERATION_RESULTS = ("done", "failed", "cancelled", OTHER)
+NOTICE_RESULTS = ("sent", "retried", "failed", OTHER)
 STAGES = ("queued", "snapshot", "changes", "open", "read", "close", "release", "commit", OTHER)
 """In the order of a run. "read" ends when what was read is hashed, compressed and written."""
 

@@ -39,6 +39,7 @@ from metrics.labels import (
     VmCoverage,
 )
 from metrics.making import PREFIX, Maker, one_of, stamp
+from metrics.notices import NoticeMetrics
 
 __all__ = ["PREFIX", "Metrics"]
 
@@ -69,6 +70,7 @@ class Metrics:
 
         maker = Maker(self.registry, self.reference)
         counter, gauge = maker.counter, maker.gauge
+        self.notices = NoticeMetrics(maker)
         # The engine
         build = gauge("build_info", "Always 1; the version that runs", version=(), python=())
         self._connected = gauge("connected", "1 while the connection to the peer stands", peer=PEERS)
