@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def closest(text: str, known: Iterable[str], *, parts: str = "") -> str:
@@ -18,3 +18,9 @@ def closest(text: str, known: Iterable[str], *, parts: str = "") -> str:
             return ends[wanted]
     found = difflib.get_close_matches(wanted, words, n=1, cutoff=0.6)
     return words[found[0]] if found else ""
+
+
+def one_of(text: str, known: Sequence[str]) -> str:
+    """What to write instead of the text: the nearest of the known words, else that one of them is wanted."""
+    close = closest(text, known)
+    return f'write "{close}"' if close else f"write one of {', '.join(known)}"

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
 class Unusable(ValueError):
-    """A text that means nothing here: what is wrong with it and what to write instead, without a place."""
+    """A text that means nothing here: what is wrong with it and what to write instead, without a place.
 
-    def __init__(self, what: str, instead: str) -> None:
-        super().__init__(f"{what}, {instead}")
+    `instead` may be a function, where a guess costs time: of a thousand mistakes only the first are told. `str()`
+    does not have it.
+    """
+
+    def __init__(self, what: str, instead: str | Callable[[], str]) -> None:
+        super().__init__(what)
         self.what = what
-        self.instead = instead
+        self._instead = instead
+
+    @property
+    def instead(self) -> str:
+        """What to write instead."""
+        if not isinstance(self._instead, str):
+            self._instead = self._instead()
+        return self._instead
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
 
-from policies.closest import closest
+from policies.closest import one_of
 from policies.errors import Unusable, quoted
 from policies.facts import EventType
 from policies.tables import Count, Duration, Table, key
@@ -40,11 +40,7 @@ def moment(value: object) -> datetime:
 
 def _event(text: str) -> str:
     if text not in TESTED_EVENTS:
-        close = closest(text, TESTED_EVENTS)
-        raise Unusable(
-            f"{quoted(text)} is not an event",
-            f'write "{close}"' if close else f"write one of {', '.join(TESTED_EVENTS)}",
-        )
+        raise Unusable(f"{quoted(text)} is not an event", lambda: one_of(text, TESTED_EVENTS))
     return text
 
 

@@ -11,6 +11,9 @@ import tomli
 from policies.errors import Problem
 from policies.places import Places
 
+MOST_ENTRIES = 1000
+"""Of one table or list: policies of one file, keys of a table, terms of a selection. People write dozens."""
+
 DEEPEST = 64
 """Brackets nested deeper than this are a mistake or an attack; the parsers recurse."""
 
@@ -47,7 +50,25 @@ def parse_file(name: str, text: str | bytes, problems: list[Problem]) -> File | 
     except RecursionError:
         problems.append(Problem(name, 1, 1, "is nested too deeply", f"nest at most {DEEPEST} levels"))
         return None
-    return File(name, decoded, data, Places(decoded))
+    crowd = _crowded(data)
+    file = File(name, decoded, data, Places(decoded))
+    if crowd is not None:
+        what = f"there are more than {MOST_ENTRIES} entries in one table or list"
+        problems.append(file.problem(crowd, what, "write fewer, or split the file", value=True))
+        return None
+    return file
+
+
+def _crowded(data: dict[str, Any]) -> tuple[str | int, ...] | None:
+    """The path of a table or list that is too large."""
+    stack: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
+    while stack:
+        path, value = stack.pop()
+        if len(value) > MOST_ENTRIES:
+            return path
+        children = value.items() if isinstance(value, dict) else enumerate(value)
+        stack.extend(((*path, key), child) for key, child in children if isinstance(child, dict | list))
+    return None
 
 
 def _decode(name: str, text: str | bytes, problems: list[Problem]) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +23,12 @@ from policies.policy import Policy, Source, compile_policy
 from policies.policyset import DEFAULT_MAX_EXPIRE_SHARE, Guard, PolicySet
 from policies.schema import NAME_PATTERN, GuardTable, PolicyFile
 from policies.units import parse_share
+
+MOST_PROBLEMS = 20
+"""So many are told of one file: who made more has made one mistake many times."""
+
+MOST_TEMPLATES = 16
+"""Templates of templates that one policy may go through."""
 
 Tables = dict[str, dict[str, Any]]
 
@@ -51,9 +58,22 @@ def read_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
         for table in tables.values():
             _chain(table, templates, problems, kind)
     if problems:
-        raise PolicyError(problems)
+        raise PolicyError(_told(problems))
     kept = {file.name: file.text for file in files} | {name: _text(texts[name]) for name in calendars}
     return PolicySet(tuple(policies), guard, kept)
+
+
+def _told(problems: Iterable[Problem]) -> list[Problem]:
+    """Of each file the first problems."""
+    told: list[Problem] = []
+    counts: Counter[str] = Counter()
+    for one in sorted(set(problems)):
+        counts[one.file] += 1
+        if counts[one.file] <= MOST_PROBLEMS:
+            told.append(one)
+        elif counts[one.file] == MOST_PROBLEMS + 1:
+            told.append(replace(one, what="here and below are more problems", instead="correct those above first"))
+    return told
 
 
 def _written(texts: Mapping[str, str | bytes]) -> list[tuple[str, str | bytes]]:
@@ -85,7 +105,7 @@ def read_tests(texts: Mapping[str, str | bytes]) -> tuple[WrittenTest, ...]:
         tables = PolicyFile.model_validate({"schema": 1, "test": file.data["test"]}).test
         found += [WrittenTest(name, table, _places(file, number)) for number, table in enumerate(tables or ())]
     if problems:
-        raise PolicyError(problems)
+        raise PolicyError(_told(problems))
     return tuple(found)
 
 
@@ -103,7 +123,7 @@ def _check(file: File, problems: list[Problem]) -> bool:
     try:
         PolicyFile.model_validate(file.data)
     except ValidationError as error:
-        for one in error.errors(include_url=False):
+        for one in error.errors(include_url=False)[: MOST_PROBLEMS + 1]:
             said = complaint(one)
             problems.append(file.problem(said.path, said.what, said.instead, value=said.at_value))
     for kind in ("template", "policy"):
@@ -213,10 +233,14 @@ def _chain(one: _Named, templates: Mapping[str, _Named], problems: list[Problem]
             return None
         if wanted not in templates:
             if len(chain) == 1:
-                close = closest(wanted, templates)
+                close = closest(wanted, templates) if len(problems) < MOST_PROBLEMS else ""
                 instead = f'write "{close}"' if close else f"define [template.{wanted[:40]}] or leave the key out"
                 what = f"there is no template {quoted(wanted)}"
                 problems.append(one.file.problem((kind, one.name, "template"), what, instead, value=True))
+            return None
+        if len(chain) > MOST_TEMPLATES:
+            what = f"{kind} {quoted(one.name)} has more than {MOST_TEMPLATES} templates of templates"
+            problems.append(one.file.problem((kind, one.name, "template"), what, "use fewer", value=True))
             return None
         if wanted in names:
             if wanted == one.name and kind == "template":
