@@ -56,7 +56,7 @@ def complaint(error: ErrorDetails) -> Complaint:
             return Complaint(path, f"{key} is empty", f"write {_example(path)} or leave the key out", True)
         case "too_long":
             most = context.get("max_length")
-            return Complaint(path, f"{key} is longer than {most}", f"write at most {most} of them", True)
+            return Complaint(path, f"{key} has more than {most} entries", f"write at most {most}", True)
         case "greater_than_equal" | "less_than_equal":
             limit = context.get("ge", context.get("le"))
             side = "at least" if "ge" in context else "at most"

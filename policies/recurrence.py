@@ -45,7 +45,7 @@ class Recurrence:
     @property
     def hourly(self) -> bool:
         """Whether it follows the clock hour by hour: then it comes in both of two repeated hours."""
-        return self.frequency == "HOURLY" and not self.hours
+        return self.frequency == "HOURLY" and self.interval == 1 and not self.hours
 
 
 def years_from(rule: Recurrence, year: int, step: int = 1) -> Iterator[tuple[date, ...]]:

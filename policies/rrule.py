@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
 from policies.closest import closest
@@ -19,8 +20,8 @@ LONGEST_RULE = 400
 
 FREQUENCIES = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY", "HOURLY")
 WEEK = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
-_PARTS = ("FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST", "BYMONTH", "BYWEEKNO", "BYYEARDAY", "BYMONTHDAY", "BYDAY")
-_PARTS += ("BYHOUR", "BYMINUTE", "BYSECOND", "BYSETPOS")
+_BY = ("BYMONTH", "BYWEEKNO", "BYYEARDAY", "BYMONTHDAY", "BYDAY", "BYHOUR", "BYMINUTE", "BYSECOND", "BYSETPOS")
+_PARTS = ("FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST", *_BY)
 _MOMENT = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})(?:T([0-9]{2})([0-9]{2})([0-9]{2})(Z?))?", re.ASCII)
 _BY_DAY = re.compile(rf"([+-]?[0-9]{{1,2}})?({'|'.join(WEEK)})", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[0-9]{1,4}", re.ASCII)
@@ -55,12 +56,17 @@ def parse_recurrence(text: str) -> Recurrence:
     """
     if len(text) > LONGEST_RULE:
         raise Unusable(f"{quoted(text)} is longer than {LONGEST_RULE} characters", "write a simpler rule")
-    head, _, rule = text.strip().rpartition("RRULE:")
+    head, _, rule = text.strip().upper().rpartition("RRULE:")
     start = _start(head.strip()) if head.strip() else None
     found = parse_rule(rule, start)
-    if next(years_from(found, start.year if start else 2024), None) is None:
+    years = years_from(found, start.year if start else 2024)
+    if next((at for days in years for at in _times(found, days)), None) is None:
         raise Unusable(f"{quoted(text)} never comes", _EXAMPLE)
     return found
+
+
+def _times(rule: Recurrence, days: Iterable[date]) -> Iterator[datetime]:
+    return (at for day in days for at in times_of(rule, day))
 
 
 def _start(text: str) -> datetime:
@@ -221,9 +227,8 @@ def _counted(rule: Recurrence) -> Recurrence:
     left = rule.count
     endless = replace(rule, count=0)
     for days in years_from(endless, rule.start.year):
-        for day in days:
-            for at in times_of(endless, day):
-                left -= 1
-                if not left:
-                    return replace(endless, until=at)
+        for at in _times(endless, days):
+            left -= 1
+            if not left:
+                return replace(endless, until=at)
     return endless

@@ -22,7 +22,7 @@ Slots = tuple[datetime | None, datetime | None]
 
 def is_rule(text: str) -> bool:
     """Whether a text of `schedule` is meant as a recurrence rule."""
-    return text.lstrip().upper().startswith(("RRULE", "DTSTART"))
+    return "RRULE" in (written := text.upper()) or written.lstrip().startswith("DTSTART")
 
 
 def check_time(text: str) -> str:
