@@ -24,6 +24,8 @@ Periods = tuple[int, ...]
 _INDEX: Mapping[str, int] = {"hourly": 0, "daily": 1, "weekly": 2, "monthly": 3, "quarterly": 4, "yearly": 5}
 _QUALITY = {level: number for number, level in enumerate(CONSISTENCY_ORDER)}
 _DAMAGED, _INCOMPLETE = -1, -2
+_HOURS = 48
+"""Numbers for the hours of a day, each of which may come twice."""
 
 HELD, NONE_COMPLETE, EVERYTHING = "held", "none_complete", "everything"
 WITHIN, MIN_GOOD, BEST, NEWER, MADE = "within", "min_good", "best", "newer", "made"
@@ -60,7 +62,7 @@ class Row:
 def _periods(day: int, hour: int, fold: int) -> Periods:
     date = datetime.fromordinal(day)
     month = date.year * 12 + date.month - 1
-    return ((day * 24 + hour) * 2 + fold, day, (day - 1) // 7, month, month // 3, date.year)
+    return (day * _HOURS + hour * 2 + fold, day, (day - 1) // 7, month, month // 3, date.year)
 
 
 row_of = Row
@@ -81,12 +83,59 @@ def unkept(rows: Sequence[Row], policies: Sequence[Policy], now: datetime) -> li
 
     `rows` are all restore points of one VM, newest first.
     """
-    left = set(range(len(rows)))
-    for _, _, chosen in choices(rows, policies, now):
-        left.difference_update(chosen)
-        if not left:
-            return []
-    return [i for i in sorted(left) if not _guarded(rows[i].point, now)]
+    going = _unkept_alike(rows, policies, now)
+    if going is None:
+        left = set(range(len(rows)))
+        for _, _, chosen in choices(rows, policies, now):
+            left.difference_update(chosen)
+        going = sorted(left)
+    return [i for i in going if not _guarded(rows[i].point, now)]
+
+
+def _unkept_alike(rows: Sequence[Row], policies: Sequence[Policy], now: datetime) -> Sequence[int] | None:
+    """The same, guards of single points aside, where all points are of one rank, as they are most of the time.
+
+    Then only their periods count, and those of many VMs are the same. None where it does not apply.
+    """
+    if not rows or rows[0].taken_at > now:
+        return None
+    qualities = {row.quality for row in rows}
+    worst = min(qualities)
+    going: Sequence[int] | None = None
+    for policy in policies:
+        finest = _finest(policy)
+        if finest is None or worst == _INCOMPLETE or (len(qualities) > 1 and worst < _QUALITY[policy.wanted]):
+            return None
+        zone, within = policy.timing.zone, policy.retention.keep_within
+        left: Sequence[int] = _left_by_periods(policy, tuple([row.periods(zone)[finest] for row in rows]))
+        if within is not None:
+            oldest = rows[0].taken_at - within
+            left = [i for i in left if rows[i].taken_at < oldest]
+        going = left if going is None else [i for i in going if i in left]
+    return going
+
+
+@lru_cache(maxsize=16_384)
+def _finest(policy: Policy) -> int | None:
+    """Which number of `Periods` tells all that the policy's rules ask for; None where they are not all that counts."""
+    if policy.retention.empty or policy.leaving is not None:
+        return None
+    return _INDEX["hourly" if "hourly" in dict(policy.retention.counts) else "daily"]
+
+
+@lru_cache(maxsize=32_768)
+def _left_by_periods(policy: Policy, finest: tuple[int, ...]) -> tuple[int, ...]:
+    """The positions that no count and not `min_good` keeps, of points of one rank in these hours or days."""
+    days = [number // _HOURS for number in finest] if _finest(policy) == _INDEX["hourly"] else finest
+    kept = set(range(policy.retention.min_good))
+    for rule, number in policy.retention.counts:
+        if rule == "last":
+            kept.update(range(number))
+            continue
+        numbers = finest if rule == "hourly" else [_periods(day, 0, 0)[_INDEX[rule]] for day in days]
+        newest = {period: i for i, period in reversed([*enumerate(numbers)])}
+        kept.update(sorted(newest.values())[:number])
+    return tuple(i for i in range(len(finest)) if i not in kept)
 
 
 def _guarded(point: RestorePoint, now: datetime) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.decision import RetentionPlan
-from policies.facts import CONSISTENCY_ORDER, PointId, RestorePoint, VmId
+from policies.facts import CONSISTENCY_ORDER, Consistency, PointId, RestorePoint, VmId
 from policies.policy import RULES, Policy, Retention, Timing
 from policies.retention import kept_reasons, plan_retention
 from tests.policies import naive_retention
@@ -37,6 +37,11 @@ def a_point(draw: st.DrawFn) -> RestorePoint:
         locked_until=NOW + timedelta(days=draw(st.integers(-5, 5))) if draw(st.integers(0, 19)) == 0 else None,
         expiring_since=None if marked is None else NOW - timedelta(days=marked),
     )
+
+
+def all_alike(points: list[RestorePoint], consistency: Consistency) -> list[RestorePoint]:
+    """The same, all of one rank: what most VMs have."""
+    return [replace(point, complete=True, damaged=False, consistency=consistency) for point in points]
 
 
 points_ = st.lists(a_point(), max_size=40, unique_by=lambda point: point.id)
@@ -134,11 +139,13 @@ def test_guards_beat_rules(points: list[RestorePoint], policies: tuple[Policy, .
             assert point.id not in gone
 
 
-@given(points_, policies_, st.integers(-3, 3))
+@given(points_, policies_, st.integers(-3, 3), st.none() | st.sampled_from(CONSISTENCY_ORDER))
 def test_the_answer_is_that_of_the_definition(
-    points: list[RestorePoint], policies: tuple[Policy, ...], hours: int
+    points: list[RestorePoint], policies: tuple[Policy, ...], hours: int, alike: Consistency | None
 ) -> None:
     """Point by point, sentence by sentence and in the same order."""
+    if alike:
+        points = all_alike(points, alike)
     now = NOW + timedelta(hours=4 * hours)
     assert kept_reasons(points, policies, now) == naive_retention.kept_reasons(points, policies, now)
     assert plan_retention(VM, points, policies, now) == naive_retention.plan_retention(VM, points, policies, now)
