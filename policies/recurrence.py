@@ -9,7 +9,7 @@ from __future__ import annotations
 from calendar import monthrange
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from functools import lru_cache
 from itertools import groupby
 
@@ -67,7 +67,7 @@ def times_of(rule: Recurrence, day: date) -> Iterator[datetime]:
         if skipped and rule.start and _hours_since(rule.start, day, hour) % rule.interval:
             continue
         for minute in rule.minutes:
-            at = datetime.combine(day, time(hour, minute))
+            at = datetime(day.year, day.month, day.day, hour, minute)  # noqa: DTZ001
             if (rule.start is None or at >= rule.start) and not _over(rule, at):
                 yield at
 

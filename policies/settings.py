@@ -18,6 +18,9 @@ def settings_of(protection: Protection) -> dict[str, str]:
         "rpo": span(min(goals)) if goals else "",
         "schedule": "; ".join(f"{when} {timing.zone.key}" for timing in timings for when in timing.times),
         "window": "; ".join(f"{window.text} {timing.zone.key}" for timing in timings for window in timing.windows),
+        "blackout": "; ".join(f"{one.text} {timing.zone.key}" for timing in timings for one in timing.blackouts),
+        "start_within": "; ".join(span(one.start_within) for one in timings if one.start_within is not None),
+        "finish_within": "; ".join(span(one.finish_within) for one in timings if one.finish_within is not None),
         "triggers": "; ".join(
             f"{policy.name}: {trigger_words(trigger)}" for policy in protection.policies for trigger in policy.triggers
         ),
