@@ -6,8 +6,8 @@ this stands for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from policies.facts import Event, EventType, PowerState, Vm
 
@@ -21,14 +21,18 @@ _POWER = {
 def changed_by(vm: Vm, event: Event) -> Vm:
     """The VM after the event: its power, host, cluster, datastores and name. The same value where nothing changes."""
     told = event.detail
-    after: dict[str, Any] = {
-        "power": _POWER.get(event.type, vm.power),
-        "host": event.to_host or vm.host,
-        "cluster": told.get("to_cluster") or vm.cluster,
-        "name": (told.get("new_name") or vm.name) if event.type is EventType.RENAMED else vm.name,
-        "datastores": vm.datastores,
-    }
-    left, reached = told.get("from_datastore"), told.get("to_datastore")
+    power = _POWER.get(event.type, vm.power)
+    host = event.to_host or vm.host
+    cluster = (told.get("to_cluster") or vm.cluster) if told else vm.cluster
+    name = (told.get("new_name") or vm.name) if told and event.type is EventType.RENAMED else vm.name
+    stores = _stores(vm, told) if told and "to_datastore" in told else vm.datastores
+    if power is vm.power and host == vm.host and name == vm.name and cluster == vm.cluster and stores == vm.datastores:
+        return vm
+    return replace(vm, power=power, host=host, cluster=cluster, name=name, datastores=stores)
+
+
+def _stores(vm: Vm, told: Mapping[str, str]) -> tuple[str, ...]:
+    left, reached = told.get("from_datastore"), told["to_datastore"]
     if left and reached and left in vm.datastores:
-        after["datastores"] = tuple(dict.fromkeys(reached if name == left else name for name in vm.datastores))
-    return vm if all(getattr(vm, name) == value for name, value in after.items()) else replace(vm, **after)
+        return tuple(dict.fromkeys(reached if name == left else name for name in vm.datastores))
+    return vm.datastores

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from policies.facts import (
@@ -214,6 +214,7 @@ def _policy(number: int) -> str:
     )
 
 
+_NO_DETAIL: dict[str, str] = {}
 _IRRELEVANT = (EventType.POWERED_ON, EventType.SUSPENDED, EventType.RECONFIGURED)
 
 
@@ -240,35 +241,24 @@ def daily_events(facts: Facts, days: int, per_vm_day: float = 1.0, seed: int = 0
 
 
 def _event(vm: Vm, key: str, at: datetime, dice: Dice, hosts: int) -> Event:
-    kind = dice.roll(10)
-    event = Event(
-        key=key,
-        type=_IRRELEVANT[dice.roll(len(_IRRELEVANT))],
-        at=at,
-        source="synthetic",
-        vm=vm.id,
-        vm_name=vm.name,
-        address=vm.address,
-    )
-    if kind < 3:
-        return event
-    host = int(vm.host.removeprefix("esx-"))
-    if kind == 3:
+    roll = dice.roll(10)
+    quiet = _IRRELEVANT[dice.roll(len(_IRRELEVANT))]
+    host = int(vm.host[4:])
+    if roll < 3:
+        kind, cause, origin, goal, detail = quiet, "", "", "", _NO_DETAIL
+    elif roll == 3:
         far = dice.roll(hosts)
-        return replace(
-            event,
-            type=EventType.MIGRATED,
-            cause="manual",
-            from_host=vm.host,
-            to_host=host_name(far),
-            detail={"to_cluster": cluster_of(far)},
-        )
-    if kind == 4:
+        detail = {"to_cluster": cluster_of(far)}
+        kind, cause, origin, goal = EventType.MIGRATED, "manual", vm.host, host_name(far)
+    elif roll == 4:
         new_name = f"{APPLICATIONS[dice.roll(len(APPLICATIONS))]}-{vm.name.partition('-')[2]}"
-        return replace(event, type=EventType.RENAMED, detail={"old_name": vm.name, "new_name": new_name})
-    if kind < 8:
+        detail = {"old_name": vm.name, "new_name": new_name}
+        kind, cause, origin, goal = EventType.RENAMED, "", "", ""
+    elif roll < 8:
         first = host // HOSTS_PER_CLUSTER * HOSTS_PER_CLUSTER
         size = min(HOSTS_PER_CLUSTER, hosts - first)
         near = first + (host - first + 1 + dice.roll(max(1, size - 1))) % size
-        return replace(event, type=EventType.MIGRATED, cause="drs", from_host=vm.host, to_host=host_name(near))
-    return replace(event, type=EventType.POWERED_OFF, cause="manual")
+        kind, cause, origin, goal, detail = EventType.MIGRATED, "drs", vm.host, host_name(near), _NO_DETAIL
+    else:
+        kind, cause, origin, goal, detail = EventType.POWERED_OFF, "manual", "", "", _NO_DETAIL
+    return Event(key, kind, at, "synthetic", vm.id, vm.name, vm.address, cause, origin, goal, "", detail)

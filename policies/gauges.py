@@ -1,0 +1,198 @@
+"""What is measured while a simulation runs: places taken, goals missed, windows that were too short. Pure."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+from policies.decision import BackUp
+from policies.facts import CONSISTENCY_ORDER, Consistency, RestorePoint, Vm, VmId
+from policies.policy import Policy
+from policies.policyset import PolicySet
+from policies.windows import open_at
+
+DAY = timedelta(days=1)
+QUALITY = {level: number for number, level in enumerate(CONSISTENCY_ORDER)}
+
+Places = tuple[tuple[str, str], ...]
+ALL = ("", "")
+"""The place of all backups, in `Trace.peaks`."""
+
+
+@dataclass(slots=True)
+class Made:
+    """The restore points that the runs of one VM made, oldest first, one number of each list a point.
+
+    `taken` and `listed` are seconds since 1970, of the beginning and the end of the run; `quality` are positions in
+    `CONSISTENCY_ORDER`, `policy` in `Trace.policies`.
+    """
+
+    taken: array[float] = field(default_factory=lambda: array("d"))
+    listed: array[float] = field(default_factory=lambda: array("d"))
+    quality: array[int] = field(default_factory=lambda: array("B"))
+    policy: array[int] = field(default_factory=lambda: array("H"))
+    read: array[int] = field(default_factory=lambda: array("Q"))
+    stored: array[int] = field(default_factory=lambda: array("Q"))
+
+    def __len__(self) -> int:
+        return len(self.taken)
+
+    def points(self) -> Iterator[tuple[datetime, datetime, Consistency, int, int, int]]:
+        """When each was taken and when it was there, its consistency, its policy's number, what it read and stored."""
+        columns = zip(self.taken, self.listed, self.quality, self.policy, self.read, self.stored, strict=True)
+        for taken, listed, quality, policy, read, stored in columns:
+            yield (
+                datetime.fromtimestamp(taken, UTC),
+                datetime.fromtimestamp(listed, UTC),
+                CONSISTENCY_ORDER[quality],
+                policy,
+                read,
+                stored,
+            )
+
+
+@dataclass(slots=True)
+class Peak:
+    """The most backups at once in one place, and when first."""
+
+    number: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """A run that was due in a window and did not start before it closed; `started_at` is None if it never did."""
+
+    vm: VmId
+    policy: str
+    closed_at: datetime
+    started_at: datetime | None = None
+
+    def by(self, end: datetime) -> timedelta:
+        """How long after the closing it started, or waits at the end."""
+        return (self.started_at or end) - self.closed_at
+
+
+@dataclass(slots=True)
+class Trace:
+    """What a simulation from `start` to `end` noted. Days are counted from `start`."""
+
+    start: datetime
+    end: datetime
+    policies: tuple[str, ...]
+    max_expire_share: float = 1.0
+    vms: dict[VmId, Vm] = field(default_factory=dict)
+    """As they were at the end, those included that left."""
+    initial: dict[VmId, tuple[RestorePoint, ...]] = field(default_factory=dict)
+    made: dict[VmId, Made] = field(default_factory=dict)
+    selected: dict[VmId, list[tuple[datetime, tuple[Policy, ...]]]] = field(default_factory=dict)
+    """From when on which policies' retention counts, oldest first."""
+    holds: dict[VmId, list[tuple[datetime, str]]] = field(default_factory=dict)
+    runs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By policy and rule."""
+    decided: Counter[str] = field(default_factory=Counter)
+    """Decisions by what they say; a skip of the clock is not counted."""
+    events: int = 0
+    given_up: int = 0
+    longest_wait: timedelta = timedelta()
+    peaks: dict[tuple[str, str], Peak] = field(default_factory=dict)
+    missed: Counter[tuple[str, VmId]] = field(default_factory=Counter)
+    """Seconds during which a VM's newest good restore point was older than the policy's goal."""
+    overflows: list[Overflow] = field(default_factory=list)
+
+    def day(self, at: datetime) -> int:
+        """The day of the simulation that an instant lies in."""
+        return (at - self.start) // DAY
+
+    @property
+    def days(self) -> int:
+        """How many days it has, the last one perhaps in part."""
+        return max(1, -((self.start - self.end) // DAY))
+
+
+def places_used(vm: Vm) -> Places:
+    """Where a run of this VM counts."""
+    host = (("host", vm.host),) if vm.host else ()
+    return (ALL, *host, *(("datastore", name) for name in dict.fromkeys(vm.datastores)))
+
+
+class Gauges:
+    """Notes into a trace what runs and waits come to."""
+
+    def __init__(self, trace: Trace, policies: PolicySet) -> None:
+        self.trace, self._policies = trace, policies
+        self._numbers = {name: number for number, name in enumerate(trace.policies)}
+        self._taken: Counter[tuple[str, str]] = Counter()
+        self._closed: dict[VmId, Overflow] = {}
+        self._counted: dict[VmId, datetime] = {}
+
+    def began(self, decision: BackUp, places: Places, now: datetime) -> None:
+        """A run takes these places."""
+        taken, peaks = self._taken, self.trace.peaks
+        for place in places:
+            number = taken[place] = taken[place] + 1
+            peak = peaks.get(place)
+            if peak is None:
+                peaks[place] = Peak(number, now)
+            elif number > peak.number:
+                peak.number, peak.at = number, now
+        waited = now - decision.not_before
+        if waited > self.trace.longest_wait:
+            self.trace.longest_wait = waited
+        begun = self._overflowed(decision, now) if waited else None
+        begun = self._closed.pop(decision.vm, begun) if self._closed else begun
+        if begun is not None:
+            self.trace.overflows.append(replace(begun, started_at=now))
+
+    def given_up(self, decision: BackUp, now: datetime) -> None:
+        """A run whose turn came too late."""
+        self.trace.given_up += 1
+        begun = self._overflowed(decision, now)
+        if begun is not None:
+            self._closed.setdefault(decision.vm, begun)
+
+    def _overflowed(self, decision: BackUp, now: datetime) -> Overflow | None:
+        policy = self._policies.policy(decision.policy)
+        if policy is None or not policy.timing.windows:
+            return None
+        segment = open_at(policy.timing.windows, policy.timing.zone, decision.not_before)
+        if segment is None or segment[1] > now:
+            return None
+        return Overflow(decision.vm, policy.name, segment[1])
+
+    def ended(
+        self, decision: BackUp, quality: Consistency, began: datetime, now: datetime, read: int, stored: int
+    ) -> None:
+        """A restore point was made."""
+        made = self.trace.made[decision.vm]
+        made.taken.append(began.timestamp())
+        made.listed.append(now.timestamp())
+        made.quality.append(QUALITY[quality])
+        made.policy.append(self._numbers.get(decision.policy, 65_535))
+        made.read.append(read)
+        made.stored.append(stored)
+        self.trace.runs[decision.policy, decision.rule] += 1
+
+    def freed(self, places: Places) -> None:
+        """A run gives its places back."""
+        for place in places:
+            self._taken[place] -= 1
+
+    def count_missed(self, vm: VmId, scheduling: tuple[Policy, ...], newest: datetime | None, now: datetime) -> None:
+        """Count for how long the goals of the VM's policies were missed since this was asked last."""
+        counted = self._counted.get(vm)
+        for policy in scheduling:
+            goal = policy.timing.rpo
+            if goal is None or counted is None:
+                continue
+            since = counted if newest is None else max(counted, newest + goal)
+            if since < now:
+                self.trace.missed[policy.name, vm] += round((now - since).total_seconds())
+        self._counted[vm] = now
+
+    def finish(self) -> None:
+        """What still waits at the end."""
+        self.trace.overflows.extend(self._closed.values())

@@ -1,0 +1,395 @@
+"""What the policies would do to a fleet over days and months: the engine's decisions under a virtual clock. Pure.
+
+Decisions are those of `policies.evaluation`, starts those of `policies.admission`, and what a decision leads to is
+what the engine makes of it (its draft, its queue, its workers), here without failures. The engine asks for every VM at
+each tick of its clock; here a VM is asked again at the first tick from which on the answer can be another than
+before: when it is due, or when something has happened to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from heapq import heappop, heappush
+
+from policies.aftermath import changed_by
+from policies.assumptions import Assumptions, Rate, rate_of
+from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
+from policies.evaluation import evaluate
+from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
+from policies.gauges import DAY, QUALITY, Gauges, Made, Places, Trace, places_used
+from policies.limits import Limits
+from policies.line import Line
+from policies.needed import dropped
+from policies.policyset import PolicySet
+from policies.protection import Protection, due_of, protection
+from policies.recorded import Recorded, telling
+from policies.schedule import LEAD_SHARE
+
+_CLOCKS = frozenset({EventType.CLOCK, EventType.RECONCILED})
+_NOTHING_KNOWN = VmHistory()
+_NO_POINT = PointId("")
+
+KEYS_KEPT = 16
+"""How many idempotency keys of a VM are remembered at least; older ones do not come again."""
+
+RUNS_REMEMBERED = 16
+"""The typical run is a mean in which each run counts for one in so many, as the engine's queue has it."""
+
+Told = Callable[[datetime], None]
+Ruled = Callable[[Event, Decision], None]
+
+
+@dataclass(slots=True)
+class _Run:
+    """A backup under way."""
+
+    decision: BackUp
+    began: datetime
+    read: int
+    stored: int
+    places: Places
+
+
+class Simulation:
+    """One simulation, from the facts on. `run` it once.
+
+    `told` hears of each new day, `ruled` of each decision but the skips of the clock. `arriving` are VMs that come
+    into the inventory with their first event.
+    """
+
+    def __init__(
+        self,
+        policies: PolicySet,
+        facts: Facts,
+        assumed: Assumptions,
+        until: datetime,
+        *,
+        arriving: Mapping[VmId, Vm] | None = None,
+        told: Told = lambda at: None,
+        ruled: Ruled | None = None,
+    ) -> None:
+        self.policies, self.assumed = policies, assumed
+        self.start = self.now = facts.now
+        self.until = until
+        names = tuple(policy.name for policy in policies.policies)
+        self.trace = Trace(facts.now, until, names, policies.guard.max_expire_share, initial=dict(facts.points))
+        self._gauges = Gauges(self.trace, policies)
+        self.vms = dict(facts.vms)
+        self.arriving = dict(arriving or {})
+        self.history = dict(facts.history)
+        self.fired = dict(facts.fired)
+        self.newest = {vm: telling(points) for vm, points in facts.points.items()}
+        self.line = Line(limits_of(policies, assumed.limits), self.vms)
+        self.running: dict[VmId, _Run] = {}
+        self._told, self._ruled = told, ruled
+        self._asked: set[VmId] = set()
+        self._decided_at: dict[VmId, datetime] = {}
+        self._keys: dict[VmId, dict[str, str]] = {}
+        self._distrusted: set[VmId] = set()
+        self._rates: dict[VmId, Rate] = {}
+        self._effective: dict[VmId, Protection] = {}
+        self._places: dict[VmId, tuple[Vm, Places]] = {}
+        self._strictest = max((QUALITY[p.weakest_good] for p in policies.policies), default=0)
+        self._goals: dict[int, tuple[Protection, timedelta | None]] = {}
+        self._ends: list[tuple[datetime, int, VmId]] = []
+        self._begun = 0
+        self._order: dict[VmId, int] = {}
+        self._wakes: dict[VmId, int] = {}
+        self._buckets: dict[int, list[VmId]] = {}
+        self._ticks: list[int] = []
+        self._ticked = -1
+        self._tick_at = until
+        self._facts = Facts(self.now, self.vms, self.history, self.newest, self.fired)
+        for vm in self.vms.values():
+            self._arrived(vm)
+
+    def run(self, events: Iterable[Recorded] = ()) -> Trace:
+        """Until the end; `events` in the order of their time, those after the end are left out."""
+        coming = iter(events)
+        event = next(coming, None)
+        until, tomorrow = self.until, self.start + DAY
+        ends, ticks, line = self._ends, self._ticks, self.line
+        while True:
+            now = until
+            if ticks and self._tick_at < now:
+                now = self._tick_at
+            if ends and ends[0][0] < now:
+                now = ends[0][0]
+            if event is not None and event.at < now:
+                now = event.at
+            if len(line):
+                again = line.ask_again(self.now)
+                if again is not None and again < now:
+                    now = again
+            if now >= until:
+                break
+            if now > self.now:
+                self.now = now
+                self._facts = Facts(now, self.vms, self.history, self.newest, self.fired)
+                while now >= tomorrow:
+                    tomorrow += DAY
+                    self._told(now)
+            while ends and ends[0][0] <= now:
+                self._end(heappop(ends)[2])
+            while event is not None and event.at <= now:
+                self._happen(event.event)
+                event = next(coming, None)
+            if ticks and self._tick_at <= now:
+                self._tick()
+            while len(line) and (decision := line.start(now)) is not None:
+                self._begin(decision)
+        return self._finished()
+
+    # what happens
+
+    def _happen(self, event: Event) -> None:
+        if event.type in _CLOCKS:
+            return
+        self.trace.events += 1
+        changed = False
+        if event.vm is not None:
+            self._under_way(event.vm)
+            before = self.vms.get(event.vm)
+            if before is None and event.vm in self.arriving and event.type is not EventType.REMOVED:
+                before = self.vms[event.vm] = self.arriving.pop(event.vm)
+                self._arrived(before)
+            if event.type is EventType.REMOVED:
+                self._leave(event.vm)
+            elif before is not None:
+                after = changed_by(before, event)
+                if after is not before:
+                    self.vms[event.vm] = after
+                    self.line.moved(event.vm)
+                    changed = self._select(after)
+        for decision in evaluate(self.policies, event, self._facts):
+            changed = self._take(event, decision) or changed
+        if changed and event.vm is not None:
+            self._look(event.vm)
+
+    def _arrived(self, vm: Vm) -> None:
+        self._order[vm.id] = len(self._order)
+        self._rates[vm.id] = rate_of(vm, self.trace.initial.get(vm.id, ()), self.assumed)
+        self.history.setdefault(vm.id, _NOTHING_KNOWN)
+        self.trace.made[vm.id] = Made()
+        self._gauges.count_missed(vm.id, (), None, self.now)
+        self._select(vm)
+        self._look(vm.id)
+
+    def _leave(self, vm: VmId) -> None:
+        left = self.vms.pop(vm, None)
+        if left is not None:
+            self.line.moved(vm)
+            self.trace.vms[vm] = left
+            self.trace.selected[vm].append((self.now, ()))
+
+    def _select(self, vm: Vm) -> bool:
+        """Whether other policies select the VM than before."""
+        policies = self.policies.retaining(vm)
+        self._effective[vm.id] = protection(self.policies, vm)
+        known = self.trace.selected.setdefault(vm.id, [])
+        if known and known[-1][1] is policies:
+            return False
+        known.append((self.now, policies))
+        return True
+
+    # decisions, as the engine drafts what they lead to
+
+    def _tick(self) -> None:
+        number = heappop(self._ticks)
+        self._ticked = number
+        self._set_tick()
+        asked = {vm for vm in self._buckets.pop(number) if self._wakes.get(vm) == number}
+        due = sorted(asked, key=self._order.__getitem__)
+        if not due:
+            return
+        now = self.now
+        event = Event(f"clock:{now:%Y%m%dT%H%M%S.%fZ}", EventType.CLOCK, now, "clock")
+        some = Facts(now, {vm: self.vms[vm] for vm in due}, self.history, self.newest, self.fired)
+        for vm, decision in zip(due, evaluate(self.policies, event, some), strict=True):
+            del self._wakes[vm]
+            if isinstance(decision, BackUp) and decision.key not in self._keys.get(vm, ()):
+                self._take(event, decision)
+            else:
+                self._look(vm)
+
+    def _set_tick(self) -> None:
+        if self._ticks:
+            self._tick_at = self.start + self._ticks[0] * self.assumed.tick
+
+    def _take(self, event: Event, decision: Decision) -> bool:
+        """Whether it changes when the clock has something to say about the VM."""
+        self.trace.decided[type(decision).__name__] += 1
+        if self._ruled is not None:
+            self._ruled(event, decision)
+        match decision:
+            case BackUp():
+                return self._back_up(decision)
+            case Skip():
+                return False
+            case DistrustTracking():
+                self._distrusted.add(decision.vm)
+                self._fire(decision)
+            case HoldPoints():
+                self.trace.holds.setdefault(decision.vm, []).append((self.now, decision.reason))
+                self._fire(decision)
+            case Retire():
+                waiting = self.line.of(decision.vm)
+                if waiting is not None:
+                    self._give_up(waiting)
+        return True
+
+    def _back_up(self, decision: BackUp) -> bool:
+        vm = decision.vm
+        keys = self._keys.setdefault(vm, {})
+        if decision.key in keys:
+            return False
+        run = self.line.join(decision)
+        keys[decision.key] = run.key
+        if run is decision:
+            self._decided_at[vm] = self.now
+        if len(keys) > 2 * KEYS_KEPT:
+            for key in list(keys)[:KEYS_KEPT]:
+                del keys[key]
+        if decision.rule == "request":
+            self._asked.add(vm)
+        self._fire(decision)
+        return True
+
+    def _fire(self, decision: BackUp | HoldPoints | DistrustTracking) -> None:
+        """The cooldown of a trigger begins."""
+        if decision.rule.startswith("trigger"):
+            self.fired[decision.policy, decision.rule, decision.vm] = self.now
+
+    def _give_up(self, run: BackUp) -> None:
+        """This run is not needed any more; a new decision of its keys is a new run."""
+        vm = run.vm
+        self.line.remove(run.key)
+        self._asked.discard(vm)
+        self._keys[vm] = {key: joined for key, joined in self._keys[vm].items() if joined != run.key}
+        self._under_way(vm)
+
+    def _under_way(self, vm: VmId) -> None:
+        """Bring up to date whether a run waits or goes on. The clock is not asked about such a VM, events may be."""
+        known = self.history.get(vm, _NOTHING_KNOWN)
+        running, pending = vm in self.running, self.line.of(vm) is not None
+        if (known.running, known.pending) != (running, pending):
+            self.history[vm] = replace(known, running=running, pending=pending)
+
+    def _look(self, vm_id: VmId, made: datetime | None = None) -> None:
+        """Plan the next tick at which the clock may decide on a backup of this VM.
+
+        `made` is when its good restore point was taken that is there since now.
+        """
+        self._wakes.pop(vm_id, None)
+        vm = self.vms.get(vm_id)
+        if vm is None or vm.refusal or vm_id in self.running or self.line.of(vm_id) is not None:
+            return
+        effective = self._effective[vm_id]
+        at = self._not_before(effective, made) if made is not None else None
+        if at is None:
+            found = due_of(effective, vm_id, self._facts)
+            if found is None:
+                return
+            at = found[1].at
+        number = max(-((self.start - max(at, self.now)) // self.assumed.tick), self._ticked + 1)
+        self._wakes[vm_id] = number
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            self._buckets[number] = [vm_id]
+            heappush(self._ticks, number)
+            self._set_tick()
+        else:
+            bucket.append(vm_id)
+
+    def _not_before(self, effective: Protection, made: datetime) -> datetime | None:
+        """Before when nothing is due, told sooner than `due_of` does where goals alone decide; else None."""
+        known = self._goals.get(id(effective))
+        if known is None:
+            timings = [policy.timing for policy in effective.scheduling]
+            alone = timings and all(one.rpo is not None and one.hours.always and not one.times for one in timings)
+            lead = min(one.rpo - one.rpo / LEAD_SHARE for one in timings if one.rpo is not None) if alone else None
+            known = self._goals[id(effective)] = effective, lead
+        return None if known[1] is None else made + known[1]
+
+    # runs, as workers carry them out
+
+    def _begin(self, decision: BackUp) -> None:
+        """The run's turn has come; `line` counts it as running already."""
+        vm_id, now = decision.vm, self.now
+        vm = self.vms.get(vm_id)
+        # What was decided at this very instant has been found due at this very instant.
+        fresh = self._decided_at.get(vm_id) == now and decision.rule in ("rpo", "schedule")
+        if vm is None or (not fresh and dropped(decision, vm, self.policies, self._facts, asked=vm_id in self._asked)):
+            self._gauges.given_up(decision, now)
+            self.line.finished(vm_id)
+            self._give_up(decision)
+            self._look(vm_id)
+            return
+        self._asked.discard(vm_id)
+        read, stored = self._sizes(vm_id)
+        known = self._places.get(vm_id)
+        if known is None or known[0] is not vm:
+            known = self._places[vm_id] = vm, places_used(vm)
+        places = known[1]
+        self.running[vm_id] = _Run(decision, now, read, stored, places)
+        self._gauges.began(decision, places, now)
+        self._begun += 1
+        seconds = read / self.assumed.bytes_per_second
+        heappush(self._ends, (now + self.assumed.run_overhead + timedelta(seconds=seconds), self._begun, vm_id))
+
+    def _sizes(self, vm_id: VmId) -> tuple[int, int]:
+        rate = self._rates[vm_id]
+        changed = rate.read_after(self._last(vm_id), self.now)
+        stored = int(changed * rate.stored_share)
+        if vm_id in self._distrusted:
+            self._distrusted.discard(vm_id)
+            return rate.full_bytes, stored
+        return changed, stored
+
+    def _end(self, vm_id: VmId) -> None:
+        run = self.running.pop(vm_id)
+        decision, began = run.decision, run.began
+        self._gauges.freed(run.places)
+        self._count_missed(vm_id)
+        self.line.finished(vm_id)
+        self.line.typical += (self.now - began - self.line.typical) / RUNS_REMEMBERED
+        quality = decision.consistency
+        level = QUALITY[quality]
+        if level >= self._strictest:  # good for every policy: remembered as the engine remembers, which is found faster
+            self.history[vm_id] = VmHistory(last_success=began, last_good=began, last_attempt=began)
+            self.newest.pop(vm_id, None)
+        else:
+            point = RestorePoint(_NO_POINT, vm_id, "", began, True, quality)
+            before = self.newest.get(vm_id, ())
+            self.newest[vm_id] = (point, *(one for one in before if one.complete and QUALITY[one.consistency] > level))
+            self.history[vm_id] = VmHistory(last_success=began, last_attempt=began)
+        self._gauges.ended(decision, quality, began, self.now, run.read, run.stored)
+        if self.line.of(vm_id) is None:
+            self._look(vm_id, began)
+
+    def _count_missed(self, vm_id: VmId) -> None:
+        if vm_id in self.vms:
+            self._gauges.count_missed(vm_id, self._effective[vm_id].scheduling, self._last(vm_id), self.now)
+
+    def _last(self, vm_id: VmId) -> datetime | None:
+        """When the newest restore point was taken that a run can build on."""
+        good = self.history[vm_id].last_good
+        if good is not None:
+            return good
+        points = self.newest.get(vm_id)
+        return points[0].taken_at if points else None
+
+    def _finished(self) -> Trace:
+        self.now = self.until
+        for vm in self.vms:
+            self._count_missed(vm)
+        self.trace.vms.update(self.vms)
+        self._gauges.finish()
+        return self.trace
+
+
+def limits_of(policies: PolicySet, limits: Limits) -> Limits:
+    """The engine's limits with those that the policies say of their own backups."""
+    return replace(limits, policies={p.name: p.limits for p in policies.policies if p.limits is not None})
