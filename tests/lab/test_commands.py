@@ -170,6 +170,20 @@ def test_without_an_engine_policies_explain_a_vm_as_vcenter_shows_it(lab: Lab, h
     backstay("policy", "explain", "nobody", "--config", config, home=home, expect=2)
 
 
+def test_without_an_engine_a_change_is_planned_from_vcenter_and_the_repository(lab: Lab, home: Path) -> None:
+    init(lab, home, "--ca-file", str(lab.ca_file))
+    config = home / "etc" / "backstay.toml"
+    (home / "new").mkdir()
+    everything = (home / "etc" / "policies.d" / "everything.toml").read_text()
+    (home / "new" / "web.toml").write_text(everything.replace('["*"]', '["name:web-*"]'))
+    ran = backstay("policy", "plan", "new", "--config", config, "--json", "--exit-code", home=home, expect=5)
+    assert {one["name"] for one in ran.data["vms"] if one["kind"] == "loses"} >= {"app-02"}
+    assert "No engine runs here" in ran.err
+    backstay("policy", "state", "--config", config, "--out", "state.json", home=home)
+    later = backstay("policy", "plan", "new", "--state", "state.json", "--json", home=home).data
+    assert (later["id"], later["old"]) == (ran.data["id"], ran.data["old"])
+
+
 def test_check_names_what_is_not_ready(lab: Lab, home: Path) -> None:
     init(lab, home, "--ca-file", str(lab.ca_file))
     config = home / "etc" / "backstay.toml"
@@ -264,7 +278,9 @@ def test_a_change_that_takes_protection_away_waits_until_it_is_confirmed(fresh_l
         assert "winner" in backstay("policy", "explain", "app-02", "--config", config, "--json", home=home).data
         pending = backstay("status", "--config", config, "--json", home=home).data["policies"]["pending"]
         backstay("policy", "apply", "another-plan", "--config", config, home=home, expect=5)
-        backstay("policy", "apply", pending, "--config", config, home=home)
+        ran = backstay("policy", "apply", pending, "--config", config, home=home, expect=5)
+        assert "a guard refuses it" in ran.err
+        backstay("policy", "apply", pending, "--override-guard", "--config", config, home=home)
         assert "UNPROTECTED" in backstay("status", "--config", config, home=home).out
         policies.write_text("schema = 1\n[policy.broken]\nrpoo = '4h'\n")
         assert "No policy change" in backstay("policy", "apply", "--config", config, home=home).err
