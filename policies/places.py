@@ -70,10 +70,11 @@ class Places:
         known: Path = ()
         for length in range(len(path) + 1):
             part = path[:length]
-            for node in self._folded.pop(part, ()):
-                self._open(node, part)
             if part in self._keys:
                 known = part
+            if length < len(path):
+                for node in self._folded.pop(part, ()):
+                    self._open(node, part)
         return known
 
     def _searched(self, start: Place, name: str) -> Place:
