@@ -132,7 +132,7 @@ class Controls:
             raise BadInput(f"{vm} is not in the inventory now", hint="its restore points: backstay points")
         said = explain(parts.rulebook.in_force, seen, parts.world.facts(parts.now()))
         decisions = await settled(parts.threads.state, parts.state.decisions_of, vm_id)
-        names = ("at", "kind", "policy", "rule", "reason", "event", "job")
+        names = ("at", "kind", "policy", "rule", "reason", "event", "job", "commit")
         return {
             **said.as_json(),
             "text": said.render(),

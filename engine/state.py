@@ -191,9 +191,9 @@ class State:
         return self._rows(statement, [limit])
 
     def decisions_of(self, vm: VmId, limit: int = 20) -> list[tuple[Any, ...]]:
-        """The newest decisions about a VM: time, kind, policy, rule, reason, event key, job."""
+        """The newest decisions about a VM: time, kind, policy, rule, reason, event key, job, commit of the policy."""
         statement = (
-            "SELECT decided_at, kind, policy, rule, reason, event_key, job FROM decisions WHERE vm = ? "
+            "SELECT decided_at, kind, policy, rule, reason, event_key, job, policy_commit FROM decisions WHERE vm = ? "
             "ORDER BY decided_at DESC LIMIT ?"
         )
         return self._rows(statement, [vm, limit])
