@@ -108,7 +108,8 @@ class RetentionPlan:
     """What retention says about one VM's restore points. A value: print it, refuse it, or carry it out.
 
     `mark` are kept points whose grace begins now, to be marked as expiring; `unmark` are marked points that a rule
-    or guard keeps again.
+    or guard keeps again. `leaving` counts the points on their way out, those in their grace included, of a VM that
+    left the inventory or that no policy selects any more; 0 for any other.
     """
 
     vm: VmId
@@ -116,3 +117,4 @@ class RetentionPlan:
     expire: tuple[Expire, ...]
     mark: tuple[Expire, ...] = ()
     unmark: tuple[PointId, ...] = ()
+    leaving: int = 0

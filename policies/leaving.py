@@ -2,8 +2,9 @@
 
 Each restore point tells the policy that made it, and what that policy says today (`on_unmatched`, `on_removed`) counts:
 "hold" keeps the point, "expire" lets the policy's retention go on, "keep_last_good" keeps the newest good one of the
-VM. A point whose policy is gone, or that no policy made, is held. A policy of which restore points are left always
-keeps the best one that it made, so that what it says of the others does not change when its own have expired.
+VM. Both give a grace of a day at least, as VMs that vanish by mistake come back. A point whose policy is gone, or that
+no policy made, is held. A policy of which restore points are left always keeps the best one that it made, so that
+what it says of the others does not change when its own have expired.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from datetime import timedelta
 from functools import lru_cache
 
 from policies.facts import RestorePoint
-from policies.policy import Leaving, Policy, Retention
+from policies.policy import DEFAULT_GRACE, Leaving, Policy, Retention
 
 _NO_GRACE = Retention(grace=timedelta())
 
@@ -34,7 +35,7 @@ def _treating(policy: Policy | None, name: str, removed: bool) -> Policy:
         return Policy(name, "gone", retention=_NO_GRACE, leaving=Leaving.HOLD, leaving_why=_gone(name))
     value = policy.on_removed if removed else policy.on_unmatched
     key = f"on_removed = {value}" if removed else f"on_unmatched = {value}"
-    retention = policy.retention
+    retention = replace(policy.retention, grace=max(policy.retention.grace, DEFAULT_GRACE))
     if value is Leaving.HOLD:
         retention = _NO_GRACE
     elif value is Leaving.KEEP_LAST_GOOD:

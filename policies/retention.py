@@ -69,7 +69,8 @@ def plan_retention(
     stays = set(range(len(rows))).difference(going)
     unmark = tuple(rows[i].point.id for i in sorted(stays) if rows[i].point.expiring_since is not None)
     keep = _Keeping([i for i in range(len(rows)) if i not in gone], rows, tuple(policies), now, grace)
-    return RetentionPlan(vm, keep, tuple(expire), tuple(mark), unmark)
+    leaving = len(going) if any(policy.leaving is not None for policy in policies) else 0
+    return RetentionPlan(vm, keep, tuple(expire), tuple(mark), unmark, leaving)
 
 
 def longest_grace(policies: Iterable[Policy]) -> timedelta:
@@ -123,14 +124,22 @@ class _Keeping(Sequence[Kept]):
 
 
 def mass_expiry(plans: Iterable[RetentionPlan], max_share: float) -> str:
-    """The circuit breaker: why these plans together expire or mark too much to be carried out; "" when they do not."""
-    total = going = 0
+    """The circuit breaker: why these plans together expire or mark too much to be carried out; "" when they do not.
+
+    Points of VMs that left or that no policy selects any more count for as long as their grace lasts, so that VMs
+    which vanish little by little, as when permissions do, add up.
+    """
+    total = going = leaving = 0
     for plan in plans:
         total += len(plan.keep) + len(plan.expire)
         going += len(plan.expire) + len(plan.mark)
-    if going < SMALLEST_MASS or going <= max_share * total:
-        return ""
-    return f"{going} of {total} restore points would expire, more than the {max_share:.0%} of guard.max_expire_share"
+        leaving += plan.leaving
+    allowed = f"more than the {max_share:.0%} of guard.max_expire_share"
+    if going >= SMALLEST_MASS and going > max_share * total:
+        return f"{going} of {total} restore points would expire, {allowed}"
+    if leaving >= SMALLEST_MASS and leaving > max_share * total:
+        return f"{leaving} of {total} restore points are of VMs that left or are not selected any more, {allowed}"
+    return ""
 
 
 def kept_reasons(points: Iterable[RestorePoint], policies: Sequence[Policy], now: datetime) -> Reasons:

@@ -11,6 +11,8 @@ from policies.disks import number_of, parse_disk_term
 from policies.evaluation import evaluate
 from policies.explanation import explain
 from policies.facts import EventType, Vm
+from policies.planning import plan_reload
+from policies.policyset import PolicySet
 from policies.protection import left_out, protection, refusal_of
 from policies.settings import settings_of
 from tests.policies.building import a_disk, a_vm, an_event, facts, policies
@@ -24,8 +26,12 @@ def excluding(*terms: str, name: str = "gold", more: str = "") -> str:
     return f'[policy.{name}]\nselect.all = ["*"]\nrpo = "1d"\n{more}\ndisks.exclude = [{listed}]\n'
 
 
-def without(text: str, vm: Vm = DB) -> list[int]:
-    effective = protection(policies(text), vm)
+def without(text: str) -> list[int]:
+    return without_disks(policies(text))
+
+
+def without_disks(found: PolicySet, vm: Vm = DB) -> list[int]:
+    effective = protection(found, vm)
     return [disk.key for disk in vm.disks if left_out(effective, disk)]
 
 
@@ -93,6 +99,15 @@ def test_a_vm_of_which_all_disks_are_left_out_is_not_backed_up(kind: EventType) 
 def test_explain_says_what_blocks_it() -> None:
     found = explain(policies(excluding("label:*")), DB, facts(DB))
     assert "all its disks are left out by policy gold" in found.blocked
+
+
+def test_a_change_that_leaves_out_all_disks_takes_protection_away() -> None:
+    plan = plan_reload(policies(excluding("number:1")), policies(excluding("label:*")), facts(DB))
+    assert [change.kind for change in plan.vms] == ["loses"]
+    assert "all its disks are left out by policy gold" in str(plan.vms[0])
+    assert without_disks(plan.effective) == [2000]
+    some = plan_reload(policies(excluding("number:1")), policies(excluding("number:1", "number:2")), facts(DB))
+    assert [change.kind for change in some.vms] == ["changes"]
 
 
 def test_another_refusal_comes_first() -> None:

@@ -12,7 +12,7 @@ from policies.facts import Consistency, Facts, RestorePoint, VmId
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
 from policies.protection import copies_of
-from policies.retention import plan_retention
+from policies.retention import mass_expiry, plan_retention
 from tests.policies.building import NOW, a_point, a_vm, daily_points, facts, policies
 
 DB = a_vm("db", tags=frozenset({"backup=gold"}))
@@ -28,8 +28,10 @@ def made_by(name: str, days: int = 40) -> tuple[RestorePoint, ...]:
     return tuple(replace(point, policy=name) for point in daily_points(DB, days))
 
 
-def plan(found: PolicySet, known: Facts, vm: VmId = DB.id) -> RetentionPlan:
-    return plan_retention(vm, known.points[vm], found.retaining_of(vm, known), known.now)
+def plan(found: PolicySet, known: Facts, vm: VmId = DB.id, *, marked: timedelta = timedelta(days=1)) -> RetentionPlan:
+    """With everything marked so long ago: only what rules and guards keep stays."""
+    points = tuple(replace(point, expiring_since=NOW - marked) for point in known.points[vm])
+    return plan_retention(vm, points, found.retaining_of(vm, replace(known, points={vm: points})), known.now)
 
 
 def days(found: RetentionPlan) -> list[str]:
@@ -59,10 +61,41 @@ def test_keep_last_good_keeps_the_newest_good_one_after_its_grace() -> None:
     text = gold('on_unmatched = "keep_last_good"').replace('"0s"', '"7d"')
     weak = a_point(DB, NOW, Consistency.CRASH, policy="gold", complete=False)
     points = (*(replace(p, taken_at=p.taken_at - timedelta(hours=1)) for p in made_by("gold", 3)), weak)
-    first = plan(policies(text), facts(UNTAGGED, points=points))
-    assert (len(first.keep), len(first.mark), len(first.expire)) == (4, 3, 0)
-    marked = tuple(replace(p, expiring_since=NOW - timedelta(days=7)) for p in points)
-    assert days(plan(policies(text), facts(UNTAGGED, points=marked))) == ["11-22"]
+    known = facts(UNTAGGED, points=points)
+    first = plan_retention(DB.id, points, policies(text).retaining_of(DB.id, known), NOW)
+    assert (len(first.keep), len(first.mark), len(first.expire), first.leaving) == (4, 3, 0, 3)
+    assert len(plan(policies(text), known, marked=timedelta(days=6)).keep) == 4
+    assert days(plan(policies(text), known, marked=timedelta(days=7))) == ["11-22"]
+
+
+def test_there_is_a_day_of_grace_at_least() -> None:
+    known = facts(UNTAGGED, points=made_by("gold"))
+    found = policies(gold('on_unmatched = "expire"'))
+    assert len(plan(found, known, marked=timedelta(hours=23)).keep) == 40
+    assert days(plan(found, known)) == GFS
+
+
+def test_vms_that_vanish_little_by_little_add_up_to_a_mass_expiry() -> None:
+    found = policies(gold('on_removed = "keep_last_good"'))
+    vms = [a_vm(f"db-{number}", tags=DB.tags) for number in range(10)]
+    points = [replace(point, policy="gold") for vm in vms for point in daily_points(vm, 3)]
+    gone = {vm.id: NOW for vm in vms}
+
+    def looked(left: int, now: timedelta) -> str:
+        """Retention when so many have left, of which two have not been marked yet."""
+        known = replace(facts(*vms[left:], points=points), left={vm.id: gone[vm.id] for vm in vms[:left]})
+        plans = []
+        for number, vm in enumerate(vms):
+            since = NOW if number < left - 2 else None
+            listed = tuple(replace(p, expiring_since=since) for p in known.points[vm.id])
+            plans.append(plan_retention(vm.id, listed, found.retaining_of(vm.id, known), NOW + now))
+        return mass_expiry(plans, 0.5)
+
+    assert [looked(left, timedelta(hours=left)) for left in (2, 4, 6)] == ["", "", ""]
+    assert looked(8, timedelta(hours=8)) == (
+        "16 of 30 restore points are of VMs that left or are not selected any more, "
+        "more than the 50% of guard.max_expire_share"
+    )
 
 
 def test_a_vm_that_left_is_treated_by_on_removed_and_one_that_is_unknown_is_held() -> None:
