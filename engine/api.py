@@ -12,6 +12,7 @@ import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +67,7 @@ def build(control: Control, who: str, *, token_digest: bytes | None = None) -> F
     _route_vms(app, control, who)
     _route_policies(app, control, who)
     _route_sql(app, control)
+    _route_notices(app, control)
     if token_digest is not None:
         app.middleware("http")(_guard(token_digest))
     return app
@@ -293,10 +295,20 @@ def _route_policies(app: FastAPI, control: Control, who: str) -> None:
     async def facts() -> Any:
         return StreamingResponse(await control.policy_facts(), media_type="application/json")
 
+    @app.get("/v1/policies/journal")
+    async def journal(since: datetime) -> Any:
+        return StreamingResponse(control.journal(since), media_type="application/x-ndjson")
+
 
 def _person(user: str, who: str) -> str:
     """Who did it, as the audit keeps it: the name that the command tells, and how it reached the engine."""
     return f"{user}, {who}" if user else who
+
+
+def _route_notices(app: FastAPI, control: Control) -> None:
+    @app.post("/v1/notify/test")
+    async def test(target: str = Body(embed=True)) -> Any:
+        return {"target": target, "said": await control.try_notify(target)}
 
 
 def _route_sql(app: FastAPI, control: Control) -> None:

@@ -5,8 +5,9 @@ Plain values: a client knows them without loading the engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -194,6 +195,10 @@ class Control(Protocol):
         """Which policies select a VM, what each decides now and why, and what retention keeps; by name or id."""
         ...
 
+    async def try_notify(self, target: str) -> str:
+        """Send a trial message to a target of notices, in one attempt; what it said."""
+        ...
+
     async def plan_relink(self, old: str, new: str) -> Mapping[str, Any]:
         """What joining the histories of two VMs, by id or name, would do: {"old", "new", "retention", "text"}.
 
@@ -229,6 +234,10 @@ class Control(Protocol):
 
         NotYet until every inventory was read. The pieces are made when they are asked for, in any thread.
         """
+        ...
+
+    def journal(self, since: datetime) -> AsyncIterator[bytes]:
+        """The events that the engine handled since then, a line of `policies.recorded` each, page by page."""
         ...
 
     async def select(self, query: str, limits: QueryLimits) -> QueryAnswer:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from engine import maintenance, operations, overview, relink
+from engine import maintenance, operations, outbox, overview, relink
 from engine.commands import (
     BackUpDisk,
     BackUpVm,
@@ -24,6 +25,7 @@ from engine.failures import BadInput, NotYet
 from engine.inbox import Tick
 from engine.parts import Parts
 from engine.records import Audited
+from engine.replaying import journal_lines
 from engine.reports import point_details
 from engine.repository_views import repository_views
 from engine.rulebook import standing_still
@@ -139,6 +141,10 @@ class Controls:
             "decisions": [dict(zip(names, row, strict=True)) for row in decisions],
         }
 
+    async def try_notify(self, target: str) -> str:
+        parts = self.parts
+        return await outbox.try_out(parts.config, target, parts.threads.notices, parts.now())
+
     async def plan_relink(self, old: str, new: str) -> Mapping[str, Any]:
         return await relink.plan(self.parts, old, new)
 
@@ -182,6 +188,12 @@ class Controls:
         if not parts.world.inventory_known:
             raise NotYet("the inventory is still being read", hint="try again in a moment")
         return pieces(standing_still(parts.world.facts(parts.now())), parts.rulebook.accepted)
+
+    async def journal(self, since: datetime) -> AsyncIterator[bytes]:
+        beyond: int | None = -1
+        while beyond is not None:
+            page, beyond = await settled(self.parts.threads.state, self.parts.state.recorded, since, beyond)
+            yield journal_lines(page)
 
     async def select(self, query: str, limits: QueryLimits) -> QueryAnswer:
         return await settled(self.parts.threads.long, select, query, self._sources(), limits)

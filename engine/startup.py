@@ -74,7 +74,7 @@ def assemble(
 
     rulebook = Rulebook(config.policies, state, threads, facts, now)
     rulebook.changed = lambda: metrics.policies_loaded(rulebook.names)
-    queue = JobQueue(world, _limits(config), now, policies=lambda: rulebook.in_force)
+    queue = JobQueue(world, admission_limits(config), now, policies=lambda: rulebook.in_force)
     new_job, new_run = mint("job", now), mint("", now)
 
     def mint_run() -> RunId:
@@ -138,7 +138,8 @@ def assemble(
     )
 
 
-def _limits(config: Config) -> Limits:
+def admission_limits(config: Config) -> Limits:
+    """How many backups run at once, as configured."""
     own = config.limits
     return Limits(
         running=own.total,

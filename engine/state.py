@@ -35,8 +35,10 @@ from engine.records import (
     write_run,
     write_vms,
 )
+from engine.replaying import recorded_page
 from engine.state_schema import FILE_NAME, open_database, open_read_only, sync_directory, translate
 from policies.facts import Address, PointId, VmId
+from policies.recorded import Recorded
 from policies.units import counted
 from storage.filecalls import translated
 
@@ -202,6 +204,13 @@ class State:
         """The keys of the journal, in the order they came; of one source if it is named."""
         statement = "SELECT key FROM events WHERE ? IN ('', source) ORDER BY journaled_at, happened_at"
         return [row[0] for row in self._rows(statement, [source])]
+
+    def recorded(self, since: datetime, beyond: int = -1) -> tuple[list[Recorded], int | None]:
+        """A page of the events that were handled since then; see `replaying.recorded_page`."""
+        try:
+            return recorded_page(self._connection, since, beyond)
+        except duckdb.Error as error:
+            raise translate(error, self.path) from error
 
     def recall(self, now: datetime) -> Recalled:
         """Everything that the world in memory is made of."""

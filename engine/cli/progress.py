@@ -11,13 +11,14 @@ from typing import Protocol
 
 from engine.cli.output import printable, say
 from engine.units import show_size
+from policies.units import counted
 
 LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
 
 
 class Progress(Protocol):
-    """Told by the work, from any thread."""
+    """Told by the work, from any thread. It counts bytes, or what `progress` was given a noun for."""
 
     def begin(self, title: str, total_bytes: int) -> None:
         """A new part of the work, of so many bytes."""
@@ -44,15 +45,15 @@ class Steps:
 
 
 @contextmanager
-def progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """Progress on stderr for as long as the block runs."""
+def progress(*, quiet: bool = False, noun: str = "") -> Iterator[Progress]:
+    """Progress on stderr for as long as the block runs, in bytes or in what the noun names."""
     if quiet:
         yield _Silent()
     elif sys.stderr.isatty():
-        with _bar() as bar:
+        with _bar(noun) as bar:
             yield bar
     else:
-        yield _Lines()
+        yield _Lines(noun)
 
 
 class _Silent:
@@ -64,7 +65,8 @@ class _Silent:
 
 
 class _Lines:
-    def __init__(self) -> None:
+    def __init__(self, noun: str = "") -> None:
+        self._noun = noun
         self._lock = threading.Lock()
         self._title, self._total, self._done = "", 0, 0
         self._next = 0.0
@@ -79,19 +81,25 @@ class _Lines:
             self._done += count
             if time.monotonic() >= self._next:
                 self._next = time.monotonic() + LINE_SECONDS
-                say(f"{self._title}: {show_size(self._done)} of {show_size(self._total)}")
+                if self._noun:
+                    say(f"{self._title}: {self._done} of {counted(self._total, self._noun)}")
+                else:
+                    say(f"{self._title}: {show_size(self._done)} of {show_size(self._total)}")
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def _bar(noun: str) -> Iterator[Progress]:
     from rich import progress as rich
     from rich.console import Console
 
     bar = rich.Progress(
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
-        rich.DownloadColumn(binary_units=True),
-        rich.TransferSpeedColumn(),
+        *(
+            (rich.MofNCompleteColumn(), rich.TextColumn(f"{noun}s"))
+            if noun
+            else (rich.DownloadColumn(binary_units=True), rich.TransferSpeedColumn())
+        ),
         rich.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

@@ -15,6 +15,7 @@ GROUPS = {
     "repo key": "Look after the keys that open an encrypted repository.",
     "disk": "Back up and restore single disks that are in no vCenter.",
     "catalog": "Look after the catalog of a repository.",
+    "notify": "Look after who is told what needs a person.",
 }
 
 
@@ -45,8 +46,11 @@ COMMANDS = (
     Command("policy explain", "policy_explain:policy_explain", "Say which policies select a VM and what they decide."),
     Command("policy plan", "policy_plan:policy_plan", "Say what a change of policies does before it does."),
     Command("policy state", "policy_state:policy_state", "Write what plans and simulations start from."),
+    Command("policy simulate", "policy_simulate:policy_simulate", "Say what policies do in the months to come."),
+    Command("policy journal", "policy_journal:policy_journal", "Write the events that the engine handled."),
     Command("policy apply", "policy_apply:policy_apply", "Confirm a change that would take protection away."),
     Command("policy schema", "policy_schema:policy_schema", "Print the JSON schema of policy files."),
+    Command("notify test", "notify_test:notify_test", "Send a trial message to a target of notices."),
     Command("verify", "verify:verify", "Read everything back and compare every hash."),
     Command("copy", "copy_points:copy", "Copy restore points to another repository."),
     Command("reclaim", "reclaim:reclaim", "Free what no restore point needs any more."),
