@@ -186,12 +186,9 @@ def _program(text: str) -> _Program:
         return _compile()(text)
     except _BROKEN as error:
         place = _CEL_PLACE.search(str(error))
-        if place is None:
-            raise Unusable(f"condition {quoted(text)} is not valid ({_why(error)})", EXAMPLE) from None
-        lines = text.split("\n")[: int(place[1]) - 1]
-        at = sum(len(line) + 1 for line in lines) + int(place[2]) - 1
-        told = printable(place[3].partition(" expecting ")[0][:80])
-        raise wrong(text, at, f"is not valid ({told})", EXAMPLE) from None
+        line, column, told = (int(place[1]), int(place[2]), place[3]) if place else (1, 1, _why(error))
+        at = sum(len(one) + 1 for one in text.split("\n")[: line - 1]) + column - 1
+        raise wrong(text, at, f"is not valid ({printable(told.partition(' expecting ')[0][:80])})", EXAMPLE) from None
 
 
 @lru_cache(maxsize=1)

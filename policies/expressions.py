@@ -46,6 +46,11 @@ EVENT_PROPERTIES: Mapping[str, Callable[[Event], object]] = {
     "detail": lambda event: dict(event.detail),
 }
 
+MOST_LISTS = 6
+"""How often lists and whole tables of a VM or an event may be named: where one is asked in another, all are compared
+with all."""
+
+_LISTS = {"tags", "datastores", "networks"}
 _PROPERTIES: Mapping[str, tuple[str, ...]] = {"vm": tuple(VM_PROPERTIES), "event": tuple(EVENT_PROPERTIES)}
 _VARIABLES = ("vm", "event", "now", "last_good_age", "last_attempt_age", "failures")
 _OPEN = {("vm", "attributes"), ("event", "detail")}
@@ -129,6 +134,7 @@ class _Reading:
         self._properties: dict[str, dict[str, None]] = {"vm": {}, "event": {}}
         self._keys: dict[str, dict[str, None]] = {"attributes": {}, "detail": {}}
         self._asked_for: set[str] = set()
+        self._lists = 0
 
     def read(self) -> Named:
         """What the text names; raises Unusable."""
@@ -207,10 +213,13 @@ class _Reading:
             raise wrong(self._text, wanted.at, f"calls {owner.text}.{wanted.text}", "write it without brackets")
         self._properties[owner.text][wanted.text] = None
         if (owner.text, wanted.text) in _OPEN:
-            self._key(index, wanted.text)
+            self._lists += not self._key(index, wanted.text)
+        self._lists += wanted.text in _LISTS
+        if self._lists > MOST_LISTS:
+            raise wrong(self._text, owner.at, "asks too many lists", f"name at most {MOST_LISTS}")
 
-    def _key(self, index: int, table: str) -> None:
-        """Note the key of a table that is read, and whether the text asks if there is one."""
+    def _key(self, index: int, table: str) -> bool:
+        """Note the key of a table that is read, and whether the text asks if there is one; False for a whole table."""
         if self._at(index - 1) == "in" or (self._at(index - 1) == "(" and self._at(index - 2) == "has"):
             self._asked_for.add(table)
         key = self._tokens[index + 4] if index + 4 < len(self._tokens) else None
@@ -219,6 +228,9 @@ class _Reading:
                 self._keys[table][name] = None
             case "[", Token("text", name) if "\\" not in name:
                 self._keys[table][name[1:-1]] = None
+            case _:
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +259,7 @@ def operands(tokens: list[Token], first: int, stop: int) -> Iterator[Operand]:
         token = tokens[index] if index < stop else Token("sign", "", 0)
         sign = token.text if token.kind == "sign" else ""
         if sign in ("(", "["):
-            closing = _closing(tokens, index, stop)
+            closing = _closing(tokens, index)
             if index < 2 or tokens[index - 1].text not in _MACROS:
                 yield from operands(tokens, index + 1, closing)
             index = closing
@@ -268,11 +280,12 @@ def operands(tokens: list[Token], first: int, stop: int) -> Iterator[Operand]:
         index += 1
 
 
-def _closing(tokens: list[Token], index: int, stop: int) -> int:
+def _closing(tokens: list[Token], index: int) -> int:
+    """Where the bracket that opens here is closed; CEL has seen that it is."""
     depth = 0
-    for place in range(index, stop):
-        if tokens[place].kind == "sign":
-            depth += (tokens[place].text in "([") - (tokens[place].text in ")]")
-            if not depth:
-                return place
-    return stop
+    while True:
+        if tokens[index].kind == "sign":
+            depth += (tokens[index].text in "([") - (tokens[index].text in ")]")
+        if not depth:
+            return index
+        index += 1

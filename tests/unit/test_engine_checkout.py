@@ -71,7 +71,10 @@ def test_without_a_commit_nothing_is_said(checkout: Path, tmp_path: Path) -> Non
     assert commit_of(tmp_path) == ""
     git(checkout, "checkout", "-q", "--orphan", "empty")
     assert commit_of(checkout) == ""
-    for said in ("", "ref: refs/heads/../../etc", "nonsense", "ref: refs/heads/main\0"):
+    git(checkout, "pack-refs", "--all")
+    assert commit_of(checkout) == ""
+    (checkout / ".git" / "refs" / "heads" / "circle").write_text("ref: refs/heads/circle")
+    for said in ("ref: refs/heads/circle", "", "ref: refs/heads/../../etc", "nonsense", "ref: refs/heads/main\0"):
         (checkout / ".git" / "HEAD").write_text(said)
         assert commit_of(checkout) == ""
 

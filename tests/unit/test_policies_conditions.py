@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from policies import conditions
 from policies.conditions import NEVER, Condition, check_condition
 from policies.errors import Unusable
 from policies.expressions import EVENT_PROPERTIES, LONGEST, VM_PROPERTIES
@@ -122,6 +124,8 @@ def test_what_says_neither_true_nor_false_counts_as_true() -> None:
         "{'a': 1}.size() > 0",
         "vm.?name == 'a'",
         "vm . 3",
+        "[1].3 == 1",
+        "size(vm.tags + vm.tags + vm.tags + vm.tags + vm.tags + vm.tags + vm.tags + vm.tags + vm.tags) > 1",
         "vm",
         "vm == vm",
         "vm.size() == 3",
@@ -163,13 +167,16 @@ def hostile() -> Iterator[str]:
     yield "[" + "1," * 200 + "1].all(x, x in [" + "2," * 20 + "1])"
     yield "(" + "+".join(["vm.tags"] * 40) + ").exists(x, x in (" + "+".join(["vm.tags"] * 15) + "))"
     yield 'vm.name.matches("' + "(\\\\w{50})" * 50 + '")'
+    yield "(" + "+".join(["vm.tags"] * 3) + ').exists(x, (x + "q") in (' + "+".join(["vm.tags"] * 3) + "))"
+    yield "(" + "+".join(["vm.tags"] * 20) + ').exists(x, (x + "q") in (' + "+".join(["vm.tags"] * 20) + "))"
+    yield "vm.tags.map(x, vm.tags).exists(y, y == vm.tags.map(x, x))"
     yield "(" + "+".join(["vm.name"] * 60) + ').contains("a")'
     yield 'string(now).contains("' + "a" * 400 + '")'
 
 
 def test_no_condition_takes_long() -> None:
     check_condition("true")
-    many = a_vm("x" * 80, tags=frozenset(f"category-{n}=value-{n}" for n in range(20)))
+    many = a_vm("x" * 80, tags=frozenset(f"category-{n}=value-{n}" for n in range(100)))
     for text in hostile():
         began = time.thread_time()
         with contextlib.suppress(Unusable):
@@ -216,6 +223,13 @@ def test_cel_is_loaded_for_conditions_only_and_without_its_command_line() -> Non
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout == "False\nTrue False False\n"
+
+
+def test_without_cel_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "cel.cel", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="common-expression-language"):
+        conditions._compile.__wrapped__()
 
 
 def test_a_condition_says_the_same_in_any_thread_and_twice() -> None:
