@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli
 
+from policies.blackouts import is_calendar
 from policies.errors import PolicyError, Problem, quoted
 from policies.policyset import PolicySet
 from policies.reading import WrittenTest, read_tests, read_texts
@@ -132,7 +133,7 @@ def load_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
             "split it into several files",
         )
         for name, text in texts.items()
-        if len(text) > LARGEST_FILE_BYTES
+        if len(text) > LARGEST_FILE_BYTES and not is_calendar(name)
     ]
     if problems:
         raise PolicyError(problems)
