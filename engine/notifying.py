@@ -8,12 +8,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
 
-from engine.failures import BadInput
-from engine.outbox import send, target_of
 from engine.parts import Parts
-from engine.telling import Known, Letter, Topic, compare, letter, trial
+from engine.telling import Known, Letter, Topic, compare, letter
 from engine.threads import settled
 from engine.troubles import troubles, unsure
 from policies.naming import unknown_targets
@@ -99,21 +96,6 @@ class Notifier:
             await settled(parts.threads.state, parts.state.keep, MEMORY, _written(self.delivered))
         except StorageError as error:
             log.warning("what was told may be told again", extra={"why": str(error)})
-
-
-async def try_out(parts: Parts, name: str) -> Mapping[str, Any]:
-    """Send a trial message to a target; what it said. BadInput when there is no such target."""
-    section = parts.config.notify.get(name)
-    if section is None:
-        raise no_such_target(name, list(parts.config.notify))
-    target = target_of(section)
-    said = await send(name, target, trial(parts.config.name, name, parts.now()), parts.threads.notices)
-    return {"target": name, "said": said}
-
-
-def no_such_target(name: str, known: list[str]) -> BadInput:
-    """The error for a name that the configuration does not have."""
-    return BadInput(f"no target of notices is called {name}", hint=f"there is: {', '.join(sorted(known)) or 'none'}")
 
 
 def _written(delivered: Mapping[str, Known]) -> str:

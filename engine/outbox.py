@@ -19,7 +19,7 @@ from engine.config import Config
 from engine.failures import BadInput
 from engine.sources import Patience
 from engine.targets import Notify
-from engine.telling import Letter
+from engine.telling import Letter, trial
 from engine.threads import Threads
 from metrics.registry import Metrics
 
@@ -54,6 +54,15 @@ async def send(name: str, target: Target, letter: Letter, executor: Executor) ->
     except ConnectorError as error:
         error.where = ": ".join(filter(None, [f"notify.{name}", error.where]))
         raise
+
+
+async def try_out(config: Config, name: str, executor: Executor, now: datetime) -> str:
+    """Send a trial message to a target, in one attempt; what it said. BadInput when there is no such target."""
+    section = config.notify.get(name)
+    if section is None:
+        known = ", ".join(sorted(config.notify)) or "none"
+        raise BadInput(f"no target of notices is called {name}", hint=f"there is: {known}")
+    return await send(name, target_of(section), trial(config.name, name, now), executor)
 
 
 @dataclass(slots=True)

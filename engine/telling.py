@@ -146,7 +146,7 @@ def _letters(
                 ripe.add(target)
     order = list(Topic)
     return {
-        target: tuple(sorted(news, key=lambda one: (one.over, order.index(one.topic), one.since, one.key)))
+        target: tuple(sorted(news, key=lambda one: (one.over, order.index(one.topic), one.since, one.sentence)))
         for target, news in waiting.items()
         if target in ripe and target not in busy
     }

@@ -286,7 +286,7 @@ class PolicyTable(Table):
     retention: RetentionTable | None = _key(None, "What to keep; everything without it.")
     copies: Annotated[list[CopyName], Field(min_length=1)] | None = _key(
         None,
-        "Second copies: names of `[copy.NAME]` in the engine's configuration; those of every policy that selects a VM"
+        "Second copies: names of `[copies.NAME]` in the engine's configuration; those of every policy that selects a VM"
         " count.",
         ["offsite"],
     )

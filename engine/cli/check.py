@@ -23,6 +23,7 @@ from engine.stores import RepositorySection
 from engine.units import show_size
 from policies.linting import lint
 from policies.loading import load as load_policies
+from policies.naming import unknown_targets
 from policies.units import counted
 from storage.errors import Locked
 from storage.repository import open_repository
@@ -70,7 +71,7 @@ def _try(name: str, work: Callable[[], str]) -> Finding:
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     for place, secret in _secrets(config):
         yield f"secret {place}", partial(_secret, secret)
-    yield "policies", partial(_policies, config.policies)
+    yield "policies", partial(_policies, config)
     yield "repository", partial(_repository, config, config.repository)
     for name, section in config.copies.items():
         yield f"copy {name}", partial(_repository, config, section)
@@ -86,6 +87,8 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
 def _secrets(config: Config) -> Iterator[tuple[str, Secret]]:
     for name, vcenter in config.vcenter.items():
         yield f"vcenter.{name}.password", vcenter.password
+    for name, target in config.notify.items():
+        yield from ((f"notify.{name}.{key}", secret) for key, secret in target.secrets().items())
     named = {"repository.passphrase": config.repository.passphrase, "api.token": config.api.token}
     if config.bus is not None:
         named |= {"bus.password": config.bus.password, "bus.token": config.bus.token}
@@ -97,8 +100,11 @@ def _secret(secret: Secret) -> str:
     return str(secret)
 
 
-def _policies(folder: Path) -> str:
+def _policies(config: Config) -> str:
+    folder = config.policies
     policies = load_policies(folder)
+    for said in unknown_targets(policies, config.notify).values():
+        raise BadInput(said, where=str(folder), hint="add it, or correct the policy")
     advice = lint(policies)
     return "; ".join([f"{counted(len(policies.policies), 'policy')} in {folder}", *(str(one) for one in advice)])
 

@@ -246,6 +246,8 @@ def _text(plan: Plan, vcenter: str, passphrase: str, vddk: Path | None) -> str:
         "",
         vcenter
         or '# [vcenter.main]\n# host = "vc.example.com"\n# user = "backup@vsphere.local"\n# password = "file:/path"\n',
+        "# Who is told what needs a person. Policies name it in notify; try it with: backstay notify test ops",
+        '# [notify.ops]\n# webhook = "file:/path/to/a/file/with/its/address"\n',
         *(["[transport]", f"libdir = {_quoted(str(vddk.absolute()))}", ""] if vddk is not None else []),
     ]
     return "\n".join(lines)

@@ -69,6 +69,8 @@ def _show_engine(found: Mapping[str, Any]) -> None:
     _show_repository(found["repository"])
     for wish in found["verification"]:
         show(printable(_verification(wish)))
+    for target in found["notify"]:
+        show(printable(_target(target)))
     for name, said in found["upkeep"].items():
         at, _, sentence = said.partition(" ")
         if name != "metrics":
@@ -92,6 +94,11 @@ def _verification(wish: Mapping[str, Any]) -> str:
     oldest = f", the oldest reading {_ago(wish['oldest_reading'])}" if wish["oldest_reading"] else ""
     overdue = f", {wish['overdue']} OVERDUE" if wish["overdue"] else ""
     return f"policy {wish['policy']}: {points} to be read back every {_seconds(wish['every_seconds'])}{oldest}{overdue}"
+
+
+def _target(target: Mapping[str, Any]) -> str:
+    last = f"last told {_ago(target['last_sent'])}" if target["last_sent"] else "told nothing since the start"
+    return f"notices to {target['target']}: {last}{', one is under way' if target['waiting'] else ''}"
 
 
 def _vm(row: Mapping[str, Any]) -> tuple[object, ...]:

@@ -100,6 +100,10 @@ class Desk:
         self.asked.append(("relink", (old, new, who)))
         return {"moved": []}
 
+    async def try_notify(self, target: str) -> str:
+        self.asked.append(("notify", target))
+        return "HTTP 204"
+
     async def pending_policies(self) -> Mapping[str, Any]:
         return {}
 
