@@ -17,6 +17,7 @@ from connectors.hypervisor import Cursor, EventBatch, InventoryUpdate
 from engine.drafting import Draft
 from engine.inbox import Alone, Happened, Inbox, Item, Rulings, Seen, Tick, Told
 from engine.jobs import Job, JobId, JobState
+from engine.pauses import unhurried
 from engine.ports import Hypervisor
 from engine.reconcile import Suspicions, missed_events
 from engine.records import VmRow
@@ -49,6 +50,8 @@ class Noted:
     event: Callable[[Event, bool], None] = lambda event, reconciled: None
     gap: Callable[[str, str], None] = lambda vcenter, why: None
     distrusted: Callable[[Event], None] = lambda event: None
+    inventoried: Callable[[], None] = lambda: None
+    """A whole inventory was taken over."""
 
 
 @dataclass(slots=True)
@@ -133,7 +136,7 @@ class Dispatcher:
             log.warning("gap in the events", extra={"vcenter": vcenter, "why": batch.gap})
             self.noted.gap(vcenter, batch.gap)
         await self._read_again(vcenter, {e.address for e in fresh if e.address is not None}, draft)
-        for event in fresh:
+        async for event in unhurried(fresh):
             self._decide(self._resolved(event), draft)
         if not (batch.events or batch.gap):
             self.suspicions.caught_up(vcenter, now)
@@ -149,7 +152,7 @@ class Dispatcher:
         hypervisor = self.hypervisors.get(vcenter)
         if hypervisor is None or not addresses:
             return
-        for address, vm in (await _read(hypervisor, addresses)).items():
+        async for address, vm in unhurried((await _read(hypervisor, addresses)).items()):
             if vm is None:
                 draft.row(self.world.leave(address, draft.now))
             else:
@@ -224,24 +227,28 @@ class Dispatcher:
                 draft.row(row)
                 if row is not None:
                     touched.add(row.id)
-            self.world.complete[vcenter] = now
-        for seen in update.present:
+        async for seen in unhurried(update.present):
             vm = await self._sight(seen, draft)
             touched.add(vm.id)
             if first:
                 draft.row(self.world.account_all(vm.id))
-        self.suspicions.look(self.world, touched, now)
+        if update.complete:
+            self.world.complete[vcenter] = now
+        async for id in unhurried(touched):
+            self.suspicions.look(self.world, [id], now)
         await self._commit(draft)
         if not update.complete:
             return ()
         self._new[vcenter] = False
         self.jobs_changed()
-        return await self._tick(now)  # what a start finds due shall not wait for the clock
+        rulings = await self._tick(now)  # what a start finds due shall not wait for the clock
+        self.noted.inventoried()
+        return rulings
 
     async def _confirmed(self, vcenter: str, update: InventoryUpdate) -> InventoryUpdate:
         """A whole inventory, with what differs from the world read again: events may have overtaken it on its way."""
         present = {vm.address: vm for vm in update.present}
-        doubtful = {vm.address for vm in update.present if self.world.differs(vm)}
+        doubtful = {vm.address async for vm in unhurried(update.present) if self.world.differs(vm)}
         doubtful |= set(self.world.standing_in(vcenter)) - present.keys()
         hypervisor = self.hypervisors.get(vcenter)
         if hypervisor is None or not doubtful:
@@ -289,8 +296,9 @@ class Dispatcher:
         decisions = await self._sweep(clock, now)
         self.standing = {d.vm: d for d in decisions if d.vm is not None}
         due = [d for d in decisions if not isinstance(d, Skip) and getattr(d, "key", "") not in self.world.job_keys]
-        if due:
-            draft.take(clock, due)
+        rulings = [draft.rule(decision, clock) async for decision in unhurried(due)]
+        if rulings:
+            draft.note(clock, rulings)
         await self._commit(draft)
         return _rulings(draft)
 

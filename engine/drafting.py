@@ -99,11 +99,17 @@ class Draft:
 
     def take(self, event: Event, decisions: Iterable[Decision], *, reconciled: bool = False) -> tuple[Ruling, ...]:
         """Carry the decisions about one event over into jobs and records."""
-        rulings = tuple(self._rule(decision, event) for decision in decisions)
-        self.effects.append(Effect(event, rulings, reconciled))
-        return rulings
+        rulings = [self.rule(decision, event) for decision in decisions]
+        return self.note(event, rulings, reconciled=reconciled)
 
-    def _rule(self, decision: Decision, event: Event) -> Ruling:
+    def note(self, event: Event, rulings: Iterable[Ruling], *, reconciled: bool = False) -> tuple[Ruling, ...]:
+        """These are the decisions about the event, carried over with `rule`."""
+        effect = Effect(event, tuple(rulings), reconciled)
+        self.effects.append(effect)
+        return effect.rulings
+
+    def rule(self, decision: Decision, event: Event) -> Ruling:
+        """Carry one decision over; `note` is to follow."""
         match decision:
             case Skip():
                 return Ruling(decision)

@@ -131,6 +131,7 @@ class JobQueue:
 
     def _add(self, job: Job) -> None:
         self._ids[job.key] = job.id
+        self.line.advance(self.now())
         self.line.add(decision_of(job))
 
     def _can_be_found(self, job: Job) -> bool:

@@ -10,22 +10,23 @@ from typing import Any
 
 from engine.jobs import JobKind, JobState, minted_at
 from engine.parts import Parts
+from engine.pauses import unhurried
 from engine.threads import settled
 from metrics.labels import CoverageState, RepositoryState, SnapshotState, VmCoverage
 from policies.decision import BackUp
 from policies.facts import Vm, VmId
 from policies.naming import unknown_targets
 from policies.planwords import taken_away
-from policies.naming import unknown_targets
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, left_out, protection, refusal_of
 from policies.units import counted
 
 
-def coverage(parts: Parts) -> list[VmCoverage]:
-    """Every VM that is there, as the coverage metrics show it."""
+async def publish_coverage(parts: Parts) -> None:
+    """Bring the metrics about each VM up to date."""
     policies = parts.rulebook.in_force
-    return [_covered(parts, policies, vm) for vm in parts.world.vms.values()]
+    vms = tuple(parts.world.vms.values())
+    parts.metrics.cover([_covered(parts, policies, vm) async for vm in unhurried(vms)])
 
 
 def _covered(parts: Parts, policies: PolicySet, vm: Vm) -> VmCoverage:
@@ -57,9 +58,8 @@ def _state(policies: PolicySet, effective: Protection, vm: Vm) -> CoverageState:
 
 
 def publish(parts: Parts) -> None:
-    """Bring the metrics about VMs, policies and the queue up to date."""
+    """Bring the metrics about policies, snapshots and the queue up to date."""
     metrics, rulebook = parts.metrics, parts.rulebook
-    metrics.cover(coverage(parts))
     metrics.policies_loaded(rulebook.names)
     metrics.policy_files_checked(len(rulebook.problems))
     plan = rulebook.plan
@@ -169,7 +169,8 @@ async def status(parts: Parts) -> Mapping[str, Any]:
     """All of it."""
     sizes = await settled(parts.threads.repository, parts.repository.sizes)
     now = parts.now()
-    rows = [_vm_row(parts, vm, now) for vm in sorted(parts.world.vms.values(), key=lambda vm: vm.name)]
+    vms = sorted(parts.world.vms.values(), key=lambda vm: vm.name)
+    rows = [_vm_row(parts, vm, now) async for vm in unhurried(vms)]
     waits = {one.decision.key: one.reason for one in parts.queue.waiting}
     jobs = parts.world.jobs.values()
     return {

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,9 @@ from engine.control import Controls
 from engine.credentials import Secret
 from engine.endpoints import Endpoints, open_endpoints
 from engine.failures import BadInput
-from engine.parts import Parts
+from engine.garbage import keep_out_of_search
 from engine.notifying import Notifier
+from engine.parts import Parts
 from engine.ports import Hypervisor
 from engine.records import Intent
 from engine.sources import Patience
@@ -358,6 +359,8 @@ async def run_service(config: Config) -> None:
         parts.addresses = endpoints.addresses
         await asyncio.to_thread(end_strays)
         await recover(parts)
+        keep_out_of_search()
+        parts.dispatcher.noted = replace(parts.dispatcher.noted, inventoried=keep_out_of_search)
         service = Service(parts, endpoints, partial(connect, on_intent=recorder(state, threads)))
         with _signals(service.stopping):
             log.info("engine started", extra={"pid": os.getpid(), **endpoints.addresses})

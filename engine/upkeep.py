@@ -219,6 +219,7 @@ def _judged(report: VerifyReport, before: Verified, now: datetime) -> Verified:
 async def publish(parts: Parts) -> str:
     """Bring the metrics about VMs and the repository up to date."""
     overview.publish(parts)
+    await overview.publish_coverage(parts)
     await overview.publish_repository(parts)
     await rereading.look(parts)
     return "metrics published"

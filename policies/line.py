@@ -102,6 +102,10 @@ class Line:
         found = self._of.get(vm)
         return found[0].decision if found else None
 
+    def advance(self, now: datetime) -> None:
+        """It is this late. Before many are added that are ready, it spares them the way over what is not."""
+        self._advance(now)
+
     def join(self, decision: BackUp) -> BackUp:
         """Take a decision in, as `coalesce` does: returns the run that stands for it."""
         same = self._entries.get(decision.key)
@@ -284,6 +288,7 @@ class Line:
         if entry.not_before <= self._at:
             self._put(entry)
         else:
+            self._needs(entry.decision.vm, entry.decision.policy)  # so that thousands can become ready at one time
             heappush(self._future, (entry.not_before, entry.decision.key, entry))
 
     def _skip_gone(self) -> None:
