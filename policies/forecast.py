@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from policies.changes import PointChange, ReloadPlan, VmChange
-from policies.facts import Facts, VmId
+from policies.facts import Facts, Vm, VmId
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
-from policies.protection import due_of, protection
+from policies.protection import Protection, due_of, protection, refusal_of
 from policies.selection import Clause, match
 from policies.snapshotload import SnapshotLoad, snapshot_load
 
@@ -117,11 +117,13 @@ def stored_bytes(expiring: Iterable[PointChange], end: datetime) -> int:
 
 def _next_run(old: PolicySet, new: PolicySet, vm: VmId, facts: Facts) -> NextRun:
     seen = facts.vms[vm]
-    if seen.refusal:
-        return NextRun(None, None)
-    found = [due_of(protection(one, seen), vm, facts) for one in (old, new)]
-    before, after = (max(one[1].at, facts.now) if one is not None else None for one in found)
+    before, after = (_next_start(protection(one, seen), seen, facts) for one in (old, new))
     return NextRun(before, after)
+
+
+def _next_start(effective: Protection, vm: Vm, facts: Facts) -> datetime | None:
+    found = due_of(effective, vm.id, facts) if not refusal_of(effective, vm) else None
+    return max(found[1].at, facts.now) if found is not None else None
 
 
 def _when(change: PointChange) -> tuple[datetime, str, datetime]:

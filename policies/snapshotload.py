@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from policies.facts import Facts, Vm, VmId
+from policies.facts import Facts, Vm
 from policies.policy import Policy
 from policies.policyset import PolicySet
-from policies.protection import Protection, due_of, protection
+from policies.protection import Protection, due_of, protection, refusal_of
 from policies.schedule import next_due
 
 HOURS = 7 * 24
@@ -86,13 +86,11 @@ def snapshot_load(old: PolicySet, new: PolicySet, facts: Facts) -> SnapshotLoad:
     sides: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
     ahead = _Ahead(begin + HOUR * HOURS)
     for vm in facts.vms.values():
-        if vm.refusal:
-            continue
         before, after = protection(old, vm), protection(new, vm)
-        starts = ahead.starts(before, vm.id, facts)
+        starts = ahead.starts(before, vm, facts)
         _count(sides[0], vm, starts, begin)
-        if before.scheduling != after.scheduling or before.fallback is not after.fallback:
-            starts = ahead.starts(after, vm.id, facts)
+        if before is not after:
+            starts = ahead.starts(after, vm, facts)
         _count(sides[1], vm, starts, begin)
     before_hours, after_hours = ({name: tuple(hours) for name, hours in side.items()} for side in sides)
     return SnapshotLoad(begin, before_hours, after_hours)
@@ -117,15 +115,17 @@ class _Ahead:
     end: datetime
     _known: dict[tuple[tuple[Policy, ...], datetime, str], datetime | None] = field(default_factory=dict)
 
-    def starts(self, effective: Protection, vm: VmId, facts: Facts) -> list[datetime]:
-        """When a VM would be backed up."""
-        first = due_of(effective, vm, facts)
+    def starts(self, effective: Protection, vm: Vm, facts: Facts) -> list[datetime]:
+        """When a VM would be backed up; never, where it cannot be."""
+        if refusal_of(effective, vm):
+            return []
+        first = due_of(effective, vm.id, facts)
         at = max(first[1].at, facts.now) if first is not None else None
         spread = any(policy.timing.spread for policy in effective.scheduling)
         found = []
         while at is not None and at < self.end:
             found.append(at)
-            at = self._after(effective.scheduling, at.replace(second=0, microsecond=0), vm if spread else "")
+            at = self._after(effective.scheduling, at.replace(second=0, microsecond=0), vm.id if spread else "")
         return found
 
     def _after(self, scheduling: tuple[Policy, ...], good: datetime, vm: str) -> datetime | None:
