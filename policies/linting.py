@@ -1,102 +1,126 @@
-"""What a policy set says that its author hardly means. Warnings with a place; nothing here is an error."""
+"""What a policy set says that its author hardly means. Warnings with a place; nothing here is an error. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 
+from policies.advice import Advice, Advise, adviser
+from policies.advice_rules import retention_advice, trigger_advice
+from policies.advice_timing import timing_advice
 from policies.errors import quoted
 from policies.facts import Facts
+from policies.origins import Origins, Path
 from policies.policy import Policy
 from policies.policyset import PolicySet
-from policies.units import span
-from policies.windows import longest_closed
+from policies.protection import protection
+from policies.termlogic import matches_nothing, taken_away, within
+from policies.units import counted
 
 MOST_NAMED = 5
 """VMs named in one warning before it only counts."""
 
-_SOME_WEEK = datetime(2024, 1, 17, tzinfo=UTC)
-"""A week without a change of clocks, to measure windows in."""
+_SOME_DAY = datetime(2026, 1, 5, tzinfo=UTC)
+"""Where nobody says which year is to come."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Advice:
-    """One thing to look at. `file` is "" when it is about the VMs rather than about a policy."""
-
-    file: str
-    line: int
-    column: int
-    what: str
-    instead: str
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}:{self.column}: " if self.file else ""
-        return f"{place}{self.what}, {self.instead}"
-
-
-def lint(policies: PolicySet, facts: Facts | None = None) -> tuple[Advice, ...]:
-    """Warnings in the order of files and lines.
+def lint(policies: PolicySet, facts: Facts | None = None, now: datetime | None = None) -> tuple[Advice, ...]:
+    """Warnings in the order of files and lines, about the year from `now` on.
 
     With an inventory, overlaps and policies that select nothing are found by what they select; without one only by
     how they are written.
     """
-    found = [advice for policy in policies.policies for advice in _alone(policy)]
+    origins = Origins(policies.texts)
+    advisers = {policy: adviser(policy, origins) for policy in policies.policies}
+    begin = (facts.now if facts is not None else _SOME_DAY) if now is None else now
+    found = [advice for policy, advise in advisers.items() for advice in _alone(policy, advise, begin)]
+    found += _unused(origins)
+    outranked = dict(_outranked(policies, advisers))
+    found += outranked.values()
     if facts is None or not facts.vms:
-        found += _alike(policies)
+        found += _alike(policies, advisers)
     else:
-        found += _by_inventory(policies, facts)
+        found += _by_inventory(policies, facts, advisers, {policy for policy, path in outranked if path in _TIMES})
     return tuple(sorted(set(found)))
 
 
-def _advise(policy: Policy, what: str, instead: str) -> Advice:
-    source = policy.source
-    return Advice(source.file, source.line, source.column, f"policy {quoted(policy.name)} {what}", instead)
+_TIMES: tuple[Path, ...] = (("rpo",), ("schedule",))
 
 
-def _alone(policy: Policy) -> Iterable[Advice]:
-    timing, retention = policy.timing, policy.retention
+def _alone(policy: Policy, advise: Advise, now: datetime) -> Iterable[Advice]:
+    selection = policy.selection
     if not _selects(policy):
-        yield _advise(policy, "selects nothing", 'write select.all = ["*"] for every VM')
-    elif _excludes_all(policy):
-        yield _advise(policy, "excludes all that it selects", "remove the term from none")
-    if not timing.scheduled and not policy.triggered:
-        yield _advise(policy, "never backs anything up", "write rpo, schedule or a trigger")
-    if timing.rpo is not None and (closed := longest_closed(timing.windows, timing.zone, _SOME_WEEK)) > timing.rpo:
-        what = f"has an rpo of {span(timing.rpo)}, but its windows stay closed for up to {span(closed)}"
-        yield _advise(policy, what, "write a longer rpo or more windows")
-    if retention.empty:
-        yield _advise(policy, "has no retention rule and keeps everything", "write keep_daily = 14 or the like")
-    elif timing.rpo is not None and not retention.counts and (retention.keep_within or timing.rpo) < timing.rpo:
-        yield _advise(policy, f"keeps restore points for less than its rpo of {span(timing.rpo)}", "keep them longer")
+        yield advise(("select",), "selects nothing", 'write select.all = ["*"] for every VM')
+    elif (pair := matches_nothing(selection)) is not None:
+        what = f"selects nothing: no VM matches both {quoted(pair[0].text)} and {quoted(pair[1].text)}"
+        yield advise(("select",), what, "remove one of them, or write them in any")
+    elif (term := taken_away(selection)) is not None:
+        what = f"excludes all that it selects by {quoted(term.text)}"
+        yield advise(("select", "none"), what, "remove the term from none")
+    if not policy.timing.scheduled and not policy.triggered:
+        if policy.triggers:
+            yield advise(("trigger",), "only holds or distrusts, and never backs anything up", "write rpo or schedule")
+        else:
+            yield advise((), "never backs anything up", "write rpo, schedule or a trigger")
+    yield from timing_advice(policy.timing, advise, now)
+    yield from retention_advice(policy, advise, now)
+    yield from trigger_advice(policy, advise)
+
+
+def _unused(origins: Origins) -> Iterable[Advice]:
+    for name, source in origins.unused_templates():
+        what = f"template {quoted(name)} is used by no policy"
+        yield Advice(source.file, source.line, source.column, what, "remove it, or write it into a policy")
 
 
 def _selects(policy: Policy) -> bool:
     return bool(policy.selection.all or policy.selection.any)
 
 
-def _excludes_all(policy: Policy) -> bool:
-    selection = policy.selection
-    never = {term.text for term in selection.none}
-    needed = {term.text for term in selection.all}
-    some = {term.text for term in selection.any}
-    return "*" in never or bool(never & needed) or bool(some and some <= never)
+def _settings(policy: Policy) -> dict[Path, str]:
+    """What of the policy only counts where no other of higher priority says it."""
+    said: dict[Path, str] = {}
+    if policy.timing.scheduled:
+        said[("rpo",) if policy.timing.rpo is not None else ("schedule",)] = "when it backs up"
+    if policy.want is not None or policy.fallback is not None:
+        said["consistency",] = "its consistency"
+    if policy.transports:
+        said["transports",] = "its transports"
+    return said
 
 
-def _alike(policies: PolicySet) -> Iterable[Advice]:
-    for first, second in combinations(policies.policies, 2):
-        same = [
-            {term.text for term in terms[0]} == {term.text for term in terms[1]}
-            for terms in (
-                (first.selection.all, second.selection.all),
-                (first.selection.any, second.selection.any),
-                (first.selection.none, second.selection.none),
+def _outranked(policies: PolicySet, advisers: dict[Policy, Advise]) -> Iterable[tuple[tuple[Policy, Path], Advice]]:
+    """Settings that never count, as a policy of higher priority selects all the VMs. What is a union always counts."""
+    for higher, lower in combinations(policies.policies, 2):
+        if higher.priority == lower.priority or not within(lower.selection, higher.selection):
+            continue
+        words = {_kind(path): word for path, word in _settings(higher).items()}
+        for path, word in _settings(lower).items():
+            if _kind(path) not in words:
+                continue
+            what = (
+                f"never decides {word}: policy {quoted(higher.name)} of priority {higher.priority} selects all its "
+                "VMs and decides (retention, triggers, copies and locks of both count)"
             )
-        ]
-        if all(same) and _selects(first) and _compete(first, second):
-            yield _overlap(first, second, "all their VMs")
+            yield (lower, path), advisers[lower](path, what, f"write a priority above {higher.priority}, or remove it")
+
+
+def _kind(path: Path) -> str:
+    return "schedule" if path in _TIMES else str(path[0])
+
+
+def _alike(policies: PolicySet, advisers: dict[Policy, Advise]) -> Iterable[Advice]:
+    for first, second in combinations(policies.policies, 2):
+        if not _compete(first, second):
+            continue
+        one, other = within(first.selection, second.selection), within(second.selection, first.selection)
+        if one and other:
+            yield _overlap(advisers[first], first, second, "all their VMs")
+        elif one or other:
+            inner = first if one else second
+            yield _overlap(advisers[first], first, second, f"all VMs of policy {quoted(inner.name)}")
 
 
 def _compete(first: Policy, second: Policy) -> bool:
@@ -109,28 +133,45 @@ def _compete(first: Policy, second: Policy) -> bool:
     return bool(both_scheduled or levels or ways)
 
 
-def _overlap(first: Policy, second: Policy, shared: str) -> Advice:
+def _overlap(advise: Advise, first: Policy, second: Policy, shared: str) -> Advice:
     what = f"has priority {first.priority} like policy {quoted(second.name)} on {shared}: the stricter values count"
-    return _advise(first, what, "write different priorities")
+    return advise(("priority",), what, "write different priorities")
 
 
-def _by_inventory(policies: PolicySet, facts: Facts) -> Iterable[Advice]:
+def _by_inventory(
+    policies: PolicySet, facts: Facts, advisers: dict[Policy, Advise], told: set[Policy]
+) -> Iterable[Advice]:
     selected: Counter[Policy] = Counter()
+    scheduling: Counter[Policy] = Counter()
+    above: dict[Policy, set[str]] = {}
     shared: dict[tuple[Policy, Policy], list[str]] = {}
     alone: list[str] = []
     for vm in facts.vms.values():
-        matching = policies.matching(vm)
-        selected.update(matching)
-        if not matching and not vm.template:
+        effective = protection(policies, vm)
+        selected.update(effective.policies)
+        scheduling.update(effective.scheduling)
+        for policy in effective.policies:
+            above.setdefault(policy, set()).update(one.name for one in effective.scheduling)
+        if not effective.policies and not vm.template:
             alone.append(vm.name)
-        for pair in combinations(matching, 2):
+        for pair in combinations(effective.policies, 2):
             if _compete(*pair):
                 shared.setdefault(pair, []).append(vm.name)
     for policy in policies.policies:
-        if not selected[policy] and _selects(policy) and not _excludes_all(policy):
-            yield _advise(policy, "selects no VM of the inventory", "correct its select or remove it")
+        advise, count = advisers[policy], selected[policy]
+        if (
+            not count
+            and _selects(policy)
+            and matches_nothing(policy.selection) is None
+            and taken_away(policy.selection) is None
+        ):
+            yield advise(("select",), "selects no VM of the inventory", "correct its select or remove it")
+        if count and policy.timing.scheduled and not scheduling[policy] and policy not in told:
+            others = ", ".join(sorted(above[policy]))
+            what = f"decides of none of its {counted(count, 'VM')} when to back it up: {others} of higher priority does"
+            yield advise(next(iter(_settings(policy))), what, "write a higher priority, or remove the key")
     for (first, second), names in shared.items():
-        yield _overlap(first, second, _listed(names))
+        yield _overlap(advisers[first], first, second, _listed(names))
     if alone:
         verb = "is" if len(alone) == 1 else "are"
         yield Advice("", 0, 0, f"{_listed(alone)} {verb} selected by no policy", "add a policy that selects them")

@@ -17,7 +17,7 @@ from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Re
 from policies.evaluation import evaluate
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
 from policies.fixtures import NOTHING, Case, Happening, changed
-from policies.needed import dropped
+from policies.needed import dropped, held_until
 from policies.policyset import PolicySet
 from policies.protection import due_of, protection
 from policies.units import span
@@ -216,8 +216,6 @@ class _Clockwork:
                 self.keys.add(decision.key)
                 self.pending = coalesce(self.pending, decision).pending
                 self._remember(decision.vm, pending=True)
-                if decision.rule.startswith("trigger"):
-                    self.fired[(decision.policy, decision.rule, decision.vm)] = self.now
             case Retire():
                 self.pending = tuple(one for one in self.pending if one.vm != decision.vm)
                 self._remember(decision.vm, pending=False)
@@ -225,6 +223,9 @@ class _Clockwork:
                 self.held.append((decision.vm, self.now, decision.reason))
             case Skip() | DistrustTracking():
                 pass
+        match decision:
+            case BackUp() | HoldPoints() | DistrustTracking() if decision.rule.startswith("trigger"):
+                self.fired[(decision.policy, decision.rule, decision.vm)] = self.now
         self.said.append(Said(self.elapsed, self.now, decision))
 
     def _remember(self, vm: VmId, **more: object) -> None:
@@ -242,6 +243,10 @@ class _Clockwork:
                 self._remember(decision.vm, pending=False)
                 skip = Skip(decision.vm, decision.policy, decision.rule, f"given up: {given_up}", decision.event_key)
                 self.said.append(Said(self.elapsed, self.now, skip))
+                continue
+            later = held_until(decision, vm, self.policies, self.facts(), asked=asked) if vm else None
+            if later is not None:
+                self.pending = (*self.pending, replace(decision, not_before=later))
                 continue
             self.backups.append(Backup(decision, self.elapsed))
             self.running[decision.vm] = (self.elapsed + self.case.backup_takes, decision)

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-from engine.cli.options import Config, Json
+from pathlib import Path
+from typing import Annotated
+
+from engine.cli.options import Config, Json, Parameter, Repo
 from engine.cli.output import say, show, show_json
-from engine.cli.reach import policy_place
+from engine.cli.reach import policy_place, utc_now
+from engine.failures import Exit
+from policies.facts import Facts
 from policies.linting import lint
 from policies.loading import load
 from policies.units import counted
 
 
-def policy_lint(directory: str | None = None, /, *, config: Config = None, json: Json = False) -> None:
-    """Check policy files. Ends with 2 and file:line:column of every mistake; advice alone ends with 0.
+def policy_lint(
+    directory: str | None = None,
+    /,
+    *,
+    state: Annotated[Path | None, Parameter(help="Look at the VMs of a file that `policy state` wrote, too.")] = None,
+    live: Annotated[bool, Parameter(help="Look at the VMs of the running engine, or of vCenter, too.")] = False,
+    strict: Annotated[bool, Parameter(help="End with 3 when there is a warning.")] = False,
+    repo: Repo = None,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Check policy files: what is broken, and what its author hardly means.
+
+    Ends with 2 and file:line:column of every mistake; with warnings alone with 0. With VMs to look at, it also tells
+    which of them no policy selects, and which policies select or decide nothing.
 
     Parameters
     ----------
     directory
-        Where the files are; else the configuration names it.
+        Where the files are, or one file; else the configuration names it.
     """
     place = policy_place(directory, config)
     policies = load(place)
-    advice = lint(policies)
+    advice = lint(policies, _facts(state, live, repo, config), utc_now())
     if json:
         show_json({"policies": [policy.name for policy in policies.policies], "advice": list(advice)})
-        return
-    for one in advice:
-        show(str(one))
-    say(f"{counted(len(policies.policies), 'policy')} in {place}: valid, {len(advice) or 'no'} advice.")
+    else:
+        for one in advice:
+            show(str(one))
+    said = counted(len(advice), "warning") if advice else "no warnings"
+    say(f"{counted(len(policies.policies), 'policy')} in {place}: valid, {said}.")
+    return Exit.PARTIAL if strict and advice else Exit.DONE
+
+
+def _facts(state: Path | None, live: bool, repo: str | None, config: Path | None) -> Facts | None:
+    if state is None and not live:
+        return None
+    from engine.cli.standing import Sources, standing
+
+    return standing(Sources(state, repo, config, None)).facts

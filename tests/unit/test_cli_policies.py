@@ -91,3 +91,27 @@ def test_an_empty_name_is_not_the_working_directory(tmp_path: Path) -> None:
     (tmp_path / "gold.toml").write_text(POLICY + PASSES)
     for command in ("test", "lint"):
         assert "an empty name is no directory" in backstay("policy", command, "", home=tmp_path, expect=2).err
+
+
+def test_warnings_end_with_zero_and_with_three_when_that_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "gold.toml").write_text(POLICY)
+    (tmp_path / "odd.toml").write_text(POLICY.replace("gold", "odd").replace("rpo", 'window = ["01:00-02:00"]\nrpo'))
+    ran = backstay("policy", "lint", tmp_path / "odd.toml", home=tmp_path)
+    assert ran.out.startswith(
+        'odd.toml:5:1: policy "odd" has an rpo of 4 h, but its windows stay closed for up to 23 h'
+    )
+    assert ran.err == f"1 policy in {tmp_path / 'odd.toml'}: valid, 1 warning.\n"
+    backstay("policy", "lint", tmp_path, "--strict", home=tmp_path, expect=3)
+    assert "valid, no warnings" in backstay("policy", "lint", tmp_path / "gold.toml", "--strict", home=tmp_path).err
+    assert backstay("policy", "lint", tmp_path, "--json", home=tmp_path).data["advice"][0]["line"] == 5
+
+
+def test_lint_looks_at_the_vms_of_a_state_file(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "gold.toml").write_text(POLICY)
+    (tmp_path / "state.json").write_text('{"now": "2026-11-23T12:00:00Z", "vms": [{"name": "web"}]}')
+    ran = backstay("policy", "lint", "policies", "--state", "state.json", home=tmp_path)
+    assert ran.out.splitlines() == [
+        "web is selected by no policy, add a policy that selects them",
+        'gold.toml:3:1: policy "gold" selects no VM of the inventory, correct its select or remove it',
+    ]
