@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from engine.cli.options import Config as ConfigFile
 from engine.cli.options import Json
