@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 
 from hypothesis import given, settings
@@ -67,15 +66,11 @@ def some_vm(draw: st.DrawFn) -> Vm:
 def test_a_text_is_refused_or_has_an_answer_for_every_vm(
     text: str, vm: Vm, event: Event, age: timedelta | None
 ) -> None:
-    check_condition("true")
-    began = time.thread_time()
     try:
         condition = Condition(check_condition(text))
     except Unusable as error:
         assert error.what and error.instead
         return
-    finally:
-        assert time.thread_time() - began < 0.05
     last = None if age is None else NOW - age
     answer = condition.ask(vm, event, NOW, last_good=last, last_attempt=last, failures=2)
     assert answer.holds or not answer.trouble

@@ -16,7 +16,7 @@ from policies import conditions
 from policies.conditions import NEVER, Condition, check_condition
 from policies.errors import Unusable
 from policies.expressions import EVENT_PROPERTIES, LONGEST, VM_PROPERTIES
-from policies.facts import Disk, EventType, PowerState
+from policies.facts import Disk, EventType, PowerState, Vm
 from tests.policies.building import NOW, a_vm, an_event
 
 DISK = Disk(2000, "Hard disk 1", 40 << 30, "u", "ssd-1", "[ssd-1] sql/sql.vmdk", "persistent")
@@ -174,14 +174,22 @@ def hostile() -> Iterator[str]:
     yield 'string(now).contains("' + "a" * 400 + '")'
 
 
-def test_no_condition_takes_long() -> None:
-    check_condition("true")
-    many = a_vm("x" * 80, tags=frozenset(f"category-{n}=value-{n}" for n in range(100)))
-    for text in hostile():
+def seconds(text: str, vm: Vm) -> float:
+    """How long it takes to check a text and to ask it; the best of three, as the garbage collector takes its time."""
+    taken = []
+    for _ in range(3):
+        conditions._compiled.cache_clear()
         began = time.thread_time()
         with contextlib.suppress(Unusable):
-            Condition(check_condition(text)).ask(many, MOVED, NOW)
-        assert time.thread_time() - began < 0.05, text
+            Condition(check_condition(text)).ask(vm, MOVED, NOW)
+        taken.append(time.thread_time() - began)
+    return min(taken)
+
+
+def test_no_condition_takes_long() -> None:
+    many = a_vm("x" * 80, tags=frozenset(f"category-{n}=value-{n}" for n in range(100)))
+    for text in hostile():
+        assert seconds(text, many) < 0.05, text
 
 
 def test_no_condition_takes_the_process_with_it() -> None:
