@@ -18,7 +18,7 @@ from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Re
 from policies.evaluation import evaluate
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
 from policies.limits import Limits
-from policies.needed import dropped
+from policies.needed import dropped, held_until
 from policies.overload import TYPICAL_RUN
 from policies.policyset import PolicySet
 from policies.protection import protection
@@ -184,6 +184,10 @@ class Naive:
         vm = self.vms.get(run.vm)
         if vm is None or dropped(run, vm, self.policies, self._facts(), asked=run.vm in self.asked):
             self._give_up(run)
+            return
+        if later := held_until(run, vm, self.policies, self._facts(), asked=run.vm in self.asked):
+            held = replace(run, not_before=later)
+            self.pending = tuple(held if one.key == run.key else one for one in self.pending)
             return
         self.starts.append((run.key, self.now.isoformat()))
         self.pending = tuple(one for one in self.pending if one.key != run.key)

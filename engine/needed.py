@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from engine.jobs import Job, JobKind, decision_of
 from policies.facts import Facts, Vm
-from policies.needed import dropped
+from policies.needed import dropped, held_until
 from policies.policyset import PolicySet
 
 
@@ -16,3 +18,8 @@ def stands(job: Job) -> bool:
 def still_due(job: Job, vm: Vm, policies: PolicySet, facts: Facts) -> str:
     """Why this job should not run any more; empty when it should. Asked with the VM as it is now."""
     return dropped(decision_of(job), vm, policies, facts, asked=job.manual)
+
+
+def waits_until(job: Job, vm: Vm, policies: PolicySet, facts: Facts) -> datetime | None:
+    """When this job may start, where a blackout began while it waited."""
+    return held_until(decision_of(job), vm, policies, facts, asked=job.manual)

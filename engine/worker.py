@@ -18,7 +18,7 @@ from engine.failures import Kind, verdict
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Done, Failed, Job, JobId, JobKind, JobState, Outcome, RunId
 from engine.maintenance import Sweep, sweep
-from engine.needed import stands, still_due
+from engine.needed import stands, still_due, waits_until
 from engine.records import Change, Distrust, Intent, RunRow
 from engine.state import State
 from engine.threads import Threads, settled
@@ -162,6 +162,9 @@ class Crew:
         dropped = dropped or refusal_of(protection(self.policies(), vm), vm)
         if dropped:
             return await self._abandon(job, dropped)
+        later = waits_until(job, vm, self.policies(), self.world.facts(self.now()))
+        if later is not None:
+            return await self._postpone(job, "a blackout has begun", later)
         began = self.now()
         reasons = await settled(self.threads.state, self.state.distrust_of, vm.id)
         await settled(
@@ -343,10 +346,11 @@ class Crew:
         except StorageError as error:
             log.error("not written to the state", extra={"why": str(error)})
 
-    async def _postpone(self, job: Job, reason: str) -> Abandoned:
+    async def _postpone(self, job: Job, reason: str, until: datetime | None = None) -> Abandoned:
         """Not now, through no fault of the job's."""
+        not_before = until or self.now() + POSTPONE
         later = replace(
-            job, state=JobState.PENDING, attempts=job.attempts - 1, not_before=self.now() + POSTPONE, last_error=reason
+            job, state=JobState.PENDING, attempts=job.attempts - 1, not_before=not_before, last_error=reason
         )
         self.world.set_job(later)
         await settled(self.threads.state, self.state.save_job, later)

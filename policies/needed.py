@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from policies.decision import BackUp
 from policies.facts import Facts, Vm
 from policies.policyset import PolicySet
 from policies.protection import due_of, protection
+from policies.schedule import opening
 
 
 def dropped(decision: BackUp, vm: Vm, policies: PolicySet, facts: Facts, *, asked: bool) -> str:
@@ -26,3 +29,19 @@ def dropped(decision: BackUp, vm: Vm, policies: PolicySet, facts: Facts, *, aske
     if due[1].at > facts.now:
         return f"not due any more: {due[1].why}" if due[1].why else "not due any more"
     return ""
+
+
+def held_until(decision: BackUp, vm: Vm, policies: PolicySet, facts: Facts, *, asked: bool) -> datetime | None:
+    """When a triggered run may start that waited into a blackout of its policy; None when it may now.
+
+    Where a schedule of the VM asks for a run too, that one decides.
+    """
+    policy = policies.policy(decision.policy)
+    if asked or policy is None or not decision.rule.startswith("trigger"):
+        return None
+    until = opening(policy.timing, facts.now, any_time=True)
+    if until <= facts.now:
+        return None
+    due = due_of(protection(policies, vm), vm.id, facts)
+    sooner = min(until, due[1].at) if due is not None else until
+    return sooner if sooner > facts.now else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -17,10 +18,11 @@ from policies.evaluation import evaluate
 from policies.facts import EventType
 from policies.hours import HORIZON, Hours, last_open_before, next_open, open_at
 from policies.loading import load, load_texts
+from policies.needed import held_until
 from policies.policy import Timing
 from policies.schedule import Due, next_due
 from policies.windows import parse_window
-from tests.policies.building import a_vm, an_event, facts, policies
+from tests.policies.building import a_point, a_vm, an_event, facts, policies
 
 BERLIN, NEW_YORK = ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")
 
@@ -475,3 +477,23 @@ def test_a_template_names_a_calendar_for_its_policies_and_a_policy_may_have_none
     with pytest.raises(PolicyError) as caught:
         load_texts({"a.toml": text})
     assert [(problem.line, problem.column) for problem in caught.value.problems] == [(3, 12)]
+
+
+def test_a_triggered_run_that_waited_into_a_blackout_waits_for_its_end() -> None:
+    vm, begin = a_vm(), utc("2026-12-23T23:00:00+01:00")
+    found = policies(TRIGGERED.format(keys='blackout = "12-24..12-26"', trigger="any_time = true"))
+    [run] = evaluate(found, an_event(EventType.MIGRATED, vm, at=begin), facts(vm, now=begin))
+    assert isinstance(run, BackUp)
+    in_time, late = facts(vm, now=begin), facts(vm, now=begin + timedelta(hours=2))
+    end = utc("2026-12-27T00:00+01:00")
+    assert held_until(run, vm, found, in_time, asked=False) is None
+    assert held_until(run, vm, found, late, asked=False) == end
+    assert held_until(run, vm, found, late, asked=True) is None
+    assert held_until(replace(run, rule="rpo"), vm, found, late, asked=False) is None
+    scheduled = policies(
+        TRIGGERED.format(keys='blackout = "12-24..12-26"', trigger=""), '[policy.q]\nselect.all = ["*"]\nrpo = "4h"'
+    )
+    assert held_until(run, vm, scheduled, late, asked=False) is None
+    assert held_until(run, vm, scheduled, replace(late, points={vm.id: (a_point(vm, late.now),)}), asked=False) == (
+        late.now + timedelta(hours=3.5)
+    )

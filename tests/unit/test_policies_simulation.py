@@ -85,11 +85,43 @@ retention = { keep_last = 4, grace = "6h" }
 """
 
 
+CLOSED = """
+[policy.goal]
+rpo = "9h"
+priority = 3
+timezone = "Europe/Berlin"
+blackout = ["11-23 06:00..11-23 15:00", "22:00-02:00", "05:30-06:00", "18:30-19:00", "20:00-20:30"]
+finish_within = "1h"
+select.all = ["name:*-db-*"]
+retention = { keep_last = 3, grace = "12h" }
+[[policy.goal.trigger]]
+on = ["vm.migrated", "vm.renamed", "vm.powered_off"]
+any_time = true
+
+[policy.times]
+schedule = [
+  "RRULE:FREQ=DAILY;BYHOUR=3,9,17;BYMINUTE=10",
+  "DTSTART:20261121T210000 RRULE:FREQ=HOURLY;INTERVAL=7;COUNT=9",
+]
+start_within = "2h"
+timezone = "Europe/Berlin"
+window = ["00:00-12:00", "16:00-18:00"]
+blackout = ["mon 08:00-11:00", "13:00-14:00", "15:00-15:30", "19:00-21:00"]
+spread = "3h"
+select.all = ["*"]
+retention = { keep_daily = 1, keep_last = 2, grace = "0s" }
+[[policy.times.trigger]]
+on = ["vm.migrated", "vm.renamed", "vm.powered_off", "vm.reconfigured", "vm.relocated"]
+any_time = true
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "vms", "days", "points", "running", "per_day"),
     [
         pytest.param(DAILY, 5, 4, 1, 8, 1, id="goals alone"),
         pytest.param(RICH, 14, 4, 4, 2, 6, id="windows, times, triggers and few places"),
+        pytest.param(CLOSED, 14, 4, 3, 1, 30, id="blackouts, rules and limits of times"),
         pytest.param(synthetic_policies(40), 25, 3, 12, 1, 3, id="many policies and one place"),
     ],
 )
