@@ -50,8 +50,8 @@ class Noted:
     event: Callable[[Event, bool], None] = lambda event, reconciled: None
     gap: Callable[[str, str], None] = lambda vcenter, why: None
     distrusted: Callable[[Event], None] = lambda event: None
-    inventoried: Callable[[], None] = lambda: None
-    """A whole inventory was taken over."""
+    inventoried: Callable[[bool], None] = lambda first: None
+    """A vCenter's whole inventory was taken over, for the first time since the start or again."""
 
 
 @dataclass(slots=True)
@@ -211,7 +211,8 @@ class Dispatcher:
     async def _seen(self, vcenter: str, update: InventoryUpdate) -> Rulings:
         now = self.now()
         first = update.complete and await self._first_contact(vcenter)
-        if update.complete and vcenter in self.world.complete:
+        known = vcenter in self.world.complete
+        if update.complete and known:
             update = await self._confirmed(vcenter, update)
         draft = self._draft(now)
         touched: set[VmId] = set()
@@ -242,7 +243,7 @@ class Dispatcher:
         self._new[vcenter] = False
         self.jobs_changed()
         rulings = await self._tick(now)  # what a start finds due shall not wait for the clock
-        self.noted.inventoried()
+        self.noted.inventoried(not known)
         return rulings
 
     async def _confirmed(self, vcenter: str, update: InventoryUpdate) -> InventoryUpdate:

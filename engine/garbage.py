@@ -12,8 +12,11 @@ THRESHOLDS = (2_000, 10, 500)
 """How many new objects, and searches among new ones, there are between two searches through everything since then."""
 
 
-def keep_out_of_search() -> None:
-    """What lives now is not looked through any more. It is still freed as soon as nothing refers to it."""
-    gc.collect()
+def keep_out_of_search(first: bool = False) -> None:
+    """What lives now is not looked through any more. It is still freed as soon as nothing refers to it.
+
+    `first` is for when very much is new: only what is newest is looked through once more.
+    """
+    gc.collect(1 if first else 2)
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

@@ -179,6 +179,7 @@ class Blown:
 async def paused_engine(root: Path, hypervisor: StormHypervisor) -> AsyncIterator[Running]:
     """An engine that knows the whole fleet and starts nothing."""
     config, before = configure(root, POLICIES), gc.get_threshold()
+    keep_out_of_search()
     async with running(root, hypervisor, config, grace=30.0) as engine:
         engine.parts.queue.paused = True
         # As `run_service` does it.
