@@ -84,6 +84,29 @@ def test_a_blackout_whose_beginning_is_skipped_begins_at_the_next_valid_instant_
     assert stretches(autumn, BERLIN, 2026) == ((utc("2026-10-25T01:00+02:00"), utc("2026-10-25T02:30+01:00")),)
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("12-24 18:00..12-24 18:00", "is empty"),
+        ("1850-12-24..1850-12-26", 'has no such time as "1850-12-24"'),
+        ("12-24 25:00..12-26", 'has no such time as "12-24 25:00"'),
+        ("12-24 10:60..12-26", 'has no such time as "12-24 10:60"'),
+        ("2027-02-29", 'has no such time as "2027-02-29"'),
+        ("fri 16:00-16:00", "is empty"),
+        ("12-24..", "is not a blackout"),
+        ("1" * 300, "is not a blackout"),
+    ],
+)
+def test_a_blackout_that_is_no_time_is_refused(text: str, what: str) -> None:
+    with pytest.raises(Unusable) as caught:
+        parse_blackout(text)
+    assert what in caught.value.what
+
+
+def test_years_beyond_all_dates_are_open() -> None:
+    assert stretches(parse_blackout("12-24..12-26"), BERLIN, 2300) == ()
+
+
 def hours(*blackouts: str, windows: tuple[str, ...] = ()) -> Hours:
     return Hours(
         tuple(parse_window(text) for text in windows), tuple(parse_blackout(text) for text in blackouts), BERLIN

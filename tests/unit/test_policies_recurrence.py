@@ -152,6 +152,7 @@ def test_the_longest_count_is_worked_out_soon() -> None:
         ("EXDATE:20260101 RRULE:FREQ=DAILY", "does not belong before a rule"),
         ("RRULE:" + "X" * 500, "is longer than 400 characters"),
         ("RRULE:", '"" is not a part of a rule'),
+        ("RRULE:FREQ=DAILY;BYHOUR=1;BYHOUR=2", "BYHOUR stands twice"),
     ],
 )
 def test_a_rule_that_cannot_be_followed_is_refused(rule: str, what: str) -> None:
