@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from policies.changes import Kind, PointChange, ReloadPlan, VmChange
 from policies.facts import VmId
 from policies.forecast import ChangePlan, NextRun
-from policies.snapshotload import SnapshotLoad
+from policies.snapshotload import Peak, SnapshotLoad
 from policies.units import clock, counted, span
 
 _KINDS: tuple[tuple[Kind, str], ...] = (
@@ -227,16 +227,17 @@ def _load(load: SnapshotLoad) -> Iterator[str]:
         "Snapshots opened in the fullest hour of the next 7 days (an estimate: scheduled runs that succeed):",
     )
     if total_before.starts != total_after.starts:
-        yield f"  all datastores: {total_before.starts} → {total_after.starts}, {_hour(total_after.at)}"
+        yield f"  all datastores: {_peaks(total_before, total_after)}"
     changed.sort(key=lambda one: (one[0][0].starts - one[0][1].starts, one[1]))
     for (before, after), name in changed[:DATASTORES_SHOWN]:
-        yield f"  {name}: {before.starts} → {after.starts}, {_hour(after.at)}"
+        yield f"  {name}: {_peaks(before, after)}"
     if len(changed) > DATASTORES_SHOWN:
         yield f"  and {len(changed) - DATASTORES_SHOWN} more datastores; --json has the hours of each"
 
 
-def _hour(at: datetime) -> str:
-    return f"in the hour from {clock(at, UTC)} UTC"
+def _peaks(before: Peak, after: Peak) -> str:
+    at = after.at if after.starts else before.at
+    return f"{before.starts} → {after.starts}, in the hour from {clock(at, UTC)} UTC"
 
 
 def _verdicts(plan: ReloadPlan) -> Iterator[str]:
