@@ -16,6 +16,7 @@ from policies.assumptions import Assumptions
 from policies.facts import PointId, RestorePoint, VmId
 from policies.gauges import Trace
 from policies.keeping import Row, choices, row_of, rows_of, unkept
+from policies.leaving import left_with
 from policies.policy import Policy
 from policies.protection import combine
 from policies.retention import longest_grace, plan_retention
@@ -111,6 +112,7 @@ class _Shelf:
         self.changes = list(trace.selected.get(vm, ()))
         self.policies: tuple[Policy, ...] = ()
         self.grace = timedelta()
+        self.unselected = None if self.changes else trace.start
         self.holds = list(trace.holds.get(vm, ()))
         aged.initial_bytes += sum(point.stored_bytes for point in known)
         aged.initial_points += len(known)
@@ -162,7 +164,8 @@ class _Shelf:
     def _arrive(self, now: datetime) -> None:
         """What was made, decided and held by this time."""
         while self.changes and self.changes[0][0] <= now:
-            self.policies = self.changes.pop(0)[1]
+            since, self.policies = self.changes.pop(0)
+            self.unselected = None if self.policies else since
             self.grace = longest_grace(self.policies)
         aged, trace = self.aged, self.trace
         while self.next is not None and self.next[0] <= now:
@@ -182,6 +185,17 @@ class _Shelf:
             self.next = next(self.coming, None)
         while self.holds and self.holds[0][0] <= now:
             self._hold(self.holds.pop(0)[1])
+        if self.unselected is not None:
+            self._left_behind(self.unselected)
+
+    def _left_behind(self, since: datetime) -> None:
+        """No policy selects the VM from then on: what made its restore points says what becomes of them."""
+        left = self.trace.left.get(self.vm)
+        removed = left is not None and left <= since
+        if removed or self.vm in self.trace.vms:
+            points = [row.point for row in self.rows]
+            self.policies = left_with(points, self.trace.by_name.get, removed=removed)
+            self.grace = longest_grace(self.policies)
 
     def _hold(self, reason: str) -> None:
         held = [row_of(replace(row.point, holds=(*row.point.holds, reason))) for row in self.rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -89,7 +89,11 @@ class Trace:
     initial: dict[VmId, tuple[RestorePoint, ...]] = field(default_factory=dict)
     made: dict[VmId, Made] = field(default_factory=dict)
     selected: dict[VmId, list[tuple[datetime, tuple[Policy, ...]]]] = field(default_factory=dict)
-    """From when on which policies' retention counts, oldest first."""
+    """From when on which policies' retention counts, oldest first; none where no policy selects the VM."""
+    left: dict[VmId, datetime] = field(default_factory=dict)
+    """When each VM left the inventory that did."""
+    by_name: Mapping[str, Policy] = field(default_factory=dict)
+    """The policies, which say what becomes of what they made of VMs that they select no more."""
     holds: dict[VmId, list[tuple[datetime, str]]] = field(default_factory=dict)
     runs: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By policy and rule."""
@@ -122,8 +126,10 @@ def places_used(vm: Vm) -> Places:
 class Gauges:
     """Notes into a trace what runs and waits come to."""
 
-    def __init__(self, trace: Trace, policies: PolicySet) -> None:
+    def __init__(self, trace: Trace, policies: PolicySet, left: Mapping[VmId, datetime]) -> None:
         self.trace, self._policies = trace, policies
+        trace.left.update(left)
+        trace.by_name = {policy.name: policy for policy in policies.policies}
         self._numbers = {name: number for number, name in enumerate(trace.policies)}
         self._taken: Counter[tuple[str, str]] = Counter()
         self._closed: dict[VmId, Overflow] = {}

@@ -21,7 +21,7 @@ from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, V
 from policies.gauges import DAY, QUALITY, Gauges, Made, Places, Trace, places_used
 from policies.limits import Limits
 from policies.line import Line
-from policies.needed import dropped
+from policies.needed import dropped, held_until
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection
 from policies.recorded import Recorded, telling
@@ -75,7 +75,7 @@ class Simulation:
         self.until = until
         names = tuple(policy.name for policy in policies.policies)
         self.trace = Trace(facts.now, until, names, policies.guard.max_expire_share, initial=dict(facts.points))
-        self._gauges = Gauges(self.trace, policies)
+        self._gauges = Gauges(self.trace, policies, facts.left)
         self.vms = dict(facts.vms)
         self.arriving = dict(arriving or {})
         self.history = dict(facts.history)
@@ -181,7 +181,7 @@ class Simulation:
         left = self.vms.pop(vm, None)
         if left is not None:
             self.line.moved(vm)
-            self.trace.vms[vm] = left
+            self.trace.vms[vm], self.trace.left[vm] = left, self.now
             self.trace.selected[vm].append((self.now, ()))
 
     def _select(self, vm: Vm) -> bool:
@@ -326,6 +326,10 @@ class Simulation:
             self.line.finished(vm_id)
             self._give_up(decision)
             self._look(vm_id)
+            return
+        if later := held_until(decision, vm, self.policies, self._facts, asked=vm_id in self._asked):
+            self.line.finished(vm_id)
+            self.line.add(replace(decision, not_before=later))
             return
         self._asked.discard(vm_id)
         read, stored = self._sizes(vm_id)

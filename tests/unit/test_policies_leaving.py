@@ -7,12 +7,15 @@ from datetime import timedelta
 
 import pytest
 
+from policies.aging import Asked, age
+from policies.assumptions import Assumptions
 from policies.decision import RetentionPlan
 from policies.facts import Consistency, Facts, RestorePoint, VmId
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
 from policies.protection import copies_of
 from policies.retention import mass_expiry, plan_retention
+from policies.simulation import Simulation
 from tests.policies.building import NOW, a_point, a_vm, daily_points, facts, policies
 
 DB = a_vm("db", tags=frozenset({"backup=gold"}))
@@ -182,3 +185,22 @@ def test_second_copies_of_a_vm_that_no_policy_selects_go_on_by_its_own_policy() 
     for vm in (DB, UNTAGGED, None):
         assert copies_of(found, vm, point) == ("offsite",)
     assert copies_of(found, UNTAGGED, replace(point, policy="lost")) == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "stay"),
+    [
+        (facts(UNTAGGED, points=made_by("gold")), GFS),
+        (replace(facts(points=made_by("gold")), left={DB.id: NOW}), ["11-22"]),
+        (facts(points=made_by("gold")), [f"{point.taken_at:%m-%d}" for point in made_by("gold")]),
+    ],
+    ids=["unselected", "left", "unknown"],
+)
+def test_a_simulation_does_the_same(state: Facts, stay: list[str]) -> None:
+    found = policies(gold('on_unmatched = "expire"\non_removed = "keep_last_good"'))
+    other = a_vm("other")
+    known = replace(state, vms={**state.vms, other.id: other})
+    trace = Simulation(found, known, Assumptions(), NOW + timedelta(days=3)).run()
+    asked = Asked(NOW + timedelta(days=2), frozenset({DB.id}))
+    [standing] = [one for one in age(trace, [DB.id], Assumptions(), asked).standing if one.vm == DB.id]
+    assert sorted(f"{point.taken_at:%m-%d}" for point, _ in standing.points) == sorted(stay)
