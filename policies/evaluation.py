@@ -306,9 +306,12 @@ def _run_due(
 
 def _after_loss(effective: Protection, vm: Vm, facts: Facts) -> str:
     """What tells the run that a slot needs once more: the restore point of its last run is gone, or not good."""
-    success = facts.history.get(vm.id, VmHistory()).last_success
+    known = facts.history.get(vm.id, _NOTHING_KNOWN)
+    success, remembered = known.last_success, known.last_good
+    if success is None or (remembered is not None and success <= remembered <= facts.now):
+        return ""
     good = last_good(vm.id, facts, effective.fallback)
-    return f":{success:%Y%m%dT%H%M%SZ}" if success is not None and (good is None or good < success) else ""
+    return f":{success:%Y%m%dT%H%M%SZ}" if good is None or good < success else ""
 
 
 def _back_up(
