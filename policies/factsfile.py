@@ -190,7 +190,7 @@ class _Shape:
 
     def arguments(self, value: object, optional: Iterable[str] = ()) -> dict[str, Any]:
         """The constructor's arguments; those of `optional` may be missing although they have no default."""
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             raise Unusable(f"is {quoted(value)}", "write a table")
         arguments: dict[str, Any] = {}
         for key, one in value.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,11 @@ class Sources:
 
 
 def standing(sources: Sources) -> Standing:
-    """Facts and the policies in force."""
+    """Facts and the policies in force. Switches the collection of circles off for the rest of the command.
+
+    A large fleet is millions of values, none in a circle: looking for circles among them takes half of the time.
+    """
+    gc.disable()
     if sources.state is not None:
         return read_standing(read_file(sources.state), str(sources.state))
     engine = _engine(sources)
