@@ -118,6 +118,7 @@ class PointFixture(Table):
     hold: str | None = key(None, "Held, for this reason.", "audit 2026")
     lock: Duration | None = key(None, "Locked, for so long from when it was taken.", "14d")
     marked: Duration | None = key(None, "Marked so long ago as one that nothing keeps (see `grace`).", "2d")
+    policy: Name | None = key(None, "The policy that made it; without it no policy did.", "gold")
 
 
 class EventFixture(Table):

@@ -278,4 +278,5 @@ def _series(table: PointFixture, vm: Vm, now: datetime, number: int) -> Iterable
             holds=(table.hold,) if table.hold else (),
             locked_until=taken + parse_duration(table.lock) if table.lock else None,
             expiring_since=now - parse_duration(table.marked) if table.marked else None,
+            policy=table.policy or "",
         )

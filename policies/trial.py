@@ -85,6 +85,7 @@ class _Clockwork:
     history: dict[VmId, VmHistory] = field(default_factory=dict)
     points: dict[VmId, tuple[RestorePoint, ...]] = field(default_factory=dict)
     fired: dict[tuple[str, str, VmId], datetime] = field(default_factory=dict)
+    left: dict[VmId, datetime] = field(default_factory=dict)
     said: list[Said] = field(default_factory=list)
     pending: tuple[BackUp, ...] = ()
     running: dict[VmId, tuple[timedelta, BackUp]] = field(default_factory=dict)
@@ -97,13 +98,14 @@ class _Clockwork:
         facts = self.case.facts
         self.vms = {id: vm for id, vm in facts.vms.items() if id not in self.case.late}
         self.history, self.points, self.fired = dict(facts.history), dict(facts.points), dict(facts.fired)
+        self.left = dict(facts.left)
 
     @property
     def now(self) -> datetime:
         return self.case.facts.now + self.elapsed + self.offset
 
     def facts(self) -> Facts:
-        return Facts(self.now, self.vms, self.history, self.points, self.fired)
+        return Facts(self.now, self.vms, self.history, self.points, self.fired, self.left)
 
     def run(self) -> Trial:
         happenings = list(self.case.happenings)
@@ -191,7 +193,9 @@ class _Clockwork:
         if one.type is EventType.REMOVED:
             self.vms.pop(vm.id, None)
             self.gone[vm.id] = after
+            self.left[vm.id] = self.now
         else:
+            self.left.pop(vm.id, None)
             self.vms[vm.id] = after
         self._evaluate(event, self.facts())
 

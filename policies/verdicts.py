@@ -194,7 +194,9 @@ class _Comparison:
 
     def retaining(self, key: str, value: Any) -> None:
         points = self.trial.facts.points.get(self.vm.id, ())
-        reasons = kept_reasons(points, self.policies.retaining_of(self.vm.id, self.trial.facts), self.trial.facts.now)
+        facts, gone = self.trial.facts, self.vm.id in self.trial.facts.left
+        here = None if gone else facts.vms.get(self.vm.id)
+        reasons = kept_reasons(points, self.policies.retaining(here, points, removed=gone), facts.now)
         chosen = [point for point in points if (point.id in reasons) is (key == "keeps")]
         got: object = sorted(point.id for point in chosen)
         wanted = sorted(value) if isinstance(value, list) else value

@@ -11,11 +11,15 @@ from policies.aging import Asked, age
 from policies.assumptions import Assumptions
 from policies.decision import RetentionPlan
 from policies.facts import Consistency, Facts, RestorePoint, VmId
+from policies.fixtures import case_of
+from policies.loading import load_texts
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
 from policies.protection import copies_of
+from policies.reading import read_tests
 from policies.retention import mass_expiry, plan_retention
 from policies.simulation import Simulation
+from policies.verdicts import judge
 from tests.policies.building import NOW, a_point, a_vm, daily_points, facts, policies
 
 DB = a_vm("db", tags=frozenset({"backup=gold"}))
@@ -204,3 +208,26 @@ def test_a_simulation_does_the_same(state: Facts, stay: list[str]) -> None:
     asked = Asked(NOW + timedelta(days=2), frozenset({DB.id}))
     [standing] = [one for one in age(trace, [DB.id], Assumptions(), asked).standing if one.vm == DB.id]
     assert sorted(f"{point.taken_at:%m-%d}" for point, _ in standing.points) == sorted(stay)
+
+
+def test_a_test_beside_the_policies_can_let_a_vm_leave() -> None:
+    texts = {
+        "a.toml": "schema = 1\n"
+        + gold('on_unmatched = "expire"\non_removed = "keep_last_good"')
+        + """
+        [[test]]
+        name = "a removed VM keeps its last good restore point"
+        vm = [{ name = "db", tags = ["backup=gold"] }]
+        point = [{ vm = "db", id = "day", age = "12h", count = 40, policy = "gold" }]
+        event = [{ type = "vm.removed", vm = "db" }]
+        expect.db = { keeps = ["day-1"] }
+        [[test]]
+        name = "one that loses its tag keeps what its policy would"
+        vm = [{ name = "db", tags = ["backup=silver"] }]
+        point = [{ vm = "db", id = "day", age = "12h", count = 40, policy = "gold" }]
+        expect.db = { keeps = 4 }
+        """
+    }
+    found = load_texts(texts)
+    verdicts = [judge(case_of(test, found, None), found) for test in read_tests(texts)]
+    assert [str(one) for verdict in verdicts for one in verdict.differences] == []
