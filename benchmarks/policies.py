@@ -9,8 +9,10 @@ policies select the VM; every decision is compared with a second, plain evaluati
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -18,16 +20,27 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from heapq import heappop, heappush
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks._naive_policies import Said, naive_decisions
+from benchmarks.policies_simulation import compare, simulate_seconds
+from engine.garbage import keep_out_of_search
 from policies.aftermath import changed_by
 from policies.decision import BackUp, Decision
 from policies.evaluation import evaluate
 from policies.facts import Event, EventType, Facts, Vm, VmId
 from policies.fleet import synthetic_events, synthetic_fleet, synthetic_policies
+from policies.forecast import plan
+from policies.limits import Limits
+from policies.line import Line
 from policies.loading import load_texts
+from policies.planwords import plan_words
 from policies.policyset import PolicySet
+from tests.pipeline.storm import Blown, StormHypervisor, blow, paused_engine, share
 
 NOW = datetime(2026, 11, 23, 14, 0, tzinfo=UTC)
 EVENTS = 100_000
@@ -71,13 +84,15 @@ def _events(vms: int, count: int) -> Figures:
     facts, policies = _world(vms, count)
     found: Figures = {}
     happened = _with_vms(facts, EVENTS, seed=1)
+    arriving = _with_vms(facts, EVENTS, seed=2)
+    keep_out_of_search()  # as an engine does with what it has loaded
     began = time.perf_counter()
     kinds = _decide_all(policies, facts, happened)
     seconds = time.perf_counter() - began
     found["events_per_second"] = round(len(happened) / seconds)
     found["decisions"] = sum(kinds.values())
     found["backups decided"] = kinds["BackUp"]
-    waits = sorted(_as_they_come(policies, facts, _with_vms(facts, EVENTS, seed=2)))
+    waits = sorted(_as_they_come(policies, facts, arriving))
     for name, share in (("p50_ms", 0.50), ("p99_ms", 0.99), ("p999_ms", 0.999)):
         found[name] = round(waits[int(len(waits) * share)] * 1000, 4)
     found["longest_ms"] = round(waits[-1] * 1000, 3)
@@ -164,7 +179,104 @@ def _reevaluate(vms: int, count: int) -> Figures:
     return {"reevaluate_s": round(max(took[0::2]), 3), "reevaluate again_s": round(max(took[1::2]), 3)}
 
 
-PARTS: dict[str, Callable[[int, int], Figures]] = {"events": _events, "reevaluate": _reevaluate}
+def _plan(vms: int, count: int) -> Figures:
+    """A change of retention and selection against 100 restore points each, and what a person reads of it."""
+    facts = synthetic_fleet(vms, now=NOW, points_each=100)
+    text = synthetic_policies(count)
+    old = load_texts({"all.toml": text})
+    began = time.perf_counter()
+    new = load_texts(
+        {"all.toml": text.replace("keep_daily = 14", "keep_daily = 10").replace("name:*-scratch", "host:esx-001")}
+    )
+    found = plan(old, new, facts)
+    words = plan_words(found)
+    seconds = time.perf_counter() - began
+    return {
+        "plan_s": round(seconds, 2),
+        "plan: VMs that change": len(found.reload.vms),
+        "plan: restore points that would expire": len(found.reload.expiring),
+        "plan: lines of text": words.count("\n"),
+    }
+
+
+def _simulate(vms: int, count: int) -> Figures:
+    return simulate_seconds(vms) | compare()
+
+
+def _admission(vms: int, count: int) -> Figures:
+    """Everything is due at once, as after an outage: what each start costs, however many wait."""
+    facts = synthetic_fleet(vms, now=NOW)
+    chance = Random(1)
+    due = [
+        BackUp(
+            f"{vm}", vm, f"p{chance.randrange(count)}", "rpo", "due", NOW, _in(chance.randrange(-600, 600)), number % 4
+        )
+        for number, vm in enumerate(facts.vms)
+    ]
+    line = Line(Limits(running=8), facts.vms)
+    line.advance(NOW)
+    began = time.perf_counter()
+    for one in due:
+        line.add(one)
+    added = time.perf_counter()
+    now, ends, longest, starts = NOW, list[tuple[datetime, VmId]](), 0.0, 0
+    while len(line):
+        before = time.perf_counter()
+        run = line.start(now)
+        longest = max(longest, time.perf_counter() - before)
+        if run is not None:
+            starts += 1
+            heappush(ends, (now + timedelta(seconds=chance.randrange(60, 600)), run.vm))
+        else:
+            now, vm = heappop(ends)
+            line.finished(vm)
+    seconds = time.perf_counter() - added
+    assert starts == vms
+    return {
+        "admission: µs to join the line": round((added - began) / vms * 1e6, 1),
+        "admission: µs a start": round(seconds / vms * 1e6, 1),
+        "admission: longest start (ms)": round(longest * 1000, 2),
+    }
+
+
+def _in(minutes: int) -> datetime:
+    return NOW + timedelta(minutes=minutes)
+
+
+def _storm(vms: int, count: int) -> Figures:
+    """A whole engine, its state included, under 2,000 events a second for 10 s; 500 VMs leave one host meanwhile."""
+
+    async def measured(root: Path) -> Blown:
+        hypervisor = StormHypervisor(root)
+        hypervisor.populate(vms, on_busy_host=min(vms, 500))
+        async with paused_engine(root, hypervisor) as engine:
+            return await blow(engine, hypervisor, per_second=2_000, seconds=10)
+
+    with TemporaryDirectory() as folder:
+        logging.disable()
+        blown = asyncio.run(measured(Path(folder)))
+    assert len(blown.journaled) == len(set(blown.journaled)) == blown.sent and not blown.undecided
+    assert max(Counter(blown.jobs).values()) == 1
+    return {
+        "storm_lag_p50_ms": round(share(blown.lag.found, 0.5) * 1000, 1),
+        "storm_lag_p99_ms": round(share(blown.lag.found, 0.99) * 1000, 1),
+        "storm_lag_longest_ms": round(max(blown.lag.found) * 1000, 1),
+        "storm: the machine's own lag, p99 (ms)": round(share(blown.machine.found, 0.99) * 1000, 1),
+        "storm: events": blown.sent,
+        "storm: jobs": len(blown.jobs),
+        "storm: last event in the journal after (s)": round(blown.behind_seconds, 2),
+        "storm: memory grown (MiB)": round(blown.grown_bytes / 2**20),
+    }
+
+
+PARTS: dict[str, Callable[[int, int], Figures]] = {
+    "events": _events,
+    "reevaluate": _reevaluate,
+    "admission": _admission,
+    "storm": _storm,
+    "plan": _plan,
+    "simulate": _simulate,
+}
 
 
 def measure(parts: Sequence[str], vms: int, count: int) -> Figures:
