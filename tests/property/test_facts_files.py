@@ -106,7 +106,7 @@ def test_a_vm_needs_only_its_name_and_its_id_is_made_of_it() -> None:
     (point,) = facts.points[vm.id]
     assert point.vm_name == "sql-1" and point.consistency is Consistency.APPLICATION
     assert facts.history[vm.id].consecutive_failures == 2
-    assert facts_as_json(facts) == {"format": 1, "fired": [], **document}
+    assert facts_as_json(facts) == {"format": 1, "fired": [], "left": {}, **document}
 
 
 def test_now_is_the_callers_where_the_document_has_none() -> None:
