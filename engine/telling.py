@@ -1,7 +1,7 @@
 """What is told to whom, and when: values from what is wrong now and what was told before. Pure.
 
 Each trouble is told once, and once more when it is over. News is collected for a while, so that what comes together
-is one letter, and what passes by is none.
+is one letter, and what passes by is none. A trouble that comes and goes is told later each time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from enum import StrEnum
 from typing import Any
 
 from engine.plain import show_time
+
+LONGER = 5
+"""So often the wait for a trouble that comes back doubles: 3 minutes become an hour and a half."""
+
+RESTS = timedelta(hours=4)
+"""How long a trouble that was told to be over is remembered, to know it when it comes back."""
 
 MOST_LINES = 20
 """News of one topic that a letter tells one by one; it counts the others."""
@@ -64,13 +70,20 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A trouble that is remembered: who was told of it, and since when it is over."""
+    """A trouble that is remembered: who was told of it, how often, and since when it is over."""
 
     topic: Topic
     good: str
     since: datetime
     told: frozenset[str] = frozenset()
     over_since: datetime | None = None
+    times: int = 0
+
+    def ripe(self, now: datetime, wait: timedelta) -> bool:
+        """Whether what is to be told of it has waited long enough."""
+        if self.over_since is not None:
+            return self.over_since + wait * (1 << min(max(self.times - 1, 0), LONGER)) <= now
+        return self.since + wait * (1 << min(self.times, LONGER)) <= now
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +123,34 @@ def compare(
     current = {trouble.key: trouble for trouble in troubles}
     after: dict[str, Known] = {}
     for key, trouble in current.items():
-        before = known.get(key)
-        since, told = (before.since, before.told) if before is not None else (now, frozenset[str]())
-        after[key] = Known(trouble.topic, trouble.good, since, told)
+        before = known.get(key, Known(trouble.topic, trouble.good, now))
+        back = before.over_since is not None and not before.told
+        since = now if back else before.since
+        after[key] = replace(before, good=trouble.good, since=since, over_since=None)
     for key, before in known.items():
         if key not in current and unsure(before):
             after[key] = before
-        elif key not in current and before.told:
+        elif key not in current and (before.told or before.times):
             after[key] = replace(before, over_since=before.over_since or now)
-    letters = _letters(after, current, now - wait, busy)
+    letters = _letters(after, current, now, wait, busy)
     for target, letter in letters.items():
         for one in letter:
             remembered = after[one.key]
-            told = remembered.told - {target} if one.over else remembered.told | {target}
-            after[one.key] = replace(remembered, told=told)
-    return Comparison({k: one for k, one in after.items() if one.over_since is None or one.told}, letters)
+            if one.over:
+                after[one.key] = replace(remembered, told=remembered.told - {target})
+            else:
+                times = remembered.times + (not remembered.told)
+                after[one.key] = replace(remembered, told=remembered.told | {target}, times=times)
+    kept = {
+        key: one for key, one in after.items() if one.told or one.over_since is None or one.over_since + RESTS > now
+    }
+    return Comparison(kept, letters)
 
 
 def _letters(
-    known: Mapping[str, Known], current: Mapping[str, Trouble], before: datetime, busy: Collection[str]
+    known: Mapping[str, Known], current: Mapping[str, Trouble], now: datetime, wait: timedelta, busy: Collection[str]
 ) -> dict[str, tuple[News, ...]]:
-    """The news of each target whose oldest came before then."""
+    """The news of each target of which some has waited long enough."""
     waiting: dict[str, list[News]] = {}
     ripe: set[str] = set()
     for key, one in known.items():
@@ -142,7 +162,7 @@ def _letters(
         targets = one.told if trouble is None else (name for name in trouble.targets if name not in one.told)
         for target in targets:
             waiting.setdefault(target, []).append(News(key, one.topic, sentence, one.good, one.since, over))
-            if (one.over_since or one.since) <= before:
+            if one.ripe(now, wait) or (one.told and not over):
                 ripe.add(target)
     order = list(Topic)
     return {

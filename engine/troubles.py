@@ -132,19 +132,19 @@ def _of_the_engine(parts: Parts, targets: tuple[str, ...]) -> Iterator[Trouble]:
         yield Trouble(
             "retention",
             Topic.RETENTION_REFUSED,
-            f"retention was refused: {parts.retention_refused}",
-            "retention runs again",
+            f"retention removes nothing: {parts.retention_refused}",
+            "retention goes on",
             targets,
         )
     if rulebook.plan is not None:
         lost = counted(len(rulebook.plan.losing), "VM")
         gone = counted(len(rulebook.plan.expiring), "restore point")
         yield Trouble(
-            f"change:{rulebook.plan.id}",
+            f"change:{rulebook.plan.new.hash}",
             Topic.POLICY_CHANGE,
             f"a change of policies waits for confirmation: {lost} would lose protection, {gone} would expire;"
-            f" look at it: backstay policy apply {rulebook.plan.id}",
-            f"the change {rulebook.plan.id} of policies waits no longer",
+            " look at it: backstay policy apply",
+            "the change of policies waits no longer",
             targets,
         )
     if rulebook.problems:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from connectors.errors import NotPermitted
 from engine.commands import BackUpVm
 from engine.config import Config
 from engine.failures import BadInput
+from engine.notifying import MEMORY
 from engine.outbox import try_out
 from engine.sources import Patience
+from engine.state import State
 from metrics.exposition import render
 from tests.console import backstay
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
@@ -149,7 +152,7 @@ async def test_what_belongs_to_no_policy_is_told_to_who_is_told_of_the_engine(
         await engine.until(lambda: len(told(ops)) == 4)
         assert [said.partition(":")[0] for said in sorted(told(ops))] == [
             "began policy_change a change of policies waits for confirmation",
-            "began retention_refused retention was refused",
+            "began retention_refused retention removes nothing",
             "began vcenter_away vCenter far is away",
             "began vcenter_away vCenter lab is away",
         ]
@@ -347,3 +350,18 @@ async def test_a_secret_that_cannot_be_read_now_is_waited_for(
         await engine.until(lambda: "env:NOTIFY_TOKEN" in box.trouble)
         monkeypatch.setenv("NOTIFY_TOKEN", TOKEN)
         await ops.until(1)
+
+
+async def test_a_note_of_what_was_told_that_cannot_be_read_ends_nothing(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    async with webhook() as ops:
+        config = config_of(tmp_path, ops=ops)
+        for garbage in ("{", "[1]", '[["key", "no topic", "", "2026-03-01T00:00:00+00:00", []]]'):
+            with closing(State(config.state_dir, now=now())) as state:
+                state.keep(MEMORY, garbage)
+                assert state.kept(MEMORY) == garbage
+            async with running(tmp_path, hypervisor, config) as engine:
+                engine.parts.unreachable[f"far {garbage}"] = "no route to host"
+                await engine.until(lambda: len(ops.got))
+                ops.got.clear()

@@ -9,7 +9,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.telling import MOST_LINES, MOST_VALUES, Known, News, Topic, Trouble, compare, letter, trial
+from engine.telling import LONGER, MOST_LINES, MOST_VALUES, RESTS, Known, News, Topic, Trouble, compare, letter, trial
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 WAIT = timedelta(minutes=3)
@@ -43,6 +43,7 @@ def test_a_trouble_is_told_once_and_once_more_when_it_is_over() -> None:
     teller = Teller()
     assert [teller.see(missed("db")) for _ in range(10)] == [{}, {}, {}, {"ops": ["began rpo:db"]}, *[{}] * 6]
     assert [teller.see() for _ in range(10)] == [{}, {}, {}, {"ops": ["over rpo:db"]}, *[{}] * 6]
+    teller.see(after=RESTS)
     assert teller.known == {}
 
 
@@ -61,6 +62,37 @@ def test_a_trouble_that_is_over_for_a_moment_goes_on() -> None:
     for _ in range(20):
         assert teller.see() == {}
         assert teller.see(missed("db")) == {}
+
+
+def test_a_trouble_that_comes_and_goes_is_told_later_each_time() -> None:
+    teller = Teller()
+    told: list[float] = []
+    for step in range(3 * 24 * 60):
+        troubles = [missed("db")] if step // 10 % 2 == 0 else []
+        if teller.see(*troubles):
+            told.append((teller.at - NOW) / timedelta(hours=1))
+    assert 2 <= len(told) <= 4, "ten minutes each: 216 times in three days"
+    assert max(told) < 1
+
+
+def test_one_that_comes_back_for_good_is_told_all_the_same() -> None:
+    teller = Teller()
+    for _ in range(6):
+        while not teller.see(missed("db")):
+            pass
+        while not teller.see():
+            pass
+    begun = teller.at
+    while not teller.see(missed("db")):
+        pass
+    assert teller.at - begun <= WAIT * 2**LONGER + MINUTE
+    while not teller.see():
+        pass
+    teller.see(after=RESTS)
+    begun = teller.at
+    while not teller.see(missed("db")):
+        pass
+    assert teller.at - begun == WAIT + MINUTE, "what was well for hours is new"
 
 
 def test_what_comes_together_is_told_together() -> None:
@@ -142,7 +174,7 @@ def test_a_target_hears_began_and_over_by_turns_and_at_most_one_letter_in_each_w
     for states in heard.values():
         assert states == (["began", "over"] * len(states))[: len(states)]
     for _ in range(2):
-        teller.see(after=WAIT)
+        teller.see(after=RESTS)
     assert teller.known == {}, "nothing is remembered for ever"
 
 
