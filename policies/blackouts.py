@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import lru_cache
@@ -102,7 +102,7 @@ def _bound(text: str, whole: str, default: int) -> Bound:
     return Bound(year, int(match[2]), int(match[3]), minutes)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def stretches(blackout: Blackout, zone: ZoneInfo, year: int) -> tuple[Segment, ...]:
     """When it is that touches a year, in UTC, merged and in order; those of other years may be among them."""
     if not FIRST_YEAR < year < LAST_YEAR:
@@ -117,7 +117,7 @@ def stretches(blackout: Blackout, zone: ZoneInfo, year: int) -> tuple[Segment, .
     return merged(found)
 
 
-def merged(segments: Iterator[Segment]) -> tuple[Segment, ...]:
+def merged(segments: Iterable[Segment]) -> tuple[Segment, ...]:
     """In order, without gaps or overlaps; empty ones are left out."""
     joined: list[Segment] = []
     for start, end in sorted(segments):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -100,6 +100,10 @@ def _opening(segment: Segment) -> datetime:
     return segment[0]
 
 
+def _closing(segment: Segment) -> datetime:
+    return segment[1]
+
+
 @lru_cache(maxsize=1024)
 def _far(hours: Hours, day: int) -> datetime:
     """The first opening later than those that the segments around this day show."""
@@ -126,13 +130,12 @@ def _segments(hours: Hours, day: int) -> tuple[Segment, ...]:
 
 
 def _closed(hours: Hours, first: datetime, last: datetime) -> tuple[Segment, ...]:
-    return merged(
-        segment
-        for blackout in hours.blackouts
-        for year in range(first.year, last.year + 1)
-        for segment in stretches(blackout, hours.zone, year)
-        if segment[1] > first and segment[0] < last
-    )
+    near: list[Segment] = []
+    for blackout in hours.blackouts:
+        for year in range(first.year, last.year + 1):
+            known = stretches(blackout, hours.zone, year)
+            near += known[bisect_right(known, first, key=_closing) : bisect_left(known, last, key=_opening)]
+    return merged(near)
 
 
 def _without(opened: tuple[Segment, ...], closed: tuple[Segment, ...]) -> Iterator[Segment]:

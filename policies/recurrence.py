@@ -7,9 +7,9 @@ than `SEARCH_YEARS`. A library that walks from time to time goes on to the year 
 from __future__ import annotations
 
 from calendar import monthrange
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from functools import lru_cache
 from itertools import groupby
 
@@ -18,6 +18,8 @@ SEARCH_YEARS = 40
 
 FIRST_YEAR, LAST_YEAR = 1900, 2200
 """Dates in policies and calendars lie between; what a calendar says beyond is moved to the bound."""
+
+YEAR = range(1, 13)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +63,16 @@ def years_from(rule: Recurrence, year: int, step: int = 1) -> Iterator[tuple[dat
 
 def times_of(rule: Recurrence, day: date) -> Iterator[datetime]:
     """The local times on a day of the rule, in order."""
-    hours = rule.hours or range(24)
-    skipped = rule.frequency == "HOURLY" and rule.interval > 1
+    hours: Sequence[int] = rule.hours or range(24)
+    if rule.frequency == "HOURLY" and rule.interval > 1 and rule.start is not None:
+        since = (day.toordinal() - rule.start.toordinal()) * 24 - rule.start.hour
+        counted = range(-since % rule.interval, 24, rule.interval)
+        hours = [hour for hour in counted if hour in hours]
     for hour in hours:
-        if skipped and rule.start and _hours_since(rule.start, day, hour) % rule.interval:
-            continue
         for minute in rule.minutes:
             at = datetime(day.year, day.month, day.day, hour, minute)  # noqa: DTZ001
             if (rule.start is None or at >= rule.start) and not _over(rule, at):
                 yield at
-
-
-def _hours_since(start: datetime, day: date, hour: int) -> int:
-    return (day.toordinal() - start.toordinal()) * 24 + hour - start.hour
 
 
 def _over(rule: Recurrence, at: datetime) -> bool:
@@ -83,101 +82,92 @@ def _over(rule: Recurrence, at: datetime) -> bool:
 @lru_cache(maxsize=16_384)
 def days_of_year(rule: Recurrence, year: int) -> tuple[date, ...]:
     """The days of one year on which the rule comes, in order."""
-    if (rule.start is not None and year < rule.start.year) or (rule.until is not None and year > rule.until.year + 1):
+    start = rule.start
+    if (start is not None and year < start.year) or (rule.until is not None and year > rule.until.year + 1):
         return ()
-    if not rule.positions:
-        return tuple(day for day in _fitting(rule, year) if _in_turn(rule, day) and _since_start(rule, day))
-    # A week may begin in the year before and end in the next one.
-    around = (
-        [day for near in (year - 1, year, year + 1) for day in _fitting(rule, near)]
-        if (rule.frequency == "WEEKLY")
-        else list(_fitting(rule, year))
-    )
-    found: list[date] = []
-    for _, grouped in groupby((day for day in around if _in_turn(rule, day)), lambda day: _period(rule, day)):
-        days = list(grouped)
-        picked = {place - 1 if place > 0 else len(days) + place for place in rule.positions}
-        found.extend(days[index] for index in sorted(picked) if 0 <= index < len(days))
-    return tuple(day for day in found if day.year == year and _since_start(rule, day))
+    if rule.frequency == "YEARLY" and start is not None and (year - start.year) % rule.interval:
+        return ()
+    days = _in_turn(rule, _fitting(rule, year))
+    first, last = date(year, 1, 1).toordinal(), date(year, 12, 31).toordinal()
+    if rule.positions:
+        if rule.frequency == "WEEKLY":
+            # A week may begin in the year before and end in the next one.
+            before = [day for day in _fitting(rule, year - 1) if day > first - 7]
+            after = [day for day in _fitting(rule, year + 1) if day < last + 7]
+            days = [*_in_turn(rule, before), *days, *_in_turn(rule, after)]
+        days = [day for day in _picked(rule, days) if first <= day <= last]
+    since = start.toordinal() if start is not None else 0
+    return tuple(date.fromordinal(day) for day in days if day >= since)
 
 
-def _since_start(rule: Recurrence, day: date) -> bool:
-    return rule.start is None or day >= rule.start.date()
+def _picked(rule: Recurrence, days: list[int]) -> Iterator[int]:
+    for _, grouped in groupby(days, lambda day: _period(rule, day)):
+        among = list(grouped)
+        places = sorted({place - 1 if place > 0 else len(among) + place for place in rule.positions})
+        yield from (among[place] for place in places if 0 <= place < len(among))
 
 
-def _period(rule: Recurrence, day: date) -> int:
-    match rule.frequency:
-        case "YEARLY":
-            return day.year
-        case "MONTHLY":
-            return day.year * 12 + day.month
-        case "WEEKLY":
-            return (day.toordinal() - 1 - rule.week_start) // 7
-    return day.toordinal()
+def _period(rule: Recurrence, day: int) -> int:
+    """The number of the year, month, week or day that an ordinal day is in."""
+    if rule.frequency == "WEEKLY":
+        return (day - 1 - rule.week_start) // 7
+    if rule.frequency == "DAILY":
+        return day
+    at = date.fromordinal(day)
+    return at.year if rule.frequency == "YEARLY" else at.year * 12 + at.month
 
 
-def _in_turn(rule: Recurrence, day: date) -> bool:
-    """Whether the interval since the start lets the day's period count."""
-    if rule.interval == 1 or rule.start is None or rule.frequency == "HOURLY":
-        return True
-    return not (_period(rule, day) - _period(rule, rule.start.date())) % rule.interval
+def _in_turn(rule: Recurrence, days: list[int]) -> list[int]:
+    """Those whose period counts by the interval since the start; hours are counted by `times_of`."""
+    if rule.interval == 1 or rule.start is None or rule.frequency in ("YEARLY", "HOURLY"):
+        return days
+    begin, interval = _period(rule, rule.start.toordinal()), rule.interval
+    return [day for day in days if not (_period(rule, day) - begin) % interval]
 
 
-def _fitting(rule: Recurrence, year: int) -> Iterator[date]:
-    """The days of the year that every part of the rule allows, whatever the interval."""
-    length = 366 if monthrange(year, 2)[1] == 29 else 365
-    tests = _tests(rule, year, length)
-    for month in sorted(rule.months) or range(1, 13):
-        last = monthrange(year, month)[1]
-        wanted = rule.month_days
-        numbers = sorted({n if n > 0 else last + 1 + n for n in wanted}) if wanted else range(1, last + 1)
-        for number in numbers:
-            if 1 <= number <= last:
-                day = date(year, month, number)
-                if all(test(day) for test in tests):
-                    yield day
-
-
-def _tests(rule: Recurrence, year: int, length: int) -> list[Callable[[date], bool]]:
-    tests: list[Callable[[date], bool]] = []
-    if rule.week_days:
-        tests.append(_week_day_test(rule, length))
+def _fitting(rule: Recurrence, year: int) -> list[int]:
+    """The ordinal days of the year that every part of the rule allows, whatever the interval."""
+    first, last = date(year, 1, 1).toordinal(), date(year, 12, 31).toordinal()
+    months = [(date(year, month, 1).toordinal(), monthrange(year, month)[1]) for month in sorted(rule.months) or YEAR]
+    days: set[int] = set()
+    for begin, length in months:
+        if rule.month_days:
+            numbers = (number if number > 0 else length + 1 + number for number in rule.month_days)
+            days.update(begin + number - 1 for number in numbers if 1 <= number <= length)
+        else:
+            days.update(range(begin, begin + length))
     if rule.year_days:
-        wanted = {n if n > 0 else length + 1 + n for n in rule.year_days}
-        tests.append(lambda day: day.timetuple().tm_yday in wanted)
+        days &= {first + number - 1 if number > 0 else last + 1 + number for number in rule.year_days}
     if rule.weeks:
-        tests.append(lambda day: _in_week(rule, day))
-    return tests
+        days &= {day for near in (year - 1, year, year + 1) for day in _of_weeks(rule, near)}
+    if rule.week_days:
+        by_month = rule.frequency == "MONTHLY" or bool(rule.months)
+        within = [(begin, begin + length - 1) for begin, length in months] if by_month else [(first, last)]
+        days &= {day for begin, end in within for day in _of_week_days(rule, begin, end)}
+    return sorted(days)
 
 
-def _week_day_test(rule: Recurrence, length: int) -> Callable[[date], bool]:
-    each = {day for day, number in rule.week_days if not number}
-    numbered = {(day, number) for day, number in rule.week_days if number}
-    in_month = rule.frequency == "MONTHLY" or bool(rule.months)
-
-    def fits(day: date) -> bool:
-        if day.weekday() in each:
-            return True
-        if not numbered:
-            return False
-        place = day.day if in_month else day.timetuple().tm_yday
-        last = monthrange(day.year, day.month)[1] if in_month else length
-        weekday = day.weekday()
-        return (weekday, (place - 1) // 7 + 1) in numbered or (weekday, -((last - place) // 7 + 1)) in numbered
-
-    return fits
+def _of_week_days(rule: Recurrence, first: int, last: int) -> Iterator[int]:
+    """The rule's days of the week between two ordinal days, numbered from the first or back from the last."""
+    for weekday, number in rule.week_days:
+        begin = first + (weekday - (first - 1)) % 7
+        end = last - ((last - 1) - weekday) % 7
+        if not number:
+            yield from range(begin, last + 1, 7)
+        elif first <= (day := begin + 7 * (number - 1) if number > 0 else end + 7 * (number + 1)) <= last:
+            yield day
 
 
-def _in_week(rule: Recurrence, day: date) -> bool:
-    """Whether the day is in one of the rule's weeks: week 1 of a year is the first that has four days in it."""
-    begin = day - timedelta(days=(day.weekday() - rule.week_start) % 7)
-    year = (begin + timedelta(days=3)).year
+def _of_weeks(rule: Recurrence, year: int) -> Iterator[int]:
+    """The days of the rule's weeks of a year: its week 1 is the first that has four days in it."""
     first = _first_week(year, rule.week_start)
-    number = (begin - first).days // 7 + 1
-    total = (_first_week(year + 1, rule.week_start) - first).days // 7
-    return number in rule.weeks or number - total - 1 in rule.weeks
+    total = (_first_week(year + 1, rule.week_start) - first) // 7
+    for number in rule.weeks:
+        place = number - 1 if number > 0 else total + number
+        if 0 <= place < total:
+            yield from range(first + 7 * place, first + 7 * place + 7)
 
 
-def _first_week(year: int, week_start: int) -> date:
-    fourth = date(year, 1, 4)
-    return fourth - timedelta(days=(fourth.weekday() - week_start) % 7)
+def _first_week(year: int, week_start: int) -> int:
+    fourth = date(year, 1, 4).toordinal()
+    return fourth - (fourth - 1 - week_start) % 7

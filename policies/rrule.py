@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from itertools import islice
 
 from policies.closest import closest
 from policies.errors import Unusable, quoted
-from policies.recurrence import FIRST_YEAR, LAST_YEAR, Recurrence, times_of, years_from
+from policies.recurrence import FIRST_YEAR, LAST_YEAR, SEARCH_YEARS, Recurrence, times_of, years_from
 
 MOST_COUNTED = 1000
 MOST_A_DAY = 288
@@ -59,7 +60,7 @@ def parse_recurrence(text: str) -> Recurrence:
     head, _, rule = text.strip().upper().rpartition("RRULE:")
     start = _start(head.strip()) if head.strip() else None
     found = parse_rule(rule, start)
-    years = years_from(found, start.year if start else 2024)
+    years = islice(years_from(found, start.year if start else 2024), SEARCH_YEARS)
     if next((at for days in years for at in _times(found, days)), None) is None:
         raise Unusable(f"{quoted(text)} never comes", _EXAMPLE)
     return found
@@ -221,12 +222,14 @@ def _with_day_of(rule: Recurrence, start: datetime | None) -> Recurrence:
 
 
 def _counted(rule: Recurrence) -> Recurrence:
-    """A rule with COUNT as one with UNTIL: where it has come so often."""
+    """A rule with COUNT as one with UNTIL: where it has come so often. One that takes too long for that has no end."""
     if not rule.count or rule.start is None:
         return rule
     left = rule.count
     endless = replace(rule, count=0)
     for days in years_from(endless, rule.start.year):
+        if days[0].year > rule.start.year + SEARCH_YEARS:
+            break
         for at in _times(endless, days):
             left -= 1
             if not left:

@@ -160,7 +160,7 @@ def _by_schedule(
     return None if after is None else _next(timing, text, after, missed, vm, now.astimezone(timing.zone).date())
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=32_768)
 def _next(timing: Timing, text: str, after: datetime, missed: datetime | None, vm: str, today: date) -> Due:
     """The first time to come that can start in time; `missed` is one that could not."""
     slot, within = after, timing.start_within
@@ -183,7 +183,7 @@ def _next(timing: Timing, text: str, after: datetime, missed: datetime | None, v
     return Due("schedule", slot, start, deadline, why)
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=32_768)
 def _at_slot(
     timing: Timing, slot: datetime, following: datetime | None, vm: str
 ) -> tuple[datetime, datetime, timedelta]:
