@@ -267,6 +267,10 @@ def _route_policies(app: FastAPI, control: Control, who: str) -> None:
     async def explain(vm: str) -> Any:
         return JSONResponse(plain(await control.explain(vm)))
 
+    @app.get("/v1/policies/explain-point")
+    async def explain_point(reference: str) -> Any:
+        return JSONResponse(plain(await control.explain_point(reference)))
+
     @app.get("/v1/policies/pending")
     async def pending() -> Any:
         return JSONResponse(plain(await control.pending_policies()))

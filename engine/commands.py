@@ -195,6 +195,10 @@ class Control(Protocol):
         """Which policies select a VM, what each decides now and why, and what retention keeps; by name or id."""
         ...
 
+    async def explain_point(self, reference: str) -> Mapping[str, Any]:
+        """Why a restore point is kept, by which rules, until when, and how it came about."""
+        ...
+
     async def try_notify(self, target: str) -> str:
         """Send a trial message to a target of notices, in one attempt; what it said."""
         ...

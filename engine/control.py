@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from engine import maintenance, operations, outbox, overview, relink
+from engine import explaining, maintenance, operations, outbox, overview, relink
 from engine.commands import (
     BackUpDisk,
     BackUpVm,
@@ -35,7 +35,6 @@ from engine.statefile import pieces
 from engine.tasks import Body
 from engine.threads import settled
 from metrics.exposition import render
-from policies.explanation import explain
 from policies.facts import PointId, RestorePoint, VmId
 from policies.planfile import planned
 from policies.planwords import reload_words, taken_away
@@ -132,14 +131,10 @@ class Controls:
         seen = parts.world.vms.get(vm_id)
         if seen is None:
             raise BadInput(f"{vm} is not in the inventory now", hint="its restore points: backstay points")
-        said = explain(parts.rulebook.in_force, seen, parts.world.facts(parts.now()))
-        decisions = await settled(parts.threads.state, parts.state.decisions_of, vm_id)
-        names = ("at", "kind", "policy", "rule", "reason", "event", "job", "commit")
-        return {
-            **said.as_json(),
-            "text": said.render(),
-            "decisions": [dict(zip(names, row, strict=True)) for row in decisions],
-        }
+        return await explaining.vm_explained(parts, vm_id)
+
+    async def explain_point(self, reference: str) -> Mapping[str, Any]:
+        return await explaining.point_explained(self.parts, await self._find(reference))
 
     async def try_notify(self, target: str) -> str:
         parts = self.parts

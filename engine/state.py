@@ -193,10 +193,17 @@ class State:
         return self._rows(statement, [limit])
 
     def decisions_of(self, vm: VmId, limit: int = 20) -> list[tuple[Any, ...]]:
-        """The newest decisions about a VM: time, kind, policy, rule, reason, event key, job, commit of the policy."""
+        """The newest decisions about a VM, each with its event and with what came of its job.
+
+        Time, kind, policy, rule, reason, event key, job and commit of the decision; type, time, cause and hosts of the
+        event; state, attempts, last error, restore point and end of the job.
+        """
         statement = (
-            "SELECT decided_at, kind, policy, rule, reason, event_key, job, policy_commit FROM decisions WHERE vm = ? "
-            "ORDER BY decided_at DESC LIMIT ?"
+            "SELECT d.decided_at, d.kind, d.policy, d.rule, d.reason, d.event_key, d.job, d.policy_commit, "
+            "e.type, e.happened_at, e.cause, e.from_host, e.to_host, "
+            "j.state, j.attempts, j.last_error, j.point, j.settled_at "
+            "FROM (SELECT * FROM decisions WHERE vm = ? ORDER BY decided_at DESC LIMIT ?) d "
+            "LEFT JOIN events e ON e.key = d.event_key LEFT JOIN jobs j ON j.id = d.job ORDER BY d.decided_at DESC"
         )
         return self._rows(statement, [vm, limit])
 

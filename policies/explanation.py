@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from policies.deciding import decided_by, due_words
 from policies.decision import RetentionPlan
 from policies.facts import Facts, Vm, VmHistory
 from policies.policy import Policy
@@ -21,15 +23,18 @@ from policies.units import clock, span
 class Explanation:
     """All that the policies say about one VM at one instant.
 
-    `matches` has every policy, those that select the VM first. `blocked` are the sentences that say why nothing
-    runs now although it is due, or ever. `kept` are policies that protect it only because a change is pending.
+    `matches` has every policy, those that select the VM first. `origins` tell of each of `settings` which policy it
+    comes from. `because` says why the next run is due when it is, `blocked` why nothing runs now although it is due,
+    or ever. `kept` are policies that protect it only because a change is pending.
     """
 
     vm: Vm
     matches: tuple[Match, ...]
     protection: Protection
     settings: dict[str, str]
+    origins: dict[str, str]
     due: tuple[Policy, Due] | None
+    because: str
     status: str
     blocked: tuple[str, ...]
     retention: RetentionPlan
@@ -47,6 +52,7 @@ class Explanation:
                 "at": one.at.isoformat(),
                 "deadline": one.deadline.isoformat(),
                 "why": one.why,
+                "because": self.because,
             }
         return {
             "vm": self.vm.id,
@@ -67,6 +73,7 @@ class Explanation:
             ],
             "winner": self.protection.winner.name if self.protection.winner else None,
             "settings": self.settings,
+            "origins": self.origins,
             "due": due,
             "blocked": [*self.blocked],
             "pending_change_keeps": [*self.kept],
@@ -79,6 +86,7 @@ class Explanation:
     def render(self) -> str:
         """For a person."""
         lines = [f"{self.vm.name}: {self.status}"]
+        lines += [f"  because: {self.because}"] if self.because else []
         lines += [f"  blocked: {sentence}" for sentence in self.blocked]
         lines += [f"  pending change: {name} still applies until the change is confirmed" for name in self.kept]
         for one in self.matches:
@@ -90,16 +98,23 @@ class Explanation:
                 has = "" if clause.term == "*" else f"   (the VM has {found})"
                 lines.append(f"  {sign} {clause.list:<4} {clause.term}{has}")
         if self.settings:
-            lines += ["", "in effect:", *(f"  {key:<12} {words}" for key, words in self.settings.items())]
+            lines += ["", "in effect:", *(self._setting(key, words) for key, words in self.settings.items())]
         if self.retention.keep or self.retention.expire:
             lines += ["", "restore points:"]
         lines += [f"  {kept.point} stays: {'; '.join(kept.reasons)}" for kept in self.retention.keep]
         lines += [f"  {gone.point} expires: {gone.reason}" for gone in self.retention.expire]
         return "\n".join(lines) + "\n"
 
+    def _setting(self, key: str, words: str) -> str:
+        said = f"  {key:<12} {words}"
+        return said if len(self.protection.policies) == 1 else f"{said}   (from {self.origins[key]})"
 
-def explain(policies: PolicySet, vm: Vm, facts: Facts) -> Explanation:
-    """Everything that decides about the VM; what happened to it lately is the engine's journal to add."""
+
+def explain(policies: PolicySet, vm: Vm, facts: Facts, waits: Sequence[str] = ()) -> Explanation:
+    """Everything that decides about the VM; what happened to it lately is the engine's journal to add.
+
+    `waits` is what the engine's queue says of its run, in place of what the facts tell.
+    """
     effective = protection(policies, vm)
     matches = sorted((match(policy, vm) for policy in policies.policies), key=lambda one: not one.selected)
     found = due_of(effective, vm.id, facts)
@@ -109,9 +124,11 @@ def explain(policies: PolicySet, vm: Vm, facts: Facts) -> Explanation:
         matches=tuple(matches),
         protection=effective,
         settings=settings_of(effective),
+        origins=decided_by(effective),
         due=found,
+        because=due_words(*found, effective, vm.id, facts) if found is not None and found[1].at > facts.now else "",
         status=_status(effective, found, vm, facts),
-        blocked=tuple(_blocked(effective, vm, facts)),
+        blocked=tuple(_blocked(effective, vm, facts, waits)),
         retention=plan_retention(vm.id, facts.points.get(vm.id, ()), policies.retaining_of(vm.id, facts), facts.now),
         kept=tuple(policy.name for policy in policies.retaining(vm) if policy.name not in selecting),
         sources={policy.name: policy_line(policy) for policy in policies.policies},
@@ -133,14 +150,16 @@ def _status(effective: Protection, found: tuple[Policy, Due] | None, vm: Vm, fac
     return f"protected by {winner.name}, {age}; due at {at} under {policy.name}"
 
 
-def _blocked(effective: Protection, vm: Vm, facts: Facts) -> list[str]:
-    blocked = []
+def _blocked(effective: Protection, vm: Vm, facts: Facts, waits: Sequence[str]) -> list[str]:
+    blocked: list[str] = []
     history = facts.history.get(vm.id, VmHistory())
     if why := refusal_of(effective, vm):
         blocked.append(why)
     if not vm.connected:
         blocked.append("its host is not connected")
-    if history.running:
+    if waits:
+        blocked += waits
+    elif history.running:
         blocked.append("a backup is running")
     elif history.pending:
         blocked.append("a backup is waiting in the queue")

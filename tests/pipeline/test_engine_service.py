@@ -58,7 +58,13 @@ async def test_one_event_becomes_one_incremental_restore_point(tmp_path: Path, h
         assert shown["disks"][0]["changes"] == "incremental"
         assert shown["disks"][0]["read_bytes"] == 64 << 10
         explained = await engine.control.explain("web")
-        assert any(one["event"] == event.key and one["kind"] == "backup" for one in explained["decisions"])
+        led = next(one for one in explained["decisions"] if one["event"] == event.key and one["kind"] == "backup")
+        assert (led["event_type"], led["cause"], led["to_host"]) == ("vm.migrated", "drs", "esx-2")
+        assert (led["outcome"], led["point"]) == ("done", second.id)
+        stay = await engine.control.explain_point("web@latest")
+        assert stay["point"] == second.id and stay["status"] == "stays" and stay["reasons"]
+        assert stay["provenance"]["event"].startswith("vm.migrated at ")
+        assert stay["recorded"]["event_key"] == event.key
 
 
 async def test_the_journal_has_each_key_once_over_restarts(tmp_path: Path, hypervisor: HypervisorInMemory) -> None:

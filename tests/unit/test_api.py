@@ -90,6 +90,9 @@ class Desk:
     async def cancel(self, id: str, who: str) -> None:
         self.asked.append(("cancel", id))
 
+    async def explain_point(self, reference: str) -> Mapping[str, Any]:
+        return {"point": reference}
+
     async def explain(self, vm: str) -> Mapping[str, Any]:
         raise Unreachable("vCenter does not answer", where="vc")
 

@@ -115,3 +115,28 @@ def test_lint_looks_at_the_vms_of_a_state_file(tmp_path: Path) -> None:
         "web is selected by no policy, add a policy that selects them",
         'gold.toml:3:1: policy "gold" selects no VM of the inventory, correct its select or remove it',
     ]
+
+
+STATE = """{"now": "2026-11-23T12:00:00Z", "vms": [{"name": "sql9", "tags": ["backup=gold"]}, {"name": "web"}],
+ "points": [{"id": "20261122t1", "vm": "sql9", "taken_at": "2026-11-22T12:00:00Z"},
+            {"id": "20261122t2", "vm": "sql9", "taken_at": "2026-11-22T11:00:00Z"}]}"""
+
+
+def test_a_vm_and_a_restore_point_of_a_state_file_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "gold.toml").write_text(POLICY)
+    (tmp_path / "state.json").write_text(STATE)
+    explain = ("policy", "explain", "--state", "state.json", "--policies", "policies")
+    ran = backstay(*explain, "sql9", home=tmp_path)
+    assert ran.out.startswith("sql9: protected by gold, last good restore point 1 d ago; due now under gold")
+    assert backstay(*explain, "web", "--json", home=tmp_path).data["protected"] is False
+    assert backstay(*explain, "20261122t1", home=tmp_path).out.startswith("20261122t1: stays\n")
+    told = backstay(*explain, "--point", "20261122t2", "--json", home=tmp_path).data
+    assert told["status"] == "marked, and stays while its grace lasts"
+    assert told["expires_without_new_points"] == "2026-11-24T12:00:00+00:00"
+    assert "2 restore points begin with" in backstay(*explain, "2026", home=tmp_path, expect=2).err
+    assert "no VM is called nobody" in backstay(*explain, "nobody", home=tmp_path, expect=2).err
+    assert "there is no restore point x" in backstay(*explain, "--point", "x", home=tmp_path, expect=2).err
+    assert "nothing was named" in backstay(*explain, home=tmp_path, expect=2).err
+    unknown = backstay(*explain[:4], "sql9", home=tmp_path, expect=2)
+    assert "it is not known which policies are in force" in unknown.err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from policies.linting import lint
 from policies.loading import load
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
-from tests.policies.building import NOW, a_vm, daily_points, facts, policies
+from tests.policies.building import NOW, a_point, a_vm, daily_points, facts, policies
 
 WEB = a_vm("web-3", tags=frozenset({"env=prod"}), cluster="c1")
 GOLD = """
@@ -36,6 +36,8 @@ def test_an_explanation_has_every_clause_the_winner_the_due_time_and_the_points(
     text = explain(policies(OTHER, GOLD), WEB, facts(WEB, points=daily_points(WEB, 3))).render()
     assert text.splitlines() == [
         "web-3: protected by gold, last good restore point 0 s ago; due at 18:00 under gold",
+        "  because: the RPO of 4 h is missed at 18:00, and a run starts when an eighth of it (30 m) is left; "
+        "its windows let it start only then",
         "",
         "policy gold (priority 5, 1.toml:3) selects it: selected by tag:env=prod",
         "  ✓ all  tag:env=prod   (the VM has env=prod)",
@@ -116,6 +118,65 @@ def test_an_explanation_names_policies_that_only_a_pending_change_keeps() -> Non
     found = explain(pending, WEB, facts(WEB))
     assert found.kept == ("gold",)
     assert "pending change: gold still applies until the change is confirmed" in found.render()
+
+
+def test_an_explanation_says_which_policy_decides_which_setting() -> None:
+    low = """
+    [policy.low]
+    select.all = ["*"]
+    rpo = "1d"
+    copies = ["offsite"]
+    verify.every = "30d"
+    notify = ["ops"]
+    retention = { keep_daily = 14, lock = "2d" }
+    """
+    found = explain(policies(GOLD, low), WEB, facts(WEB))
+    assert found.origins == {
+        "policy": "gold, low: of all policies that select it",
+        "rpo": "gold, the highest priority that says so (5)",
+        "window": "gold, the highest priority that says so (5)",
+        "triggers": "gold: of all policies that select it",
+        "consistency": "no policy says so: the default",
+        "transports": "gold, the highest priority that says so (5)",
+        "copies": "low: of all policies that select it",
+        "lock": "low, the longest of all",
+        "notify": "low: of all policies that select it",
+        "verify": "low, the shortest of all",
+        "retention": "gold, low: of all policies that select it",
+    }
+    assert "  rpo          4 h   (from gold, the highest priority that says so (5))" in found.render()
+    assert found.as_json()["origins"] == found.origins
+    level = explain(policies(GOLD, low.replace("rpo", "priority = 5\nrpo")), WEB, facts(WEB))
+    assert level.origins["rpo"] == "gold and low of one priority (5): the more protective value counts"
+
+
+def due_because(text: str, *points: datetime, now: datetime = NOW) -> str:
+    one = facts(WEB, points=[a_point(WEB, at) for at in points], now=now)
+    return explain(policies(f'[policy.p]\nselect.all = ["*"]\n{text}'), WEB, one).because
+
+
+def test_an_explanation_says_why_the_next_run_is_due_then() -> None:
+    half = "the RPO of 8 h is missed at 21:00, and a run starts when an eighth of it (1 h) is left"
+    hour_ago = NOW - timedelta(hours=1)
+    assert due_because('rpo = "8h"', hour_ago) == half
+    assert (
+        due_because('rpo = "8h"\nwindow = ["20:30-22:00"]', hour_ago) == f"{half}; its windows let it start only then"
+    )
+    assert due_because('rpo = "8h"\nwindow = ["16:00-18:00"]', hour_ago) == (
+        f"{half}; no window is open then, so it runs near the end of the last one before"
+    )
+    assert due_because('schedule = "0 22 * * *"', hour_ago) == "next scheduled time is 22:00"
+    assert due_because('schedule = "0 22 * * *"\nwindow = ["23:00-24:00"]', hour_ago) == (
+        "next scheduled time is 22:00 and waits for its window"
+    )
+    assert due_because('rpo = "8h"', NOW - timedelta(hours=9)) == ""
+    assert "never backed up" in due_because('rpo = "8h"\nwindow = ["16:00-18:00"]')
+
+
+def test_an_explanation_tells_what_the_queue_says() -> None:
+    waits = ["a backup is waiting in the queue, 3 of 17 in line: all 8 places are taken"]
+    history = {WEB.id: VmHistory(pending=True)}
+    assert explain(policies(GOLD), WEB, facts(WEB, history=history), waits).blocked == tuple(waits)
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
