@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from policies.policy import Policy, Retention, Trigger
+from collections.abc import Iterable
+
+from policies.policy import Leaving, Policy, PolicyLimits, Retention, Trigger
 from policies.protection import Protection
 from policies.units import span
 
@@ -32,8 +34,29 @@ def settings_of(protection: Protection) -> dict[str, str]:
         "notify": ", ".join(protection.notify),
         "verify": f"every {span(protection.verify_every)}" if protection.verify_every is not None else "",
         "retention": "; ".join(f"{policy.name}: {retention_words(policy.retention)}" for policy in protection.policies),
+        "on_unmatched": _said((one.name, one.on_unmatched) for one in protection.policies),
+        "on_removed": _said((one.name, one.on_removed) for one in protection.policies),
+        "limits": "; ".join(f"{one.name}: {limits_words(one.limits)}" for one in protection.policies if one.limits),
     }
     return {key: words for key, words in found.items() if words}
+
+
+def _said(values: Iterable[tuple[str, Leaving]]) -> str:
+    """What policies say of the restore points they leave behind; holding them goes without saying."""
+    return "; ".join(f"{name}: {value}" for name, value in values if value is not Leaving.HOLD)
+
+
+def limits_words(limits: PolicyLimits) -> str:
+    """Such as "running 2, per_host 1"."""
+    return ", ".join(
+        f"{name} {number}"
+        for name, number in (
+            ("running", limits.running),
+            ("per_host", limits.per_host),
+            ("per_datastore", limits.per_datastore),
+        )
+        if number is not None
+    )
 
 
 def _disks(protection: Protection) -> str:

@@ -15,9 +15,10 @@ from policies.fixtures import case_of
 from policies.loading import load_texts
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
-from policies.protection import copies_of
+from policies.protection import copies_of, protection
 from policies.reading import read_tests
 from policies.retention import mass_expiry, plan_retention
+from policies.settings import settings_of
 from policies.simulation import Simulation
 from policies.verdicts import judge
 from tests.policies.building import NOW, a_point, a_vm, daily_points, facts, policies
@@ -189,6 +190,16 @@ def test_second_copies_of_a_vm_that_no_policy_selects_go_on_by_its_own_policy() 
     for vm in (DB, UNTAGGED, None):
         assert copies_of(found, vm, point) == ("offsite",)
     assert copies_of(found, UNTAGGED, replace(point, policy="lost")) == ()
+
+
+def test_the_settings_say_what_is_not_held_and_how_many_may_run() -> None:
+    more = 'on_removed = "expire"\nlimits = { running = 2, per_datastore = 1 }'
+    found = protection(policies(gold(more), gold('on_unmatched = "hold"', name="silver")), DB)
+    settings = settings_of(found)
+    assert (settings["on_removed"], settings["limits"]) == ("gold: expire", "gold: running 2, per_datastore 1")
+    assert "on_unmatched" not in settings
+    change = plan_reload(policies(gold()), policies(gold(more)), facts(DB)).vms[0]
+    assert "limits none → gold: running 2, per_datastore 1" in str(change)
 
 
 @pytest.mark.parametrize(
