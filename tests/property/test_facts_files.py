@@ -67,6 +67,7 @@ FACTS = st.builds(
     history=st.dictionaries(IDS, HISTORIES, max_size=3),
     points=st.lists(POINTS, max_size=6, unique_by=lambda point: point.id).map(grouped),
     fired=st.dictionaries(st.tuples(st.text(max_size=3), st.text(max_size=3), IDS), INSTANTS, max_size=3),
+    left=st.dictionaries(IDS, INSTANTS, max_size=2),
 )
 
 

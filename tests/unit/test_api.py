@@ -235,6 +235,29 @@ async def test_every_task_arrives_as_it_was_asked(folder: Path, task: Task) -> N
     assert desk.asked == [("submit", task)]
 
 
+async def test_who_confirms_a_change_and_how_arrives_with_it(folder: Path) -> None:
+    desk, config = Desk(), configuration(folder)
+    async with served(desk, config):
+        engine = Engine(config.socket)
+        await ask(lambda: engine.post("/v1/policies/apply", {"digest": "d1"}))
+        await ask(lambda: engine.post("/v1/policies/apply", {"digest": "d2", "override_guard": True, "user": "anna"}))
+        await ask(lambda: engine.post("/v1/policies/apply-plan", {"plan": {"id": "p1"}, "user": "anna"}))
+        assert await ask(lambda: engine.post("/v1/policies/sole-bytes", {"points": ["a", "b"]})) == {"bytes": 2}
+    assert desk.asked == [
+        ("apply", ("d1", "a local user", False)),
+        ("apply", ("d2", "anna, a local user", True)),
+        ("apply-plan", ({"id": "p1"}, "anna, a local user", False)),
+    ]
+
+
+async def test_the_facts_arrive_as_they_were_written(folder: Path) -> None:
+    config = configuration(folder)
+    async with served(Desk(), config):
+        assert await ask(lambda: Engine(config.socket).fetch("/v1/policies/facts")) == b'{"format": 1}'
+        with pytest.raises(RemoteFailure):
+            await ask(lambda: Engine(config.socket).fetch("/v1/nothing"))
+
+
 async def test_a_client_follows_a_task_to_its_end(folder: Path) -> None:
     config = configuration(folder)
     seen: list[TaskReport] = []
