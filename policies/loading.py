@@ -15,7 +15,10 @@ from policies.errors import PolicyError, Problem, quoted
 from policies.policyset import PolicySet
 from policies.reading import WrittenTest, read_tests, read_texts
 
-LARGEST_FILE_BYTES = 256 << 10
+LARGEST_FILE_BYTES = 1 << 20
+"""So much is read of any file; a calendar has a limit of its own."""
+
+LARGEST_POLICY_BYTES = 256 << 10
 """A policy file is written by people; a larger one is a mistake and would stall a reload. It takes half a second of CPU
 at most, whatever is in it; one of 16 KiB, some fifty policies, under 50 ms."""
 
@@ -129,11 +132,11 @@ def load_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
             name,
             1,
             1,
-            f"is larger than {LARGEST_FILE_BYTES} bytes",
+            f"is larger than {LARGEST_POLICY_BYTES} bytes",
             "split it into several files",
         )
         for name, text in texts.items()
-        if len(text) > LARGEST_FILE_BYTES and not is_calendar(name)
+        if len(text) > LARGEST_POLICY_BYTES and not is_calendar(name)
     ]
     if problems:
         raise PolicyError(problems)

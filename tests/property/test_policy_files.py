@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.errors import PolicyError
-from policies.loading import LARGEST_FILE_BYTES, load_texts
+from policies.loading import LARGEST_POLICY_BYTES, load_texts
 from policies.places import Places
 from policies.policyset import PolicySet
 
@@ -138,7 +138,7 @@ HEAVY: dict[str, Callable[[int], bytes]] = {
 def test_a_file_that_is_made_to_be_slow_is_not(kind: str) -> None:
     read(SCHEMA + b"[policy.p]\ntimezone='Eurp'\n")  # what is loaded once
     read(HEAVY[kind](ORDINARY_BYTES - 64), limit=3 * LIMIT_S)
-    read(HEAVY[kind](LARGEST_FILE_BYTES - 64), limit=30 * LIMIT_S)
+    read(HEAVY[kind](LARGEST_POLICY_BYTES - 64), limit=30 * LIMIT_S)
 
 
 @given(st.binary(max_size=300))

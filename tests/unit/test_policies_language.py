@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from policies.errors import PolicyError, Problem, quoted
-from policies.loading import LARGEST_FILE_BYTES, load, load_texts
+from policies.loading import LARGEST_POLICY_BYTES, load, load_texts
+from policies.parsing import DEEPEST
 from policies.policy import DEFAULT_GRACE, PolicyLimits
 from policies.presets import PRESETS
-from policies.parsing import DEEPEST
 from policies.units import parse_duration, span
 from tests.policies.building import policies
 
@@ -172,7 +172,7 @@ def test_a_byte_order_mark_is_accepted() -> None:
 
 
 def test_a_huge_file_is_refused_before_it_is_parsed() -> None:
-    assert "is larger than" in problems({"a.toml": "#" * (LARGEST_FILE_BYTES + 1)})[0]
+    assert "is larger than" in problems({"a.toml": "#" * (LARGEST_POLICY_BYTES + 1)})[0]
 
 
 @pytest.mark.parametrize("opening", ["[", "{a=", "[{a="])
