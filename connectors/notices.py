@@ -166,9 +166,9 @@ def _why(error: BaseException) -> str:
 
 
 def _send(target: Mail, notice: Notice) -> str:
-    message = _message(target, notice)
     password = target.password() if target.password is not None else ""
     try:
+        message = _message(target, notice)
         with _connect(target) as server:
             if target.user:
                 server.login(target.user, password)
@@ -188,10 +188,10 @@ def _send(target: Mail, notice: Notice) -> str:
         ) from None
     except smtplib.SMTPException as error:
         raise Unreachable(f"the mail server broke the connection off ({type(error).__name__})") from None
-    except UnicodeError:
-        raise Rejected("an address or the login holds letters that the mail server does not take") from None
     except OSError as error:
         raise Unreachable(f"the mail server cannot be reached: {_why(error)}") from None
+    except ValueError:  # after OSError, as OpenSSL's error is both; it may repeat what it was given
+        raise Rejected("an address, the login or the text holds letters that cannot be sent") from None
     if refused:
         return f"taken, but not for {', '.join(sorted(refused))}"
     return "taken by the mail server"

@@ -45,17 +45,20 @@ class Notifier:
                 outbox.delivered = self.note
                 loops.create_task(outbox.run())
             while True:
-                self.look()
+                await self.look()
                 await asyncio.sleep(interval.total_seconds())
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """Write the letters that are due now."""
-        parts, now = self.parts, self.parts.now()
+        parts = self.parts
         self._warn()
-        boxes = parts.outboxes
+        if not parts.outboxes:
+            return
+        wrong = await troubles(parts)
+        now, boxes = parts.now(), parts.outboxes
         found = compare(
             self.known,
-            troubles(parts),
+            wrong,
             now,
             wait=parts.config.timers.notices,
             unsure=lambda one: unsure(parts, one),
@@ -79,8 +82,8 @@ class Notifier:
         try:
             text = await settled(parts.threads.state, parts.state.kept, MEMORY)
             self.delivered = _read(text)
-        except (ValueError, TypeError):
-            log.warning("what was told before is forgotten: the note cannot be read")
+        except (ValueError, TypeError, StorageError) as error:
+            log.warning("what was told before may be told again", extra={"why": str(error)})
         self.known = dict(self.delivered)
 
     async def note(self, target: str, sent: Letter) -> None:
@@ -95,7 +98,7 @@ class Notifier:
         try:
             await settled(parts.threads.state, parts.state.keep, MEMORY, _written(self.delivered))
         except StorageError as error:
-            log.warning("what was told may be told again", extra={"why": str(error)})
+            log.warning("what was told before may be told again", extra={"why": str(error)})
 
 
 def _written(delivered: Mapping[str, Known]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -9,16 +10,28 @@ from engine.parts import Parts
 from engine.telling import OF_A_VM, Known, Topic, Trouble
 from metrics.labels import VerifyState
 from policies.facts import RestorePoint, Vm, VmId
-from policies.protection import protection
+from policies.protection import Protection, protection
 from policies.units import counted, span
 
+AT_ONCE = 500
+"""VMs that are looked at in one go: some milliseconds."""
 
-def troubles(parts: Parts) -> list[Trouble]:
-    """All that somebody is to be told of. What nobody wants to hear of is left out."""
+
+async def troubles(parts: Parts) -> list[Trouble]:
+    """All that somebody is to be told of, with room for other work meanwhile. What nobody wants to hear is left out."""
     everybody = tuple(sorted(name for name, section in parts.config.notify.items() if section.engine))
-    found = [*_of_vms(parts, everybody), *_of_policies(parts)]
-    if everybody:
-        found += _of_the_engine(parts, everybody)
+    found = [*_of_policies(parts), *(_of_the_engine(parts, everybody) if everybody else ())]
+    vms = list(parts.world.vms.values())
+    for start in range(0, len(vms), AT_ONCE):
+        for vm in vms[start : start + AT_ONCE]:
+            found += _of_vm(parts, vm)
+        await asyncio.sleep(0)
+    points = list(parts.world.points.items())
+    for start in range(0, len(points), AT_ONCE):
+        for vm_id, listed in points[start : start + AT_ONCE]:
+            if damaged := [point for point in listed if point.damaged]:
+                found += _damaged(parts, vm_id, damaged, everybody)
+        await asyncio.sleep(0)
     return found
 
 
@@ -27,21 +40,15 @@ def unsure(parts: Parts, known: Known) -> bool:
     return known.topic in OF_A_VM and not parts.world.inventory_known
 
 
-def _of_vms(parts: Parts, everybody: tuple[str, ...]) -> Iterator[Trouble]:
-    now, policies = parts.now(), parts.rulebook.in_force
-    for vm in parts.world.vms.values():
-        effective = protection(policies, vm)
-        if effective.notify:
-            yield from _missed(parts, vm, effective.notify, now)
-            yield from _failed(parts, vm, effective.notify)
-    for vm_id, points in parts.world.points.items():
-        damaged = [point for point in points if point.damaged]
-        if damaged:
-            yield from _damaged(parts, vm_id, damaged, everybody)
+def _of_vm(parts: Parts, vm: Vm) -> Iterator[Trouble]:
+    effective = protection(parts.rulebook.in_force, vm)
+    if effective.notify:
+        yield from _missed(parts, vm, effective, parts.now())
+        yield from _failed(parts, vm, effective.notify)
 
 
-def _missed(parts: Parts, vm: Vm, targets: tuple[str, ...], now: datetime) -> Iterator[Trouble]:
-    goals = [p.timing.rpo for p in protection(parts.rulebook.in_force, vm).scheduling if p.timing.rpo is not None]
+def _missed(parts: Parts, vm: Vm, effective: Protection, now: datetime) -> Iterator[Trouble]:
+    goals = [policy.timing.rpo for policy in effective.scheduling if policy.timing.rpo is not None]
     if not goals:
         return
     history, row = parts.world.history.get(vm.id), parts.world.rows.get(vm.id)
@@ -56,7 +63,7 @@ def _missed(parts: Parts, vm: Vm, targets: tuple[str, ...], now: datetime) -> It
         Topic.RPO_MISSED,
         f"{vm.name} missed its RPO of {goal}: {has}",
         f"{vm.name} meets its RPO of {goal} again",
-        targets,
+        effective.notify,
     )
 
 

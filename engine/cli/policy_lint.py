@@ -8,10 +8,12 @@ from typing import Annotated
 from engine.cli.options import Config, Json, Parameter, Repo
 from engine.cli.output import say, show, show_json
 from engine.cli.reach import policy_place, utc_now
-from engine.failures import Exit
+from engine.failures import BadInput, Exit
 from policies.facts import Facts
 from policies.linting import lint
 from policies.loading import load
+from policies.naming import unknown_targets
+from policies.policyset import PolicySet
 from policies.units import counted
 
 
@@ -38,6 +40,8 @@ def policy_lint(
     """
     place = policy_place(directory, config)
     policies = load(place)
+    if directory is None or config is not None:
+        _check_targets(policies, config)
     advice = lint(policies, _facts(state, live, repo, config), utc_now())
     if json:
         show_json({"policies": [policy.name for policy in policies.policies], "advice": list(advice)})
@@ -47,6 +51,15 @@ def policy_lint(
     said = counted(len(advice), "warning") if advice else "no warnings"
     say(f"{counted(len(policies.policies), 'policy')} in {place}: valid, {said}.")
     return Exit.PARTIAL if strict and advice else Exit.DONE
+
+
+def _check_targets(policies: PolicySet, config: Path | None) -> None:
+    """BadInput where policies name targets of notices that the configuration does not have."""
+    from engine.config import load as load_config
+
+    unknown = unknown_targets(policies, load_config(config).notify)
+    if unknown:
+        raise BadInput("\n".join(unknown.values()), hint="add the table there, or correct the policy")
 
 
 def _facts(state: Path | None, live: bool, repo: str | None, config: Path | None) -> Facts | None:

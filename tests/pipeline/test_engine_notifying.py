@@ -323,6 +323,8 @@ async def test_notify_test_tells_the_outcome(tmp_path: Path) -> None:
         ops.answers = [403]
         assert "refused the login (HTTP 403)" in await asyncio.to_thread(run, "notify", "test", "ops", expect=6)
         backstay("repo", "init", "repo", home=tmp_path)
+        linted = await asyncio.to_thread(run, "policy", "lint", expect=2)
+        assert 'all.toml:3:9: policy "databases" notifies "dba", and the configuration has no [notify.dba]' in linted
         checked = await asyncio.to_thread(run, "check", expect=2)
         assert "has no [notify.dba]" in checked
         assert "secret notify.ops.headers.Authorization" in checked

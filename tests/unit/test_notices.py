@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -249,3 +250,21 @@ async def test_the_name_of_a_vm_makes_no_header(pool: ThreadPoolExecutor) -> Non
     [got] = server.mails
     assert got["Bcc"] is None
     assert len(got["Subject"]) == notices.LONGEST_SUBJECT
+
+
+@pytest.mark.parametrize("password", ["päss-s3cr3t", "s3cr3t\r\nRCPT TO:<x@example.com>"])
+async def test_a_login_of_odd_letters_repeats_nothing_and_adds_no_command(
+    password: str, pool: ThreadPoolExecutor
+) -> None:
+    async with mail_server(login=("backstay", "other")) as server:
+        target = replace(mail(server.port, user="backstay"), password=lambda: password)
+        assert isinstance(await failure(target, pool), (Rejected, LoginRefused))
+        assert not server.mails
+
+
+async def test_text_that_is_no_text_is_refused(pool: ThreadPoolExecutor) -> None:
+    odd = Notice(NOTICE.at, "odd \ud800", "odd \ud800")
+    async with mail_server() as server, webhook() as hook:
+        with pytest.raises(Rejected, match="cannot be sent"):
+            await deliver(mail(server.port), odd, pool)
+        assert await deliver(Webhook(lambda: hook.url), odd, pool) == "HTTP 204"
