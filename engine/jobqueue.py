@@ -95,8 +95,7 @@ class JobQueue:
         in_force = self.policies()
         if in_force is not self._in_force:
             self._in_force = in_force
-            own = {policy.name: policy.limits for policy in in_force.policies if policy.limits is not None}
-            self.line.limits = replace(self._limits, policies=own)
+            self.line.limits = self._limits.with_those_of(in_force.policies)
         if self._unfound and self.world.inventory_known:
             found, self._unfound = self._unfound, {}
             for job in found.values():

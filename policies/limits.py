@@ -6,13 +6,13 @@ each VM, which has one backup at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import NamedTuple
 
 from policies.facts import Vm, VmId
-from policies.policy import PolicyLimits
+from policies.policy import Policy, PolicyLimits
 from policies.units import counted
 
 REPOSITORY = "repository"
@@ -64,6 +64,10 @@ class Limits:
             case _:
                 return self.per_repository
 
+    def with_those_of(self, policies: Iterable[Policy]) -> Limits:
+        """The same with the limits that these policies have of their own."""
+        return replace(self, policies={one.name: one.limits for one in policies if one.limits is not None})
+
     @property
     def at_once(self) -> int:
         """How many backups can ever run at once."""
@@ -108,10 +112,10 @@ def taken(place: Place, number: int) -> str:
     if place.kind == "vm":
         return "a backup of this VM is running"
     if place.kind == REPOSITORY:
-        return f"{counted(number, 'backup or other task')} use the repository"
+        return f"{number} {'backup or task uses' if number == 1 else 'backups and tasks use'} the repository"
     whose = "" if place.policy is None else f" of policy {place.policy}"
     where = "" if place.kind == "policy" else f" {'in' if place.kind == 'vcenter' else 'on'} {_kind(place)}"
-    return f"{number} backups{whose} run{where}"
+    return f"{counted(number, 'backup')}{whose} {'runs' if number == 1 else 'run'}{where}"
 
 
 def _kind(place: Place) -> str:

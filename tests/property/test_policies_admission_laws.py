@@ -158,7 +158,7 @@ Step = tuple[str, int]
 _STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            "add add add start start finish remove move limits wait others".split()
+            ["add", "add", "add", "start", "start", "finish", "remove", "move", "limits", "wait", "others"]
         ),
         st.integers(0, 50),
     ),
