@@ -8,6 +8,7 @@ import pytest
 
 from policies.decision import BackUp, Skip
 from policies.disks import number_of, parse_disk_term
+from policies.errors import Unusable
 from policies.evaluation import evaluate
 from policies.explanation import explain
 from policies.facts import EventType, Vm
@@ -52,6 +53,13 @@ def without_disks(found: PolicySet, vm: Vm = DB) -> list[int]:
 )
 def test_a_term_means_these_disks(term: str, keys: list[int]) -> None:
     assert without(excluding(term)) == keys
+
+
+def test_a_pattern_has_a_bound() -> None:
+    assert parse_disk_term("label:" + "x" * 500)
+    for text in ("label:", "label:" + "x" * 501):
+        with pytest.raises(Unusable, match="needs a value of 1 to 500 characters"):
+            parse_disk_term(text)
 
 
 def test_the_number_is_the_one_that_the_label_ends_with() -> None:

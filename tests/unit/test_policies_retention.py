@@ -275,6 +275,17 @@ def test_a_marked_point_that_is_kept_again_is_unmarked() -> None:
     assert plan(points, retention("keep_last = 5")).unmark == (points[1].id, points[0].id)
 
 
+def test_what_stays_is_a_sequence_whose_sentences_are_made_when_they_are_read() -> None:
+    points = daily_points(VM, 3)
+    found = plan(points, retention("keep_last = 2")).keep
+    assert len(found) == 3
+    assert found[0] == next(iter(found))
+    assert [*found[:2]] == [*found][:2]
+    assert repr(found) == repr(tuple(found))
+    assert found == plan(points[::-1], retention("keep_last = 2")).keep
+    assert found != 3
+
+
 def test_a_mass_expiry_is_refused_and_a_small_one_is_not() -> None:
     points = daily_points(VM, 40)
     most = plan(points, retention("keep_last = 10"))
