@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from policies.facts import Vm
 from policies.policy import Policy, Selection
-from policies.terms import Term, shown, values
+from policies.terms import Term, shown, source, values
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -77,6 +77,24 @@ def _has(clause: Clause) -> str:
     return f"the VM has {has}" if has else "the VM has none"
 
 
+_Facet = tuple[Callable[[Vm], Hashable], dict[Hashable, int], str]
+"""A property that terms look at: what its values are made of, the bits of those that were seen, and its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """The bits of a policy's selection; `number` is its place among the policies."""
+
+    number: int
+    every: int
+    some: int
+    never: int
+    policy: Policy
+
+    def includes(self, bits: int) -> bool:
+        return bits & self.every == self.every and (not self.some or bool(bits & self.some))
+
+
 @dataclass(slots=True)
 class Index:
     """The same answer as `match` for many policies at once, in the time of some dictionary look-ups.
@@ -88,8 +106,13 @@ class Index:
 
     policies: tuple[Policy, ...]
     _terms: dict[str, list[tuple[int, Term]]] = field(default_factory=dict)
-    _masks: list[tuple[int, int, int, Policy]] = field(default_factory=list)
+    _masks: list[_Masks] = field(default_factory=list)
     _always: int = 0
+    _free: list[_Masks] = field(default_factory=list)
+    """Those policies that no single bit rules out."""
+    _behind: dict[int, list[_Masks]] = field(default_factory=dict)
+    """Of all others, those that need this bit, or one of several of which it is one."""
+    _facets: list[_Facet] = field(default_factory=list)
     _by_value: dict[tuple[str, str], int] = field(default_factory=dict)
     _by_bits: dict[int, tuple[Policy, ...]] = field(default_factory=dict)
     _by_vm: dict[str, tuple[Vm, tuple[Policy, ...]]] = field(default_factory=dict)
@@ -98,9 +121,18 @@ class Index:
         bits: dict[str, int] = {}
         for policy in self.policies:
             selection = policy.selection
-            masks = [self._mask(terms, bits) for terms in (selection.all, selection.any, selection.none)]
+            every, some, never = (self._mask(terms, bits) for terms in (selection.all, selection.any, selection.none))
             if selection.all or selection.any:
-                self._masks.append((masks[0], masks[1], masks[2], policy))
+                self._masks.append(_Masks(len(self._masks), every, some, never, policy))
+        self._facets = [(source(name), {}, name) for name in self._terms]
+        for one in self._masks:
+            needed = _single(one.every & ~self._always)
+            several = () if needed or one.some & self._always else _single(one.some)
+            # Behind the bit with the fewest others, so that few are looked at in vain.
+            for bit in (min(needed, key=lambda bit: len(self._behind.get(bit, ()))),) if needed else several:
+                self._behind.setdefault(bit, []).append(one)
+            if not needed and not several:
+                self._free.append(one)
 
     def _mask(self, terms: Sequence[Term], bits: dict[str, int]) -> int:
         mask = 0
@@ -122,11 +154,10 @@ class Index:
         bits = self._bits(vm)
         found = self._by_bits.get(bits)
         if found is None:
-            found = tuple(
-                policy
-                for every, some, never, policy in self._masks
-                if bits & every == every and (not some or bits & some) and not bits & never
-            )
+            selecting = {
+                one.number: one.policy for one in self._candidates(bits) if one.includes(bits) and not bits & one.never
+            }
+            found = tuple(selecting[number] for number in sorted(selecting))
             _remember(self._by_bits, bits, found)
         _remember(self._by_vm, vm.id, (vm, found))
         return found
@@ -134,23 +165,43 @@ class Index:
     def excluding(self, vm: Vm) -> tuple[Policy, ...]:
         """The policies that would select the VM, were it not for a term of their `none`."""
         bits = self._bits(vm)
-        return tuple(
-            policy
-            for every, some, never, policy in self._masks
-            if bits & every == every and (not some or bits & some) and bits & never
-        )
+        return tuple(one.policy for one in self._masks if bits & one.never and one.includes(bits))
+
+    def _candidates(self, bits: int) -> Iterator[_Masks]:
+        yield from self._free
+        for bit in _single(bits):
+            yield from self._behind.get(bit, ())
 
     def _bits(self, vm: Vm) -> int:
         """The bits of the terms that match the VM."""
         bits = self._always
-        for name, terms in self._terms.items():
-            for value in values(vm, name):
-                known = self._by_value.get((name, value))
-                if known is None:
-                    known = sum(bit for bit, term in terms if term.matches(value))
-                    _remember(self._by_value, (name, value), known)
-                bits |= known
+        for made_of, remembered, name in self._facets:
+            key = made_of(vm)
+            known = remembered.get(key)
+            if known is None:
+                known = self._of_values(vm, name)
+                _remember(remembered, key, known)
+            bits |= known
         return bits
+
+    def _of_values(self, vm: Vm, name: str) -> int:
+        bits = 0
+        for value in values(vm, name):
+            known = self._by_value.get((name, value))
+            if known is None:
+                known = sum(bit for bit, term in self._terms[name] if term.matches(value))
+                _remember(self._by_value, (name, value), known)
+            bits |= known
+        return bits
+
+
+def _single(bits: int) -> tuple[int, ...]:
+    """Each bit that is set, by itself."""
+    found = []
+    while bits:
+        found.append(bits & -bits)
+        bits &= bits - 1
+    return tuple(found)
 
 
 def _remember(into: dict[_Key, _Value], key: _Key, value: _Value) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import ge, gt, le, lt
+from operator import attrgetter, ge, gt, le, lt
 from unicodedata import normalize
 
 from policies.closest import closest
@@ -42,6 +42,15 @@ _VALUES: dict[str, Callable[[Vm], tuple[str, ...]]] = {
     "disks": lambda vm: (str(len(vm.disks)),),
     "template": lambda vm: ("yes" if vm.template else "no",),
 }
+
+_SOURCES: dict[str, Callable[[Vm], Hashable]] = {
+    name: attrgetter(field)
+    for name, field in {
+        "name": "name", "folder": "folder", "tag": "tags", "datacenter": "datacenter", "cluster": "cluster",
+        "host": "host", "resource_pool": "resource_pool", "datastore": "datastores", "network": "networks",
+        "power": "power", "guest_os": "guest_os", "template": "template",
+    }.items()
+}  # fmt: skip
 
 PROPERTIES = tuple(_VALUES)
 """What a term may look at."""
@@ -107,6 +116,11 @@ def values(vm: Vm, name: str) -> tuple[str, ...]:
     return _VALUES[name](vm)
 
 
+def source(name: str) -> Callable[[Vm], Hashable]:
+    """What the values of a property are made of: of two VMs for which it is equal, the values are."""
+    return _SOURCES.get(name) or _VALUES[name]
+
+
 def shown(vm: Vm, name: str) -> tuple[str, ...]:
     """The same for people."""
     found = values(vm, name)
@@ -123,6 +137,8 @@ def _glob(glob: str) -> Callable[[str], bool]:
     wanted = _plain(glob)
     if not any(c in wanted for c in "*?["):
         return lambda value: _plain(value) == wanted
+    if wanted[-1] == "*" and not any(c in wanted[:-1] for c in "*?["):
+        return lambda value: _plain(value).startswith(wanted[:-1])
     compiled: list[re.Pattern[str]] = []  # when first asked: a file of a thousand globs is read in no time
 
     def matches(value: str) -> bool:
@@ -133,6 +149,7 @@ def _glob(glob: str) -> Callable[[str], bool]:
     return matches
 
 
+@lru_cache(maxsize=4096)
 def _plain(text: str) -> str:
     """Without letter case, an accented letter as one character however it was typed."""
     return normalize("NFC", text.casefold())
