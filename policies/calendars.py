@@ -20,7 +20,9 @@ from policies.rrule import parse_moment, parse_rule
 from policies.windows import Segment, instant
 
 LARGEST_CALENDAR = 524_288
-MOST_EVENTS = 2000
+MOST_EVENTS = 1000
+MOST_RECURRING = 200
+MOST_LISTED = 4000
 MOST_A_YEAR = 4000
 LONGEST_RECURRING = timedelta(days=366)
 """A calendar beyond these bounds is not one of holidays and freezes, and would slow every decision down."""
@@ -63,7 +65,9 @@ class Calendar:
 
 @dataclass(slots=True)
 class _Event:
-    line: int
+    """`at` is where it begins in the text."""
+
+    at: int
     values: dict[str, list[tuple[Mapping[str, str], str]]] = field(default_factory=dict)
 
 
@@ -74,6 +78,12 @@ def parse_calendar(name: str, text: str) -> Calendar:
     events = list(_events(name, text))
     if len(events) > MOST_EVENTS:
         raise Unusable(f"calendar {quoted(name)} has more than {MOST_EVENTS} events", "leave old events out")
+    if sum("RRULE" in event.values for event in events) > MOST_RECURRING:
+        what = f"calendar {quoted(name)} has more than {MOST_RECURRING} recurring events"
+        raise Unusable(what, "name several calendars")
+    listed = (text for event in events for key in ("RDATE", "EXDATE") for _, text in event.values.get(key, ()))
+    if sum(text.count(",") + 1 for text in listed) > MOST_LISTED:
+        raise Unusable(f"calendar {quoted(name)} lists more than {MOST_LISTED} dates", "leave old ones out")
     changed: dict[str, list[_Event]] = {}
     for event in events:
         if "RECURRENCE-ID" in event.values:
@@ -83,7 +93,7 @@ def parse_calendar(name: str, text: str) -> Calendar:
         try:
             entry = _entry(event, changed.get(_uid(event), ()))
         except Unusable as error:
-            what = f"calendar {quoted(name)}, event at line {event.line}: {error.what}"
+            what = f"calendar {quoted(name)}, event at line {_line(text, event.at)}: {error.what}"
             raise Unusable(what, error.instead) from None
         if entry is not None:
             entries.append(entry)
@@ -102,19 +112,25 @@ def _events(name: str, text: str) -> Iterator[_Event]:
         parts = _PARTS.fullmatch(_FOLD.sub("", found[2]).rstrip("\r\n"))
         if parts is None:
             if event is not None and inside[-1] == "VEVENT":
-                raise Unusable(f"calendar {quoted(name)}, line {_line(text, found)}: {key} has no value", _CHECK)
+                raise Unusable(
+                    f"calendar {quoted(name)}, line {_line(text, found.start())}: {key} has no value", _CHECK
+                )
             continue
         value = parts[2].strip()
         if key == "BEGIN":
             inside.append(value.upper())
             if len(inside) > 4:
-                raise Unusable(f"calendar {quoted(name)}, line {_line(text, found)}: is nested too deeply", _CHECK)
+                raise Unusable(
+                    f"calendar {quoted(name)}, line {_line(text, found.start())}: is nested too deeply", _CHECK
+                )
             seen = seen or inside == ["VCALENDAR"]
             if inside == ["VCALENDAR", "VEVENT"]:
-                event = _Event(_line(text, found))
+                event = _Event(found.start())
         elif key == "END":
             if not inside or inside.pop() != value.upper():
-                raise Unusable(f"calendar {quoted(name)}, line {_line(text, found)}: ends what did not begin", _CHECK)
+                raise Unusable(
+                    f"calendar {quoted(name)}, line {_line(text, found.start())}: ends what did not begin", _CHECK
+                )
             if inside == ["VCALENDAR"] and event is not None:
                 yield event
                 event = None
@@ -125,8 +141,12 @@ def _events(name: str, text: str) -> Iterator[_Event]:
         raise Unusable(f"calendar {quoted(name)} {what}", "export it again")
 
 
-def _line(text: str, found: re.Match[str]) -> int:
-    return text.count("\n", 0, found.start()) + 1
+def _broken(name: str, text: str, at: int, what: str) -> Unusable:
+    return Unusable(f"calendar {quoted(name)}, line {_line(text, at)}: {what}", _CHECK)
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
 
 
 def _parameters(text: str) -> dict[str, str]:
@@ -135,7 +155,7 @@ def _parameters(text: str) -> dict[str, str]:
 
 
 def _uid(event: _Event) -> str:
-    return event.values["UID"][0][1] if "UID" in event.values else f"line {event.line}"
+    return event.values["UID"][0][1] if "UID" in event.values else f"at {event.at}"
 
 
 def _entry(event: _Event, changed: Sequence[_Event]) -> Entry | None:
@@ -162,7 +182,9 @@ def _entry(event: _Event, changed: Sequence[_Event]) -> Entry | None:
     rules = values.get("RRULE", [])
     if len(rules) > 1:
         raise Unusable("the event has several RRULE", "make an event of each")
-    rule = parse_rule(rules[0][1], start) if rules else None
+    rule = parse_rule(rules[0][1].upper(), start) if rules else None
+    if rule is not None and rule.frequency == "HOURLY":
+        raise Unusable("the event recurs by the hour", "write FREQ=DAILY;BYHOUR=8,9,10")
     return replace(
         entry,
         rule=rule,
@@ -193,12 +215,8 @@ def _end(event: _Event, start: datetime, zone: ZoneInfo | None, whole_day: bool)
 
 def _moments(event: _Event, key: str, zone: ZoneInfo | None) -> Iterator[datetime]:
     """The local times that a property lists, in the zone of the event."""
-    listed = 0
     for parameters, text in event.values.get(key, ()):
         for one in text.split(","):
-            listed += 1
-            if listed > MOST_A_YEAR:
-                raise Unusable(f"{key} has more than {MOST_A_YEAR} times", _CHECK)
             at, _ = parse_moment(one.partition("/")[0].strip())
             yield _local(at, _zone(parameters, at), zone).replace(second=0)
 
@@ -242,7 +260,7 @@ def _a_year(entry: Entry) -> int:
     most = max(Counter(at.year for at in entry.extra).values(), default=1)
     if rule is None:
         return most
-    times = len(rule.minutes) * (len(rule.hours) or 24)
+    times = len(rule.minutes) * len(rule.hours)
     each = len(rule.week_days) or 1
     days = {
         "YEARLY": max(each * 53, len(rule.month_days) * 12, len(rule.year_days)) if _many(rule) else 1,
@@ -258,12 +276,13 @@ def _many(rule: Recurrence) -> bool:
 
 def calendar_stretches(calendar: Calendar, zone: ZoneInfo, year: int) -> Iterator[Segment]:
     """When the events are that touch a year, in UTC; floating times in the zone."""
+    first, last = datetime(year - 1, 12, 30), datetime(year + 1, 1, 3)  # noqa: DTZ001
     for entry in calendar.entries:
         own = entry.zone or zone
         length = entry.end - entry.start
         for start in _starts(entry, own, year) if entry.extra else (entry.start,):
             end = start + length
-            if start.year - 1 <= year <= end.year + 1:
+            if start < last and end > first:
                 yield _instant(start, own), _instant(end, own, last=True)
 
 

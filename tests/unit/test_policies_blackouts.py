@@ -419,9 +419,10 @@ def test_alarms_tasks_and_zones_in_a_calendar_are_no_events() -> None:
         (calendar("DTSTART:18001225"), "is before 1900"),
         ("X" * (LARGEST_CALENDAR + 1), f"is larger than {LARGEST_CALENDAR} bytes"),
         (calendar(*["DTSTART:20261225"] * (MOST_EVENTS + 1)), f"has more than {MOST_EVENTS} events"),
-        (calendar("DTSTART:20261225\nRDATE:" + ",".join(["20261226"] * 5000)), "RDATE has more than"),
+        (calendar("DTSTART:20261225\nRDATE:" + ",".join(["20261226"] * 5000)), "lists more than 4000 dates"),
+        (calendar(*["DTSTART:20261225\nRRULE:FREQ=YEARLY"] * 201), "has more than 200 recurring events"),
         (calendar(*["DTSTART:20261225T100000\nDURATION:PT1M\nRRULE:FREQ=DAILY"] * 20), "more than 4000 times a year"),
-        (calendar("DTSTART:20261225T100000\nDURATION:PT1M\nRRULE:FREQ=HOURLY"), "more than 4000 times a year"),
+        (calendar("DTSTART:20261225T100000\nDURATION:PT1M\nRRULE:FREQ=HOURLY"), "the event recurs by the hour"),
     ],
 )
 def test_a_calendar_that_cannot_be_used_is_refused_with_its_line_soon(text: str, what: str) -> None:
