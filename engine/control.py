@@ -37,7 +37,6 @@ from engine.threads import settled
 from metrics.exposition import render
 from policies.facts import PointId, RestorePoint, VmId
 from policies.planfile import planned
-from policies.planwords import reload_words, taken_away
 from storage.sole import sole_bytes
 
 
@@ -150,29 +149,30 @@ class Controls:
         rulebook = self.parts.rulebook
         await rulebook.look()
         await rulebook.replan()
-        plan = rulebook.plan
-        if plan is None:
+        pending = rulebook.pending
+        if pending is None:
             return {}
+        plan = pending.plan
         return {
             "digest": plan.id,
             "refused": bool(plan.refusals),
-            "sentences": [*taken_away(plan)],
-            "text": reload_words(plan),
-            "plan": plan.as_json(),
+            "sentences": [*pending.sentences, *plan.refusals],
+            "text": pending.text,
+            "plan": pending.shown,
         }
 
     async def apply_policies(self, digest: str, who: str, *, override_guard: bool = False) -> Mapping[str, Any]:
-        plan = await self.parts.rulebook.apply(digest, who, override_guard=override_guard)
+        done = await self.parts.rulebook.apply(digest, who, override_guard=override_guard)
         await self.parts.inbox.put(Tick(self.parts.now()))
-        return {"digest": plan.id, "text": reload_words(plan)}
+        return {"digest": done.plan.id, "text": done.text}
 
     async def apply_plan(self, plan: Mapping[str, Any], who: str, *, override_guard: bool = False) -> Mapping[str, Any]:
         seen = planned(plan, "the plan")
-        applied = await self.parts.rulebook.apply_plan(seen, who, override_guard=override_guard)
-        if applied is None:
+        done = await self.parts.rulebook.apply_plan(seen, who, override_guard=override_guard)
+        if done is None:
             return {"digest": seen.id, "text": "", "done": False}
         await self.parts.inbox.put(Tick(self.parts.now()))
-        return {"digest": applied.id, "text": reload_words(applied), "done": True}
+        return {"digest": done.plan.id, "text": done.text, "done": True}
 
     async def sole_bytes(self, points: Sequence[str]) -> int:
         wanted = [PointId(point) for point in points]

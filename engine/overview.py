@@ -16,7 +16,6 @@ from metrics.labels import CoverageState, RepositoryState, SnapshotState, VmCove
 from policies.decision import BackUp
 from policies.facts import Vm, VmId
 from policies.naming import unknown_targets
-from policies.planwords import taken_away
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, left_out, protection, refusal_of
 from policies.units import counted
@@ -158,11 +157,12 @@ def problems(parts: Parts) -> list[str]:
 
 def waiting_for_a_person(parts: Parts) -> list[str]:
     """The pending change of policies, in sentences."""
-    plan = parts.rulebook.plan
-    if plan is None:
+    pending = parts.rulebook.pending
+    if pending is None:
         return []
+    plan = pending.plan
     override = " --override-guard" if plan.refusals else ""
-    return [*taken_away(plan), f"confirm with: backstay policy apply {plan.id}{override}"]
+    return [*pending.sentences, *plan.refusals, f"confirm with: backstay policy apply {plan.id}{override}"]
 
 
 async def status(parts: Parts) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import aiofiles
 
@@ -27,7 +28,7 @@ from policies.facts import Facts
 from policies.loading import LARGEST_FILE_BYTES, load_texts, policy_files, unreadable
 from policies.planfile import Planned, differences
 from policies.planning import plan_reload
-from policies.planwords import taken_away
+from policies.planwords import reload_words, taken_away
 from policies.policyset import PolicySet
 from storage.errors import Refused
 
@@ -46,6 +47,27 @@ LEISURE = 20
 
 READ_SECONDS = 10.0
 """How long a stop of the engine may wait for policy files that are being read."""
+
+
+MOST_LISTED = 1000
+"""How many VMs and restore points of a pending change the API lists: a plan file has all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A change that waits, and how it is told; made in a thread, as a large change has many words."""
+
+    plan: ReloadPlan
+    sentences: tuple[str, ...]
+    text: str
+    shown: Mapping[str, Any]
+
+
+def compared(old: PolicySet, new: PolicySet, facts: Facts) -> Pending:
+    """What a change does, planned and put into words. Takes seconds for a large fleet."""
+    plan = plan_reload(old, new, facts)
+    taken = taken_away(replace(plan, refusals=()))
+    return Pending(plan, taken, reload_words(plan), plan.as_json(MOST_LISTED))
 
 
 async def read_policies(files: Mapping[str, Path]) -> Mapping[str, bytes]:
@@ -76,13 +98,18 @@ class Rulebook:
     accepted: PolicySet = field(default_factory=PolicySet)
     in_force: PolicySet = field(default_factory=PolicySet)
     problems: tuple[Problem, ...] = ()
-    plan: ReloadPlan | None = None
+    pending: Pending | None = None
     pending_since: datetime | None = None
     _files: PolicySet | None = None
     _texts: Mapping[str, bytes] | None = None
     _planned_at: datetime | None = None
     _took: timedelta = timedelta()
     _busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def plan(self) -> ReloadPlan | None:
+        """The change that waits for confirmation."""
+        return self.pending.plan if self.pending is not None else None
 
     @property
     def names(self) -> frozenset[str]:
@@ -144,68 +171,70 @@ class Rulebook:
             return
         began = time.monotonic()
         facts = standing_still(self.facts(self.now()))
-        plan = await settled(self.threads.planning, plan_reload, self.accepted, self._files, facts)
+        found = await settled(self.threads.planning, compared, self.accepted, self._files, facts)
         self._took = timedelta(seconds=time.monotonic() - began)
+        plan = found.plan
         if plan.pending:
             self.in_force = plan.effective
             if self.plan is None or self.plan.id != plan.id:
                 log.warning("change of policies waits for confirmation", extra={"digest": plan.id})
             self.pending_since = self.pending_since or self.now()
-            self.plan = plan
+            self.pending = found
             return
-        await self._accept(plan, "engine")
+        await self._accept(found, "engine")
 
-    async def apply(self, digest: str, who: str, *, override_guard: bool = False) -> ReloadPlan:
+    async def apply(self, digest: str, who: str, *, override_guard: bool = False) -> Pending:
         """Confirm the pending change; Refused when it is not this one, or a guard forbids it."""
         async with self._busy:
-            plan = await self._as_it_is_now()
-            if plan is None:
+            pending = await self._as_it_is_now()
+            if pending is None:
                 raise Refused("no change of policies waits for confirmation")
-            if plan.id != digest:
+            if pending.plan.id != digest:
                 raise Refused(
-                    f"the pending change is {plan.id} by now, not {digest}",
+                    f"the pending change is {pending.plan.id} by now, not {digest}",
                     hint="look at it again: backstay policy apply",
                 )
-            await self._confirm(plan, who, override_guard)
-            return plan
+            await self._confirm(pending, who, override_guard)
+            return pending
 
-    async def apply_plan(self, seen: Planned, who: str, *, override_guard: bool = False) -> ReloadPlan | None:
+    async def apply_plan(self, seen: Planned, who: str, *, override_guard: bool = False) -> Pending | None:
         """Confirm the pending change if it is what somebody has seen; None when it is in force already.
 
         Refused says what differs by now, or which guard forbids it.
         """
         async with self._busy:
-            plan = await self._as_it_is_now()
+            pending = await self._as_it_is_now()
             if self.problems:
                 raise Refused("the policy files cannot be used", hint=str(self.problems[0]))
-            if plan is None and self.accepted.hash == seen.new:
+            if pending is None and self.accepted.hash == seen.new:
                 return None
-            if plan is None:
+            if pending is None:
                 raise Refused(
                     "the policy files are not those of the plan, and no change waits",
                     hint="put the files that were planned where the engine reads them",
                 )
-            if found := differences(seen, plan):
+            if found := differences(seen, pending.plan):
                 raise Refused(f"the plan does not hold any more: {'; '.join(found)}", hint="plan again and look")
-            await self._confirm(plan, who, override_guard)
-            return plan
+            await self._confirm(pending, who, override_guard)
+            return pending
 
-    async def _as_it_is_now(self) -> ReloadPlan | None:
+    async def _as_it_is_now(self) -> Pending | None:
         await self._look()
         await self._replan()
-        return self.plan
+        return self.pending
 
-    async def _confirm(self, plan: ReloadPlan, who: str, override_guard: bool) -> None:
-        if plan.refusals and not override_guard:
+    async def _confirm(self, pending: Pending, who: str, override_guard: bool) -> None:
+        if pending.plan.refusals and not override_guard:
             raise Refused(
-                f"a guard refuses it: {'; '.join(plan.refusals)}",
+                f"a guard refuses it: {'; '.join(pending.plan.refusals)}",
                 hint="if it shall be done all the same: --override-guard",
             )
-        await self._accept(plan, who)
+        await self._accept(pending, who)
 
-    async def _accept(self, plan: ReloadPlan, who: str) -> None:
+    async def _accept(self, found: Pending, who: str) -> None:
+        plan = found.plan
         overridden = f"guard overridden ({'; '.join(plan.refusals)}); " if plan.refusals else ""
-        said = "; ".join(taken_away(replace(plan, refusals=()))) or "nothing loses protection"
+        said = "; ".join(found.sentences) or "nothing loses protection"
         await settled(
             self.threads.state,
             self.state.accept_policies,
@@ -216,7 +245,7 @@ class Rulebook:
             commit=plan.new.commit,
         )
         self.accepted = self.in_force = plan.new
-        self.plan = self.pending_since = None
+        self.pending = self.pending_since = None
         log.info("policies in force", extra={"policies": len(plan.new.policies), "who": who})
         self.changed()
 

@@ -129,16 +129,18 @@ class ReloadPlan:
         """Whether nothing at all changes."""
         return not (self.added or self.removed or self.changed or self.vms or self.expiring or self.refusals)
 
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`, and what a plan file keeps."""
+    def as_json(self, most: int | None = None) -> dict[str, Any]:
+        """For `--json`, and what a plan file keeps; with `most` at most so many VMs and restore points are listed."""
         return {
             "id": self.id,
             "old": self.old.hash,
             "new": self.new.hash,
             "pending": self.pending,
             "policies": {"added": [*self.added], "removed": [*self.removed], "changed": [*self.changed]},
-            "vms": [change.as_json() for change in self.vms],
-            "expiring": [change.as_json() for change in self.expiring],
+            "vms_total": len(self.vms),
+            "vms": [change.as_json() for change in self.vms[:most]],
+            "expiring_total": len(self.expiring),
+            "expiring": [change.as_json() for change in self.expiring[:most]],
             "refusals": [*self.refusals],
         }
 

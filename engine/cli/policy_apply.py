@@ -76,7 +76,8 @@ def _apply_file(engine: Engine, file: Path, override_guard: bool, json: bool) ->
     seen = planned(read_json(read_file(file), str(file)), str(file))
     asked = {"plan": seen.as_json(), "override_guard": override_guard, "user": _user()}
     done = engine.post("/v1/policies/apply-plan", asked)
-    show_json(done) if json else _show(str(done["text"]))
+    if json:
+        show_json({"digest": done["digest"], "done": done["done"]})
     say(f"Confirmed {done['digest']}." if done["done"] else f"Plan {done['digest']} is in force already.")
     return Exit.DONE
 

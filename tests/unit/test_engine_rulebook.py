@@ -79,9 +79,9 @@ async def test_a_plan_takes_effect_as_it_was_seen_and_the_audit_keeps_who_overro
         done = await here.book.apply_plan(seen(SOME), "anna", override_guard=True)
         assert done is not None
         assert (waited, here.waits) == (True, False)
-        assert here.book.accepted.hash == done.new.hash
+        assert here.book.accepted.hash == done.plan.new.hash
         detail = await here.audited("anna")
-        assert detail.startswith(f"plan {done.id}: guard overridden (1 VM would lose protection")
+        assert detail.startswith(f"plan {done.plan.id}: guard overridden (1 VM would lose protection")
         assert "db loses protection" in detail
         assert await here.book.apply_plan(seen(SOME), "anna") is None, "in force already"
 
@@ -108,7 +108,7 @@ async def test_a_pending_change_is_confirmed_by_its_id_and_no_other(tmp_path: Pa
         with pytest.raises(Refused, match=r"is \w+ by now, not 0000"):
             await here.book.apply("0" * 16, "anna", override_guard=True)
         done = await here.book.apply(seen(SOME).id, "anna", override_guard=True)
-        assert [change.name for change in done.losing] == ["db"]
+        assert [change.name for change in done.plan.losing] == ["db"]
 
 
 async def test_the_loop_goes_on_while_a_large_fleet_is_planned(tmp_path: Path) -> None:
