@@ -21,7 +21,23 @@ from policies.errors import Unusable, quoted
 from policies.facts import VM_EVENT_TYPES, EventType
 from policies.fixture_tables import Fixture
 from policies.presets import PresetName
-from policies.tables import ONE_OR_MANY, Count, Duration, Share, Table, once_or_more, readable
+from policies.tables import (
+    BLACKOUT_PATTERN,
+    DISK_TERM_PATTERN,
+    ONE_OR_MANY,
+    TERM_PATTERN,
+    TIME_PATTERN,
+    WINDOW_PATTERN,
+    ZONE_PATTERN,
+    Count,
+    Duration,
+    Share,
+    Table,
+    once_or_more,
+    readable,
+    text_like,
+    tidied,
+)
 from policies.tables import key as _key
 from policies.terms import parse_term
 from policies.times import check_time
@@ -78,18 +94,24 @@ def _reachable(text: str) -> str:
 
 
 Goal = Annotated[Duration, AfterValidator(_reachable)]
-Zone = Annotated[str, readable(zone_of)]
-WindowText = Annotated[str, readable(parse_window)]
-DiskTermText = Annotated[str, readable(parse_disk_term)]
-TermText = Annotated[str, readable(parse_term)]
+Zone = Annotated[str, readable(zone_of), text_like(ZONE_PATTERN)]
+WindowText = Annotated[str, readable(parse_window), text_like(f"^{WINDOW_PATTERN}$")]
+DiskTermText = Annotated[str, readable(parse_disk_term), text_like(DISK_TERM_PATTERN)]
+TermText = Annotated[str, readable(parse_term), text_like(TERM_PATTERN)]
 FixedTime = Annotated[str, readable(check_time)]
 FixedTimes = Annotated[
-    list[FixedTime], Field(min_length=1, max_length=64), ONE_OR_MANY, once_or_more({"type": "string"})
+    list[FixedTime],
+    Field(min_length=1, max_length=64),
+    ONE_OR_MANY,
+    once_or_more({"type": "string", "pattern": TIME_PATTERN}),
 ]
 BlackoutText = Annotated[str, readable(check_blackout)]
-TEXTS = {"type": "array", "items": {"type": "string"}}
+_BLACKOUT = {"type": "string", "pattern": BLACKOUT_PATTERN}
 Blackouts = Annotated[
-    list[BlackoutText], Field(max_length=64), ONE_OR_MANY, WithJsonSchema({"anyOf": [{"type": "string"}, TEXTS]})
+    list[BlackoutText],
+    Field(max_length=64),
+    ONE_OR_MANY,
+    WithJsonSchema({"anyOf": [_BLACKOUT, {"type": "array", "items": _BLACKOUT, "maxItems": 64}]}),
 ]
 ConditionText = Annotated[str, readable(check_condition)]
 EventName = Annotated[str, AfterValidator(_event_name)]
@@ -332,7 +354,9 @@ class PolicyFile(Table):
 
 def policy_json_schema() -> dict[str, Any]:
     """The JSON schema of a policy file, for editors that complete TOML."""
-    schema = PolicyFile.model_json_schema(by_alias=True)
+    schema: dict[str, Any] = tidied(PolicyFile.model_json_schema(by_alias=True))
+    for kind in ("template", "policy"):
+        schema["properties"][kind]["propertyNames"] = {"pattern": NAME_PATTERN}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Backstay policies"
     return schema

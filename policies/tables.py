@@ -12,6 +12,20 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from policies.units import parse_duration, parse_share
 
+WINDOW_PATTERN = (
+    r"((mon|tue|wed|thu|fri|sat|sun)(\.\.(mon|tue|wed|thu|fri|sat|sun))?"
+    r"(,(mon|tue|wed|thu|fri|sat|sun)(\.\.(mon|tue|wed|thu|fri|sat|sun))?)* )?"
+    r"[0-9]{2}:[0-9]{2}-[0-9]{2}:[0-9]{2}"
+)
+TERM_PATTERN = (
+    r"^(\*|(name|datacenter|cluster|host|resource_pool|datastore|network|guest_os):.+|folder:[/*].*"
+    r"|(tag|attribute):.*=.*|power:([Oo][Nn]|[Oo][Ff][Ff]|[Ss][Uu][Ss][Pp][Ee][Nn][Dd][Ee][Dd])"
+    r"|template:([Yy][Ee][Ss]|[Nn][Oo])|(size|disks):(>=|<=|>|<) ?[0-9].*)$"
+)
+DISK_TERM_PATTERN = r"^(label|number|datastore):.+$"
+TIME_PATTERN = r"^(\S+( +\S+){4}|\s*([Dd][Tt][Ss][Tt][Aa][Rr][Tt]|[Rr][Rr][Uu][Ll][Ee])[\s\S]*)$"
+BLACKOUT_PATTERN = rf"^(([0-9]{{4}}-)?[0-9]{{2}}-[0-9]{{2}}.*|{WINDOW_PATTERN}|.*\.ics)$"
+ZONE_PATTERN = r"^[A-Za-z0-9_+/-]+$"
 DURATION_PATTERN = r"^[0-9]{1,6}[smhdw]( ?[0-9]{1,6}[smhdw])*$"
 SHARE_PATTERN = r"^[0-9]{1,3}(\.[0-9]{1,4})?%$"
 
@@ -53,6 +67,27 @@ ONE_OR_MANY = BeforeValidator(_one_or_many)
 def once_or_more(item: dict[str, Any]) -> WithJsonSchema:
     """The JSON schema of such a list."""
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
+
+
+def tidied(schema: Any) -> Any:
+    """A JSON schema as editors like it: TOML has no null, and a title that only repeats a key helps nobody."""
+    if isinstance(schema, list):
+        return [tidied(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: tidied(one) for name, one in schema.items() if (name, one) not in _NOISE}
+    if isinstance(found.get("title"), str):
+        del found["title"]
+    choices = [one for one in found.get("anyOf", ()) if one != {"type": "null"}]
+    if len(choices) == 1:
+        del found["anyOf"]
+        found = {**choices[0], **found}
+    elif choices:
+        found["anyOf"] = choices
+    return found
+
+
+_NOISE: tuple[tuple[str, Any], ...] = (("default", None), ("examples", []))
 
 
 Duration = Annotated[str, readable(parse_duration), text_like(DURATION_PATTERN)]
