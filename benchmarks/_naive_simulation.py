@@ -24,7 +24,7 @@ from policies.policyset import PolicySet
 from policies.protection import protection
 from policies.recorded import Recorded
 from policies.retention import plan_retention
-from policies.simulation import RUNS_REMEMBERED
+from policies.runs import RUNS_REMEMBERED
 
 Line = tuple[str, ...]
 

@@ -7,7 +7,8 @@ this stands for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields
+from operator import attrgetter
 
 from policies.facts import Event, EventType, PowerState, Vm
 
@@ -16,6 +17,12 @@ _POWER = {
     EventType.POWERED_OFF: PowerState.OFF,
     EventType.SUSPENDED: PowerState.SUSPENDED,
 }
+
+_FIELDS = [field.name for field in fields(Vm)]
+_values = attrgetter(*_FIELDS)  # `replace` takes three times as long, and simulations make millions of these
+_POWER_AT, _HOST_AT, _CLUSTER_AT, _NAME_AT, _STORES_AT = map(
+    _FIELDS.index, ("power", "host", "cluster", "name", "datastores")
+)
 
 
 def changed_by(vm: Vm, event: Event) -> Vm:
@@ -28,7 +35,11 @@ def changed_by(vm: Vm, event: Event) -> Vm:
     stores = _stores(vm, told) if told and "to_datastore" in told else vm.datastores
     if power is vm.power and host == vm.host and name == vm.name and cluster == vm.cluster and stores == vm.datastores:
         return vm
-    return replace(vm, power=power, host=host, cluster=cluster, name=name, datastores=stores)
+    after = list(_values(vm))
+    after[_POWER_AT], after[_HOST_AT], after[_CLUSTER_AT], after[_NAME_AT], after[_STORES_AT] = (
+        power, host, cluster, name, stores,
+    )  # fmt: skip
+    return Vm(*after)
 
 
 def _stores(vm: Vm, told: Mapping[str, str]) -> tuple[str, ...]:

@@ -10,12 +10,15 @@ from datetime import UTC, datetime, timedelta
 
 from policies.decision import BackUp
 from policies.facts import CONSISTENCY_ORDER, Consistency, RestorePoint, Vm, VmId
+from policies.hours import open_at
 from policies.policy import Policy
 from policies.policyset import PolicySet
-from policies.windows import open_at
 
 DAY = timedelta(days=1)
 QUALITY = {level: number for number, level in enumerate(CONSISTENCY_ORDER)}
+
+_COLUMNS = 6
+_NO_POLICY = 1 << 20
 
 Places = tuple[tuple[str, str], ...]
 ALL = ("", "")
@@ -24,33 +27,33 @@ ALL = ("", "")
 
 @dataclass(slots=True)
 class Made:
-    """The restore points that the runs of one VM made, oldest first, one number of each list a point.
+    """The restore points that the runs of one VM made, oldest first, six numbers a point.
 
-    `taken` and `listed` are seconds since 1970, of the beginning and the end of the run; `quality` are positions in
-    `CONSISTENCY_ORDER`, `policy` in `Trace.policies`.
+    Of each point: when the run began and when it ended, in seconds since 1970, the position of its consistency in
+    `CONSISTENCY_ORDER` and of its policy in `Trace.policies`, and how many bytes were read and stored.
     """
 
-    taken: array[float] = field(default_factory=lambda: array("d"))
-    listed: array[float] = field(default_factory=lambda: array("d"))
-    quality: array[int] = field(default_factory=lambda: array("B"))
-    policy: array[int] = field(default_factory=lambda: array("H"))
-    read: array[int] = field(default_factory=lambda: array("Q"))
-    stored: array[int] = field(default_factory=lambda: array("Q"))
+    numbers: array[float] = field(default_factory=lambda: array("d"))
 
     def __len__(self) -> int:
-        return len(self.taken)
+        return len(self.numbers) // _COLUMNS
+
+    @property
+    def read(self) -> list[int]:
+        """How many bytes each run read."""
+        return [int(read) for read in self.numbers[4::_COLUMNS]]
 
     def points(self) -> Iterator[tuple[datetime, datetime, Consistency, int, int, int]]:
         """When each was taken and when it was there, its consistency, its policy's number, what it read and stored."""
-        columns = zip(self.taken, self.listed, self.quality, self.policy, self.read, self.stored, strict=True)
-        for taken, listed, quality, policy, read, stored in columns:
+        columns = (self.numbers[number::_COLUMNS] for number in range(_COLUMNS))
+        for taken, listed, quality, policy, read, stored in zip(*columns, strict=True):
             yield (
                 datetime.fromtimestamp(taken, UTC),
                 datetime.fromtimestamp(listed, UTC),
-                CONSISTENCY_ORDER[quality],
-                policy,
-                read,
-                stored,
+                CONSISTENCY_ORDER[int(quality)],
+                int(policy),
+                int(read),
+                int(stored),
             )
 
 
@@ -164,7 +167,7 @@ class Gauges:
         policy = self._policies.policy(decision.policy)
         if policy is None or not policy.timing.windows:
             return None
-        segment = open_at(policy.timing.windows, policy.timing.zone, decision.not_before)
+        segment = open_at(policy.timing.hours, decision.not_before)
         if segment is None or segment[1] > now:
             return None
         return Overflow(decision.vm, policy.name, segment[1])
@@ -173,13 +176,10 @@ class Gauges:
         self, decision: BackUp, quality: Consistency, began: datetime, now: datetime, read: int, stored: int
     ) -> None:
         """A restore point was made."""
-        made = self.trace.made[decision.vm]
-        made.taken.append(began.timestamp())
-        made.listed.append(now.timestamp())
-        made.quality.append(QUALITY[quality])
-        made.policy.append(self._numbers.get(decision.policy, 65_535))
-        made.read.append(read)
-        made.stored.append(stored)
+        number = self._numbers.get(decision.policy, _NO_POLICY)
+        self.trace.made[decision.vm].numbers.extend(
+            (began.timestamp(), now.timestamp(), QUALITY[quality], number, read, stored)
+        )
         self.trace.runs[decision.policy, decision.rule] += 1
 
     def freed(self, places: Places) -> None:

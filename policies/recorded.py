@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from policies.errors import PolicyError, Problem
 from policies.facts import CONSISTENCY_ORDER, Address, Event, EventType, Facts, RestorePoint, Vm, VmHistory, VmId
@@ -16,8 +16,7 @@ _QUALITY = {level: number for number, level in enumerate(CONSISTENCY_ORDER)}
 _SWEEPS = frozenset({EventType.CLOCK, EventType.RECONCILED})
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """An event and when the engine handled it."""
 
     at: datetime

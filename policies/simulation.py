@@ -9,22 +9,23 @@ before: when it is due, or when something has happened to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
 
 from policies.aftermath import changed_by
-from policies.assumptions import Assumptions, Rate, rate_of
+from policies.assumptions import Assumptions
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
 from policies.evaluation import evaluate
+from policies.express import ExpressLine
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
-from policies.gauges import DAY, QUALITY, Gauges, Made, Places, Trace, places_used
+from policies.gauges import DAY, QUALITY, Gauges, Made, Trace
 from policies.limits import Limits
-from policies.line import Line
 from policies.needed import dropped, held_until
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection
 from policies.recorded import Recorded, telling
+from policies.runs import Runs
 from policies.schedule import LEAD_SHARE
 
 _CLOCKS = frozenset({EventType.CLOCK, EventType.RECONCILED})
@@ -34,22 +35,16 @@ _NO_POINT = PointId("")
 KEYS_KEPT = 16
 """How many idempotency keys of a VM are remembered at least; older ones do not come again."""
 
-RUNS_REMEMBERED = 16
-"""The typical run is a mean in which each run counts for one in so many, as the engine's queue has it."""
+_ALWAYS_HEARD = frozenset(
+    {
+        EventType.CREATED, EventType.CLONED, EventType.REGISTERED, EventType.RELOCATED, EventType.RECONFIGURED,
+        EventType.REMOVED, EventType.BACKUP_REQUESTED, EventType.HOLD_REQUESTED,
+    }
+)  # fmt: skip
+"""Events that lead to something without a trigger. All others that no trigger names lead to nothing."""
 
 Told = Callable[[datetime], None]
 Ruled = Callable[[Event, Decision], None]
-
-
-@dataclass(slots=True)
-class _Run:
-    """A backup under way."""
-
-    decision: BackUp
-    began: datetime
-    read: int
-    stored: int
-    places: Places
 
 
 class Simulation:
@@ -81,27 +76,23 @@ class Simulation:
         self.history = dict(facts.history)
         self.fired = dict(facts.fired)
         self.newest = {vm: telling(points) for vm, points in facts.points.items()}
-        self.line = Line(limits_of(policies, assumed.limits), self.vms)
-        self.running: dict[VmId, _Run] = {}
+        self.line = ExpressLine(limits_of(policies, assumed.limits), self.vms)
+        self.runs = Runs(assumed, self._gauges)
+        self._heard = _ALWAYS_HEARD.union(*(one.on for policy in policies.policies for one in policy.triggers))
         self._told, self._ruled = told, ruled
         self._asked: set[VmId] = set()
         self._decided_at: dict[VmId, datetime] = {}
         self._keys: dict[VmId, dict[str, str]] = {}
-        self._distrusted: set[VmId] = set()
-        self._rates: dict[VmId, Rate] = {}
         self._effective: dict[VmId, Protection] = {}
-        self._places: dict[VmId, tuple[Vm, Places]] = {}
         self._strictest = max((QUALITY[p.weakest_good] for p in policies.policies), default=0)
         self._goals: dict[int, tuple[Protection, timedelta | None]] = {}
-        self._ends: list[tuple[datetime, int, VmId]] = []
-        self._begun = 0
         self._order: dict[VmId, int] = {}
         self._wakes: dict[VmId, int] = {}
         self._buckets: dict[int, list[VmId]] = {}
         self._ticks: list[int] = []
         self._ticked = -1
         self._tick_at = until
-        self._facts = Facts(self.now, self.vms, self.history, self.newest, self.fired)
+        self._known = Facts(self.now, self.vms, self.history, self.newest, self.fired)
         for vm in self.vms.values():
             self._arrived(vm)
 
@@ -110,7 +101,7 @@ class Simulation:
         coming = iter(events)
         event = next(coming, None)
         until, tomorrow = self.until, self.start + DAY
-        ends, ticks, line = self._ends, self._ticks, self.line
+        ends, ticks, line = self.runs.ends, self._ticks, self.line
         while True:
             now = until
             if ticks and self._tick_at < now:
@@ -127,20 +118,27 @@ class Simulation:
                 break
             if now > self.now:
                 self.now = now
-                self._facts = Facts(now, self.vms, self.history, self.newest, self.fired)
                 while now >= tomorrow:
                     tomorrow += DAY
                     self._told(now)
             while ends and ends[0][0] <= now:
-                self._end(heappop(ends)[2])
+                self._end()
             while event is not None and event.at <= now:
                 self._happen(event.event)
                 event = next(coming, None)
             if ticks and self._tick_at <= now:
                 self._tick()
-            while len(line) and (decision := line.start(now)) is not None:
-                self._begin(decision)
+            if len(line):
+                line.typical = self.runs.typical
+                while (decision := line.start(now)) is not None:
+                    self._begin(decision)
         return self._finished()
+
+    @property
+    def _facts(self) -> Facts:
+        if self._known.now is not self.now:
+            self._known = Facts(self.now, self.vms, self.history, self.newest, self.fired)
+        return self._known
 
     # what happens
 
@@ -163,14 +161,17 @@ class Simulation:
                     self.vms[event.vm] = after
                     self.line.moved(event.vm)
                     changed = self._select(after)
-        for decision in evaluate(self.policies, event, self._facts):
-            changed = self._take(event, decision) or changed
+        if event.type in self._heard or self._ruled is not None:
+            for decision in evaluate(self.policies, event, self._facts):
+                changed = self._take(event, decision) or changed
+        else:
+            self.trace.decided["Skip"] += 1
         if changed and event.vm is not None:
             self._look(event.vm)
 
     def _arrived(self, vm: Vm) -> None:
         self._order[vm.id] = len(self._order)
-        self._rates[vm.id] = rate_of(vm, self.trace.initial.get(vm.id, ()), self.assumed)
+        self.runs.know(vm, self.trace.initial.get(vm.id, ()))
         self.history.setdefault(vm.id, _NOTHING_KNOWN)
         self.trace.made[vm.id] = Made()
         self._gauges.count_missed(vm.id, (), None, self.now)
@@ -207,12 +208,23 @@ class Simulation:
         now = self.now
         event = Event(f"clock:{now:%Y%m%dT%H%M%S.%fZ}", EventType.CLOCK, now, "clock")
         some = Facts(now, {vm: self.vms[vm] for vm in due}, self.history, self.newest, self.fired)
+        fresh: list[BackUp] = []
         for vm, decision in zip(due, evaluate(self.policies, event, some), strict=True):
             del self._wakes[vm]
             if isinstance(decision, BackUp) and decision.key not in self._keys.get(vm, ()):
-                self._take(event, decision)
+                fresh.append(decision)
+                self._said(event, decision)
             else:
                 self._look(vm)
+        # What has just been found due needs no second look where it starts at once.
+        together = self.line.start_together(fresh) if fresh else []
+        if together is None:
+            for decision in fresh:
+                self._back_up(decision)
+            return
+        for decision in together:
+            self._remember_key(decision, decision)
+            self.runs.begin(decision, self.vms[decision.vm], self._last(decision.vm), now)
 
     def _set_tick(self) -> None:
         if self._ticks:
@@ -220,16 +232,14 @@ class Simulation:
 
     def _take(self, event: Event, decision: Decision) -> bool:
         """Whether it changes when the clock has something to say about the VM."""
-        self.trace.decided[type(decision).__name__] += 1
-        if self._ruled is not None:
-            self._ruled(event, decision)
+        self._said(event, decision)
         match decision:
             case BackUp():
                 return self._back_up(decision)
             case Skip():
                 return False
             case DistrustTracking():
-                self._distrusted.add(decision.vm)
+                self.runs.distrusted.add(decision.vm)
                 self._fire(decision)
             case HoldPoints():
                 self.trace.holds.setdefault(decision.vm, []).append((self.now, decision.reason))
@@ -240,22 +250,31 @@ class Simulation:
                     self._give_up(waiting)
         return True
 
+    def _said(self, event: Event, decision: Decision) -> None:
+        self.trace.decided[type(decision).__name__] += 1
+        if self._ruled is not None:
+            self._ruled(event, decision)
+
     def _back_up(self, decision: BackUp) -> bool:
         vm = decision.vm
-        keys = self._keys.setdefault(vm, {})
-        if decision.key in keys:
+        if decision.key in self._keys.get(vm, ()):
             return False
         run = self.line.join(decision)
-        keys[decision.key] = run.key
+        self._remember_key(decision, run)
         if run is decision:
             self._decided_at[vm] = self.now
-        if len(keys) > 2 * KEYS_KEPT:
-            for key in list(keys)[:KEYS_KEPT]:
-                del keys[key]
         if decision.rule == "request":
             self._asked.add(vm)
         self._fire(decision)
         return True
+
+    def _remember_key(self, decision: BackUp, run: BackUp) -> None:
+        """Which run stands for the key of a decision."""
+        keys = self._keys.setdefault(decision.vm, {})
+        keys[decision.key] = run.key
+        if len(keys) > 2 * KEYS_KEPT:
+            for key in list(keys)[:KEYS_KEPT]:
+                del keys[key]
 
     def _fire(self, decision: BackUp | HoldPoints | DistrustTracking) -> None:
         """The cooldown of a trigger begins."""
@@ -273,7 +292,7 @@ class Simulation:
     def _under_way(self, vm: VmId) -> None:
         """Bring up to date whether a run waits or goes on. The clock is not asked about such a VM, events may be."""
         known = self.history.get(vm, _NOTHING_KNOWN)
-        running, pending = vm in self.running, self.line.of(vm) is not None
+        running, pending = vm in self.runs, self.line.of(vm) is not None
         if (known.running, known.pending) != (running, pending):
             self.history[vm] = replace(known, running=running, pending=pending)
 
@@ -284,7 +303,7 @@ class Simulation:
         """
         self._wakes.pop(vm_id, None)
         vm = self.vms.get(vm_id)
-        if vm is None or vm.refusal or vm_id in self.running or self.line.of(vm_id) is not None:
+        if vm is None or vm.refusal or vm_id in self.runs or self.line.of(vm_id) is not None:
             return
         effective = self._effective[vm_id]
         at = self._not_before(effective, made) if made is not None else None
@@ -332,33 +351,14 @@ class Simulation:
             self.line.add(replace(decision, not_before=later))
             return
         self._asked.discard(vm_id)
-        read, stored = self._sizes(vm_id)
-        known = self._places.get(vm_id)
-        if known is None or known[0] is not vm:
-            known = self._places[vm_id] = vm, places_used(vm)
-        places = known[1]
-        self.running[vm_id] = _Run(decision, now, read, stored, places)
-        self._gauges.began(decision, places, now)
-        self._begun += 1
-        seconds = read / self.assumed.bytes_per_second
-        heappush(self._ends, (now + self.assumed.run_overhead + timedelta(seconds=seconds), self._begun, vm_id))
+        self.runs.begin(decision, vm, self._last(vm_id), now)
 
-    def _sizes(self, vm_id: VmId) -> tuple[int, int]:
-        rate = self._rates[vm_id]
-        changed = rate.read_after(self._last(vm_id), self.now)
-        stored = int(changed * rate.stored_share)
-        if vm_id in self._distrusted:
-            self._distrusted.discard(vm_id)
-            return rate.full_bytes, stored
-        return changed, stored
-
-    def _end(self, vm_id: VmId) -> None:
-        run = self.running.pop(vm_id)
+    def _end(self) -> None:
+        run = self.runs.end(self.now)
         decision, began = run.decision, run.began
-        self._gauges.freed(run.places)
+        vm_id = decision.vm
         self._count_missed(vm_id)
         self.line.finished(vm_id)
-        self.line.typical += (self.now - began - self.line.typical) / RUNS_REMEMBERED
         quality = decision.consistency
         level = QUALITY[quality]
         if level >= self._strictest:  # good for every policy: remembered as the engine remembers, which is found faster
