@@ -23,8 +23,8 @@ LEAD_SHARE = 8
 """A run starts when an eighth of the goal is left, so that it is done before the goal is missed."""
 
 FIRST_RUN_GRACE = timedelta(hours=1)
-"""How long after a fixed time a VM that was never tried may still start: a new policy at noon shall not start
-last night's runs, and an engine that restarts at the wrong minute shall not lose them."""
+"""How long after a fixed time could first start a VM that was never tried may still start: a new policy at noon shall
+not start last night's runs, and an engine that restarts at the wrong minute shall not lose them."""
 
 LAST_TIME = timedelta(days=1)
 """By when the last run of a rule that ends should be done: there is no next time to be its deadline."""
@@ -147,7 +147,7 @@ def _by_schedule(
     missed = None
     if before is not None and not (last_good is not None and last_good >= before):
         start, deadline, put_off = _at_slot(timing, before, after, vm)
-        fresh = now - before <= FIRST_RUN_GRACE + put_off
+        fresh = now - start <= FIRST_RUN_GRACE
         if fresh or attempted or last_good is not None:
             at = start if start > now else next_open(timing.hours, now)
             if timing.start_within is None or at <= before + timing.start_within:

@@ -197,6 +197,15 @@ def test_a_new_policy_at_noon_does_not_start_last_nights_runs() -> None:
     assert failed.slot == utc("2026-11-22T22:00+01:00")
 
 
+def test_a_vm_that_was_never_tried_waits_for_the_window_of_its_first_fixed_time() -> None:
+    evenings = timing(cron="0 12 * * *", windows=("18:00-06:00",))
+    for now in ("2026-11-22T12:30+01:00", "2026-11-22T17:00+01:00", "2026-11-22T18:30+01:00"):
+        waits = due(evenings, None, now, attempted=False)
+        assert waits.slot == utc("2026-11-22T12:00+01:00")
+        assert waits.at == max(utc(now), utc("2026-11-22T18:00+01:00"))
+    assert due(evenings, None, "2026-11-22T19:01+01:00", attempted=False).slot == utc("2026-11-23T12:00+01:00")
+
+
 def test_a_repeated_hour_runs_a_fixed_time_once() -> None:
     nightly = timing(cron="30 2 * * *")
     again = due(nightly, "2026-10-25T02:35+02:00", "2026-10-25T02:31+01:00")
