@@ -107,6 +107,9 @@ def _never(policy: Policy, trigger: Trigger, index: int, advise: Advise) -> Iter
     if trigger.from_host and not trigger.on & MOVES:
         what = f"has from_host in {trigger.rule}, but none of its events is a move: it never fires"
         yield advise(("trigger", index, "from_host"), what, 'write on = "vm.migrated", or leave the key out')
+    if trigger.action == "hold" and trigger.on == {EventType.HOLD_REQUESTED}:
+        what = f"holds in {trigger.rule} what a hold.requested holds without it"
+        yield advise(("trigger", index, "action"), what, "leave action out for a restore point more, or remove it")
     if trigger.cause and not any(glob_matches(trigger.cause, cause) for cause in CAUSES):
         close = closest(trigger.cause, CAUSES)
         what = f"has the cause {quoted(trigger.cause)} in {trigger.rule}, which no event of vCenter has"

@@ -32,6 +32,8 @@ def timing_advice(timing: Timing, advise: Advise, now: datetime) -> Iterable[Adv
                 f"{span(closed)}, from {clock(since, timing.zone)} on"
             )
             yield advise(("rpo",), what, "write a longer rpo or more windows")
+    if timing.spread and not timing.times:
+        yield advise(("spread",), "has a spread, but no schedule that it spreads", "write schedule, or leave it out")
     for index, text in enumerate(timing.times):
         path = ("schedule", index) if len(timing.times) > 1 else ("schedule",)
         if not timing.hours.always and not _falls_inside(timing, text, now):

@@ -53,7 +53,7 @@ def linted(*texts: str) -> list[str]:
         ),
         (ALL + KEPT, "2:9", "never backs anything up, write rpo, schedule or a trigger"),
         (
-            f'{ALL}{KEPT}trigger = [{{ on = "hold.requested", action = "hold" }}]',
+            f'{ALL}{KEPT}trigger = [{{ on = "vm.powered_off", action = "hold" }}]',
             "5:1",
             "only holds or distrusts, and never backs anything up, write rpo or schedule",
         ),
@@ -131,6 +131,16 @@ def linted(*texts: str) -> list[str]:
             f'{ALL}{SOUND}trigger = [{{ on = "vm.migrated", settle = "2d" }}]',
             "6:34",
             "settles 2 d in trigger[0], and its rpo asks for a run sooner, write less than 1 d",
+        ),
+        (
+            f'{ALL}{SOUND}trigger = [{{ on = "hold.requested", action = "hold" }}]',
+            "6:37",
+            "holds in trigger[0] what a hold.requested holds without it, leave action out for a restore point more",
+        ),
+        (
+            f'{ALL}{SOUND}spread = "1h"',
+            "6:1",
+            "has a spread, but no schedule that it spreads, write schedule, or leave it out",
         ),
         (
             f'{ALL}{SOUND}trigger = [{{ on = "vm.migrated", settle = "10m", cooldown = "5m" }}]',
