@@ -220,12 +220,13 @@ def _load(load: SnapshotLoad) -> Iterator[str]:
     rows = [(load.peaks(name), name) for name in load.datastores]
     changed = [(peaks, name) for peaks, name in rows if peaks[0].starts != peaks[1].starts]
     total_before, total_after = load.peaks("")
-    if not changed and total_before.starts == total_after.starts:
+    runs_before, runs_after = load.runs
+    if not changed and runs_before == runs_after:
         return
-    yield from (
-        "",
-        "Snapshots opened in the fullest hour of the next 7 days (an estimate: scheduled runs that succeed):",
-    )
+    yield ""
+    yield f"Scheduled runs in the next 7 days, if all succeed (an estimate): {runs_before} → {runs_after}"
+    if changed or total_before.starts != total_after.starts:
+        yield "Snapshots that they open in the fullest hour:"
     if total_before.starts != total_after.starts:
         yield f"  all datastores: {_peaks(total_before, total_after)}"
     changed.sort(key=lambda one: (one[0][0].starts - one[0][1].starts, one[1]))

@@ -54,6 +54,11 @@ class SnapshotLoad:
         """Its fullest hour before and after."""
         return self._peak(self.before.get(datastore, ())), self._peak(self.after.get(datastore, ()))
 
+    @property
+    def runs(self) -> tuple[int, int]:
+        """How many start in all, before and after."""
+        return sum(self.before.get("", ())), sum(self.after.get("", ()))
+
     def _peak(self, hours: tuple[int, ...]) -> Peak:
         most = max(hours, default=0)
         return Peak(self.begin + HOUR * (hours.index(most) if most else 0), most)
@@ -63,6 +68,8 @@ class SnapshotLoad:
         return {
             "begin": self.begin.isoformat(),
             "hours": HOURS,
+            "runs_before": self.runs[0],
+            "runs_after": self.runs[1],
             "datastores": [self._row(name) for name in self.datastores],
             "all": self._row(""),
         }

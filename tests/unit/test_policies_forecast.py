@@ -125,7 +125,14 @@ def test_a_load_that_changes_is_told_with_its_fullest_hour() -> None:
     text = plan_words(change(spread))
     assert "all datastores: 2 → 1, in the hour from 2026-11-22 22:00 UTC" in text
     assert "fast: 2 → 1, in the hour from" in text
-    assert "slow" not in text.split("Snapshots opened")[1]
+    assert "slow" not in text.split("Snapshots that they open")[1]
+    assert "Scheduled runs in the next 7 days, if all succeed (an estimate): 14 → 14" in text
+
+
+def test_more_runs_are_told_even_when_no_hour_is_fuller() -> None:
+    text = plan_words(change(NIGHTLY.replace('"0 22 * * *"', '["0 22 * * *", "0 10 * * *"]')))
+    assert "if all succeed (an estimate): 14 → 28" in text
+    assert "Snapshots that they open" not in text
 
 
 def test_many_ways_to_change_are_counted_not_listed() -> None:
