@@ -48,7 +48,7 @@ class Entry:
     zone: ZoneInfo | None = None
     rule: Recurrence | None = None
     extra: tuple[datetime, ...] = ()
-    without: frozenset[datetime] = frozenset()
+    without: tuple[datetime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,8 @@ def parse_calendar(name: str, text: str) -> Calendar:
             entries.append(entry)
     if sum(_a_year(entry) for entry in entries) > MOST_A_YEAR:
         raise Unusable(f"events of calendar {quoted(name)} come more than {MOST_A_YEAR} times a year", _CHECK)
-    digest = hashlib.blake2b(repr(entries).encode(), digest_size=16).hexdigest()
+    said = "\n".join(sorted(repr(entry) for entry in entries))
+    digest = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
     return Calendar(name, tuple(entries), digest)
 
 
@@ -112,25 +113,19 @@ def _events(name: str, text: str) -> Iterator[_Event]:
         parts = _PARTS.fullmatch(_FOLD.sub("", found[2]).rstrip("\r\n"))
         if parts is None:
             if event is not None and inside[-1] == "VEVENT":
-                raise Unusable(
-                    f"calendar {quoted(name)}, line {_line(text, found.start())}: {key} has no value", _CHECK
-                )
+                raise _broken(name, text, found.start(), f"{key} has no value")
             continue
         value = parts[2].strip()
         if key == "BEGIN":
             inside.append(value.upper())
             if len(inside) > 4:
-                raise Unusable(
-                    f"calendar {quoted(name)}, line {_line(text, found.start())}: is nested too deeply", _CHECK
-                )
+                raise _broken(name, text, found.start(), "is nested too deeply")
             seen = seen or inside == ["VCALENDAR"]
             if inside == ["VCALENDAR", "VEVENT"]:
                 event = _Event(found.start())
         elif key == "END":
             if not inside or inside.pop() != value.upper():
-                raise Unusable(
-                    f"calendar {quoted(name)}, line {_line(text, found.start())}: ends what did not begin", _CHECK
-                )
+                raise _broken(name, text, found.start(), "ends what did not begin")
             if inside == ["VCALENDAR"] and event is not None:
                 yield event
                 event = None
@@ -185,16 +180,13 @@ def _entry(event: _Event, changed: Sequence[_Event]) -> Entry | None:
     rule = parse_rule(rules[0][1].upper(), start) if rules else None
     if rule is not None and rule.frequency == "HOURLY":
         raise Unusable("the event recurs by the hour", "write FREQ=DAILY;BYHOUR=8,9,10")
+    left_out = (("EXDATE", event), *(("RECURRENCE-ID", one) for one in changed))
+    without = {at for key, one in left_out for at in _moments(one, key, zone)}
     return replace(
         entry,
         rule=rule,
         extra=(start, *sorted(set(_moments(event, "RDATE", zone)))),
-        without=frozenset(
-            at
-            for key, events in (("EXDATE", (event,)), ("RECURRENCE-ID", changed))
-            for one in events
-            for at in _moments(one, key, zone)
-        ),
+        without=tuple(sorted(without)),
     )
 
 
@@ -255,23 +247,13 @@ def _windows_zone(name: str) -> ZoneInfo:
 
 
 def _a_year(entry: Entry) -> int:
-    """At most so often the event comes in a year, more or less."""
-    rule = entry.rule
-    most = max(Counter(at.year for at in entry.extra).values(), default=1)
-    if rule is None:
-        return most
-    times = len(rule.minutes) * len(rule.hours)
-    each = len(rule.week_days) or 1
-    days = {
-        "YEARLY": max(each * 53, len(rule.month_days) * 12, len(rule.year_days)) if _many(rule) else 1,
-        "MONTHLY": 12 * max(len(rule.month_days), each * 5),
-        "WEEKLY": 53 * each,
-    }.get(rule.frequency, 366)
-    return most + days * times // rule.interval
-
-
-def _many(rule: Recurrence) -> bool:
-    return bool(rule.week_days or rule.year_days or len(rule.month_days) != 1 or len(rule.months) != 1)
+    """How often the event comes in its busiest year, by the first few."""
+    added = max(Counter(at.year for at in entry.extra).values(), default=1)
+    if entry.rule is None:
+        return added
+    first = entry.start.year
+    days = max(len(days_of_year(entry.rule, year)) for year in range(first, first + 5))
+    return added + days * len(entry.rule.hours) * len(entry.rule.minutes)
 
 
 def calendar_stretches(calendar: Calendar, zone: ZoneInfo, year: int) -> Iterator[Segment]:
@@ -287,7 +269,7 @@ def calendar_stretches(calendar: Calendar, zone: ZoneInfo, year: int) -> Iterato
 
 
 def _starts(entry: Entry, zone: ZoneInfo, year: int) -> Iterator[datetime]:
-    gone = entry.without
+    gone = set(entry.without)
     found = {at for at in entry.extra if year - 2 <= at.year <= year + 1}
     if entry.rule is not None:
         until = entry.rule.until

@@ -469,6 +469,14 @@ def test_the_hash_follows_what_a_calendar_says_and_not_how_it_is_written() -> No
     assert hash_of(CHRISTMAS) == hash_of(again) != hash_of(CHRISTMAS.replace("20261227", "20261228"))
 
 
+def test_what_a_calendar_says_has_the_same_digest_in_every_process() -> None:
+    dates = ",".join(f"202612{day:02}T080000" for day in range(1, 28))
+    found = parse_calendar(
+        "c.ics", calendar(f"DTSTART:20261201T080000\nDURATION:PT1H\nRRULE:FREQ=DAILY\nEXDATE:{dates}")
+    )
+    assert found.digest == "325ede7508d227b92f1f32f15ee49a3e"
+
+
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
