@@ -113,13 +113,15 @@ async def _retain(parts: Parts, name: str, target: Repository) -> int:
     by_vm: dict[VmId, list[RestorePoint]] = {}
     for point in await settled(parts.threads.long, target.points):
         by_vm.setdefault(point.vm, []).append(point)
-    run = maintenance.plan_run(
+    run = await settled(
+        parts.threads.planning,
+        maintenance.plan_run,
         by_vm,
-        parts.world.vms,
+        dict(parts.world.vms),
         parts.rulebook.in_force,
         now=parts.now(),
         max_expire=parts.config.maintenance.max_expire,
-        left=parts.world.left,
+        left=dict(parts.world.left),
     )
     done = await maintenance.carry_out_run(run, target, parts.threads, now=parts.now())
     entries = [Audited(parts.now(), f"copy {name}", "expire", one.point, one.reason) for one in done.expired]

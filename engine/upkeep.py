@@ -77,13 +77,15 @@ async def retain(parts: Parts) -> str:
         parts.retention_refused = f"waits: {parts.sources.clock_doubt}"
         return parts.retention_refused
     now = parts.now()
-    run = maintenance.plan_run(
-        parts.world.points,
-        parts.world.vms,
+    run = await settled(
+        parts.threads.planning,
+        maintenance.plan_run,
+        dict(parts.world.points),
+        dict(parts.world.vms),
         parts.rulebook.in_force,
         now=now,
         max_expire=parts.config.maintenance.max_expire,
-        left=parts.world.left,
+        left=dict(parts.world.left),
     )
     parts.retention_refused = run.refusal
     done = await maintenance.carry_out_run(run, parts.repository, parts.threads, now=now)

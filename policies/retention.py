@@ -54,6 +54,7 @@ def plan_retention(
     """
     rows = rows_of(point for point in points if point.vm == vm)
     going = unkept(rows, policies, now)
+    sentence = _unkept(policies)
     grace = longest_grace(policies)
     gone: set[int] = set()
     expire: list[Expire] = []
@@ -63,9 +64,9 @@ def plan_retention(
         since = point.expiring_since
         if (since if since is not None else now) + grace <= now:
             gone.add(position)
-            expire.append(Expire(point.id, _unkept(point, policies)))
+            expire.append(Expire(point.id, sentence(point)))
         elif since is None:
-            mark.append(Expire(point.id, _unkept(point, policies)))
+            mark.append(Expire(point.id, sentence(point)))
     stays = set(range(len(rows))).difference(going)
     unmark = tuple(rows[i].point.id for i in sorted(stays) if rows[i].point.expiring_since is not None)
     keep = _Keeping([i for i in range(len(rows)) if i not in gone], rows, tuple(policies), now, grace)
@@ -120,7 +121,7 @@ class _Keeping(Sequence[Kept]):
     def _grace(self, point: RestorePoint) -> str:
         since = point.expiring_since if point.expiring_since is not None else self.now
         ends = clock(since + self.grace, self.policies[0].timing.zone)
-        return f"{_unkept(point, self.policies)}, but grace lasts until {ends}"
+        return f"{_unkept(self.policies)(point)}, but grace lasts until {ends}"
 
 
 def mass_expiry(plans: Iterable[RetentionPlan], max_share: float) -> str:
@@ -213,17 +214,17 @@ _SENTENCES: dict[str, Callable[[Policy, str], Say]] = {
 }
 
 
-def _unkept(point: RestorePoint, policies: Sequence[Policy]) -> str:
+def _unkept(policies: Sequence[Policy]) -> Callable[[RestorePoint], str]:
+    """Makes the sentence for a point that none of these policies keeps."""
     asked = [policy for policy in policies if policy.leaving is not Leaving.HOLD]
     names = ", ".join(policy.name for policy in asked)
-    noun = "policy" if len(asked) == 1 else "policies"
-    why = next((f"{policy.leaving_why}; " for policy in asked if policy.leaving and policy.name == point.policy), "")
-    state = ""
-    if not point.complete:
-        state = "incomplete, and "
-    elif point.damaged:
-        state = "damaged, and "
-    return (
-        f"{why}{state}no rule of {noun} {names} and no guard keeps the restore point of"
-        f" {point.taken_at:%Y-%m-%d %H:%M} UTC"
-    )
+    rules = f"no rule of {'policy' if len(asked) == 1 else 'policies'} {names} and no guard keeps the restore point of"
+    whys = {policy.name: f"{policy.leaving_why}; " for policy in asked if policy.leaving is not None}
+
+    def sentence(point: RestorePoint) -> str:
+        state = (
+            "" if point.complete and not point.damaged else "damaged, and " if point.complete else "incomplete, and "
+        )
+        return f"{whys.get(point.policy, '')}{state}{rules} {point.taken_at.isoformat(' ')[:16]} UTC"
+
+    return sentence
