@@ -245,7 +245,7 @@ def _initial(effective: Protection, winner: Policy, vm: Vm, event: Event, facts:
         return Skip(vm.id, winner.name, "rpo", f"{happened(event, vm)}; {pending}", event.key)
     found = due_of(effective, vm.id, facts)
     if found is None:
-        reason = f"{happened(event, vm)}; policy {winner.name} has no rpo and no schedule: it waits for its triggers"
+        reason = f"{happened(event, vm)}; {_unscheduled(effective, winner)}: it waits for its triggers"
         return Skip(vm.id, winner.name, "rpo", reason, event.key)
     policy, due = found
     if due.rule == "schedule" and due.at > facts.now:
@@ -263,7 +263,7 @@ def _scheduled(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decis
         return Skip(vm.id, winner.name, "", f"{vm.name} cannot be backed up: {why}", event.key)
     found = due_of(effective, vm.id, facts)
     if found is None:
-        reason = f"policy {winner.name} has no rpo and no schedule: {vm.name} waits for its triggers"
+        reason = f"{_unscheduled(effective, winner)}: {vm.name} waits for its triggers"
         return Skip(vm.id, winner.name, "", reason, event.key)
     policy, due = found
     pending = _under_way(facts.history.get(vm.id, _NOTHING_KNOWN))
@@ -273,6 +273,12 @@ def _scheduled(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decis
         reason = f"{vm.name} is due at {_at(due, policy, facts.now)}: {due.why}"
         return Skip(vm.id, policy.name, due.rule, reason, event.key)
     return _run_due(effective, policy, due, vm, event, facts, f"{vm.name}: ")
+
+
+def _unscheduled(effective: Protection, winner: Policy) -> str:
+    if effective.scheduling:
+        return f"the times of policy {effective.scheduling[0].name} are over"
+    return f"policy {winner.name} has no rpo and no schedule"
 
 
 def _under_way(history: VmHistory) -> str:

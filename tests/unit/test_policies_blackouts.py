@@ -323,6 +323,14 @@ def test_requests_by_people_and_messages_run_in_a_blackout() -> None:
     assert fresh[0].reason.endswith("policy p backs it up, at 2026-12-27 00:00")
 
 
+def test_a_schedule_that_is_over_says_so() -> None:
+    vm = a_vm()
+    rule = "DTSTART:20260101T010000 RRULE:FREQ=DAILY;COUNT=3"
+    found = policies(f'[policy.p]\nselect.all = ["*"]\nschedule = "{rule}"')
+    [said] = evaluate(found, an_event(EventType.CLOCK), facts(vm))
+    assert said.reason == "the times of policy p are over: web-3 waits for its triggers"
+
+
 # Calendars
 
 
