@@ -7,19 +7,57 @@ from heapq import heapify, heappop, heappush, heapreplace
 
 from policies.admission import cell_rank
 from policies.decision import BackUp
-from policies.facts import Vm
-from policies.limits import Place
+from policies.facts import Vm, VmId
+from policies.limits import Limits, Place, places_of
 from policies.overload import LATE, Cell, step_of
 
 
 class Slot:
-    """A place, how much of it is taken, and what waits for it."""
+    """A place, how many of it there are and how many are taken."""
 
-    __slots__ = ("limit", "parked", "place", "taken")
+    __slots__ = ("limit", "place", "taken")
 
     def __init__(self, place: Place, limit: int) -> None:
         self.place, self.limit, self.taken = place, limit, 0
-        self.parked: Heaps | None = None
+
+
+class Slots:
+    """Every limited place there is, and which of them a backup of a VM takes."""
+
+    def __init__(self, limits: Limits, vms: Mapping[VmId, Vm]) -> None:
+        self._limits, self._vms = limits, vms
+        self._slots: dict[Place, Slot] = {}
+        self._known: dict[tuple[VmId, str], tuple[Vm | None, tuple[Slot, ...]]] = {}
+
+    def needs(self, vm: VmId, policy: str) -> tuple[Slot, ...]:
+        """What a backup of the VM, as it is now, takes under this policy."""
+        seen = self._vms.get(vm)
+        known = self._known.get((vm, policy))
+        if known is None or known[0] is not seen:
+            if known is not None and _at_the_same_places(known[0], seen):
+                slots = known[1]
+            else:
+                places = places_of(vm, seen, policy, self._limits)
+                slots = tuple(slot for place in places if (slot := self.of(place)) is not None)
+            known = self._known[vm, policy] = seen, slots
+        return known[1]
+
+    def of(self, place: Place) -> Slot | None:
+        """The place; None where it has no limit."""
+        slot = self._slots.get(place)
+        if slot is None and (limit := self._limits.of(place)) is not None:
+            slot = self._slots[place] = Slot(place, limit)
+        return slot
+
+
+def _at_the_same_places(before: Vm | None, after: Vm | None) -> bool:
+    return (
+        before is not None
+        and after is not None
+        and before.host == after.host
+        and before.datastores == after.datastores
+        and before.address == after.address
+    )
 
 
 class Entry:

@@ -15,7 +15,6 @@ that was found without a free place is parked with that place until it is free. 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
@@ -32,19 +31,9 @@ from policies.admission import (
 )
 from policies.decision import BackUp
 from policies.facts import Vm, VmId
-from policies.heaps import Entry, Heaps, Rank, Slot
-from policies.limits import REPOSITORY, Limits, Place, places_of, taken
-from policies.overload import (
-    LATE,
-    STEP_SECONDS,
-    TYPICAL_RUN,
-    Cell,
-    Load,
-    Weighed,
-    judge,
-    seconds_of,
-    weigh,
-)
+from policies.heaps import Entry, Heaps, Rank, Slot, Slots
+from policies.limits import REPOSITORY, Limits, Place, taken
+from policies.overload import STEP_SECONDS, TYPICAL_RUN, Cell, Load, Scales, judge, seconds_of
 
 FEW_PARKED = 8
 """So many parked backups go back to the others when their place is free; more stay together, as candidates."""
@@ -72,17 +61,13 @@ class Line:
 
     def _begin(self) -> None:
         """Nothing is ready yet, and no place is taken."""
-        self._slots: dict[Place, Slot] = {}
-        self._known: dict[tuple[VmId, str], tuple[Vm | None, tuple[Slot, ...]]] = {}
+        self._slots = Slots(self._limits, self._vms)
         self._future: list[tuple[float, str, Entry]] = []
         self._free = Heaps()
         self._parked: dict[Slot, Heaps] = {}
         self._open: dict[Slot, Heaps] = {}
-        self._ready: Counter[Cell] = Counter()
+        self._scales = Scales()
         self._at = float("-inf")
-        self._step = LATE
-        self._weighed: Weighed | None = None
-        self._weighed_at = self._added = self._removed = 0
 
     # what is in line
 
@@ -135,7 +120,7 @@ class Line:
             del self._of[entry.decision.vm]
         entry.gone = True
         if entry.heaps is not None:
-            self._count(entry, -1)
+            self._scales.count(self._cell(entry), -1)
             self._leave(entry)
 
     # what runs
@@ -143,12 +128,12 @@ class Line:
     def start(self, now: datetime) -> BackUp | None:
         """The next backup that may start now; it runs from now on, until `finished`."""
         self._advance(now)
-        if not self._ready or len(self._running) >= self._limits.running:
+        if not self._scales.cells or len(self._running) >= self._limits.running:
             return None
         if self._limits.starts_per_minute and pace_lets(self._paced, now, self._limits) > now:
             return None
         oldest = (self._starts + 1) % OLDEST_EVERY == 0
-        cut = None if oldest or len(self._entries) == 1 else self._cut(now)
+        cut = None if oldest or len(self._entries) == 1 else self._scales.cut(self._limits.at_once, now, self._typical)
         while True:
             entry = self._first(oldest, cut)
             if entry is None:
@@ -203,7 +188,7 @@ class Line:
 
     def use_repository(self, others: int) -> None:
         """So much other work uses the repository now; it leaves backups one place."""
-        slot = self._slot(Place(REPOSITORY, ""))
+        slot = self._slots.of(Place(REPOSITORY, ""))
         if slot is not None:
             slot.taken += min(others, slot.limit - 1) - min(self._others, slot.limit - 1)
             self._opened(slot)
@@ -218,7 +203,7 @@ class Line:
     def typical(self, typical: timedelta) -> None:
         if seconds_of(typical) != seconds_of(self._typical):
             self._typical = typical
-            self._weighed = None
+            self._scales.forget()
 
     def moved(self, vm: VmId) -> None:
         """The VM is another value in `vms` by now, or not there any more."""
@@ -226,7 +211,7 @@ class Line:
             if entry.heaps is not None and self._vms.get(vm) is not entry.seen:
                 self._replace(entry)
         running = self._running.get(vm)
-        if running is not None and self._needs(vm, running[0]) != running[1]:
+        if running is not None and self._slots.needs(vm, running[0]) != running[1]:
             self.finished(vm)
             self._take(vm, running[0])
 
@@ -238,14 +223,14 @@ class Line:
         self._skip_gone()
         times = [self._future[0][2].decision.not_before] if self._future else []
         again = pace_lets(self._paced, now, self._limits)
-        if again > now and self._ready and len(self._running) < self._limits.running:
+        if again > now and self._scales.cells and len(self._running) < self._limits.running:
             times.append(again)
         return min(times, default=None)
 
     def load(self, now: datetime) -> Load:
         """What is ready, and whether its goals can be kept."""
         self._advance(now)
-        return judge(self._ready, self._limits.at_once, now, self._typical)
+        return judge(self._scales.cells, self._limits.at_once, now, self._typical)
 
     def waiting(self, now: datetime) -> tuple[Waiting, ...]:
         """Everything in line in the order of starting, and why it waits."""
@@ -254,7 +239,7 @@ class Line:
         free = self._limits.running - len(self._running)
         found = []
         for decision in sorted(self.pending, key=order_of(load.cut, self._served, now)):
-            needs = self._needs(decision.vm, decision.policy)
+            needs = self._slots.needs(decision.vm, decision.policy)
             full = next((slot for slot in needs if slot.taken >= slot.limit), None)
             said = taken(full.place, full.taken) if full is not None else ""
             left = 1 if full is not None and full.place.kind == "vm" else free
@@ -270,15 +255,9 @@ class Line:
             self._again()  # a clock was set back
         self._at = at
         step = int(at // STEP_SECONDS)
-        if step > self._step:
-            self._step = step
+        if self._scales.step(step):
             for heaps in (self._free, *self._parked.values()):
                 heaps.became_late(step, self._served)
-            ready = self._ready
-            self._ready = Counter()
-            for (priority, then), number in ready.items():
-                self._ready[priority, LATE if then <= step else then] += number
-            self._weighed = None
         while self._future and self._future[0][0] <= at:
             entry = heappop(self._future)[2]
             if not entry.gone and entry.heaps is None:
@@ -288,7 +267,9 @@ class Line:
         if entry.not_before <= self._at:
             self._put(entry)
         else:
-            self._needs(entry.decision.vm, entry.decision.policy)  # so that thousands can become ready at one time
+            self._slots.needs(
+                entry.decision.vm, entry.decision.policy
+            )  # so that thousands can become ready at one time
             heappush(self._future, (entry.not_before, entry.decision.key, entry))
 
     def _skip_gone(self) -> None:
@@ -299,26 +280,12 @@ class Line:
         """It is ready."""
         decision = entry.decision
         entry.seen = self._vms.get(decision.vm)
-        entry.slots = self._needs(decision.vm, decision.policy)
-        self._count(entry, 1)
-        self._free.push(entry, self._step_of(entry), self._served)
+        entry.slots = self._slots.needs(decision.vm, decision.policy)
+        self._scales.count(self._cell(entry), 1)
+        self._free.push(entry, self._cell(entry)[1], self._served)
 
-    def _step_of(self, entry: Entry) -> int:
-        return LATE if entry.step <= self._step else entry.step
-
-    def _count(self, entry: Entry, change: int) -> None:
-        cell = (entry.decision.priority, self._step_of(entry))
-        number = self._ready[cell] + change
-        if number and number != change:
-            self._ready[cell] = number
-            self._added += change > 0
-            self._removed += change < 0
-            return
-        self._weighed = None
-        if number:
-            self._ready[cell] = number
-        else:
-            del self._ready[cell]
+    def _cell(self, entry: Entry) -> Cell:
+        return self._scales.cell(entry.decision.priority, entry.step)
 
     def _leave(self, entry: Entry) -> None:
         heaps = entry.heaps
@@ -344,20 +311,20 @@ class Line:
         decision = entry.decision
         before = entry.slots
         entry.seen = self._vms.get(decision.vm)
-        entry.slots = self._needs(decision.vm, decision.policy)
+        entry.slots = self._slots.needs(decision.vm, decision.policy)
         if entry.slots != before:
             self._leave(entry)
-            self._free.push(entry, self._step_of(entry), self._served)
+            self._free.push(entry, self._cell(entry)[1], self._served)
 
     def _park(self, entry: Entry, slot: Slot) -> None:
         self._leave(entry)
         heaps = self._parked.get(slot)
         if heaps is None:
             heaps = self._parked[slot] = Heaps(slot)
-        heaps.push(entry, self._step_of(entry), self._served)
+        heaps.push(entry, self._cell(entry)[1], self._served)
 
     def _take(self, vm: VmId, policy: str) -> None:
-        slots = self._needs(vm, policy)
+        slots = self._slots.needs(vm, policy)
         self._running[vm] = (policy, slots)
         for slot in slots:
             slot.taken += 1
@@ -381,22 +348,7 @@ class Line:
         else:
             for entry in list(heaps.entries()):
                 self._leave(entry)
-                self._free.push(entry, self._step_of(entry), self._served)
-
-    def _needs(self, vm: VmId, policy: str) -> tuple[Slot, ...]:
-        seen = self._vms.get(vm)
-        known = self._known.get((vm, policy))
-        if known is None or known[0] is not seen:
-            places = places_of(vm, seen, policy, self._limits)
-            known = seen, tuple(slot for place in places if (slot := self._slot(place)) is not None)
-            self._known[vm, policy] = known
-        return known[1]
-
-    def _slot(self, place: Place) -> Slot | None:
-        slot = self._slots.get(place)
-        if slot is None and (limit := self._limits.of(place)) is not None:
-            slot = self._slots[place] = Slot(place, limit)
-        return slot
+                self._free.push(entry, self._cell(entry)[1], self._served)
 
     def _again(self) -> None:
         """Build it anew from what is in line and what runs."""
@@ -409,16 +361,3 @@ class Line:
         for entry in self._entries.values():
             entry.heaps = None
             self._place(entry)
-
-    def _cut(self, now: datetime) -> int | None:
-        """The cut of the load, weighed again only where it may have changed."""
-        places, each, at = self._limits.at_once, seconds_of(self._typical), int(self._at)
-        known = self._weighed
-        if (
-            known is None
-            or self._added * each + (at - self._weighed_at) * places > known.spare
-            or self._removed * each >= known.lacking
-        ):
-            known = self._weighed = weigh(self._ready, places, now, self._typical)
-            self._weighed_at, self._added, self._removed = at, 0, 0
-        return known.cut

@@ -6,6 +6,7 @@ deadline is in this step or past.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -129,3 +130,62 @@ def weigh(cells: Mapping[Cell, int], places: int, now: datetime, typical: timede
             return Weighed(cut, spare, -least)
         cut, spare = priority, min(spare, least)
     return Weighed(None, spare, _PLENTY)
+
+
+class Scales:
+    """How many ready backups there are of each priority and step, and their cut, weighed again where it may change.
+
+    Steps up to the present one are LATE.
+    """
+
+    def __init__(self) -> None:
+        self.cells: Counter[Cell] = Counter()
+        self._step = LATE
+        self._weighed: Weighed | None = None
+        self._at = self._added = self._removed = 0
+
+    def cell(self, priority: int, step: int) -> Cell:
+        """Where a backup of this priority and step counts now."""
+        return (priority, LATE if step <= self._step else step)
+
+    def count(self, cell: Cell, change: int) -> None:
+        """One more, or one less."""
+        number = self.cells[cell] + change
+        if number and number != change:
+            self.cells[cell] = number
+            self._added += change > 0
+            self._removed += change < 0
+            return
+        self._weighed = None
+        if number:
+            self.cells[cell] = number
+        else:
+            del self.cells[cell]
+
+    def step(self, step: int) -> bool:
+        """The present step; whether it is a later one than before."""
+        if step <= self._step:
+            return False
+        self._step = step
+        before, self.cells = self.cells, Counter()
+        for (priority, then), number in before.items():
+            self.cells[self.cell(priority, then)] += number
+        self._weighed = None
+        return True
+
+    def forget(self) -> None:
+        """Weigh again the next time."""
+        self._weighed = None
+
+    def cut(self, places: int, now: datetime, typical: timedelta) -> int | None:
+        """The cut of `weigh`."""
+        each, at = seconds_of(typical), int(now.timestamp())
+        known = self._weighed
+        if (
+            known is None
+            or self._added * each + (at - self._at) * places > known.spare
+            or self._removed * each >= known.lacking
+        ):
+            known = self._weighed = weigh(self.cells, places, now, typical)
+            self._at, self._added, self._removed = at, 0, 0
+        return known.cut
