@@ -11,17 +11,21 @@ import json
 import smtplib
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from connectors.errors import LoginRefused, Rejected, Unreachable
+
+T = TypeVar("T")
 
 ANSWER_SECONDS = 10.0
 """How long one attempt may take at a webhook, and how long a mail server may take for each answer."""
@@ -67,18 +71,37 @@ class Mail:
 Target = Webhook | Mail
 
 
-async def deliver(target: Target, notice: Notice, executor: Executor) -> str:
-    """Send it once; what the other side said. The executor runs what blocks.
+async def deliver(target: Target, notice: Notice) -> str:
+    """Send it once; what the other side said. What blocks does so in a thread that nobody's end waits for.
 
     Unreachable where another attempt may help; LoginRefused and Rejected where it will not.
     """
-    loop = asyncio.get_running_loop()
     match target:
         case Webhook():
-            secrets = await loop.run_in_executor(executor, _secrets, target)
-            return await _post(*secrets, notice)
+            return await _post(*await _aside(lambda: _secrets(target)), notice)
         case Mail():
-            return await loop.run_in_executor(executor, _send, target, notice)
+            return await _aside(lambda: _send(target, notice))
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """The result of work in a thread of its own. Cancelled, it leaves the thread to itself, as the process does."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(tell: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(lambda: None if future.done() else tell())
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # raised in the caller's thread
+            settle(partial(future.set_exception, error))
+        else:
+            settle(partial(future.set_result, result))
+
+    threading.Thread(target=run, name="notice", daemon=True).start()
+    return await future
 
 
 def is_local(host: str) -> bool:

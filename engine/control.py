@@ -137,7 +137,7 @@ class Controls:
 
     async def try_notify(self, target: str) -> str:
         parts = self.parts
-        return await outbox.try_out(parts.config, target, parts.threads.notices, parts.now())
+        return await outbox.try_out(parts.config, target, parts.now())
 
     async def plan_relink(self, old: str, new: str) -> Mapping[str, Any]:
         return await relink.plan(self.parts, old, new)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -20,7 +19,6 @@ from engine.failures import BadInput
 from engine.sources import Patience
 from engine.targets import Notify
 from engine.telling import Letter, trial
-from engine.threads import Threads
 from metrics.registry import Metrics
 
 log = logging.getLogger("engine.notices")
@@ -47,22 +45,22 @@ def target_of(section: Notify) -> Target:
     )
 
 
-async def send(name: str, target: Target, letter: Letter, executor: Executor) -> str:
+async def send(name: str, target: Target, letter: Letter) -> str:
     """One attempt; what the other side said. A ConnectorError, or BadInput for a secret, names the target."""
     try:
-        return await deliver(target, Notice(letter.at, letter.subject, letter.text, letter.data), executor)
+        return await deliver(target, Notice(letter.at, letter.subject, letter.text, letter.data))
     except ConnectorError as error:
         error.where = ": ".join(filter(None, [f"notify.{name}", error.where]))
         raise
 
 
-async def try_out(config: Config, name: str, executor: Executor, now: datetime) -> str:
+async def try_out(config: Config, name: str, now: datetime) -> str:
     """Send a trial message to a target, in one attempt; what it said. BadInput when there is no such target."""
     section = config.notify.get(name)
     if section is None:
         known = ", ".join(sorted(config.notify)) or "none"
         raise BadInput(f"no target of notices is called {name}", hint=f"there is: {known}")
-    return await send(name, target_of(section), trial(config.name, name, now), executor)
+    return await send(name, target_of(section), trial(config.name, name, now))
 
 
 @dataclass(slots=True)
@@ -71,7 +69,6 @@ class Outbox:
 
     name: str
     target: Target
-    executor: Executor
     now: Callable[[], datetime]
     count: Callable[[str, str], None]
     delivered: Callable[[str, Letter], Awaitable[None]]
@@ -104,7 +101,7 @@ class Outbox:
     async def _try(self, letter: Letter) -> bool:
         """One attempt; whether the letter is done with."""
         try:
-            said = await send(self.name, self.target, letter, self.executor)
+            said = await send(self.name, self.target, letter)
         except (ConnectorError, BadInput) as error:
             # A secret that cannot be read now may be there again, as a target that does not answer.
             again = error.retry if isinstance(error, ConnectorError) else True
@@ -124,13 +121,13 @@ class Outbox:
         return True
 
 
-def outboxes(config: Config, threads: Threads, metrics: Metrics, now: Callable[[], datetime]) -> dict[str, Outbox]:
+def outboxes(config: Config, metrics: Metrics, now: Callable[[], datetime]) -> dict[str, Outbox]:
     """One for each target of the configuration."""
 
     async def nobody(target: str, sent: Letter) -> None:
         return
 
     return {
-        name: Outbox(name, target_of(section), threads.notices, now, metrics.notices.attempted, nobody)
+        name: Outbox(name, target_of(section), now, metrics.notices.attempted, nobody)
         for name, section in config.notify.items()
     }

@@ -134,7 +134,7 @@ def assemble(
         means=means,
         unreachable=unreachable,
         announcer=announcer,
-        outboxes=outboxes(config, threads, metrics, now),
+        outboxes=outboxes(config, metrics, now),
     )
 
 

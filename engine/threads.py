@@ -54,7 +54,7 @@ class Threads:
 
     `repository` serves short calls (list, commit, hold); `copying` hashes, compresses and packs; `long` is for work
     of minutes (blocking reads of a disk, verify, reclaim) that must not hold the others up; `planning` is for
-    seconds of thought about policies, `notices` for mail servers and places of secrets, which may take their time.
+    seconds of thought about policies.
     """
 
     state: ThreadPoolExecutor = field(default_factory=lambda: _pool(1, "state"))
@@ -62,10 +62,8 @@ class Threads:
     copying: ThreadPoolExecutor = field(default_factory=lambda: _pool(max(2, os.cpu_count() or 1), "copying"))
     long: ThreadPoolExecutor = field(default_factory=lambda: _pool(8, "long"))
     planning: ThreadPoolExecutor = field(default_factory=lambda: _pool(1, "planning"))
-    notices: ThreadPoolExecutor = field(default_factory=lambda: _pool(4, "notices"))
 
     def close(self) -> None:
-        """Wait for what runs and end the threads; a mail server that is silent is not waited for."""
-        self.notices.shutdown(wait=False, cancel_futures=True)
+        """Wait for what runs and end the threads."""
         for pool in (self.long, self.planning, self.copying, self.repository, self.state):
             pool.shutdown(wait=True, cancel_futures=True)

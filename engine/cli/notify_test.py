@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 from engine.cli.options import Config as ConfigFile
 from engine.cli.options import Json
@@ -39,5 +38,4 @@ def notify_test(target: str, /, *, config: ConfigFile = None, json: Json = False
 def _send(config: Config, target: str) -> str:
     from engine.outbox import try_out
 
-    with ThreadPoolExecutor(1, "notices") as executor:
-        return asyncio.run(try_out(config, target, executor, utc_now()))
+    return asyncio.run(try_out(config, target, utc_now()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -331,14 +330,13 @@ async def test_notify_test_tells_the_outcome(tmp_path: Path) -> None:
 
 
 async def test_a_trial_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ThreadPoolExecutor(1) as executor:
-        async with webhook() as ops:
-            config = config_of(tmp_path, ops=ops)
-            with pytest.raises(BadInput, match="no target of notices is called nobody"):
-                await try_out(config, "nobody", executor, now())
-            monkeypatch.delenv("NOTIFY_TOKEN")
-            with pytest.raises(BadInput, match="env:NOTIFY_TOKEN: the environment variable is not set"):
-                await try_out(config, "ops", executor, now())
+    async with webhook() as ops:
+        config = config_of(tmp_path, ops=ops)
+        with pytest.raises(BadInput, match="no target of notices is called nobody"):
+            await try_out(config, "nobody", now())
+        monkeypatch.delenv("NOTIFY_TOKEN")
+        with pytest.raises(BadInput, match="env:NOTIFY_TOKEN: the environment variable is not set"):
+            await try_out(config, "ops", now())
 
 
 async def test_a_secret_that_cannot_be_read_now_is_waited_for(

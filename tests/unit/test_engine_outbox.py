@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-
-import pytest
 
 from connectors.notices import Webhook
 from engine.outbox import GIVEN_UP, Outbox
@@ -18,12 +15,6 @@ from engine.telling import Letter
 from tests.receivers import Hook, webhook
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
 
 
 @dataclass
@@ -37,7 +28,7 @@ class Seen:
 
 
 @asynccontextmanager
-async def outbox(hook: Hook, pool: ThreadPoolExecutor) -> AsyncIterator[Seen]:
+async def outbox(hook: Hook) -> AsyncIterator[Seen]:
     """An outbox that runs; waiting takes no time on our clock, and an hour on its own."""
 
     def count(target: str, result: str) -> None:
@@ -53,7 +44,7 @@ async def outbox(hook: Hook, pool: ThreadPoolExecutor) -> AsyncIterator[Seen]:
         seen.at += timedelta(hours=1)
         await asyncio.sleep(0)
 
-    box = Outbox("ops", Webhook(lambda: hook.url), pool, lambda: seen.at, count, delivered, patience=Patience(sleep))
+    box = Outbox("ops", Webhook(lambda: hook.url), lambda: seen.at, count, delivered, patience=Patience(sleep))
     seen = Seen(box)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(box.run())
@@ -65,8 +56,8 @@ def letter(subject: str, at: datetime = NOW) -> Letter:
     return Letter(at, subject, "text", {})
 
 
-async def test_a_letter_is_tried_again_until_it_is_taken(pool: ThreadPoolExecutor) -> None:
-    async with webhook() as hook, outbox(hook, pool) as seen:
+async def test_a_letter_is_tried_again_until_it_is_taken() -> None:
+    async with webhook() as hook, outbox(hook) as seen:
         hook.answers = [503, 429, 500]
         seen.box.put(letter("first"))
         await hook.until(1)
@@ -77,8 +68,8 @@ async def test_a_letter_is_tried_again_until_it_is_taken(pool: ThreadPoolExecuto
         assert (seen.box.trouble, seen.box.last_sent) == ("", seen.at)
 
 
-async def test_after_a_day_it_is_given_up_and_the_next_one_goes_its_way(pool: ThreadPoolExecutor) -> None:
-    async with webhook() as hook, outbox(hook, pool) as seen:
+async def test_after_a_day_it_is_given_up_and_the_next_one_goes_its_way() -> None:
+    async with webhook() as hook, outbox(hook) as seen:
         hook.answers = [503] * 25
         seen.box.put(letter("old"))
         async with asyncio.timeout(10):
@@ -92,8 +83,8 @@ async def test_after_a_day_it_is_given_up_and_the_next_one_goes_its_way(pool: Th
         assert seen.waits[-1] == 60.0, "never longer"
 
 
-async def test_what_is_refused_is_not_tried_again(pool: ThreadPoolExecutor) -> None:
-    async with webhook() as hook, outbox(hook, pool) as seen:
+async def test_what_is_refused_is_not_tried_again() -> None:
+    async with webhook() as hook, outbox(hook) as seen:
         hook.answers = [400]
         seen.box.put(letter("refused"))
         await seen.idle.wait()
