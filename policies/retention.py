@@ -222,9 +222,7 @@ def _unkept(policies: Sequence[Policy]) -> Callable[[RestorePoint], str]:
     whys = {policy.name: f"{policy.leaving_why}; " for policy in asked if policy.leaving is not None}
 
     def sentence(point: RestorePoint) -> str:
-        state = (
-            "" if point.complete and not point.damaged else "damaged, and " if point.complete else "incomplete, and "
-        )
+        state = "incomplete, and " if not point.complete else "damaged, and " if point.damaged else ""
         return f"{whys.get(point.policy, '')}{state}{rules} {point.taken_at.isoformat(' ')[:16]} UTC"
 
     return sentence
