@@ -260,10 +260,10 @@ async def test_text_that_is_no_text_is_refused() -> None:
 async def test_who_stops_waiting_is_not_held_by_a_silent_mail_server() -> None:
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connected.set()
-        await reader.read()
+        await released.wait()
         writer.close()
 
-    connected = asyncio.Event()
+    connected, released = asyncio.Event(), asyncio.Event()
     async with await asyncio.start_server(hold, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         async with asyncio.TaskGroup() as group:
@@ -273,4 +273,5 @@ async def test_who_stops_waiting_is_not_held_by_a_silent_mail_server() -> None:
             began = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - began < notices.ANSWER_SECONDS / 2
         mine = [thread for thread in threading.enumerate() if thread.name == "notice"]
+        released.set()
         assert mine and all(thread.daemon for thread in mine), "the process ends without them"
