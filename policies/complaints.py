@@ -69,17 +69,19 @@ def complaint(error: ErrorDetails) -> Complaint:
 
 def _unknown(path: tuple[str | int, ...], key: str) -> Complaint:
     known = _keys(path[:-1])
-    close = closest(key, known)
-    elsewhere = "" if close else _elsewhere(key, path[:-1])
+    beside = _elsewhere(key, path[:-1], path[:1])
+    close = closest(key, known) if not beside else ""
+    elsewhere = beside or ("" if close else _elsewhere(key, path[:-1]))
     instead = f'write "{close}"' if close else elsewhere or f"write one of {', '.join(known)}"
     return Complaint(path, f"unknown key {quoted(key)}{_where(path[:-1])}", instead, False)
 
 
-def _elsewhere(key: str, here: tuple[str | int, ...]) -> str:
-    """Another table that has this key, or one like it."""
+def _elsewhere(key: str, here: tuple[str | int, ...], kind: tuple[str | int, ...] = ()) -> str:
+    """Another table that has this key, or one like it; with a kind one of that kind that has just this key."""
     names = [part for part in here if isinstance(part, str)]
-    wanted = closest(key, {name for known in _TABLES for name in _names(known.model)})
-    found = [known for known in _TABLES if wanted in _names(known.model)]
+    tables = [known for known in _TABLES if known.path[: len(kind)] == kind]
+    wanted = key if kind else closest(key, {name for known in tables for name in _names(known.model)})
+    found = [known for known in tables if wanted in _names(known.model)]
     if not found:
         return ""
 

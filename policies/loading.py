@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ at most, whatever is in it; one of 16 KiB, some fifty policies, under 50 ms."""
 
 LARGEST_DOCUMENT_BYTES = 512 << 20
 """An inventory with restore points for a test or a plan: some 10,000 VMs with a hundred each."""
+
+_GZIP = b"\x1f\x8b"
 
 SUFFIXES = (".toml", ".ics")
 
@@ -103,6 +106,12 @@ def read_document(file: Path, place: Problem, problems: list[Problem]) -> Mappin
         problems.append(replace(place, what=what, instead="name a file that is there, relative to this one"))
         return None
     name = str(file)
+    if data.startswith(_GZIP):
+        try:
+            data = zlib.decompressobj(31).decompress(data, LARGEST_DOCUMENT_BYTES + 1)
+        except zlib.error as error:
+            problems.append(Problem(name, 1, 1, f"cannot be decompressed ({error})", "write it again"))
+            return None
     if len(data) > LARGEST_DOCUMENT_BYTES:
         problems.append(
             Problem(name, 1, 1, f"is larger than {LARGEST_DOCUMENT_BYTES >> 20} MiB", "write a smaller one")

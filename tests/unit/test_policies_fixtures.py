@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -343,6 +344,7 @@ def test_a_vm_of_a_test_has_only_keys_that_a_vm_has() -> None:
         ("i.json", '{"vms": [', "i.json:1:10: is not valid JSON"),
         ("i.toml", "vms = [", "i.toml:1:8: is not valid TOML"),
         ("i.json", "[]", "i.json:1:1: is not a table"),
+        ("i.json", "\x1f\udc8bxx", "i.json:1:1: cannot be decompressed"),
         ("i.json", "[" * 100_000, "i.json:1:1: is not UTF-8 text of JSON or TOML"),
         ("i.json", '{"vms": [{"nam": "x"}]}', "i.json:1:1: vms[0] has an unknown key"),
     ],
@@ -353,7 +355,7 @@ def test_an_inventory_that_cannot_be_used_is_told(tmp_path: Path, name: str, tex
         f'{GOLD}\n[[test]]\nname = "t"\ninventory = "../{name}"\nexpect.a.keeps = 0\n'
     )
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     policies = load(tmp_path / "policies")
     with pytest.raises(PolicyError) as caught:
         for test, inventory in load_tests(tmp_path / "policies", policies):
@@ -361,7 +363,7 @@ def test_an_inventory_that_cannot_be_used_is_told(tmp_path: Path, name: str, tex
     assert problem in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["i.json", "i.toml"])
+@pytest.mark.parametrize("name", ["i.json", "i.json.gz", "i.toml"])
 def test_an_inventory_is_read_relative_to_the_file_that_names_it(tmp_path: Path, name: str) -> None:
     (tmp_path / "policies" / "deep").mkdir(parents=True)
     file = tmp_path / "policies" / "deep" / "a.toml"
@@ -370,8 +372,8 @@ def test_an_inventory_is_read_relative_to_the_file_that_names_it(tmp_path: Path,
         f'[[test]]\nname = "u"\ninventory = "../../{name}"\nexpect.sql9.policy = "gold"\n'
     )
     record = {"name": "sql9", "tags": ["backup=gold"]}
-    written = json.dumps({"vms": [record]}) if name == "i.json" else '[[vms]]\nname = "sql9"\ntags = ["backup=gold"]\n'
-    (tmp_path / name).write_text(written)
+    written = json.dumps({"vms": [record]}) if "json" in name else '[[vms]]\nname = "sql9"\ntags = ["backup=gold"]\n'
+    (tmp_path / name).write_bytes(gzip.compress(written.encode()) if name.endswith(".gz") else written.encode())
     for place in (tmp_path / "policies", file):
         policies = load(place)
         verdicts = [judge(case_of(test, policies, data), policies) for test, data in load_tests(place, policies)]
