@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from policies.admission import OLDEST_EVERY
 from policies.decision import BackUp
-from policies.facts import Vm, VmId
 from policies.heaps import Slot
 from policies.line import Line
 
@@ -31,7 +30,7 @@ class ExpressLine(Line):
             return None
         first = decisions[0]
         if number == 1:
-            if any(slot.taken >= slot.limit for slot in self._needs(first.vm, first.policy)):
+            if any(slot.taken >= slot.limit for slot in self._slots.needs(first.vm, first.policy)):
                 return None
             ordered = [first]
         else:
@@ -39,7 +38,7 @@ class ExpressLine(Line):
                 return None
             wanted: Counter[Slot] = Counter()
             for one in decisions:
-                wanted.update(self._needs(one.vm, one.policy))
+                wanted.update(self._slots.needs(one.vm, one.policy))
             if any(slot.taken + more > slot.limit for slot, more in wanted.items()):
                 return None
             ordered = self._in_order(decisions)
@@ -63,17 +62,6 @@ class ExpressLine(Line):
             ordered.append(chosen)
         return ordered
 
-    def _needs(self, vm: VmId, policy: str) -> tuple[Slot, ...]:
-        seen = self._vms.get(vm)
-        known = self._known.get((vm, policy))
-        if known is not None:
-            if known[0] is seen:
-                return known[1]
-            if _same_places(known[0], seen):
-                self._known[vm, policy] = seen, known[1]
-                return known[1]
-        return super()._needs(vm, policy)
-
 
 def _urgency(decision: BackUp) -> tuple[float, float, str]:
     deadline = float("inf") if decision.deadline is None else decision.deadline.timestamp()
@@ -82,13 +70,3 @@ def _urgency(decision: BackUp) -> tuple[float, float, str]:
 
 def _longest_ready(decision: BackUp) -> tuple[float, str]:
     return decision.not_before.timestamp(), decision.key
-
-
-def _same_places(before: Vm | None, after: Vm | None) -> bool:
-    return (
-        before is not None
-        and after is not None
-        and before.host == after.host
-        and before.datastores == after.datastores
-        and before.address == after.address
-    )
