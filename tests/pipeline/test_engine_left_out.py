@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from connectors.disks import Changes
+from connectors.hypervisor import Snapshot, SnapshotDisk, TrackedBase
 from engine import overview
 from engine.commands import BackUpVm, RestoreToVm
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
@@ -40,6 +43,32 @@ async def test_a_run_leaves_the_disk_out_and_everybody_is_told(tmp_path: Path, h
         assert sorted(hypervisor.asked_to_make) == [2000, 2002]
         for index, key in enumerate(hypervisor.asked_to_make):
             assert hypervisor.disk_file(copy, index).read_bytes() == hypervisor.disk_file(vm, key - 2000).read_bytes()
+
+
+async def test_a_restored_vm_has_each_disk_in_its_place_whichever_was_read_first(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = hypervisor.add("web", disks=2)
+    answer, told = hypervisor.changes, asyncio.Event()
+
+    async def later_for_the_first(
+        snapshot: Snapshot, disk: SnapshotDisk, base: TrackedBase | None, *, distrust: str = ""
+    ) -> Changes:
+        if disk.disk.key == 2001:
+            told.set()
+        await told.wait()
+        return await answer(snapshot, disk, base, distrust=distrust)
+
+    monkeypatch.setattr(hypervisor, "changes", later_for_the_first)
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        point = (await engine.control.points("web"))[-1].id
+        task = await engine.control.submit(RestoreToVm(point, name="web-new", vcenter="lab"), "test")
+        assert (await engine.finished(task))["state"] == "done"
+    copy = next(guest.vm for guest in hypervisor.guests.values() if guest.vm.name == "web-new")
+    assert hypervisor.asked_to_make == (2001, 2000)
+    for index, key in enumerate(hypervisor.asked_to_make):
+        assert hypervisor.disk_file(copy, index).read_bytes() == hypervisor.disk_file(vm, key - 2000).read_bytes()
 
 
 async def test_a_vm_of_which_all_disks_are_left_out_is_refused_before_a_snapshot_is_made(
