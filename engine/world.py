@@ -7,7 +7,7 @@ look at; after a failed write it is loaded again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -25,9 +25,10 @@ LOOK: Mapping[EventType, tuple[str, ...]] = {
     EventType.RELOCATED: ("host", "datastores"),
     EventType.RENAMED: ("name",),
     EventType.RECONFIGURED: ("disks",),
-    EventType.CREATED: ("power", "host", "datastores", "name", "disks"),
-    EventType.CLONED: ("power", "host", "datastores", "name", "disks"),
-    EventType.REGISTERED: ("power", "host", "datastores", "name", "disks"),
+    EventType.RETAGGED: ("tags",),
+    EventType.CREATED: ("power", "host", "datastores", "name", "disks", "tags"),
+    EventType.CLONED: ("power", "host", "datastores", "name", "disks", "tags"),
+    EventType.REGISTERED: ("power", "host", "datastores", "name", "disks", "tags"),
 }
 """Which parts of a VM's look an event of this type explains."""
 
@@ -45,7 +46,16 @@ def look_of(vm: Vm) -> dict[str, str]:
         "datastores": json.dumps(sorted(vm.datastores)),
         "name": vm.name,
         "disks": json.dumps(sorted((d.key, d.uuid, d.capacity_bytes) for d in vm.disks)),
+        "tags": json.dumps(sorted(vm.tags)),
     }
+
+
+def _with_new_parts(accounted: Mapping[str, str], vm: Vm) -> Mapping[str, str]:
+    """A row that an engine wrote which knew fewer parts: what it did not know of is taken as explained."""
+    look = look_of(vm)
+    if not accounted.keys() & look.keys() or accounted.keys() >= look.keys():
+        return accounted
+    return {**{part: value for part, value in look.items() if part not in accounted}, **accounted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,25 @@ class Sighting:
     alert: str = ""
     displaced: VmRow | None = None
     """The VM that stood at this address before, which therefore left."""
+
+
+class _Left(Mapping[VmId, datetime]):
+    """See `World.left`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __getitem__(self, vm: VmId) -> datetime:
+        row = None if vm in self._world.vms else self._world.rows.get(vm)
+        if row is None or row.left_at is None:
+            raise KeyError(vm)
+        return row.left_at
+
+    def __iter__(self) -> Iterator[VmId]:
+        return (vm for vm, row in self._world.rows.items() if row.left_at is not None and vm not in self._world.vms)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 @dataclass(slots=True)
@@ -88,6 +117,11 @@ class World:
         """Whether every inventory was seen in full: only then a VM that is not here is gone."""
         return len(self.complete) >= self.vcenters
 
+    @property
+    def left(self) -> Mapping[VmId, datetime]:
+        """The VMs that left the inventory, and when: a view, as making a list for each event would cost too much."""
+        return _Left(self)
+
     def load(self, recalled: Recalled) -> None:
         """Take over what the state holds, in place of what was known of it. VMs that are there stay."""
         self.rows = {row.id: row for row in recalled.rows}
@@ -103,7 +137,7 @@ class World:
 
     def facts(self, now: datetime) -> Facts:
         """What a rule may look at. A view on living tables: use it up before the next await."""
-        return Facts(now=now, vms=self.vms, history=self.history, points=self.points, fired=self.fired)
+        return Facts(now=now, vms=self.vms, history=self.history, points=self.points, fired=self.fired, left=self.left)
 
     def refresh(self, vm: VmId) -> None:
         """Make the history of a VM again from its restore points, runs and open jobs."""
@@ -183,7 +217,7 @@ class World:
         displaced = None if here in (None, vm_id) else self.leave(seen.address, now)
         self.book.note(vm_id, traits)
         old = self.rows.get(vm_id)
-        accounted = {} if old is None else old.accounted
+        accounted = {} if old is None else _with_new_parts(old.accounted, vm)
         row = VmRow(vm_id, self.book.traits(vm_id), accounted, now if old is None else old.first_seen)
         self.vms[vm_id] = vm
         self.moved(vm_id)
