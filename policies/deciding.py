@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from policies.facts import Facts, VmId
-from policies.policy import Policy
+from policies.policy import Leaving, Policy
 from policies.protection import Protection, last_good
 from policies.schedule import LEAD_SHARE, Due
 from policies.settings import settings_of
@@ -28,6 +28,9 @@ def decided_by(protection: Protection) -> dict[str, str]:
         "notify": lambda policy: bool(policy.notify),
         "disks": lambda policy: bool(policy.excluded_disks),
         "retention": lambda policy: True,
+        "on_unmatched": lambda policy: policy.on_unmatched is not Leaving.HOLD,
+        "on_removed": lambda policy: policy.on_removed is not Leaving.HOLD,
+        "limits": lambda policy: policy.limits is not None,
     }
     found: dict[str, str] = {}
     for setting in settings_of(protection):

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from policies.deciding import decided_by
 from policies.explanation import explain
 from policies.facts import VmHistory
 from policies.linting import lint
-from policies.loading import load
+from policies.loading import load, load_texts
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
+from policies.protection import combine
+from policies.settings import settings_of
 from tests.policies.building import NOW, a_point, a_vm, daily_points, facts, policies
 
 WEB = a_vm("web-3", tags=frozenset({"env=prod"}), cluster="c1")
@@ -150,6 +153,15 @@ def test_an_explanation_says_which_policy_decides_which_setting() -> None:
     assert level.origins["rpo"] == "gold and low of one priority (5): the more protective value counts"
 
 
+def test_every_setting_in_effect_has_an_origin() -> None:
+    text = (VALID / "every_key.toml").read_text()
+    every = load_texts({"every_key.toml": text.partition("[[test]]")[0]})
+    for policy in every.policies:
+        for others in ((), policies(GOLD).policies):
+            found = combine((policy, *others))
+            assert decided_by(found).keys() == settings_of(found).keys()
+
+
 def due_because(text: str, *points: datetime, now: datetime = NOW) -> str:
     one = facts(WEB, points=[a_point(WEB, at) for at in points], now=now)
     return explain(policies(f'[policy.p]\nselect.all = ["*"]\n{text}'), WEB, one).because
@@ -179,6 +191,7 @@ def test_an_explanation_tells_what_the_queue_says() -> None:
     assert explain(policies(GOLD), WEB, facts(WEB, history=history), waits).blocked == tuple(waits)
 
 
+VALID = Path(__file__).parents[1] / "policies" / "valid"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
 
 

@@ -378,3 +378,48 @@ def test_an_inventory_is_read_relative_to_the_file_that_names_it(tmp_path: Path,
         policies = load(place)
         verdicts = [judge(case_of(test, policies, data), policies) for test, data in load_tests(place, policies)]
         assert [verdict.passed for verdict in verdicts] == [True, True]
+
+
+def test_every_kind_of_decision_has_its_words_in_an_explanation() -> None:
+    events = """event = [
+        { type = "vm.reconfigured", vm = "sql9", set = { disks = [{ label = "new" }], power = "off" } },
+        { at = "1m", type = "hold.requested", vm = "sql9", user = "bob" },
+        { at = "2m", type = "backup.requested", vm = "sql9", user = "eve" },
+        { at = "3m", type = "vm.removed", vm = "sql9" },
+    ]"""
+    verdict = one(f"{VM}\n{FRESH}\n{events}\nexpect.sql9.backups = 9")
+    assert [sentence.split(":")[1].strip() for sentence in verdict.differences[0].why] == [
+        "full read",
+        "no backup",
+        "hold",
+        "backup by gold, request",
+        "retired",
+    ]
+
+
+def test_a_vm_of_the_inventory_may_be_called_by_its_name() -> None:
+    inventory = {"vms": [{"name": "a", "id": "1"}]}
+    assert one("expect.a.keeps = 0", inventory=inventory).passed
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('now = "2026-11-23"', '"2026-11-23" is not a time with its zone, write one such as'),
+        ('now = "soon"', '"soon" is not a time with its zone'),
+        ("now = 3", '"3" is not a time with its zone'),
+        ('event = [{ type = "vm.migratd", vm = "a" }]', '"vm.migratd" is not an event, write "vm.migrated"'),
+        ("expect.a.keeps = -1", '"-1" is neither a number nor a list of ids, write 14'),
+        ("expect.a.keeps = [1]", "is neither a number nor a list of ids"),
+    ],
+)
+def test_a_value_that_means_nothing_in_a_test_is_told(body: str, said: str) -> None:
+    assert said in refused(body)[0]
+
+
+def test_an_inventory_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policies.loading.LARGEST_DOCUMENT_BYTES", 1 << 20)
+    (tmp_path / "a.toml").write_text(f'{GOLD}\n[[test]]\nname = "t"\ninventory = "i.json.gz"\nexpect.a.keeps = 0\n')
+    (tmp_path / "i.json.gz").write_bytes(gzip.compress(b" " * (2 << 20)))
+    with pytest.raises(PolicyError, match=r"i\.json\.gz:1:1: is larger than 1 MiB"):
+        load_tests(tmp_path, load(tmp_path))

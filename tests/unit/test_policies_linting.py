@@ -167,6 +167,7 @@ def test_lint_warns_at_the_key(body: str, place: str, advice: str) -> None:
         f'{ALL}rpo = "1d"\nretention.keep_last = 1',
         f'{ALL}schedule = "0 22 * * mon-fri"\nwindow = ["mon..fri 18:00-06:00"]\n{KEPT}',
         f'{ALL}schedule = "0 12 * * *"\nwindow = ["sun 11:00-13:00"]\n{KEPT}',
+        f'{ALL}schedule = "RRULE:FREQ=DAILY;BYHOUR=12;UNTIL=20260115"\nwindow = ["wed 18:00-19:00"]\n{KEPT}',
         f'{ALL}{SOUND}trigger = [{{ on = ["vm.migrated", "vm.created"], from_host = "esx1" }}]',
         f'{ALL}{SOUND}trigger = [{{ on = "vm.migrated", cause = "m*" }}, {{ on = "vm.migrated", cause = "drs" }}]',
         f'{ALL}{SOUND}trigger = [{{ on = "vm.migrated", cooldown = "1h" }}, {{ on = "vm.migrated" }}]',
