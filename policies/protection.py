@@ -119,8 +119,10 @@ def last_good(vm: VmId, facts: Facts, weakest: Consistency) -> datetime | None:
     """When the newest good restore point was taken that is not from the future; the engine's memory counts too."""
     history = facts.history.get(vm, _NOTHING_KNOWN)
     remembered = history.last_good if history.last_good is not None and history.last_good <= facts.now else None
-    kept = newest_good(facts.points, vm, weakest, facts.now)
-    return max((at for at in (remembered, kept) if at is not None), default=None)
+    kept = newest_good(facts.points, vm, weakest, facts.now) if facts.points.get(vm) else None
+    if remembered is None or kept is None:
+        return kept if remembered is None else remembered
+    return max(remembered, kept)
 
 
 def newest_good(
