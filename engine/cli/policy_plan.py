@@ -28,6 +28,9 @@ from policies.units import counted, parse_duration
 MANY_POINTS = 50_000
 """From so many restore points on a plan takes seconds, and says that it is at work."""
 
+WEIGHED_POINTS = 20_000
+"""Up to so many restore points the repository is asked unbidden: it reads the manifest of each, which takes seconds."""
+
 
 def policy_plan(
     directory: Path | None = None,
@@ -40,6 +43,9 @@ def policy_plan(
     out: Annotated[Path | None, Parameter(help="Write the plan for `policy apply --plan`.")] = None,
     horizon: Annotated[str, Parameter(help="How far ahead expiries are told, such as 30d.")] = "30d",
     all: Annotated[bool, Parameter(help="List each VM with its clauses, and each restore point.")] = False,
+    exact_bytes: Annotated[
+        bool, Parameter(help="Ask a large repository, too, what would be freed; it reads all its maps for that.")
+    ] = False,
     exit_code: Annotated[
         bool, Parameter(help="End with 3 where anything would change, with 5 where a guard refuses it.")
     ] = False,
@@ -70,7 +76,7 @@ def policy_plan(
     if points >= MANY_POINTS:
         say(f"Planning for {counted(len(known.facts.vms), 'VM')} with {counted(points, 'restore point')}.")
     found = plan(old, new, known.facts, ahead)
-    if found.expiring and state is None:
+    if found.expiring and state is None and (exact_bytes or points <= WEIGHED_POINTS):
         found = _weighed(found, sources)
     if out is not None:
         write_file(out, json_text.dumps(plan_file(found), ensure_ascii=False).encode())
