@@ -83,6 +83,8 @@ class Parts:
     wishes: tuple[VerificationStanding, ...] = ()
     """How often policies want restore points read back, and how that stood at `wishes_at`."""
     wishes_at: datetime | None = None
+    wishes_of: str = ""
+    """The hash of the policies whose wishes these are."""
     retention_refused: str = ""
     copies_reclaimed: dict[str, datetime] = field(default_factory=dict)
     """When reclaim last ran in a second copy, or was first thought of, by the copy's name."""

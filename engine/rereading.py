@@ -63,10 +63,11 @@ async def to_begin_with(parts: Parts, closes: datetime | None) -> tuple[Sooner, 
 
 async def look(parts: Parts, *, anew: bool = False) -> None:
     """Bring the standing up to date, if it is old or `anew`."""
-    now = parts.now()
-    if not anew and parts.wishes_at is not None and now - parts.wishes_at < STANDING_KEPT:
+    now, policies = parts.now(), parts.rulebook.in_force
+    fresh = parts.wishes_at is not None and now - parts.wishes_at < STANDING_KEPT
+    if fresh and not anew and parts.wishes_of == policies.hash:
         return
-    parts.wishes_at = now
+    parts.wishes_at, parts.wishes_of = now, policies.hash
     if _anybody(parts.rulebook.in_force):
         read = await settled(parts.threads.repository, points_read, parts.repository)
         facts = _facts(parts, now)

@@ -33,6 +33,9 @@ JOURNAL_KEPT = timedelta(days=400)
 RETRY_VERIFY = timedelta(minutes=10)
 """Until a verification that ended early goes on, while its window is still open."""
 
+FIRST_VERIFY = timedelta(minutes=5)
+"""What a start has to do first comes before a verification that is overdue."""
+
 GONE_KEPT = timedelta(days=30)
 """How long a VM that left without a restore point is known: where VMs come and go by the hundred, they add up."""
 
@@ -140,7 +143,7 @@ async def verifying(
 ) -> None:
     """Verify each interval, within the window; where a window was too short, go on in the next one."""
     settings = parts.config.maintenance
-    wait = interval
+    wait = _first_wait(parts.verified.at, interval, parts.now())
     while True:
         await sleep(wait.total_seconds())
         now = parts.now()
@@ -152,6 +155,11 @@ async def verifying(
         wait = timedelta(0) if parts.verified.left_bytes else max(timedelta(0), started + interval - parts.now())
         if open_at(settings.verify_window, settings.timezone, parts.now()) and parts.verified.left_bytes:
             wait = RETRY_VERIFY  # it ended early for another reason than its window
+
+
+def _first_wait(last: datetime | None, interval: timedelta, now: datetime) -> timedelta:
+    """A start begins no new interval: else an engine that is started daily would never verify."""
+    return interval if last is None else min(interval, max(FIRST_VERIFY, last + interval - now))
 
 
 async def verify(parts: Parts) -> str:

@@ -127,7 +127,6 @@ async def test_a_wish_that_is_not_met_is_told(root: Path) -> None:
         await _verified(parts)
         assert value(parts, "verify_overdue_points") == 0
         (root / "policies" / "all.toml").write_text(POLICIES.replace('verify.every = "7d"', ""))
-        clock.at += rereading.STANDING_KEPT
         await parts.rulebook.look()
         await confirm(parts)
         await upkeep.publish(parts)
@@ -161,3 +160,31 @@ def test_groups_keep_the_order_of_urgency_and_are_few() -> None:
     assert {group.after for group in groups} == {now + 2 * DAY - 0.75 * 7 * DAY, now + 2 * DAY - 0.75 * 30 * DAY}
     assert all(group.after < now for group in rereading.groups_of([due(1, 1)], by=now + 2 * DAY, now=now))
     assert rereading.groups_of([], by=now, now=now) == ()
+
+
+async def test_a_start_begins_no_new_interval(root: Path) -> None:
+    clock = Clock(later(hours=6))
+    waits: list[float] = []
+
+    class Enough(Exception):
+        pass
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        raise Enough
+
+    async def first_wait() -> timedelta:
+        async with engine(root, clock) as parts:
+            with pytest.raises(Enough):
+                await upkeep.verifying(parts, DAY, sleep=sleep)
+        return timedelta(seconds=waits[-1])
+
+    assert await first_wait() == DAY, "there is nothing to read yet"
+    async with engine(root, clock) as parts:
+        await _verified(parts)
+    clock.at += timedelta(hours=20)
+    assert await first_wait() == timedelta(hours=4)
+    clock.at += timedelta(days=9)
+    assert await first_wait() == upkeep.FIRST_VERIFY
+    clock.at = later()
+    assert await first_wait() == DAY, "a clock that was set back stops nothing for longer"

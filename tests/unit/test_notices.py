@@ -136,6 +136,16 @@ async def test_nobody_there_and_a_silent_one_are_unreachable(
     assert "cannot be reached" in str(error)
 
 
+async def test_a_webhook_on_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with webhook() as hook, webhook() as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        await deliver(Webhook(lambda: hook.url), NOTICE)
+        assert (len(hook.got), len(proxy.got)) == (1, 0)
+
+
 async def test_an_authority_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     target = Webhook(lambda: "https://127.0.0.1:1/", ca_file=tmp_path / "none.pem")
     assert "none.pem" in str(await failure(target))
