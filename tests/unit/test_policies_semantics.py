@@ -97,9 +97,7 @@ def rows_of_the_page() -> dict[str, str]:
 def test_the_page_and_the_vectors_have_the_same_rows() -> None:
     page = rows_of_the_page()
     assert {what: how for what, (how, _) in VECTORS.items()} == {w: how for w, how in page.items() if w in VECTORS}
-    assert page.keys() - VECTORS.keys() == ELSEWHERE.keys(), (
-        "add a vector, or the test to ELSEWHERE"
-    )
+    assert page.keys() - VECTORS.keys() == ELSEWHERE.keys(), "add a vector, or the test to ELSEWHERE"
 
 
 @pytest.mark.parametrize("what", VECTORS)
