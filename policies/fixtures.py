@@ -67,8 +67,13 @@ class Case:
     place: Callable[[Path], Source]
 
 
-def case_of(written: WrittenTest, policies: PolicySet, inventory: Mapping[str, Any] | None) -> Case:
-    """The test that a table means; `inventory` is the content of the file that it names.
+def inventory_of(document: Mapping[str, Any], name: str) -> Facts:
+    """The facts of the file that tests name as their inventory; raises PolicyError."""
+    return facts_from_json(document, name, now=USUAL_START)
+
+
+def case_of(written: WrittenTest, policies: PolicySet, inventory: Facts | None = None) -> Case:
+    """The test that a table means; `inventory` has the facts of the file that it names.
 
     Raises PolicyError with every name that is unknown and everything that cannot be.
     """
@@ -76,15 +81,13 @@ def case_of(written: WrittenTest, policies: PolicySet, inventory: Mapping[str, A
 
 
 class _Builder:
-    def __init__(self, written: WrittenTest, policies: PolicySet, inventory: Mapping[str, Any] | None) -> None:
+    def __init__(self, written: WrittenTest, policies: PolicySet, inventory: Facts | None) -> None:
         self.written = written
         self.table: Fixture = written.table
         self.policies = policies
         self.problems: list[Problem] = []
-        start = USUAL_START if self.table.now is None else moment(self.table.now).astimezone(UTC)
-        name = self.table.inventory or "inventory"
-        self.stored = facts_from_json(inventory, name, now=start) if inventory is not None else Facts(start, {})
-        self.now = self.stored.now if self.table.now is None else start
+        self.stored = inventory if inventory is not None else Facts(USUAL_START, {})
+        self.now = self.stored.now if self.table.now is None else moment(self.table.now).astimezone(UTC)
         self.vms: dict[VmId, Vm] = dict(self.stored.vms)
 
     def case(self) -> Case:

@@ -11,7 +11,8 @@ from engine.cli.options import Config, Json, Parameter
 from engine.cli.output import printable, say, show, show_json
 from engine.cli.reach import policy_place
 from engine.failures import BadInput, Exit
-from policies.fixtures import Case, case_of
+from policies.facts import Facts
+from policies.fixtures import Case, case_of, inventory_of
 from policies.loading import load, load_tests
 from policies.policyset import PolicySet
 from policies.units import counted
@@ -65,7 +66,11 @@ def _cases(place: Path, policies: PolicySet, pattern: str) -> list[Case]:
     if not wanted:
         hint = f"there are {counted(len(written), 'test')}"
         raise BadInput(f'no test has "{printable(pattern)}" in its name', where="--pattern", hint=hint)
-    return [case_of(test, policies, inventory) for test, inventory in wanted]
+    known: dict[int, Facts] = {}
+    for test, inventory in wanted:
+        if inventory is not None and id(inventory) not in known:
+            known[id(inventory)] = inventory_of(inventory, test.table.inventory or "")
+    return [case_of(test, policies, known.get(id(inventory))) for test, inventory in wanted]
 
 
 def _tell(verdict: Verdict) -> None:

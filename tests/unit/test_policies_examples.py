@@ -21,7 +21,7 @@ def failures(place: Path) -> list[str]:
     policies = load(place)
     written = load_tests(place, policies)
     assert written
-    verdicts = [judge(case_of(test, policies, inventory), policies) for test, inventory in written]
+    verdicts = [judge(case_of(test, policies), policies) for test, _ in written]
     return [f"{verdict.case.name}: {one}" for verdict in verdicts for one in verdict.differences]
 
 

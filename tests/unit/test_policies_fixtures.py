@@ -14,7 +14,7 @@ import pytest
 from policies.errors import PolicyError
 from policies.facts import Disk, Vm
 from policies.fixture_tables import DiskFixture, VmFixture
-from policies.fixtures import case_of
+from policies.fixtures import case_of, inventory_of
 from policies.loading import load, load_tests, load_texts
 from policies.reading import read_tests
 from policies.verdicts import Verdict, judge
@@ -46,7 +46,10 @@ FRESH = 'point = [{ vm = "sql9", age = "1h" }]'
 def run(body: str, policies: str = GOLD, inventory: Mapping[str, Any] | None = None) -> tuple[Verdict, ...]:
     texts = {"a.toml": f"{policies}\n{body}"}
     found = load_texts(texts)
-    return tuple(judge(case_of(test, found, inventory), found) for test in read_tests(texts))
+    return tuple(
+        judge(case_of(test, found, inventory_of(inventory, "i.json") if inventory else None), found)
+        for test in read_tests(texts)
+    )
 
 
 def one(body: str, policies: str = GOLD, inventory: Mapping[str, Any] | None = None) -> Verdict:
@@ -69,7 +72,7 @@ def test_the_tests_in_the_docs_pass() -> None:
     texts = {f"{number}.toml": text for number, text in enumerate(blocks) if text.startswith("schema")}
     texts |= {"t.toml": "schema = 1\n" + next(text for text in blocks if text.startswith("[[test]]"))}
     policies = load_texts(texts)
-    verdicts = [judge(case_of(test, policies, None), policies) for test in read_tests(texts)]
+    verdicts = [judge(case_of(test, policies), policies) for test in read_tests(texts)]
     assert len(verdicts) == 4
     assert [str(difference) for verdict in verdicts for difference in verdict.differences] == []
 
@@ -359,7 +362,7 @@ def test_an_inventory_that_cannot_be_used_is_told(tmp_path: Path, name: str, tex
     policies = load(tmp_path / "policies")
     with pytest.raises(PolicyError) as caught:
         for test, inventory in load_tests(tmp_path / "policies", policies):
-            case_of(test, policies, inventory)
+            case_of(test, policies, inventory_of(inventory or {}, name))
     assert problem in str(caught.value)
 
 
@@ -376,7 +379,10 @@ def test_an_inventory_is_read_relative_to_the_file_that_names_it(tmp_path: Path,
     (tmp_path / name).write_bytes(gzip.compress(written.encode()) if name.endswith(".gz") else written.encode())
     for place in (tmp_path / "policies", file):
         policies = load(place)
-        verdicts = [judge(case_of(test, policies, data), policies) for test, data in load_tests(place, policies)]
+        verdicts = [
+            judge(case_of(test, policies, inventory_of(data or {}, name)), policies)
+            for test, data in load_tests(place, policies)
+        ]
         assert [verdict.passed for verdict in verdicts] == [True, True]
 
 
