@@ -196,7 +196,8 @@ class TriggerTable(Table):
     action: Action | None = _key(
         None,
         "`backup`: back the VM up, also without this key. `distrust`: the next run reads its disks in full. `hold`:"
-        " hold its restore points. The last two happen at once: settle, spread and any_time do not go with them.",
+        " hold the restore points that it has, until a person releases them. The last two happen at once: settle,"
+        " spread and any_time do not go with them.",
         "hold",
     )
     spread: Duration | None = _key(
