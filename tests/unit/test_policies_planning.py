@@ -6,11 +6,11 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 
+from policies.changes import ReloadPlan
 from policies.decision import BackUp
 from policies.evaluation import evaluate
 from policies.facts import EventType, Facts
 from policies.loading import load_texts
-from policies.changes import ReloadPlan
 from policies.planning import plan_reload
 from policies.planwords import reload_words
 from policies.policyset import PolicySet
