@@ -13,7 +13,7 @@ from policies.blackouts import Blackout, Dates, merged, stretches
 from policies.windows import HORIZON_DAYS, Segment, Window, segments_around
 
 HORIZON = timedelta(days=400)
-"""How far an opening is looked for. A policy whose hours leave none is told to start then: not any more."""
+"""How far an opening is looked for. Where there is none the answer is this far ahead, and so never comes."""
 
 _SOME_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
