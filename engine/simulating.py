@@ -1,4 +1,4 @@
-"""Runs a simulation on this machine's processors: the runs in this process, restore points' ages in two."""
+"""Runs a simulation on this machine's processors: runs in this process, restore points' ages in a second beside it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from contextlib import contextmanager
 from datetime import datetime
 from multiprocessing.connection import Connection
 
-from policies.aging import Aged, Asked, age
+from policies.aging import Aged, Aging, Asked, age
 from policies.assumptions import Assumptions
 from policies.facts import Facts, Vm, VmId
 from policies.gauges import Trace
+from policies.increments import Gained, Increments, learn
 from policies.policyset import PolicySet
 from policies.recorded import Recorded
 from policies.simulated import Simulated
 from policies.simulation import Simulation
 
-MANY_POINTS = 20_000
-"""From so many restore points on a second process is worth its start."""
+MANY_VMS = 300
+"""From so many VMs on a second process is worth its start."""
 
 
 def simulate(
@@ -34,40 +35,95 @@ def simulate(
     asked: Asked | None = None,
     told: Callable[[datetime], None] = lambda at: None,
     source: str = "",
+    processes: int | None = None,
 ) -> Simulated:
-    """The runs, then what retention makes of what they leave; `told` hears of each day of the first."""
+    """Runs and what retention makes of them; `told` hears of each day. Blocking; forks, so call it without threads."""
+    beside: Beside | None = None
+
+    def day(at: datetime) -> None:
+        if beside is not None:
+            beside.tell(at)
+        told(at)
+
     with _fewer_collections():
-        trace = Simulation(policies, facts, assumed, until, arriving=arriving, told=told).run(events)
-        return Simulated(trace, aged(trace, assumed, asked), assumed, asked, source)
+        simulation = Simulation(policies, facts, assumed, until, arriving=arriving, told=day)
+        if (processes or os.cpu_count() or 1) > 1 and (processes or len(facts.vms) >= MANY_VMS):
+            beside = Beside(simulation.trace, assumed, asked)
+        try:
+            trace = simulation.run(events)
+            aged = beside.finish() if beside is not None else None
+        finally:
+            if beside is not None:
+                beside.close()
+        if aged is None:
+            aged = age(trace, _all(trace), assumed, asked)
+        return Simulated(trace, aged, assumed, asked, source)
 
 
-def aged(trace: Trace, assumed: Assumptions, asked: Asked | None = None) -> Aged:
-    """As `policies.aging.age` over all VMs, in as many processes as are of use. Blocking; forks."""
-    vms = list(dict.fromkeys([*trace.initial, *trace.made]))
-    points = sum(map(len, trace.initial.values())) + sum(map(len, trace.made.values()))
-    if points < MANY_POINTS or (os.cpu_count() or 1) < 2:
-        return age(trace, vms, assumed, asked)
-    # A fork shares the trace, which would take long to send. Nothing of ours runs in other threads here.
-    forked = multiprocessing.get_context("fork")
-    receiving, sending = forked.Pipe(duplex=False)
-    half = len(vms) // 2
-    other = forked.Process(target=_age_there, args=(sending, trace, vms[half:], assumed, asked), daemon=True)
-    other.start()
-    sending.close()
-    found = age(trace, vms[:half], assumed, asked)
+def _all(trace: Trace) -> list[VmId]:
+    return list(dict.fromkeys([*trace.initial, *trace.made]))
+
+
+class Beside:
+    """A process that ages the restore points of a simulation while it goes on. `close` it, whatever happens."""
+
+    def __init__(self, trace: Trace, assumed: Assumptions, asked: Asked | None) -> None:
+        self._trace, self._increments = trace, Increments(trace)
+        # A fork knows the policies and restore points that would take long to send. Nothing runs in other threads.
+        forked = multiprocessing.get_context("fork")
+        self._ours, theirs = forked.Pipe()
+        self._process = forked.Process(target=_age_there, args=(theirs, self._ours, trace, assumed, asked), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._lost = False
+
+    def tell(self, at: datetime) -> None:
+        """Everything before this time is in the trace."""
+        if not self._lost:
+            try:
+                self._ours.send(self._increments.take(at))
+            except OSError:  # it was killed: its work is done at the end
+                self._lost = True
+
+    def finish(self) -> Aged | None:
+        """The result; None when the process was lost."""
+        self.tell(self._trace.end)
+        try:
+            if not self._lost:
+                self._ours.send(None)
+                found = self._ours.recv()
+                return found if isinstance(found, Aged) else None
+        except (OSError, EOFError):
+            return None
+        return None
+
+    def close(self) -> None:
+        """End the process."""
+        self._ours.close()
+        self._process.join(timeout=1)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _age_there(theirs: Connection, ours: Connection, trace: Trace, assumed: Assumptions, asked: Asked | None) -> None:
+    ours.close()
+    aging = Aging(trace, assumed, asked)
+    for vm in _all(trace):
+        aging.add(vm)
     try:
-        found.add(receiving.recv())
-    except EOFError:  # it was killed: its part is done here
-        found.add(age(trace, vms[half:], assumed, asked))
-    finally:
-        receiving.close()
-        other.join()
-    return found
+        while (gained := theirs.recv()) is not None:
+            _follow(aging, trace, gained)
+        theirs.send(aging.finish())
+    except (EOFError, OSError, KeyboardInterrupt):  # nobody waits for it any more
+        return
 
 
-def _age_there(sending: Connection, trace: Trace, vms: list[VmId], assumed: Assumptions, asked: Asked | None) -> None:
-    sending.send(age(trace, vms, assumed, asked))
-    sending.close()
+def _follow(aging: Aging, trace: Trace, gained: Gained) -> None:
+    learn(trace, gained)
+    for vm, _ in gained.made:
+        aging.add(vm)
+    aging.advance(gained.at)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ over, as `policies.retention` plans it. Between two looks at which nothing new c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -90,88 +90,154 @@ def age(
     expired: Expired = lambda vm, point, at: None,
 ) -> Aged:
     """Let the restore points of these VMs age to the end of the simulation; `expired` hears of each that goes."""
-    aged = Aged.of(trace.days)
+    aging = Aging(trace, assumed, asked, expired)
     for vm in vms:
-        _Shelf(trace, vm, assumed, aged, expired).age(asked)
-    return aged
+        aging.add(vm)
+    return aging.finish()
+
+
+class Aging:
+    """Ages restore points while their simulation goes on: `advance` to when all before it is in the trace."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        assumed: Assumptions,
+        asked: Asked | None = None,
+        expired: Expired = lambda vm, point, at: None,
+    ) -> None:
+        self._trace, self._assumed, self._asked, self._expired = trace, assumed, asked, expired
+        self._aged = Aged.of(trace.days)
+        self._shelves: dict[VmId, _Shelf] = {}
+
+    def add(self, vm: VmId) -> None:
+        """One VM more; nothing happens when it is known."""
+        if vm not in self._shelves:
+            self._shelves[vm] = _Shelf(self._trace, vm, self._assumed, self._aged, self._asked, self._expired)
+
+    def advance(self, end: datetime) -> None:
+        """Everything that retention does before this time."""
+        for shelf in self._shelves.values():
+            shelf.advance(end)
+
+    def finish(self) -> Aged:
+        """The rest, to the end of the simulation."""
+        for shelf in self._shelves.values():
+            shelf.advance(self._trace.end)
+            shelf.finish()
+        return self._aged
 
 
 class _Shelf:
     """The restore points of one VM, newest first."""
 
-    def __init__(self, trace: Trace, vm: VmId, assumed: Assumptions, aged: Aged, expired: Expired) -> None:
-        self.trace, self.vm, self.assumed, self.aged = trace, vm, assumed, aged
+    def __init__(
+        self, trace: Trace, vm: VmId, assumed: Assumptions, aged: Aged, asked: Asked | None, expired: Expired
+    ) -> None:
+        self.trace, self.vm, self.assumed, self.aged, self.asked = trace, vm, assumed, aged, asked
         self._expired = expired
         known = trace.initial.get(vm, ())
         self.rows = rows_of(replace(point, expiring_since=None) for point in known)
         since = {point.id: point.expiring_since for point in known if point.expiring_since is not None}
         self.marked: dict[Row, datetime] = {row: since[row.point.id] for row in self.rows if row.point.id in since}
         self.own: dict[Row, int] = {row: row.point.stored_bytes for row in self.rows[:-1]}
-        self.coming = self._made(bool(known))
-        self.next = next(self.coming, None)
-        self.changes = list(trace.selected.get(vm, ()))
+        self.number = 1
+        self.looked: datetime | None = None
+        self.made = 0
+        self.based = bool(known)
+        self.next: tuple[datetime, RestorePoint, int] | None = None
+        self.changed = self.held = self.locks = 0
+        self.lock = timedelta()
         self.policies: tuple[Policy, ...] = ()
         self.grace = timedelta()
-        self.unselected = None if self.changes else trace.start
-        self.holds = list(trace.holds.get(vm, ()))
+        self.unselected: datetime | None = None if vm in trace.selected else trace.start
         aged.initial_bytes += sum(point.stored_bytes for point in known)
         aged.initial_points += len(known)
 
-    def _made(self, based: bool) -> Iterator[tuple[datetime, RestorePoint, int]]:
-        """When each new one is there, and what is its own: the first of a VM is what all others build on."""
+    def _fetch(self) -> tuple[datetime, RestorePoint, int] | None:
+        """When the next new one is there, and what is its own: the first of a VM is what all others build on."""
         made, trace = self.trace.made.get(self.vm), self.trace
-        if made is None:
-            return
-        name = trace.vms[self.vm].name
-        names = trace.policies
+        if made is None or self.made >= len(made):
+            return None
+        taken, listed, quality, policy, read, stored = made.point(self.made)
+        self.made += 1
         selected = trace.selected.get(self.vm, [])
-        lock, position = timedelta(), 0
-        for taken, listed, quality, policy, read, stored in made.points():
-            while position < len(selected) and selected[position][0] <= taken:
-                lock = combine(selected[position][1]).lock
-                position += 1
-            point = RestorePoint(
-                id=PointId(f"{taken:%Y%m%dT%H%M%S}"),
-                vm=self.vm,
-                vm_name=name,
-                taken_at=taken,
-                consistency=quality,
-                policy=names[policy] if policy < len(names) else "",
-                read_bytes=read,
-                stored_bytes=stored,
-                locked_until=taken + lock if lock else None,
-            )
-            yield listed, point, stored if based else 0
-            based = True
+        while self.locks < len(selected) and selected[self.locks][0] <= taken:
+            self.lock = combine(selected[self.locks][1]).lock
+            self.locks += 1
+        point = RestorePoint(
+            id=PointId(f"{taken:%Y%m%dT%H%M%S}"),
+            vm=self.vm,
+            vm_name=trace.vms[self.vm].name,
+            taken_at=taken,
+            consistency=quality,
+            policy=trace.policies[policy] if policy < len(trace.policies) else "",
+            read_bytes=read,
+            stored_bytes=stored,
+            locked_until=taken + self.lock if self.lock else None,
+        )
+        based, self.based = self.based, True
+        return listed, point, stored if based else 0
 
-    def age(self, asked: Asked | None) -> None:
-        """Look after look, to the end."""
-        trace, every = self.trace, self.assumed.retention_every
-        number = 1
-        while (now := trace.start + number * every) < trace.end:
-            if asked is not None and now > asked.at:
-                self._tell(asked)
-                asked = None
-            again = self._look(now)
-            if again is None:
-                break
-            number = max(number + 1, -((trace.start - again) // every))
-        if asked is not None:
-            self._tell(asked)
-        self._arrive(trace.end)
+    def advance(self, end: datetime) -> None:
+        """Look after look before this time."""
+        start, every = self.trace.start, self.assumed.retention_every
+        if self.next is None:
+            self.next = self._fetch()
+        while (again := self._again()) is not None:
+            number = max(self.number, -((start - again) // every))
+            now = start + number * every
+            if now >= end:
+                return
+            if self.asked is not None and now > self.asked.at:
+                self._tell(self.asked)
+            self._look(now)
+            self.number = number + 1
+
+    def finish(self) -> None:
+        """The end of the simulation."""
+        if self.asked is not None:
+            self._tell(self.asked)
+        self._arrive(self.trace.end)
         self.aged.final_points += len(self.rows)
+
+    def _again(self) -> datetime | None:
+        """From when on another look may say something new; None when nothing is known that could make it so."""
+        looked = self.looked
+        if looked is None:
+            return self.trace.start
+        grace = self.grace
+        times = [at + grace for at in self.marked.values()]
+        times += [
+            row.point.locked_until for row in self.rows if row.point.locked_until and row.point.locked_until > looked
+        ]
+        if self.rows and self.rows[0].taken_at > looked:
+            times += [row.taken_at for row in self.rows if row.taken_at > looked]
+        if self.next is not None:
+            times.append(self.next[0])
+        times += [one[0] for one in self._changes()[self.changed : self.changed + 1]]
+        times += [one[0] for one in self._holds()[self.held : self.held + 1]]
+        return min(times, default=None)
+
+    def _changes(self) -> Sequence[tuple[datetime, tuple[Policy, ...]]]:
+        return self.trace.selected.get(self.vm, ())
+
+    def _holds(self) -> Sequence[tuple[datetime, str]]:
+        return self.trace.holds.get(self.vm, ())
 
     def _arrive(self, now: datetime) -> None:
         """What was made, decided and held by this time."""
-        while self.changes and self.changes[0][0] <= now:
-            since, self.policies = self.changes.pop(0)
+        changes, holds = self._changes(), self._holds()
+        while self.changed < len(changes) and changes[self.changed][0] <= now:
+            since, self.policies = changes[self.changed]
+            self.changed += 1
             self.unselected = None if self.policies else since
             self.grace = longest_grace(self.policies)
         aged, trace = self.aged, self.trace
         while self.next is not None and self.next[0] <= now:
             listed, point, own = self.next
-            while self.holds and self.holds[0][0] < listed:
-                self._hold(self.holds.pop(0)[1])
+            while self.held < len(holds) and holds[self.held][0] < listed:
+                self._hold(holds[self.held][1])
             row = row_of(point)
             position = 0
             while position < len(self.rows) and self.rows[position].taken_at > point.taken_at:
@@ -182,9 +248,9 @@ class _Shelf:
             aged.runs[day] += 1
             aged.read[day] += point.read_bytes
             aged.stored[day] += point.stored_bytes
-            self.next = next(self.coming, None)
-        while self.holds and self.holds[0][0] <= now:
-            self._hold(self.holds.pop(0)[1])
+            self.next = self._fetch()
+        while self.held < len(holds) and holds[self.held][0] <= now:
+            self._hold(holds[self.held][1])
         if self.unselected is not None:
             self._left_behind(self.unselected)
 
@@ -198,6 +264,7 @@ class _Shelf:
             self.grace = longest_grace(self.policies)
 
     def _hold(self, reason: str) -> None:
+        self.held += 1
         held = [row_of(replace(row.point, holds=(*row.point.holds, reason))) for row in self.rows]
         for before, after in zip(self.rows, held, strict=True):
             self.own[after] = self.own.pop(before, 0)
@@ -205,9 +272,10 @@ class _Shelf:
                 self.marked[after] = self.marked.pop(before)
         self.rows = held
 
-    def _look(self, now: datetime) -> datetime | None:
-        """One look of retention; returns from when on another may say something new, None for never."""
+    def _look(self, now: datetime) -> None:
+        """One look of retention."""
         self._arrive(now)
+        self.looked = now
         rows, marked, grace = self.rows, self.marked, self.grace
         day = self.trace.day(now)
         going = unkept(rows, self.policies, now)
@@ -224,14 +292,6 @@ class _Shelf:
             elif since is None:
                 marked[row] = now
                 self.aged.marked[day] += 1
-        times = [at + grace for at in marked.values()]
-        times += [row.point.locked_until for row in rows if row.point.locked_until and row.point.locked_until > now]
-        if rows and rows[0].taken_at > now:
-            times += [row.taken_at for row in rows if row.taken_at > now]
-        if self.next is not None:
-            times.append(self.next[0])
-        times += [change[0] for change in (*self.changes[:1], *self.holds[:1])]
-        return min(times, default=None)
 
     def _expire(self, position: int, now: datetime) -> None:
         """Of what is this point's own a part goes; the next newer one still needs the rest."""
@@ -248,6 +308,7 @@ class _Shelf:
 
     def _tell(self, asked: Asked) -> None:
         """What stands at the instant that was asked about."""
+        self.asked = None
         self._arrive(asked.at)
         rows, vm = self.rows, self.trace.vms.get(self.vm)
         for policy, rule, chosen in choices(rows, self.policies, asked.at):

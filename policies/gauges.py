@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -43,18 +43,18 @@ class Made:
         """How many bytes each run read."""
         return [int(read) for read in self.numbers[4::_COLUMNS]]
 
-    def points(self) -> Iterator[tuple[datetime, datetime, Consistency, int, int, int]]:
-        """When each was taken and when it was there, its consistency, its policy's number, what it read and stored."""
-        columns = (self.numbers[number::_COLUMNS] for number in range(_COLUMNS))
-        for taken, listed, quality, policy, read, stored in zip(*columns, strict=True):
-            yield (
-                datetime.fromtimestamp(taken, UTC),
-                datetime.fromtimestamp(listed, UTC),
-                CONSISTENCY_ORDER[int(quality)],
-                int(policy),
-                int(read),
-                int(stored),
-            )
+    def point(self, number: int) -> tuple[datetime, datetime, Consistency, int, int, int]:
+        """When it was taken and when it was there, its consistency, its policy's number, what was read and stored."""
+        first = number * _COLUMNS
+        taken, listed, quality, policy, read, stored = self.numbers[first : first + _COLUMNS]
+        return (
+            datetime.fromtimestamp(taken, UTC),
+            datetime.fromtimestamp(listed, UTC),
+            CONSISTENCY_ORDER[int(quality)],
+            int(policy),
+            int(read),
+            int(stored),
+        )
 
 
 @dataclass(slots=True)

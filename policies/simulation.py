@@ -174,6 +174,7 @@ class Simulation:
         self.runs.know(vm, self.trace.initial.get(vm.id, ()))
         self.history.setdefault(vm.id, _NOTHING_KNOWN)
         self.trace.made[vm.id] = Made()
+        self.trace.vms[vm.id] = vm
         self._gauges.count_missed(vm.id, (), None, self.now)
         self._select(vm)
         self._look(vm.id)
@@ -297,10 +298,7 @@ class Simulation:
             self.history[vm] = replace(known, running=running, pending=pending)
 
     def _look(self, vm_id: VmId, made: datetime | None = None) -> None:
-        """Plan the next tick at which the clock may decide on a backup of this VM.
-
-        `made` is when its good restore point was taken that is there since now.
-        """
+        """Plan when the clock asks for this VM again; `made` is when its restore point was taken that is new."""
         self._wakes.pop(vm_id, None)
         vm = self.vms.get(vm_id)
         if vm is None or vm.refusal or vm_id in self.runs or self.line.of(vm_id) is not None:
