@@ -208,6 +208,7 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
             "moref": made.vm.address.moref,
             "vcenter": parts.names.get(made.vm.address.vcenter, made.vm.address.vcenter),
             "written_bytes": made.written_bytes,
+            "without": [list(one) for one in detail.unprotected],
         }
 
     return body

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from engine.cli.disk_restore import restore_here
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Point, Repo
-from engine.cli.output import say, show_json
+from engine.cli.output import printable, say, show_json
 from engine.cli.progress import progress
 from engine.cli.reach import reach, running
 from engine.cli.tasks import follow
@@ -66,6 +66,8 @@ def restore(
         show_json(result)
     else:
         say(f"Restored {result.get('point', point)} to {to_vm or to_file}, verified.")
+        for label, why in result.get("without", ()):
+            say(printable(f"Without {label}, which is not in the restore point: {why}"))
 
 
 def _mapped(pair: str) -> tuple[str, str]:

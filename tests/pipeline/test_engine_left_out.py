@@ -38,7 +38,7 @@ async def test_a_run_leaves_the_disk_out_and_everybody_is_told(tmp_path: Path, h
         point = (await engine.control.points("web"))[-1].id
         task = await engine.control.submit(RestoreToVm(point, name="web-new", vcenter="lab"), "test")
         restored = await engine.finished(task)
-        assert restored["state"] == "done", restored
+        assert (restored["state"], restored["without"]) == ("done", why), restored
         copy = next(guest.vm for guest in hypervisor.guests.values() if guest.vm.name == "web-new")
         assert sorted(hypervisor.asked_to_make) == [2000, 2002]
         for index, key in enumerate(hypervisor.asked_to_make):
