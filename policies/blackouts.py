@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import lru_cache
@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from policies.calendars import Calendar, calendar_stretches
 from policies.errors import Unusable, quoted
 from policies.recurrence import FIRST_YEAR, LAST_YEAR
-from policies.windows import Segment, Window, instant, parse_window
+from policies.windows import Segment, Window, instant, merged, parse_window
 
 DAY = 24 * 60
 
@@ -115,17 +115,6 @@ def stretches(blackout: Blackout, zone: ZoneInfo, year: int) -> tuple[Segment, .
         case Calendar():
             found = calendar_stretches(blackout, zone, year)
     return merged(found)
-
-
-def merged(segments: Iterable[Segment]) -> tuple[Segment, ...]:
-    """In order, without gaps or overlaps; empty ones are left out."""
-    joined: list[Segment] = []
-    for start, end in sorted(segments):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
-        elif start < end:
-            joined.append((start, end))
-    return tuple(joined)
 
 
 def _weekly(window: Window, zone: ZoneInfo, year: int) -> Iterator[Segment]:

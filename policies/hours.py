@@ -9,8 +9,8 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
-from policies.blackouts import Blackout, Dates, merged, stretches
-from policies.windows import HORIZON_DAYS, Segment, Window, segments_around
+from policies.blackouts import Blackout, Dates, stretches
+from policies.windows import HORIZON_DAYS, Segment, Window, merged, segments_around
 
 HORIZON = timedelta(days=400)
 """How far an opening is looked for. Where there is none the answer is this far ahead, and so never comes."""

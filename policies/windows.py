@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
-from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from policies.errors import Unusable, quoted
@@ -111,18 +111,15 @@ def next_open(windows: tuple[Window, ...], zone: ZoneInfo, at: datetime) -> date
     return segments[bisect_right(segments, at, key=_opening)][0]
 
 
-def last_segment_before(windows: tuple[Window, ...], zone: ZoneInfo, at: datetime) -> Segment | None:
-    """The last stretch of open time that ended at `at` or earlier, within the last days; None when there is none."""
-    ended = [s for s in segments_around(windows, zone, at.astimezone(zone).date()) if s[1] <= at]
-    return ended[-1] if ended else None
-
-
-def longest_closed(windows: tuple[Window, ...], zone: ZoneInfo, at: datetime) -> timedelta:
-    """The longest time without an open window in the week around `at`; zero without windows."""
-    if not windows:
-        return timedelta()
-    segments = segments_around(windows, zone, at.astimezone(zone).date())
-    return max((after[0] - before[1] for before, after in pairwise(segments)), default=timedelta())
+def merged(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    """In order, without gaps or overlaps; empty ones are left out."""
+    joined: list[Segment] = []
+    for start, end in sorted(segments):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        elif start < end:
+            joined.append((start, end))
+    return tuple(joined)
 
 
 def _opening(segment: Segment) -> datetime:
@@ -131,7 +128,7 @@ def _opening(segment: Segment) -> datetime:
 
 @lru_cache(maxsize=4096)
 def segments_around(windows: tuple[Window, ...], zone: ZoneInfo, day: date) -> tuple[Segment, ...]:
-    """Stretches of open time from a week before the local day to the horizon after it, merged and in order."""
+    """Stretches of open time from the horizon before the local day to the one after it, merged and in order."""
     found: list[Segment] = []
     for offset in range(-HORIZON_DAYS, HORIZON_DAYS + 1):
         local = day + timedelta(days=offset)
@@ -140,10 +137,4 @@ def segments_around(windows: tuple[Window, ...], zone: ZoneInfo, day: date) -> t
             for window in windows
             if local.weekday() in window.days
         )
-    merged: list[Segment] = []
-    for start, end in sorted(found):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
-        elif start < end:
-            merged.append((start, end))
-    return tuple(merged)
+    return merged(found)

@@ -7,11 +7,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from policies.hours import Hours, last_open_before
 from policies.policy import Timing
 from policies.schedule import Due, next_due
 from policies.times import slots_around
 from policies.units import clock, counted, parse_duration, parse_share, span
-from policies.windows import instant, last_segment_before, longest_closed, next_open, open_at, parse_window
+from policies.windows import instant, next_open, open_at, parse_window
 
 BERLIN, NEW_YORK = ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")
 
@@ -89,8 +90,7 @@ def test_a_closed_window_opens_next_and_its_end_is_closed() -> None:
     assert open_at(windows, BERLIN, utc("2026-11-21T06:00+01:00")) is None
     assert next_open(windows, BERLIN, utc("2026-11-21T06:00+01:00")) == utc("2026-11-23T18:00+01:00")
     assert next_open(windows, BERLIN, utc("2026-11-23T19:00+01:00")) == utc("2026-11-23T19:00+01:00")
-    assert longest_closed(windows, BERLIN, utc("2026-11-18T00:00+01:00")) == timedelta(hours=60)
-    assert last_segment_before(windows, BERLIN, utc("2026-11-22T12:00+01:00")) == (
+    assert last_open_before(Hours(windows, (), BERLIN), utc("2026-11-22T12:00+01:00")) == (
         utc("2026-11-20T18:00+01:00"),
         utc("2026-11-21T06:00+01:00"),
     )
@@ -99,7 +99,7 @@ def test_a_closed_window_opens_next_and_its_end_is_closed() -> None:
 def test_a_window_that_the_change_of_clocks_swallows_opens_a_week_later() -> None:
     windows = (parse_window("sun 02:00-03:00"),)
     assert next_open(windows, BERLIN, utc("2026-03-23T00:00Z")) == utc("2026-04-05T02:00+02:00")
-    assert last_segment_before((parse_window("sun 02:00-03:00"),), BERLIN, utc("2026-03-22T00:30Z")) is not None
+    assert last_open_before(Hours(windows, (), BERLIN), utc("2026-03-22T00:30Z")) is not None
 
 
 def test_adjacent_windows_are_one_stretch_and_no_window_is_always_open() -> None:
@@ -109,8 +109,6 @@ def test_adjacent_windows_are_one_stretch_and_no_window_is_always_open() -> None
         utc("2026-11-23T00:00+01:00"),
     )
     assert open_at((), BERLIN, utc("2026-11-21T12:00Z")) is not None
-    assert longest_closed((), BERLIN, utc("2026-11-21T12:00Z")) == timedelta()
-    assert longest_closed((parse_window("00:00-24:00"),), BERLIN, utc("2026-11-21T12:00Z")) == timedelta()
 
 
 def test_a_skipped_local_time_is_the_next_valid_instant_and_a_repeated_one_has_two() -> None:
