@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from policies.errors import PolicyError
 from policies.facts import (
     Address,
     Consistency,
+    Disk,
     Facts,
     PointId,
     PowerState,
@@ -23,7 +27,7 @@ from policies.facts import (
     VmHistory,
     VmId,
 )
-from policies.factsfile import facts_as_json, facts_from_json
+from policies.factsfile import KEYS, facts_as_json, facts_from_json
 
 INSTANTS = st.datetimes(
     datetime(2000, 1, 1),  # noqa: DTZ001 (the strategy adds the zone)
@@ -156,3 +160,14 @@ def test_the_problems_told_of_one_document_have_an_end() -> None:
     with pytest.raises(PolicyError) as refused:
         facts_from_json({"now": "2026-11-23T02:00:00Z", "vms": [{}] * 1000}, "state.json")
     assert 1 <= len(refused.value.problems) <= 50
+
+
+def test_the_document_is_described_with_its_keys() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    section = page.split("### The state file\n")[1].split("\n## ")[0]
+    rows = {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
+    assert {*rows} == {*KEYS}
+    for key, kind in (("vms", Vm), ("points", RestorePoint), ("history", VmHistory)):
+        known = {field.name for field in fields(kind)} | {field.name for field in fields(Disk)}
+        told = set(re.findall(r"`([a-z_]+)`", rows[key].partition("|")[2].partition("|")[2]))
+        assert told <= known, told - known
