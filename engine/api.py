@@ -43,6 +43,9 @@ log = logging.getLogger("engine.api")
 LONGEST_WAIT_SECONDS = 55.0
 """How long a request may wait for news of a task: shorter than any proxy's patience."""
 
+LONGEST_NAME = 64
+"""So much of a person's name is kept."""
+
 CLOSING_SECONDS = 5
 """How long requests under way may go on when the engine stops."""
 
@@ -306,7 +309,8 @@ def _route_policies(app: FastAPI, control: Control, who: str) -> None:
 
 def _person(user: str, who: str) -> str:
     """Who did it, as the audit keeps it: the name that the command tells, and how it reached the engine."""
-    return f"{user}, {who}" if user else who
+    name = "".join(c for c in user[:LONGEST_NAME] if c.isprintable())
+    return f"{name}, {who}" if name else who
 
 
 def _route_notices(app: FastAPI, control: Control) -> None:

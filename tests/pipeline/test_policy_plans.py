@@ -16,12 +16,15 @@ import pytest
 
 from engine.api import serve
 from engine.commands import BackUpVm
+from engine.config import Config, VCenter
 from engine.endpoints import open_endpoints
+from engine.failures import NotYet
+from engine.ports import Hypervisor
 from engine.statefile import read_standing
 from engine.threads import settled
 from tests.console import Ran, backstay
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
-from tests.pipeline.running import EVERYTHING, Running, configure, running
+from tests.pipeline.running import EVERYTHING, Running, configure, engine_of, running
 
 NARROW = EVERYTHING.replace('["*"]', '["name:web*"]')
 KEEP_ONE = EVERYTHING + '[policy.everything.retention]\nkeep_last = 1\ngrace = "0s"\n'
@@ -154,6 +157,16 @@ async def test_the_state_names_what_the_engine_knows(home: Path) -> None:
         assert read.facts.points == world.points
         assert read.facts.history == world.history
         assert read.policies == desk.engine.parts.rulebook.accepted
+
+
+async def test_before_the_inventory_is_known_no_state_is_told(home: Path) -> None:
+    async def never(name: str, vcenter: VCenter, config: Config) -> Hypervisor:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with engine_of(configure(home), never) as engine:
+        with pytest.raises(NotYet, match="the inventory is still being read"):
+            await engine.control.policy_facts()
 
 
 async def test_without_an_engine_the_state_is_asked_of_vcenter_and_the_repository(home: Path) -> None:

@@ -240,12 +240,16 @@ async def test_who_confirms_a_change_and_how_arrives_with_it(folder: Path) -> No
     async with served(desk, config):
         engine = Engine(config.socket)
         await ask(lambda: engine.post("/v1/policies/apply", {"digest": "d1"}))
-        await ask(lambda: engine.post("/v1/policies/apply", {"digest": "d2", "override_guard": True, "user": "anna"}))
+        await ask(
+            lambda: engine.post(
+                "/v1/policies/apply", {"digest": "d2", "override_guard": True, "user": "an\nna" + " " * 99}
+            )
+        )
         await ask(lambda: engine.post("/v1/policies/apply-plan", {"plan": {"id": "p1"}, "user": "anna"}))
         assert await ask(lambda: engine.post("/v1/policies/sole-bytes", {"points": ["a", "b"]})) == {"bytes": 2}
     assert desk.asked == [
         ("apply", ("d1", "a local user", False)),
-        ("apply", ("d2", "anna, a local user", True)),
+        ("apply", ("d2", "anna" + " " * 59 + ", a local user", True)),
         ("apply-plan", ({"id": "p1"}, "anna, a local user", False)),
     ]
 
