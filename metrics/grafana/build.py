@@ -247,6 +247,15 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                     Query(f"sum(increase(backstay_reconnects_total{{{ENGINE}}}[1h]))", "reconnects"),
                 ),
             ),
+            Curve(
+                "Notices, per hour",
+                (
+                    Query(
+                        f'sum by (target, result) (increase(backstay_notices_total{{{ENGINE},result!="other"}}[1h]))',
+                        "{{target}} {{result}}",
+                    ),
+                ),
+            ),
         ),
     ),
     (
@@ -272,6 +281,18 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Longest since a verification without damage",
                 Query(f"time() - min(backstay_verify_last_success_timestamp_seconds{{{ENGINE}}} > 0)"),
                 "s",
+            ),
+            Curve(
+                "Oldest reading, as a share of what the policy wants",
+                (
+                    Query(
+                        f"(time() - backstay_verify_oldest_reading_timestamp_seconds{{{POLICY}}})"
+                        f" / backstay_verify_every_seconds{{{POLICY}}}"
+                        f" * (backstay_verify_oldest_reading_timestamp_seconds{{{POLICY}}} > bool 0)",
+                        "{{policy}}",
+                    ),
+                ),
+                "percentunit",
             ),
             Curve(
                 "Expired and reclaimed, per day",

@@ -62,6 +62,8 @@ def a_day_in_the_life(metrics: Metrics, now: datetime) -> None:
     metrics.snapshots(SnapshotState("vc", 1, now - timedelta(days=2), 2, now - timedelta(days=9), 1, 1))
     metrics.nats_durability(Durability.NOT_DURABLE)
     metrics.clock_skew("vcenter", 0.5)
+    metrics.verification_wanted({"gold": (7 * 86400.0, 0, now - timedelta(days=3))})
+    metrics.notices.waiting({"ops": False})
 
 
 def work(metrics: Metrics) -> None:
@@ -76,6 +78,7 @@ def work(metrics: Metrics) -> None:
     metrics.event_found_by_reconcile("vm.created")
     metrics.points_expired(1)
     metrics.reclaimed(1000)
+    metrics.notices.attempted("ops", "sent")
 
 
 @pytest.fixture(scope="module")
