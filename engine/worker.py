@@ -27,7 +27,7 @@ from metrics.registry import Metrics
 from policies.admission import retry_at
 from policies.facts import RestorePoint, VmId
 from policies.policyset import PolicySet
-from policies.protection import left_out, protection, refusal_of
+from policies.protection import left_out, nothing_wanted, protection
 from storage.errors import Damaged, StorageError
 from storage.repository import Repository
 
@@ -159,7 +159,7 @@ class Crew:
         if (vm.address.vcenter, vm.name) in self._restoring:
             return await self._postpone(job, "the VM is being restored")
         dropped = still_due(job, vm, self.policies(), self.world.facts(self.now()))
-        dropped = dropped or refusal_of(protection(self.policies(), vm), vm)
+        dropped = dropped or nothing_wanted(protection(self.policies(), vm), vm)
         if dropped:
             return await self._abandon(job, dropped)
         later = waits_until(job, vm, self.policies(), self.world.facts(self.now()))

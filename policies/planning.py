@@ -18,7 +18,7 @@ from policies.expiry import dated, expiries, kept_until_now
 from policies.facts import Facts, PointId, RestorePoint, Vm, VmId
 from policies.policy import Policy
 from policies.policyset import PolicySet
-from policies.protection import combine, refusal_of
+from policies.protection import combine, nothing_wanted
 from policies.retention import SMALLEST_MASS
 from policies.selection import match
 from policies.settings import retention_words, settings_of, trigger_words
@@ -117,7 +117,7 @@ def _trigger_items(policy: Policy) -> list[str]:
 
 def _level_of(policies: tuple[Policy, ...], vm: Vm) -> int:
     """The same for a VM: none where the policies leave all its disks out."""
-    return 0 if not vm.refusal and refusal_of(combine(policies), vm) else _level(policies)
+    return 0 if nothing_wanted(combine(policies), vm) else _level(policies)
 
 
 def _vm_change(old: PolicySet, new: PolicySet, vm: Vm, facts: Facts, going: Collection[PointId]) -> VmChange | None:
@@ -145,7 +145,7 @@ def _why_less(before: Sequence[Policy], new: PolicySet, vm: Vm) -> str:
         now = new.policy(policy.name)
         if now is None:
             said.append(f"policy {policy.name} is gone")
-        elif not vm.refusal and (why := refusal_of(combine(new.matching(vm)), vm)):
+        elif why := nothing_wanted(combine(new.matching(vm)), vm):
             said.append(why)
         elif not (matched := match(now, vm)).selected:
             said.append(f"policy {policy.name} no longer selects it ({matched.why})")

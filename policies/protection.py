@@ -70,8 +70,13 @@ def left_out(effective: Protection, disk: Disk) -> str:
 
 def refusal_of(effective: Protection, vm: Vm) -> str:
     """Why the VM cannot be backed up; "" when it can."""
-    if vm.refusal or not any(policy.excluded_disks for policy in effective.policies):
-        return vm.refusal
+    return vm.refusal or nothing_wanted(effective, vm)
+
+
+def nothing_wanted(effective: Protection, vm: Vm) -> str:
+    """Why no disk of the VM would be backed up, where its policies leave all of them out; "" otherwise."""
+    if not any(policy.excluded_disks for policy in effective.policies):
+        return ""
     reasons = [left_out(effective, disk) for disk in vm.disks if not disk.unprotected]
     return f"all its disks are {reasons[0]}" if reasons and all(reasons) else ""
 
