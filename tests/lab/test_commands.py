@@ -244,7 +244,11 @@ def test_after_init_run_needs_nothing_else_and_commands_go_through_the_engine(fr
         backstay("hold", made["id"], "--repo", repo, home=home)
         backstay("expire", made["id"], "--repo", repo, home=home, expect=5)
         backstay("release", made["id"], "--config", config, home=home)
-        assert "everything" in backstay("policy", "explain", "web-01", "--config", config, home=home).out
+        explained = backstay("policy", "explain", "web-01", "--config", config, home=home).out
+        assert "everything" in explained and "lately decided:" in explained and ": done" in explained
+        newest = backstay("policy", "explain", "web-01@latest", "--config", config, home=home).out
+        assert "kept by:" in newest and "until: about" in newest and "backup.requested at" in newest
+        backstay("policy", "explain", "nobody", "--config", config, home=home, expect=2)
         assert "No policy change" in backstay("policy", "apply", "--config", config, home=home).err
         assert backstay("verify", "--repo", repo, "--json", home=home).data["damaged"] == []
         backstay("reclaim", "--repo", repo, "--json", home=home)
