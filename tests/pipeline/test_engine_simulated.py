@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,9 @@ from policies.policyset import PolicySet
 from policies.recorded import Recorded
 from policies.simulation import Simulation
 from tests.pipeline.hypervisor_in_memory import Guest, HypervisorInMemory
+from tests.pipeline.test_policy_plans import home, served
+
+__all__ = ["home"]
 
 START = datetime(2026, 11, 24, 6, tzinfo=UTC)
 VMS = 100
@@ -308,3 +312,17 @@ def test_the_journal_is_read_back_page_by_page(tmp_path: Path, page: int, monkey
         found += several
     assert found == [Recorded(START + timedelta(seconds=2), event) for event in events[2:]]
     state.close()
+
+
+async def test_a_running_engine_tells_its_journal_and_what_simulations_start_from(home: Path) -> None:
+    async with served(home, "web-1", "web-2") as scene:
+        vm = next(iter(scene.hypervisor.guests.values())).vm
+        event = scene.hypervisor.post(vm, EventType.MIGRATED, cause="drs", from_host="esx-0", to_host="esx-1")
+        await scene.engine.until_journaled({event.key})
+        journal = await scene.command("policy", "journal")
+        lines = [json.loads(line) for line in journal.out.splitlines()]
+        assert event.key in [line["key"] for line in lines]
+        told = (await scene.command("policy", "simulate", "--journal", "1d", "--days", "3", "--json")).data
+        assert told["vms"] == 2
+        assert told["events"] == len([line for line in lines if line["type"] != "clock"])
+        assert (await scene.command("policy", "simulate", "--days", "3", "--json")).data["events"] == 0
