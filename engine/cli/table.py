@@ -43,7 +43,7 @@ COMMANDS = (
     Command("vm relink", "vm_relink:vm_relink", "Join the histories of a VM that got a new id."),
     Command("policy lint", "policy_lint:policy_lint", "Check policy files."),
     Command("policy test", "policy_test:policy_test", "Run the tests that are written beside the policies."),
-    Command("policy explain", "policy_explain:policy_explain", "Say why a VM is protected, or why a restore point is kept."),
+    Command("policy explain", "policy_explain:policy_explain", "Say why a VM is protected, or a restore point kept."),
     Command("policy plan", "policy_plan:policy_plan", "Say what a change of policies does before it does."),
     Command("policy state", "policy_state:policy_state", "Write what plans and simulations start from."),
     Command("policy simulate", "policy_simulate:policy_simulate", "Say what policies do in the months to come."),
