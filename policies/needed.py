@@ -32,14 +32,15 @@ def dropped(decision: BackUp, vm: Vm, policies: PolicySet, facts: Facts, *, aske
 
 
 def held_until(decision: BackUp, vm: Vm, policies: PolicySet, facts: Facts, *, asked: bool) -> datetime | None:
-    """When a triggered run may start that waited into a blackout of its policy; None when it may now.
+    """When a triggered run may start that waited into a blackout, or past a window, of its policy; None when it may.
 
     Where a schedule of the VM asks for a run too, that one decides.
     """
     policy = policies.policy(decision.policy)
     if asked or policy is None or not decision.rule.startswith("trigger"):
         return None
-    until = opening(policy.timing, facts.now, any_time=True)
+    any_time = all(trigger.any_time for trigger in policy.triggers if trigger.rule == decision.rule)
+    until = opening(policy.timing, facts.now, any_time=any_time)
     if until <= facts.now:
         return None
     due = due_of(protection(policies, vm), vm.id, facts)

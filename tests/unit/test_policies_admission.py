@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import pytest
+
 from policies.admission import (
     FIRST_RETRY,
     JITTER_SHARE,
@@ -20,6 +22,7 @@ from policies.evaluation import evaluate
 from policies.facts import Consistency, EventType, Vm, VmHistory, VmId
 from policies.limits import Limits
 from policies.line import Line
+from policies.needed import held_until
 from policies.overload import TYPICAL_RUN
 from policies.policy import PolicyLimits
 from tests.policies.building import NOW, a_vm, an_event, daily_points, facts, policies
@@ -283,3 +286,18 @@ def test_after_an_outage_of_a_day_each_vm_runs_once_the_most_urgent_first_and_no
     assert sum(at < NOW + timedelta(minutes=1) for at, _ in starts) <= 14
     early = [policy for _, policy in starts[:20]]
     assert early.count("gold") >= 18, "late by hours before what has its next time to come"
+
+
+@pytest.mark.parametrize(("any_time", "held"), [("", True), ("any_time = true", False)])
+def test_a_triggered_run_whose_turn_comes_after_its_window_waits_for_the_next(any_time: str, held: bool) -> None:
+    vm = a_vm()
+    found = policies(
+        '[policy.moves]\nselect.all = ["*"]\nwindow = ["13:00-15:00"]\n'
+        f'[[policy.moves.trigger]]\non = "vm.migrated"\n{any_time}'
+    )
+    [decision] = evaluate(found, an_event(EventType.MIGRATED, vm), facts(vm))
+    assert isinstance(decision, BackUp)
+    assert held_until(decision, vm, found, facts(vm), asked=False) is None
+    late = facts(vm, now=NOW + timedelta(hours=3))
+    tomorrow = NOW + timedelta(hours=23)
+    assert held_until(decision, vm, found, late, asked=False) == (tomorrow if held else None)
