@@ -90,6 +90,9 @@ class Desk:
     async def cancel(self, id: str, who: str) -> None:
         self.asked.append(("cancel", id))
 
+    async def journal(self, since: datetime) -> AsyncIterator[bytes]:
+        yield f"{since.isoformat()}\n".encode()
+
     async def explain_point(self, reference: str) -> Mapping[str, Any]:
         return {"point": reference}
 
@@ -204,6 +207,14 @@ async def test_errors_arrive_with_the_exit_code_of_a_command(
             await ask(lambda: question(Engine(config.socket)))
     assert caught.value.verdict.exit_code == code
     assert said in caught.value.verdict.sentence
+
+
+async def test_a_restore_point_is_explained_by_any_reference(folder: Path) -> None:
+    config = configuration(folder)
+    async with served(Desk(), config):
+        asked = {"reference": "web@latest"}
+        said = await ask(lambda: Engine(config.socket).get("/v1/policies/explain-point", asked))
+    assert said == {"point": "web@latest"}
 
 
 async def test_a_bug_is_told_without_its_text(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
