@@ -74,9 +74,6 @@ class Line:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._entries
-
     @property
     def pending(self) -> list[BackUp]:
         """All that are in line, in no order."""

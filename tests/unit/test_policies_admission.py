@@ -301,3 +301,60 @@ def test_a_triggered_run_whose_turn_comes_after_its_window_waits_for_the_next(an
     late = facts(vm, now=NOW + timedelta(hours=3))
     tomorrow = NOW + timedelta(hours=23)
     assert held_until(decision, vm, found, late, asked=False) == (tomorrow if held else None)
+
+
+def test_the_line_orders_hundreds_that_wait_for_one_datastore_as_admit_does() -> None:
+    """More wait for a place than go back together, and each of them is on a host of few places, too."""
+    known = vms(*(a_vm(f"v{n}", host=f"h{n % 3}", datastores=(f"d{n % 2}",)) for n in range(60)))
+    pending = {
+        f"k-v{n}": run(f"v{n}", deadline=n * 37 % 200 - 60, priority=n % 4, policy=f"p{n % 5}", starts=-n % 7)
+        for n in range(60)
+    }
+    limits = Limits(running=6, per_host=2, per_datastore=2)
+    line = Line(limits, known)
+    for one in pending.values():
+        line.add(one)
+    running: dict[VmId, str] = {}
+    turns, now = Turns(), NOW
+    while pending:
+        expected = admit(pending.values(), running, known, limits, now, turns)
+        for one in expected.start:
+            assert line.start(now) == one
+            running[one.vm] = one.policy
+            del pending[one.key]
+        assert line.start(now) is None
+        assert line.waiting(now) == expected.waiting
+        turns = expected.turns
+        ended = min(running, key=lambda vm: (len(vm), vm))
+        del running[ended]
+        line.finished(ended)
+        now += timedelta(seconds=50)
+    assert len(line) == 0
+
+
+def test_decisions_join_in_the_line_as_they_coalesce() -> None:
+    first, second = run("a", starts=10, key="k1", deadline=60), run("a", starts=4, key="k2", deadline=90, priority=7)
+    line = Line(Limits(), {})
+    assert line.join(first) == first
+    stands = line.join(second)
+    assert (stands,) == coalesce((first,), second).pending
+    assert line.join(stands) == stands
+    assert line.pending == [stands]
+    assert line.of(first.vm) == stands
+    line.remove("k1")
+    line.remove("unknown")
+    line.finished(first.vm)
+    assert line.of(first.vm) is None
+
+
+def test_how_long_runs_take_changes_what_can_be_kept() -> None:
+    line = Line(Limits(running=1), {})
+    for number in range(6):
+        line.add(run(f"v{number}", deadline=30, priority=number % 2 * 10))
+    assert not line.load(NOW).overloaded
+    line.typical = timedelta(minutes=10)
+    assert line.load(NOW).cut == 10
+    started = line.start(NOW)
+    assert started is not None
+    assert started.priority == 10
+    assert "priority 0 waits behind 10" in line.waiting(NOW)[-1].reason
