@@ -12,6 +12,9 @@ from operator import attrgetter
 
 from policies.facts import Event, EventType, PowerState, Vm
 
+CHANGING = frozenset({"name", "cluster", "host", "datastore", "power"})
+"""The properties, as terms of selections name them, that differ after an event."""
+
 _POWER = {
     EventType.POWERED_ON: PowerState.ON,
     EventType.POWERED_OFF: PowerState.OFF,

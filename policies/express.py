@@ -7,7 +7,7 @@ nearly always.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from policies.admission import OLDEST_EVERY
 from policies.decision import BackUp
@@ -17,6 +17,11 @@ from policies.line import Line
 
 class ExpressLine(Line):
     """See the module."""
+
+    @property
+    def entries(self) -> Mapping[str, object]:
+        """What is in line, by its key: the same value for ever, as it is at each moment."""
+        return self._entries
 
     def start_together(self, decisions: Sequence[BackUp]) -> list[BackUp] | None:
         """All of these that became ready at this instant, in the order in which they start; they run from now on.

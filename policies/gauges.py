@@ -18,9 +18,9 @@ DAY = timedelta(days=1)
 QUALITY = {level: number for number, level in enumerate(CONSISTENCY_ORDER)}
 
 _COLUMNS = 6
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _NO_POLICY = 1 << 20
 
-Places = tuple[tuple[str, str], ...]
 ALL = ("", "")
 """The place of all backups, in `Trace.peaks`."""
 
@@ -57,12 +57,17 @@ class Made:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Peak:
-    """The most backups at once in one place, and when first."""
+    """The most backups at once in one place, when first, and how many run there now."""
 
-    number: int
-    at: datetime
+    number: int = 0
+    at: datetime = _NEVER
+    running: int = 0
+
+
+Places = tuple[Peak, ...]
+"""Where one run counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +125,6 @@ class Trace:
         return max(1, -((self.start - self.end) // DAY))
 
 
-def places_used(vm: Vm) -> Places:
-    """Where a run of this VM counts."""
-    host = (("host", vm.host),) if vm.host else ()
-    return (ALL, *host, *(("datastore", name) for name in dict.fromkeys(vm.datastores)))
-
-
 class Gauges:
     """Notes into a trace what runs and waits come to."""
 
@@ -134,20 +133,21 @@ class Gauges:
         trace.left.update(left)
         trace.by_name = {policy.name: policy for policy in policies.policies}
         self._numbers = {name: number for number, name in enumerate(trace.policies)}
-        self._taken: Counter[tuple[str, str]] = Counter()
         self._closed: dict[VmId, Overflow] = {}
         self._counted: dict[VmId, datetime] = {}
 
+    def places_of(self, vm: Vm) -> Places:
+        """Where a run of this VM counts."""
+        host = (("host", vm.host),) if vm.host else ()
+        names = (ALL, *host, *(("datastore", name) for name in dict.fromkeys(vm.datastores)))
+        return tuple(self.trace.peaks.setdefault(name, Peak()) for name in names)
+
     def began(self, decision: BackUp, places: Places, now: datetime) -> None:
         """A run takes these places."""
-        taken, peaks = self._taken, self.trace.peaks
         for place in places:
-            number = taken[place] = taken[place] + 1
-            peak = peaks.get(place)
-            if peak is None:
-                peaks[place] = Peak(number, now)
-            elif number > peak.number:
-                peak.number, peak.at = number, now
+            number = place.running = place.running + 1
+            if number > place.number:
+                place.number, place.at = number, now
         waited = now - decision.not_before
         if waited > self.trace.longest_wait:
             self.trace.longest_wait = waited
@@ -185,7 +185,7 @@ class Gauges:
     def freed(self, places: Places) -> None:
         """A run gives its places back."""
         for place in places:
-            self._taken[place] -= 1
+            place.running -= 1
 
     def count_missed(self, vm: VmId, scheduling: tuple[Policy, ...], newest: datetime | None, now: datetime) -> None:
         """Count for how long the goals of the VM's policies were missed since this was asked last."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -10,8 +11,10 @@ from typing import NamedTuple
 from policies.assumptions import Assumptions, Rate, rate_of
 from policies.decision import BackUp
 from policies.facts import RestorePoint, Vm, VmId
-from policies.gauges import Gauges, Places, places_used
+from policies.gauges import Gauges, Places
+from policies.limits import Limits
 from policies.overload import TYPICAL_RUN
+from policies.policyset import PolicySet
 
 RUNS_REMEMBERED = 16
 """The typical run is a mean in which each run counts for one in so many, as the engine's queue has it."""
@@ -58,7 +61,7 @@ class Runs:
             read = rate.full_bytes
         known = self._places.get(vm_id)
         if known is None or known[0] is not vm:
-            known = self._places[vm_id] = vm, places_used(vm)
+            known = self._places[vm_id] = vm, self._gauges.places_of(vm)
         self.under_way[vm_id] = Run(decision, now, read, stored, known[1])
         self._gauges.began(decision, known[1], now)
         self._begun += 1
@@ -71,3 +74,8 @@ class Runs:
         self.typical += (now - run.began - self.typical) / RUNS_REMEMBERED
         self._gauges.freed(run.places)
         return run
+
+
+def limits_of(policies: PolicySet, limits: Limits) -> Limits:
+    """The engine's limits with those that the policies say of their own backups."""
+    return replace(limits, policies={p.name: p.limits for p in policies.policies if p.limits is not None})

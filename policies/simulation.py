@@ -13,19 +13,18 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
 
-from policies.aftermath import changed_by
+from policies.aftermath import CHANGING, changed_by
 from policies.assumptions import Assumptions
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
 from policies.evaluation import evaluate
 from policies.express import ExpressLine
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
 from policies.gauges import DAY, QUALITY, Gauges, Made, Trace
-from policies.limits import Limits
 from policies.needed import dropped, held_until
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection
 from policies.recorded import Recorded, telling
-from policies.runs import Runs
+from policies.runs import Runs, limits_of
 from policies.schedule import LEAD_SHARE
 
 _CLOCKS = frozenset({EventType.CLOCK, EventType.RECONCILED})
@@ -79,6 +78,9 @@ class Simulation:
         self.line = ExpressLine(limits_of(policies, assumed.limits), self.vms)
         self.runs = Runs(assumed, self._gauges)
         self._heard = _ALWAYS_HEARD.union(*(one.on for policy in policies.policies for one in policy.triggers))
+        chosen = (policy.selection for policy in policies.policies)
+        terms = (term for one in chosen for term in (*one.all, *one.any, *one.none))
+        self._looks_matter = any(term.property in CHANGING for term in terms)
         self._told, self._ruled = told, ruled
         self._asked: set[VmId] = set()
         self._decided_at: dict[VmId, datetime] = {}
@@ -101,7 +103,7 @@ class Simulation:
         coming = iter(events)
         event = next(coming, None)
         until, tomorrow = self.until, self.start + DAY
-        ends, ticks, line = self.runs.ends, self._ticks, self.line
+        ends, ticks, line, waiting = self.runs.ends, self._ticks, self.line, self.line.entries
         while True:
             now = until
             if ticks and self._tick_at < now:
@@ -110,7 +112,7 @@ class Simulation:
                 now = ends[0][0]
             if event is not None and event.at < now:
                 now = event.at
-            if len(line):
+            if waiting:
                 again = line.ask_again(self.now)
                 if again is not None and again < now:
                     now = again
@@ -128,7 +130,7 @@ class Simulation:
                 event = next(coming, None)
             if ticks and self._tick_at <= now:
                 self._tick()
-            if len(line):
+            if waiting:
                 line.typical = self.runs.typical
                 while (decision := line.start(now)) is not None:
                     self._begin(decision)
@@ -148,7 +150,6 @@ class Simulation:
         self.trace.events += 1
         changed = False
         if event.vm is not None:
-            self._under_way(event.vm)
             before = self.vms.get(event.vm)
             if before is None and event.vm in self.arriving and event.type is not EventType.REMOVED:
                 before = self.vms[event.vm] = self.arriving.pop(event.vm)
@@ -160,8 +161,10 @@ class Simulation:
                 if after is not before:
                     self.vms[event.vm] = after
                     self.line.moved(event.vm)
-                    changed = self._select(after)
+                    changed = self._looks_matter and self._select(after)
         if event.type in self._heard or self._ruled is not None:
+            if event.vm is not None:
+                self._under_way(event.vm)
             for decision in evaluate(self.policies, event, self._facts):
                 changed = self._take(event, decision) or changed
         else:
@@ -390,8 +393,3 @@ class Simulation:
         self.trace.vms.update(self.vms)
         self._gauges.finish()
         return self.trace
-
-
-def limits_of(policies: PolicySet, limits: Limits) -> Limits:
-    """The engine's limits with those that the policies say of their own backups."""
-    return replace(limits, policies={p.name: p.limits for p in policies.policies if p.limits is not None})
