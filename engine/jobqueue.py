@@ -137,9 +137,10 @@ class JobQueue:
         return job.vm in self.world.vms or self.world.inventory_known
 
     def _moved(self, vm: VmId) -> None:
-        for job in [job for job in self._unfound.values() if job.vm == vm and self._can_be_found(job)]:
-            del self._unfound[job.id]
-            self._add(job)
+        for job in self.world.jobs.of(vm):
+            if job.id in self._unfound and self._can_be_found(job):
+                del self._unfound[job.id]
+                self._add(job)
         self.line.moved(vm)
 
     # what others tell and ask

@@ -16,6 +16,7 @@ from engine.world import World
 from policies.decision import BackUp, DistrustTracking, HoldPoints, Retire
 from policies.facts import Address, Consistency, Event, EventType, Vm, VmId
 from policies.limits import Limits
+from tests.policies.building import policies
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 WEB = VmId("web")
@@ -159,8 +160,56 @@ async def test_a_job_of_an_earlier_engine_waits_for_the_inventory_before_its_vm_
     draft = drafts(known)()
     draft.take(event(), [decision("k", VmId("a"))])
     assert await taken(queue) is None
+    assert queue.waiting[0].reason == "waits until the inventory is known"
     known.complete["vc"] = NOW
     assert await taken(queue) == "a"
+
+
+async def test_a_job_of_an_earlier_engine_starts_when_its_vm_is_seen_whatever_else_is_still_unknown() -> None:
+    known = world()
+    known.vcenters = 2
+    queue = JobQueue(known, Limits(), lambda: NOW)
+    seen = known.sight(vm("a", "h1"), NOW).vm
+    known.leave(seen.address, NOW)
+    draft = drafts(known)()
+    draft.take(event(), [decision("k", seen.id)])
+    assert await taken(queue) is None
+    known.sight(vm("a", "h1"), NOW)
+    assert await taken(queue) == seen.id
+
+
+async def test_the_queue_tells_its_load_what_is_late_and_that_it_is_paused() -> None:
+    known = world(vm("a", "h1"), vm("b", "h2"))
+    queue = JobQueue(known, Limits(per_repository=2), lambda: NOW)
+    draft = drafts(known)()
+    for name in "ab":
+        draft.take(event(f"vc:{name}"), [decision(name, VmId(name), deadline=NOW - timedelta(hours=1))])
+    assert queue.late() == {"gold": 2}
+    assert (queue.load.ready, queue.load.late, queue.load.overloaded) == (2, 2, False)
+    queue.paused = True
+    assert await taken(queue) is None
+    assert {one.reason for one in queue.waiting} == {"the queue is paused"}
+    queue.paused = False
+    with queue.using_repository(), queue.using_repository():
+        assert await taken(queue) is not None
+        assert await taken(queue) is None
+        assert queue.waiting[0].reason == "2 backups and tasks use the repository"
+    assert await taken(queue) is not None
+    queue.took(60.0)
+    assert queue.line.typical < timedelta(minutes=5)
+
+
+async def test_limits_of_policies_hold_from_the_reload_on() -> None:
+    found = [policies('[policy.gold]\nselect.all = ["*"]\nlimits.running = 1'), policies()]
+    known = world(vm("a", "h1"), vm("b", "h2"))
+    queue = JobQueue(known, Limits(), lambda: NOW, lambda: found[0])
+    draft = drafts(known)()
+    for name in "ab":
+        draft.take(event(f"vc:{name}"), [decision(name, VmId(name))])
+    assert await taken(queue) is not None
+    assert await taken(queue) is None
+    found.pop(0)
+    assert await taken(queue) is not None
 
 
 def test_history_counts_failures_and_knows_restore_points_alone() -> None:
