@@ -26,6 +26,7 @@ SCENES = (
     play.survive,
     play.find_damage,
     play.restore,
+    play.try_change,
     play.refuse,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -161,23 +162,52 @@ def restore(stage: Stage, world: World) -> None:
     )
 
 
+def try_change(stage: Stage, world: World) -> None:
+    """What an edit of the policies would do is known before it is merged."""
+    stage.scene("7. A change of the policies is tried before it is merged")
+    proposed = world.directory / "proposed.d"
+    shutil.copytree(world.policies, proposed)
+    _edit(proposed)
+    stage.say('the proposed applications.toml says none = ["name:app-02", "name:app-05"]')
+    tested = world.backstay("policy", "test", proposed, expect=(0, 3))
+    stage.claim("the test beside the policies fails", tested.code == 3 and "app-02" in tested.out)
+    planned = world.backstay("policy", "plan", proposed, "--exit-code", expect=(0, 3, 5))
+    stage.show(planned.out)
+    stage.claim("the plan names both VMs, and that a guard refuses it", planned.code == 5 and _names_both(planned.out))
+    month = world.backstay("policy", "simulate", proposed, "--days", "30", "--json").json()
+    runs = {vm["name"]: vm["runs"] for vm in month["runs"]["by_vm"]}
+    stage.claim(
+        "thirty days of it, decided as the engine decides, have runs of all others and none of the two",
+        not runs["app-02"] and not runs["app-05"] and runs["app-08"] > 0,
+        f"{month['runs']['total']:,} runs",
+    )
+
+
 def refuse(stage: Stage, world: World) -> None:
     """A policy edit that takes protection away stays pending; the last screen."""
-    stage.scene("7. Somebody edits a policy")
-    edited = world.policies / "applications.toml"
+    stage.scene("8. Somebody merges it all the same")
+    _edit(world.policies)
+    shown = stage.wait("the reload", lambda: _pending(world), within=15)
+    stage.show(shown)
+    lost = [point for name in ("app-02", "app-05") for point in world.points(name)]
+    stage.claim("the reload refuses, naming both VMs", _names_both(shown))
+    told = world.backstay("policy", "apply", "--json", expect=(3,)).out
+    stage.claim("and their restore points", all(point["id"] in told for point in lost), f"{len(lost)} restore points")
+    stage.scene("9. Why the VM that DRS moved was backed up")
+    stage.show(world.backstay("policy", "explain", "db-03").out)
+
+
+def _edit(policies: Path) -> None:
+    edited = policies / "applications.toml"
     edited.write_text(
         edited.read_text().replace(
             'all = ["name:app-*"]', 'all = ["name:app-*"]\nnone = ["name:app-02", "name:app-05"]'
         )
     )
-    stage.say('applications.toml now says none = ["name:app-02", "name:app-05"]')
-    shown = stage.wait("the reload", lambda: _pending(world), within=15)
-    stage.show(shown)
-    lost = [point for name in ("app-02", "app-05") for point in world.points(name)]
-    stage.claim("the reload refuses, naming both VMs", "app-02" in shown and "app-05" in shown)
-    stage.claim("and their restore points", all(point["id"] in shown for point in lost), f"{len(lost)} restore points")
-    stage.scene("8. Why the VM that DRS moved was backed up")
-    stage.show(world.backstay("policy", "explain", "db-03").out)
+
+
+def _names_both(shown: str) -> bool:
+    return "app-02" in shown and "app-05" in shown
 
 
 def _wait_for_point(stage: Stage, world: World, name: str, *, more_than: int) -> None:
