@@ -118,7 +118,7 @@ class Rulebook:
         return frozenset(policy.name for policy in (*self.in_force.policies, *kept))
 
     async def start(self, *, keep_everything: bool) -> None:
-        """Take over what was accepted before. With keep_everything, nobody knows: no restore point newly expires."""
+        """Take over what was accepted before. Where nobody knows and keep_everything: no restore point newly expires."""
         texts = await settled(self.threads.state, self.state.policy_files)
         if texts:
             commit = await settled(self.threads.state, self.state.policy_commit)

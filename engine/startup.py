@@ -216,7 +216,8 @@ async def recover(parts: Parts) -> None:
     parts.verified = await settled(parts.threads.repository, _verified, parts.repository, points)
     await parts.dispatcher.recall()
     await parts.crew.list_all_points()
-    await parts.rulebook.start(keep_everything=parts.state.fresh and bool(points))
+    # Not by whether the state is new: a start that ended before any policies were accepted leaves one that is not.
+    await parts.rulebook.start(keep_everything=bool(points))
 
 
 def _verified(repository: Repository, points: list[RestorePoint]) -> Verified:
