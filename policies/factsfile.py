@@ -1,8 +1,8 @@
 """Facts as a JSON document and back: the state that plans, simulations and tests of policies are made from.
 
-Only what differs from its default is written, and a VM record needs only its name, so that people can write
-inventories by hand. An id that is left out is the VM's name. A point's `vm` and the keys of `history` are ids of VMs;
-points may belong to VMs that are gone. Instants have a time zone; they are read as UTC.
+Only what differs from its default is written, and a VM record needs only its name, a disk of it nothing, so that
+people can write inventories by hand. An id that is left out is the VM's name. A point's `vm` and the keys of `history`
+are ids of VMs; points may belong to VMs that are gone. Instants have a time zone; they are read as UTC.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NewType, TypeVar, Union, get_args, get_origin, get_type_
 
 from policies.closest import closest
 from policies.errors import PolicyError, Problem, Unusable, quoted
-from policies.facts import Address, Facts, RestorePoint, Vm, VmHistory, VmId
+from policies.facts import Address, Disk, Facts, RestorePoint, Vm, VmHistory, VmId
 
 FORMAT = 1
 """A document with a higher number was written by a newer Backstay."""
@@ -27,8 +27,8 @@ KEYS = ("format", "now", "policies", "vms", "points", "history", "fired", "left"
 PAIRS = ("history", "left")
 """The tables whose records are by the id of a VM."""
 
-MOST_PROBLEMS = 50
-"""How many problems of one document are told: enough to see what is wrong with all of it."""
+MOST_PROBLEMS = 20
+"""How many problems of one document are told, as of a file of policies; what is wrong with many records is one."""
 
 _Record = TypeVar("_Record")
 _Decode = Callable[[object], Any]
@@ -331,7 +331,11 @@ _SIMPLE: dict[Any, tuple[_Encode, _Decode]] = {
     datetime: (instant_text, _to_instant),
 }
 _NOW = datetime(1970, 1, 1, tzinfo=UTC)  # Only ever in facts that are refused.
-_VM = _Shape(Vm)
+_DISK = _Shape(Disk)
+_VM = _Shape(
+    Vm,
+    disks=_list_codec(lambda disk: _encode(_DISK, disk), lambda value: _DISK.arguments(value, _DISK.required), tuple),
+)
 _POINT = _Shape(RestorePoint)
 _HISTORY = _Shape(VmHistory)
 _FIRED = _Shape(_Fired)
@@ -350,7 +354,23 @@ def _to_vm(value: object) -> Vm:
     arguments = _VM.arguments(value, ("id", "address"))
     arguments.setdefault("id", VmId(arguments["name"]))
     arguments.setdefault("address", Address("", arguments["id"]))
+    if "disks" in arguments:
+        arguments["disks"] = tuple(_to_disk(number, one) for number, one in enumerate(arguments["disks"]))
     return Vm(**arguments)
+
+
+def _to_disk(number: int, arguments: dict[str, Any]) -> Disk:
+    """The disk at this place of its VM, with what a record need not say."""
+    said = {
+        "key": 2000 + number,
+        "label": f"Hard disk {number + 1}",
+        "capacity_bytes": 0,
+        "uuid": f"disk-{number}",
+        "datastore": "",
+        "file_name": "",
+        "mode": "persistent",
+    }
+    return Disk(**{**said, **arguments})
 
 
 def _point_as_json(point: RestorePoint, facts: Facts) -> dict[str, Any]:

@@ -159,7 +159,16 @@ def test_two_restore_points_of_one_id_are_refused() -> None:
 def test_the_problems_told_of_one_document_have_an_end() -> None:
     with pytest.raises(PolicyError) as refused:
         facts_from_json({"now": "2026-11-23T02:00:00Z", "vms": [{}] * 1000}, "state.json")
-    assert 1 <= len(refused.value.problems) <= 50
+    assert len(refused.value.problems) == 20
+    assert [one.what for one in refused.value.problems][9:11] == ["vms[9] has no name", "vms[10] has no name"]
+
+
+def test_a_disk_written_by_hand_needs_nothing_but_what_differs() -> None:
+    document = {"vms": [{"name": "sql-1", "disks": [{}, {"label": "scratch", "capacity_bytes": 5}]}]}
+    facts = facts_from_json(document, "inventory.json", now=datetime(2026, 11, 23, tzinfo=UTC))
+    first, second = facts.vms[VmId("sql-1")].disks
+    assert (first.key, first.label, first.uuid, first.mode) == (2000, "Hard disk 1", "disk-0", "persistent")
+    assert (second.key, second.label, second.capacity_bytes, second.uuid) == (2001, "scratch", 5, "disk-1")
 
 
 def test_the_document_is_described_with_its_keys() -> None:
