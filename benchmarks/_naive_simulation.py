@@ -194,7 +194,8 @@ class Naive:
         self.asked.discard(run.vm)
         rate = self.rates[run.vm]
         points = self.points.get(run.vm)
-        last = max((p.taken_at for p in points if p.complete and not p.damaged), default=None) if points else None
+        usable = (p.taken_at for p in points or () if p.complete and not p.damaged and p.taken_at <= self.now)
+        last = max(usable, default=None)
         read = rate.read_after(last, self.now)
         stored = int(read * rate.stored_share)
         if run.vm in self.distrusted:

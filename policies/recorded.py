@@ -132,12 +132,16 @@ def _remembered(points: Sequence[RestorePoint]) -> VmHistory:
     return VmHistory(last_success=newest, last_attempt=newest)
 
 
-def telling(points: Iterable[RestorePoint]) -> tuple[RestorePoint, ...]:
-    """Those that a decision looks at: the newest of each consistency that no newer one equals; one at least."""
+def telling(points: Iterable[RestorePoint], now: datetime) -> tuple[RestorePoint, ...]:
+    """Those that a decision looks at: the newest of each consistency that no newer one equals; one at least.
+
+    What a wrong clock dated into the future is looked at when that time has come.
+    """
     known = sorted(points, key=lambda point: point.taken_at, reverse=True)
     found: list[RestorePoint] = []
-    for point in known:
+    ahead = [point for point in known if point.taken_at > now]
+    for point in known[len(ahead) :]:
         better = not found or _QUALITY[point.consistency] > _QUALITY[found[-1].consistency]
         if better and point.complete and not point.damaged:
             found.append(point)
-    return tuple(found or known[:1])
+    return tuple([*ahead, *found] or known[:1])

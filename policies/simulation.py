@@ -74,7 +74,7 @@ class Simulation:
         self.arriving = dict(arriving or {})
         self.history = dict(facts.history)
         self.fired = dict(facts.fired)
-        self.newest = {vm: telling(points) for vm, points in facts.points.items()}
+        self.newest = {vm: telling(points, facts.now) for vm, points in facts.points.items()}
         self.line = ExpressLine(limits_of(policies, assumed.limits), self.vms)
         self.runs = Runs(assumed, self._gauges)
         self._heard = _ALWAYS_HEARD.union(*(one.on for policy in policies.policies for one in policy.triggers))
@@ -362,14 +362,14 @@ class Simulation:
         self.line.finished(vm_id)
         quality = decision.consistency
         level = QUALITY[quality]
+        rest = [one for one in self.newest.pop(vm_id, ()) if one.taken_at > began or _better(one, level)]
         if level >= self._strictest:  # good for every policy: remembered as the engine remembers, which is found faster
             self.history[vm_id] = VmHistory(last_success=began, last_good=began, last_attempt=began)
-            self.newest.pop(vm_id, None)
         else:
-            point = RestorePoint(_NO_POINT, vm_id, "", began, True, quality)
-            before = self.newest.get(vm_id, ())
-            self.newest[vm_id] = (point, *(one for one in before if one.complete and QUALITY[one.consistency] > level))
+            rest.insert(0, RestorePoint(_NO_POINT, vm_id, "", began, True, quality))
             self.history[vm_id] = VmHistory(last_success=began, last_attempt=began)
+        if rest:
+            self.newest[vm_id] = tuple(rest)
         self._gauges.ended(decision, quality, began, self.now, run.read, run.stored)
         if self.line.of(vm_id) is None:
             self._look(vm_id, began)
@@ -380,11 +380,11 @@ class Simulation:
 
     def _last(self, vm_id: VmId) -> datetime | None:
         """When the newest restore point was taken that a run can build on."""
-        good = self.history[vm_id].last_good
-        if good is not None:
+        good, points = self.history[vm_id].last_good, self.newest.get(vm_id)
+        if not points:
             return good
-        points = self.newest.get(vm_id)
-        return points[0].taken_at if points else None
+        usable = [p.taken_at for p in points if _better(p, -1) and p.taken_at <= self.now]
+        return max(usable if good is None else [good, *usable], default=None)
 
     def _finished(self) -> Trace:
         self.now = self.until
@@ -393,3 +393,7 @@ class Simulation:
         self.trace.vms.update(self.vms)
         self._gauges.finish()
         return self.trace
+
+
+def _better(point: RestorePoint, level: int) -> bool:
+    return point.complete and not point.damaged and QUALITY[point.consistency] > level

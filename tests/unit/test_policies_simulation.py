@@ -13,8 +13,8 @@ from benchmarks._naive_simulation import Naive, line_of
 from policies.aging import Aged, Asked, age
 from policies.assumptions import Assumptions, rate_of
 from policies.errors import PolicyError
-from policies.facts import Disk, Event, EventType, Facts, Vm, VmId
-from policies.fleet import daily_events, synthetic_fleet, synthetic_policies
+from policies.facts import Consistency, Disk, Event, EventType, Facts, RestorePoint, Vm, VmId
+from policies.fleet import Dice, daily_events, synthetic_fleet, synthetic_policies
 from policies.gauges import ALL, Trace
 from policies.limits import Limits
 from policies.loading import load_texts
@@ -150,6 +150,48 @@ def test_a_simulation_decides_as_one_that_asks_for_every_vm_at_every_tick(
     assert sorted(expired) == sorted(naive.expired)
     assert len(naive.starts) > vms
     assert len(expired) > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_restore_points_of_every_kind_age_as_a_full_plan_at_every_look_says(seed: int) -> None:
+    given = policies(
+        '[policy.daily]\nrpo = "20h"\nselect.all = ["*"]\n'
+        "retention = { keep_last = 2, keep_daily = 3, keep_weekly = 2, grace = '30h' }\n"
+        '[policy.low]\nselect.all = ["name:*-db-*"]\nconsistency = { want = "application", fallback = "application" }\n'
+        'retention = { keep_within = "3d", min_good = 2, lock = "36h" }'
+    )
+    fleet = synthetic_fleet(12, now=NOW, points_each=12, seed=seed)
+    start = replace(fleet, points={vm: tuple(map(odd, several)) for vm, several in fleet.points.items()}, history={})
+    assumed = Assumptions(tick=timedelta(minutes=30), retention_every=timedelta(hours=7))
+    until = NOW + 6 * DAY
+    held = an_event(EventType.HOLD_REQUESTED, next(iter(start.vms.values())), at=NOW + 50 * HOUR)
+    naive = Naive(given, start, assumed, until)
+    naive.run([handled(held)])
+    expired = []
+    trace = Simulation(given, start, assumed, until).run([handled(held)])
+    age(
+        trace, dict.fromkeys([*trace.initial, *trace.made]), assumed, None,
+        lambda vm, point, at: expired.append((vm, point.taken_at.isoformat(), at.isoformat())),
+    )  # fmt: skip
+    assert sorted(expired) == sorted(naive.expired)
+    assert len(expired) > 20
+
+
+def odd(point: RestorePoint) -> RestorePoint:
+    """One of several kinds of restore points, some of which no good clock or run would make."""
+    dice = Dice.of("odd", point.id)
+    changes: list[dict[str, Any]] = [
+        {},
+        {"complete": False},
+        {"damaged": True},
+        {"consistency": Consistency.APPLICATION},
+        {"consistency": Consistency.CRASH},
+        {"holds": ("audit",)},
+        {"locked_until": NOW + timedelta(hours=dice.roll(100))},
+        {"expiring_since": NOW - timedelta(hours=dice.roll(40))},
+        {"taken_at": NOW + timedelta(hours=1 + dice.roll(90))},
+    ]
+    return replace(point, **changes[dice.roll(len(changes))])
 
 
 def test_a_vm_runs_an_eighth_of_its_goal_before_the_goal_is_missed() -> None:
