@@ -17,7 +17,7 @@ from policies.changes import PointChange, ReloadPlan, VmChange, plan_id
 from policies.expiry import dated, expiries, kept_until_now
 from policies.facts import Facts, PointId, RestorePoint, Vm, VmId
 from policies.policy import Policy
-from policies.policyset import PolicySet
+from policies.policyset import Guard, PolicySet
 from policies.protection import combine, nothing_wanted
 from policies.retention import SMALLEST_MASS
 from policies.selection import match
@@ -46,8 +46,10 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts) -> ReloadPlan:
     found = (_vm_change(old, new, vm, facts, going) for vm in facts.vms.values())
     vms = tuple(change for change in found if change is not None)
     losing = tuple(change for change in vms if change.kind == "loses")
+    refusals = _refusals(old, len(losing), len(expiring), facts)
     effective = replace(
         new,
+        guard=_stricter(old.guard, new.guard) if losing or expiring or refusals else new.guard,
         kept_protection={change.vm: old.matching(facts.vms[change.vm]) for change in losing},
         kept_retention={vm: old.retaining_of(vm, facts) or (_HELD,) for vm in {one.vm for one in expiring}},
     )
@@ -60,7 +62,7 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts) -> ReloadPlan:
         changed,
         vms,
         expiring,
-        _refusals(old, len(losing), len(expiring), facts),
+        refusals,
         plan_id(old, new, (change.vm for change in losing), (change.point for change in expiring)),
     )
 
@@ -208,6 +210,14 @@ def _keeping(policies: tuple[Policy, ...]) -> tuple[object, ...]:
     return tuple(
         (one.retention, one.wanted, one.weakest_good, one.timing.zone.key, one.leaving and (one.leaving, one.name))
         for one in policies
+    )
+
+
+def _stricter(one: Guard, other: Guard) -> Guard:
+    """What both allow: a change that waits for confirmation must not loosen the guard of retention meanwhile."""
+    return Guard(
+        min(one.max_vms_losing_protection, other.max_vms_losing_protection),
+        min(one.max_expire_share, other.max_expire_share),
     )
 
 

@@ -230,3 +230,12 @@ def test_a_vm_that_is_gone_keeps_its_points_under_any_policies() -> None:
     found = plan(GOLD, GOLD.replace("keep_daily = 10", "keep_last = 1"), gone)
     assert not found.expiring
     assert not expired(found.new, gone)
+
+
+def test_a_change_that_waits_does_not_loosen_the_guard_of_retention_meanwhile() -> None:
+    old = '[guard]\nmax_expire_share = "20%"\nmax_vms_losing_protection = 5\n' + GOLD
+    loose = old.replace("20%", "100%").replace("protection = 5", "protection = 2")
+    found = plan(old, loose.replace("keep_daily = 10", "keep_daily = 1"))
+    assert found.pending
+    assert (found.effective.guard.max_expire_share, found.effective.guard.max_vms_losing_protection) == (0.2, 2)
+    assert plan(old, loose).effective.guard == policies(loose).guard
