@@ -6,17 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from engine.failures import BadInput
+from engine.cli.writing import write_file
 from policies.errors import printable
 from policies.verdicts import Verdict
 
 
 def write_junit(file: Path, verdicts: Sequence[tuple[Verdict, float]]) -> None:
     """One suite a policy file, one case a test, with the seconds that it took."""
-    try:
-        file.write_bytes(junit(verdicts))
-    except OSError as error:
-        raise BadInput(f"cannot be written ({error.strerror or error})", where=str(file)) from error
+    write_file(file, junit(verdicts), mode=0o666)
 
 
 def junit(verdicts: Sequence[tuple[Verdict, float]]) -> bytes:

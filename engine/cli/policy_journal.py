@@ -10,8 +10,8 @@ from typing import Annotated
 
 from engine.cli.options import Config, Parameter, Repo
 from engine.cli.output import say
-from engine.cli.policy_state import write_file
 from engine.cli.reach import configured_state_dir, running, utc_now
+from engine.cli.writing import write_file
 from engine.failures import BadInput, NotReachable
 from engine.units import show_size
 from policies.errors import Unusable

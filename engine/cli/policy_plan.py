@@ -10,9 +10,9 @@ from typing import Annotated
 
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json
-from engine.cli.policy_state import write_file
 from engine.cli.reach import configured_policies
 from engine.cli.standing import Sources, freed_by, standing
+from engine.cli.writing import write_file
 from engine.failures import BadInput, Exit
 from engine.revisions import policy_texts
 from engine.statefile import Standing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 from engine.cli.options import Config, Parameter, PassphraseFile, Repo
 from engine.cli.output import say
 from engine.cli.standing import Sources, standing_bytes
-from engine.failures import BadInput
+from engine.cli.writing import write_file
 from engine.units import show_size
 
 
@@ -33,16 +32,3 @@ def policy_state(
         return
     write_file(out, gzip.compress(document, 6, mtime=0) if out.suffix == ".gz" else document)
     say(f"{out}: {show_size(len(document))}.")
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Put a file in its place in one step, readable by its owner alone: it names VMs and what they are made of."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise BadInput(f"cannot be written: {error.strerror}", where=str(path)) from None

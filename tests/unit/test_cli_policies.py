@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -140,3 +141,31 @@ def test_a_vm_and_a_restore_point_of_a_state_file_are_explained(tmp_path: Path) 
     assert "nothing was named" in backstay(*explain, home=tmp_path, expect=2).err
     unknown = backstay(*explain[:4], "sql9", home=tmp_path, expect=2)
     assert "it is not known which policies are in force" in unknown.err
+
+
+def test_a_pipe_or_a_device_is_written_to_and_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "gold.toml").write_text(POLICY + PASSES)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        (folder := tmp_path / "policies").mkdir()
+        (tmp_path / "gold.toml").rename(folder / "gold.toml")
+        backstay("policy", "test", folder, "--junit", "pipe", home=tmp_path)
+        assert os.read(reader, 1 << 16).startswith(b"<?xml")
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    (tmp_path / "link.xml").symlink_to("real.xml")
+    backstay("policy", "test", folder, "--junit", "link.xml", home=tmp_path)
+    assert (tmp_path / "link.xml").is_symlink() and (tmp_path / "real.xml").read_bytes().startswith(b"<?xml")
+    assert not [*tmp_path.glob(".*")]
+
+
+def test_a_full_disk_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "gold.toml").write_text(POLICY + PASSES)
+    (tmp_path / "full.xml").symlink_to("/dev/full")
+    told = backstay("policy", "test", tmp_path, "--junit", "full.xml", home=tmp_path, expect=7)
+    assert "full.xml: no space left (free some, then run the command again)" in told.err
+    beneath = backstay("policy", "test", tmp_path, "--junit", "gold.toml/x.xml", home=tmp_path, expect=2)
+    assert "gold.toml/x.xml: cannot be written: Not a directory" in beneath.err
