@@ -30,7 +30,7 @@ from engine.state import State
 from engine.tasks import TaskBoard
 from engine.threads import Threads, settled
 from engine.worker import Crew
-from engine.world import World
+from engine.world import UNSEEN, World
 from metrics.labels import OPERATIONS, VerifyState
 from metrics.registry import Metrics
 from policies.facts import Address, Event, Facts, RestorePoint, VmId
@@ -256,7 +256,7 @@ async def _adopt(parts: Parts, unknown: Iterable[VmId], points: list[RestorePoin
             log.error("VM id not taken over", extra={"vm": mine[-1].vm_name, "why": str(error)})
             continue
         if detail.head.aliases.get("moref"):
-            rows.append(VmRow(vm, recorded_traits(detail), {}, mine[0].taken_at, left_at=None))
+            rows.append(VmRow(vm, recorded_traits(detail), {UNSEEN: "yes"}, mine[0].taken_at, left_at=None))
     if rows:
         distrust = [Distrust(row.id, STATE_LOST, "", now) for row in rows]
         await settled(parts.threads.state, parts.state.adopt, rows, distrust, now=now)

@@ -35,7 +35,9 @@ LOOK: Mapping[EventType, tuple[str, ...]] = {
 
 GONE = "gone"
 MISSED = "missed"
-"""Two more names in `VmRow.accounted`: its leaving is explained; the number of its last event found by comparing."""
+UNSEEN = "unseen"
+"""More names in `VmRow.accounted`: its leaving is explained; the number of its last event found by comparing; it is
+known from restore points alone, as an engine with other rights or of before made them, and was never seen here."""
 
 
 def look_of(vm: Vm) -> dict[str, str]:
@@ -78,12 +80,14 @@ class _Left(Mapping[VmId, datetime]):
 
     def __getitem__(self, vm: VmId) -> datetime:
         row = None if vm in self._world.vms else self._world.rows.get(vm)
-        if row is None or row.left_at is None:
+        if row is None or row.left_at is None or UNSEEN in row.accounted:
             raise KeyError(vm)
         return row.left_at
 
     def __iter__(self) -> Iterator[VmId]:
-        return (vm for vm, row in self._world.rows.items() if row.left_at is not None and vm not in self._world.vms)
+        here = self._world.vms
+        rows = self._world.rows.items()
+        return (vm for vm, row in rows if row.left_at is not None and vm not in here and UNSEEN not in row.accounted)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -119,7 +123,10 @@ class World:
 
     @property
     def left(self) -> Mapping[VmId, datetime]:
-        """The VMs that left the inventory, and when: a view, as making a list for each event would cost too much."""
+        """The VMs that left the inventory, and when: a view, as making a list for each event would cost too much.
+
+        What was never seen here cannot leave: it may stand where only another engine of the repository looks.
+        """
         return _Left(self)
 
     def load(self, recalled: Recalled) -> None:
@@ -218,6 +225,7 @@ class World:
         self.book.note(vm_id, traits)
         old = self.rows.get(vm_id)
         accounted = {} if old is None else _with_new_parts(old.accounted, vm)
+        accounted = {part: value for part, value in accounted.items() if part != UNSEEN}
         row = VmRow(vm_id, self.book.traits(vm_id), accounted, now if old is None else old.first_seen)
         self.vms[vm_id] = vm
         self.moved(vm_id)
@@ -282,7 +290,7 @@ class World:
         row = self.rows.get(vm)
         if row is None:
             return None
-        kept = {k: v for k, v in row.accounted.items() if k == MISSED}
+        kept = {k: v for k, v in row.accounted.items() if k in (MISSED, UNSEEN)}
         return self._accounted(row, {**kept, GONE: "yes"})
 
     def count_missed(self, vm: VmId, number: int) -> None:

@@ -11,6 +11,7 @@ from engine import upkeep
 from engine.commands import BackUpVm
 from engine.config import Config
 from engine.ports import Hypervisor
+from policies.facts import EventType
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
 from tests.pipeline.running import EVERYTHING, configure, engine_of, running
 
@@ -40,3 +41,36 @@ async def test_an_engine_that_lost_its_state_expires_nothing_new_after_a_second_
         assert len(engine.parts.rulebook.plan.expiring) == 1
         assert await upkeep.retain(engine.parts) == "0 expired, 0 marked"
         assert engine.points_of("web") == 2
+
+
+LAST_GOOD = EVERYTHING.replace("[policy.everything]", '[policy.everything]\non_removed = "keep_last_good"')
+
+
+async def test_a_vm_that_this_engine_never_saw_has_not_left_it(tmp_path: Path) -> None:
+    """Two engines with one repository and one vCenter, each with the rights to see its own VMs only."""
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+    ours, theirs = HypervisorInMemory(tmp_path / "ours"), HypervisorInMemory(tmp_path / "theirs")
+    theirs.add("padding")
+    their_vm = theirs.add("their-web")
+    ours.add("our-web")
+    config = configure(tmp_path, LAST_GOOD)
+    async with running(tmp_path, theirs, config.model_copy(update={"state_dir": tmp_path / "their-state"})) as engine:
+        await engine.until(lambda: engine.points_of("their-web") == 1)
+        await engine.finished(await engine.control.submit(BackUpVm("their-web"), "test"))
+        [known] = engine.parts.world.named("their-web")
+    for _ in range(2):
+        async with running(tmp_path, ours, config) as engine:
+            await engine.until(lambda: engine.points_of("our-web") == 1 and engine.parts.world.inventory_known)
+            assert engine.points_of("their-web") == 2
+            await engine.until(lambda: "gone" in engine.parts.world.rows[known].accounted)
+            assert known not in engine.parts.world.left
+            assert await upkeep.retain(engine.parts) == "0 expired, 0 marked"
+    # Once it was seen here, its leaving counts.
+    ours.guests[their_vm.address] = theirs.guests[their_vm.address]
+    async with running(tmp_path, ours, config) as engine:
+        await engine.until(lambda: known in engine.parts.world.vms)
+        ours.remove_vm(their_vm)
+        ours.post(their_vm, EventType.REMOVED)
+        await engine.until(lambda: known in engine.parts.world.left)
+        assert await upkeep.retain(engine.parts) == "0 expired, 1 marked"
