@@ -6,7 +6,6 @@ nearly always.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from policies.admission import OLDEST_EVERY
@@ -41,9 +40,10 @@ class ExpressLine(Line):
         else:
             if any(one.policy != first.policy or one.priority != first.priority for one in decisions):
                 return None
-            wanted: Counter[Slot] = Counter()
+            wanted: dict[Slot, int] = {}
             for one in decisions:
-                wanted.update(self._slots.needs(one.vm, one.policy))
+                for slot in self._slots.needs(one.vm, one.policy):
+                    wanted[slot] = wanted.get(slot, 0) + 1
             if any(slot.taken + more > slot.limit for slot, more in wanted.items()):
                 return None
             ordered = self._in_order(decisions)
