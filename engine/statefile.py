@@ -92,7 +92,7 @@ def read_json(data: bytes, name: str) -> object:
         return json.loads(data)
     except json.JSONDecodeError as error:
         raise _unusable(name, error.lineno, error.colno, f"is no JSON: {error.msg}", "write it again") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _unusable(name, 1, 1, f"is no JSON text ({type(error).__name__})", "write it again") from None
 
 

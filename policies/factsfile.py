@@ -30,6 +30,9 @@ PAIRS = ("history", "left")
 MOST_PROBLEMS = 20
 """How many problems of one document are told, as of a file of policies; what is wrong with many records is one."""
 
+YEARS = (1970, 9000)
+"""Instants of these years, without the last: what is added to them, a century at most, is an instant too."""
+
 _Record = TypeVar("_Record")
 _Decode = Callable[[object], Any]
 _Encode = Callable[[Any], object]
@@ -75,7 +78,9 @@ def facts_from_json(data: Mapping[str, Any], name: str, *, now: datetime | None 
     problems.unknown("", data, KEYS)
     found = data.get("format", FORMAT)
     if type(found) is not int or not 1 <= found <= FORMAT:
-        problems.add("format", f"is {quoted(found)}", f"this Backstay reads format {FORMAT}: use a newer one")
+        newer = type(found) is int and found > FORMAT
+        instead = f"this Backstay reads format {FORMAT}: use a newer one" if newer else f"write {FORMAT}"
+        problems.add("format", f"is {quoted(found)}", instead)
         problems.finish()
     instant = problems.read("now", _to_instant, data.get("now", now if now is not None else ""))
     vms: dict[VmId, Vm] = {}
@@ -309,10 +314,15 @@ def _to_instant(value: object) -> datetime:
             at = None
     if at is None or at.tzinfo is None:
         raise Unusable(f"is {quoted(value)}", "write an instant with its time zone, such as 2026-11-23T02:00:00Z")
-    try:
-        return at if at.tzinfo is UTC else at.astimezone(UTC)
-    except OverflowError:
-        raise Unusable(f"is {quoted(value)}", "write an instant within the years 1 to 9999") from None
+    if not YEARS[0] <= at.year < YEARS[1]:
+        raise Unusable(f"is {quoted(value)}", f"write an instant of the years {YEARS[0]} to {YEARS[1] - 1}")
+    return at if at.tzinfo is UTC else at.astimezone(UTC)
+
+
+def _to_number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise Unusable(f"is {quoted(value)}", "write a whole number, 0 or more")
+    return value
 
 
 def _of(kind: type[Any], instead: str) -> _Decode:
@@ -326,12 +336,13 @@ def _of(kind: type[Any], instead: str) -> _Decode:
 
 _SIMPLE: dict[Any, tuple[_Encode, _Decode]] = {
     str: (_plain, _of(str, "write a text")),
-    int: (_plain, _of(int, "write a whole number")),
+    int: (_plain, _to_number),
     bool: (_plain, _of(bool, "write true or false")),
     datetime: (instant_text, _to_instant),
 }
 _NOW = datetime(1970, 1, 1, tzinfo=UTC)  # Only ever in facts that are refused.
 _DISK = _Shape(Disk)
+_UNSAID = {"capacity_bytes": 0, "datastore": "", "file_name": "", "mode": "persistent"}
 _VM = _Shape(
     Vm,
     disks=_list_codec(lambda disk: _encode(_DISK, disk), lambda value: _DISK.arguments(value, _DISK.required), tuple),
@@ -361,16 +372,8 @@ def _to_vm(value: object) -> Vm:
 
 def _to_disk(number: int, arguments: dict[str, Any]) -> Disk:
     """The disk at this place of its VM, with what a record need not say."""
-    said = {
-        "key": 2000 + number,
-        "label": f"Hard disk {number + 1}",
-        "capacity_bytes": 0,
-        "uuid": f"disk-{number}",
-        "datastore": "",
-        "file_name": "",
-        "mode": "persistent",
-    }
-    return Disk(**{**said, **arguments})
+    own = {"key": 2000 + number, "label": f"Hard disk {number + 1}", "uuid": f"disk-{number}"}
+    return Disk(**{**_UNSAID, **own, **arguments})
 
 
 def _point_as_json(point: RestorePoint, facts: Facts) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import tomli
 
@@ -99,7 +101,7 @@ def load_tests(directory: Path | str, policies: PolicySet) -> tuple[tuple[Writte
 def read_document(file: Path, place: Problem, problems: list[Problem]) -> Mapping[str, Any] | None:
     """What a JSON or TOML file holds; adds what is wrong with it to `problems`, at `place` where it is not there."""
     try:
-        with file.open("rb") as opened:
+        with _opened(file) as opened:
             data = opened.read(LARGEST_DOCUMENT_BYTES + 1)
     except OSError as error:
         what = f"{quoted(file)} cannot be read ({error.strerror or error})"
@@ -153,10 +155,22 @@ def load_texts(texts: Mapping[str, str | bytes]) -> PolicySet:
 
 
 def _content(file: Path) -> bytes:
-    with file.open("rb") as opened:
+    with _opened(file) as opened:
         return opened.read(LARGEST_FILE_BYTES + 1)
+
+
+def _opened(file: Path) -> BinaryIO:
+    """The file for reading; OSError at once where it is none: nobody may ever write to a pipe."""
+    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError("it is no file")
+        return os.fdopen(handle, "rb")
+    except OSError:
+        os.close(handle)
+        raise
 
 
 def unreadable(name: str, error: OSError) -> Problem:
     """What to tell of a policy file that cannot be read."""
-    return Problem(name, 1, 1, f"cannot be read ({error.strerror or error})", "make it readable by this user")
+    return Problem(name, 1, 1, f"cannot be read ({error.strerror or error})", "make it a file that this user can read")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from policies.errors import PolicyError, Problem
 from policies.facts import CONSISTENCY_ORDER, Address, Event, EventType, Facts, RestorePoint, Vm, VmHistory, VmId
+from policies.factsfile import YEARS
 
 _FIRST_SIGHT = frozenset({EventType.CREATED, EventType.CLONED, EventType.REGISTERED})
 _QUALITY = {level: number for number, level in enumerate(CONSISTENCY_ORDER)}
@@ -53,7 +54,7 @@ def recorded_from_json(lines: Iterable[str], name: str) -> tuple[Recorded, ...]:
             continue
         try:
             found.append(recorded_event(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"is no recorded event ({type(error).__name__}: {error})"
             raise PolicyError([Problem(name, number, 1, what, "write what backstay policy journal prints")]) from None
     return tuple(sorted(found, key=lambda one: one.at))
@@ -84,6 +85,8 @@ def _instant(text: str) -> datetime:
     at = datetime.fromisoformat(text)
     if at.tzinfo is None:
         raise ValueError(f"{text} has no time zone")
+    if not YEARS[0] <= at.year < YEARS[1]:
+        raise ValueError(f"{text} is not of the years {YEARS[0]} to {YEARS[1] - 1}")
     return at.astimezone(UTC)
 
 

@@ -72,6 +72,8 @@ def policy_plan(
     sources = Sources(state, repo, config, passphrase_file)
     known = standing(sources)
     old = load(against) if against is not None else _revision(place, from_) if from_ is not None else _in_force(known)
+    if not known.facts.vms:
+        say("No VM is known there: what the change takes away cannot be told.")
     points = sum(len(several) for several in known.facts.points.values())
     if points >= MANY_POINTS:
         say(f"Planning for {counted(len(known.facts.vms), 'VM')} with {counted(points, 'restore point')}.")

@@ -20,8 +20,9 @@ from engine.simulating import simulate
 from engine.units import parse_size
 from policies.aging import Asked
 from policies.assumptions import Assumptions
-from policies.errors import Unusable
+from policies.errors import Unusable, quoted
 from policies.facts import Facts, Vm, VmId
+from policies.factsfile import YEARS
 from policies.fleet import daily_events, synthetic_fleet
 from policies.loading import load as load_policies
 from policies.recorded import Recorded, recorded_from_json, rewound
@@ -224,5 +225,7 @@ def _date(text: str, option: str) -> datetime:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise BadInput(f'"{text}" is not a date', where=option, hint="write a date such as 2027-03-01") from None
+        raise BadInput(f"{quoted(text)} is not a date", where=option, hint="write a date such as 2027-03-01") from None
+    if not YEARS[0] <= at.year < YEARS[1]:
+        raise BadInput(f"{text} is too far away", where=option, hint=f"write a year from {YEARS[0]} to {YEARS[1] - 1}")
     return at.astimezone(UTC) if at.tzinfo is not None else at.replace(tzinfo=UTC)

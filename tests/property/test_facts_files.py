@@ -35,6 +35,7 @@ INSTANTS = st.datetimes(
     timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]),
 )
 IDS = st.sampled_from(["a", "b", "c", "d"]).map(VmId)
+NUMBERS = st.integers(0, (1 << 63) - 1)
 VMS = st.builds(
     Vm,
     id=IDS,
@@ -42,6 +43,7 @@ VMS = st.builds(
     name=st.sampled_from(["a", "web-1", "ä"]),
     attributes=st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2),
     snapshots=st.just(()),
+    disks=st.lists(st.builds(Disk, key=NUMBERS, capacity_bytes=NUMBERS), max_size=2).map(tuple),
 )
 POINTS = st.builds(
     RestorePoint,
@@ -49,11 +51,18 @@ POINTS = st.builds(
     vm=IDS,
     vm_name=st.sampled_from(["a", "web-1", "gone"]),
     taken_at=INSTANTS,
+    read_bytes=NUMBERS,
+    stored_bytes=NUMBERS,
+    disk_bytes=NUMBERS,
     locked_until=st.none() | INSTANTS,
     expiring_since=st.none() | INSTANTS,
 )
 HISTORIES = st.builds(
-    VmHistory, last_success=st.none() | INSTANTS, last_good=st.none() | INSTANTS, last_attempt=st.none() | INSTANTS
+    VmHistory,
+    last_success=st.none() | INSTANTS,
+    last_good=st.none() | INSTANTS,
+    last_attempt=st.none() | INSTANTS,
+    consecutive_failures=NUMBERS,
 )
 
 
@@ -126,7 +135,10 @@ def test_now_is_the_callers_where_the_document_has_none() -> None:
         ({"vms": [{"name": "a", "powr": "on"}]}, 'vms[0] has an unknown key "powr", write power'),
         ({"vms": [{"name": "a", "power": "up"}]}, 'vms[0].power is "up", write one of on, off, suspended'),
         ({"vms": [{"name": "a", "tags": ["x=y", 7]}]}, 'vms[0].tags[1] is "7", write a text'),
-        ({"vms": [{"name": "a", "disks": [{"key": "x"}]}]}, 'vms[0].disks[0].key is "x", write a whole number'),
+        (
+            {"vms": [{"name": "a", "disks": [{"key": "x"}]}]},
+            'vms[0].disks[0].key is "x", write a whole number, 0 or more',
+        ),
         ({"vms": [{"name": "a", "attributes": {"x": 1}}]}, 'vms[0].attributes.x is "1", write a text'),
         ({"vms": [{"name": "a"}, {"name": "a"}]}, 'vms[1] has the id "a" of another VM, give each VM an id of its own'),
         ({"vms": {"a": {}}}, 'vms is "{\'a\': {}}", write a list of tables'),
@@ -136,6 +148,15 @@ def test_now_is_the_callers_where_the_document_has_none() -> None:
             'points[0].taken_at is "2026-11-22 02:00", '
             "write an instant with its time zone, such as 2026-11-23T02:00:00Z",
         ),
+        (
+            {"left": {"a": "9999-12-31T23:00:00-11:00"}},
+            'left.a is "9999-12-31T23:00:00-11:00", write an instant of the years 1970 to 8999',
+        ),
+        (
+            {"vms": [{"name": "a", "disks": [{"capacity_bytes": -1}]}]},
+            'vms[0].disks[0].capacity_bytes is "-1", write a whole number, 0 or more',
+        ),
+        ({"format": 0}, 'format is "0", write 1'),
         ({"history": []}, 'history is "[]", write a table with a record for each id of a VM'),
         ({"history": {"a": {"running": 1}}}, 'history.a.running is "1", write true or false'),
         ({"fired": [{"policy": "p"}]}, "fired[0] has no rule, write its rule"),

@@ -169,3 +169,27 @@ def test_a_full_disk_is_told_as_that(tmp_path: Path) -> None:
     assert "full.xml: no space left (free some, then run the command again)" in told.err
     beneath = backstay("policy", "test", tmp_path, "--junit", "gold.toml/x.xml", home=tmp_path, expect=2)
     assert "gold.toml/x.xml: cannot be written: Not a directory" in beneath.err
+
+
+def test_a_pipe_among_the_policies_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gold.toml")
+    told = backstay("policy", "lint", tmp_path, home=tmp_path, expect=2)
+    assert told.err == "gold.toml:1:1: cannot be read (it is no file), make it a file that this user can read\n"
+
+
+def test_a_plan_from_a_state_without_vms_says_so(tmp_path: Path) -> None:
+    (tmp_path / "gold.toml").write_text(POLICY)
+    (tmp_path / "state.json").write_text('{"format": 1, "now": "2026-11-23T12:00:00Z", "policies": {}}')
+    told = backstay("policy", "plan", tmp_path, "--state", "state.json", home=tmp_path)
+    assert told.err == "No VM is known there: what the change takes away cannot be told.\n"
+
+
+def test_numbers_and_years_that_cannot_be_are_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "gold.toml").write_text(POLICY)
+    many = f'[{{"name": {"9" * 5000}}}]'
+    (tmp_path / "state.json").write_text(f'{{"now": "2026-11-23T12:00:00Z", "vms": {many}}}')
+    told = backstay("policy", "simulate", tmp_path, "--state", "state.json", home=tmp_path, expect=2)
+    assert "state.json:1:1: is no JSON text" in told.err
+    for option in ("--until", "--at"):
+        asked = ("policy", "simulate", tmp_path, "--fleet", "2", option, "9999-12-31T23:00:00-11:00")
+        assert "write a year from 1970 to 8999" in backstay(*asked, home=tmp_path, expect=2).err
