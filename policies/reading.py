@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from policies.blackouts import is_calendar
-from policies.calendars import Calendar, parse_calendar
+from policies.calendars import Calendar
 from policies.closest import closest
 from policies.complaints import complaint
 from policies.errors import PolicyError, Problem, Unusable, quoted
@@ -170,6 +170,9 @@ def _calendar(name: str, texts: Mapping[str, str | bytes]) -> Calendar | Unusabl
         close = closest(name, [known for known in texts if is_calendar(known)])
         instead = f'write "{close}"' if close else "put the file into the directory of policies"
         return Unusable(f"there is no calendar {quoted(name)}", instead)
+    # It loads icalendar, which takes longer than most policies: only where one names a calendar.
+    from policies.calendarfile import parse_calendar
+
     try:
         return parse_calendar(name, _text(text))
     except UnicodeDecodeError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from policies.blackouts import Blackout, parse_blackout, stretches
-from policies.calendars import LARGEST_CALENDAR, MOST_EVENTS, parse_calendar
+from policies.calendarfile import LARGEST_CALENDAR, MOST_EVENTS, parse_calendar
 from policies.decision import BackUp, Skip
 from policies.errors import PolicyError, Unusable
 from policies.evaluation import evaluate
@@ -350,6 +352,7 @@ def test_whole_days_and_floating_times_are_in_the_zone_of_the_policy() -> None:
         ("2026-12-25 00:00", "2026-12-27 00:00")
     ]
     assert days("DTSTART;VALUE=DATE:20261225", zone=NEW_YORK) == [("2026-12-25 00:00", "2026-12-26 00:00")]
+    assert days("DTSTART;VALUE=DATE;TZID=America/New_York:20261225") == [("2026-12-25 06:00", "2026-12-26 06:00")]
     assert days("DTSTART:20261225T080000\nDURATION:PT2H30M") == [("2026-12-25 08:00", "2026-12-25 10:30")]
 
 
@@ -359,6 +362,7 @@ def test_whole_days_and_floating_times_are_in_the_zone_of_the_policy() -> None:
         "DTSTART;TZID=America/New_York:20261225T080000\nDTEND;TZID=America/New_York:20261225T090000",
         "DTSTART;TZID=/example.org/America/New_York:20261225T080000\nDTEND;TZID=America/New_York:20261225T090000",
         'DTSTART;TZID="Eastern Standard Time":20261225T080000\nDURATION:PT1H',
+        "dtstart;tzid=Eastern Standard Time:20261225T080000\ndtend;tzid=America/New_York:20261225T090000",
         "DTSTART:20261225T130000Z\nDTEND:20261225T140000Z",
         "DTSTART;TZID=America/New_York:20261225T080000\nDTEND:20261225T140000Z",
         "DTSTART;TZID=Ame\n rica/New_York:20261225T080000\nDURATION:PT\n\t1H",
@@ -378,6 +382,51 @@ def test_events_recur_and_single_ones_are_left_out_added_and_moved() -> None:
         "2026-12-10 08:00",
         "2026-12-16 08:00",
     ]
+
+
+def test_a_period_that_is_added_has_its_own_length() -> None:
+    event = "DTSTART:20261201T080000\nDURATION:PT1H\nEXDATE:20261204T080000\n"
+    added = "RDATE;VALUE=PERIOD:20261202T080000/PT3H,20261203T080000/20261203T100000,20261204T080000/PT3H"
+    assert days(event + added) == [
+        ("2026-12-01 08:00", "2026-12-01 09:00"),
+        ("2026-12-02 08:00", "2026-12-02 11:00"),
+        ("2026-12-03 08:00", "2026-12-03 10:00"),
+    ]
+
+
+def test_lines_that_do_not_matter_may_be_broken() -> None:
+    event = "DTSTART:20261225\nX-STRUCTURED-LOCATION;X-ADDRESS=1\nMain Street;X-RADIUS=4:geo:1,2\nGEO:x\nDTSTAMP:soon"
+    assert days(event) == [("2026-12-25 00:00", "2026-12-26 00:00")]
+
+
+def test_a_definition_of_a_zone_changes_neither_what_its_name_means_nor_another_calendar() -> None:
+    event = "DTSTART;TZID={}:20261225T080000\nDURATION:PT1H"
+    defined = (
+        "BEGIN:VTIMEZONE\r\nTZID:{0}\r\nBEGIN:STANDARD\r\nDTSTART:19700101T000000\r\nTZOFFSETFROM:+0900\r\n"
+        "TZOFFSETTO:+0900\r\nRRULE:FREQ=SECONDLY\r\nEND:STANDARD\r\nEND:VTIMEZONE\r\nBEGIN:VEVENT"
+    )
+    for zone in ("America/New_York", "Eastern Standard Time"):
+        text = calendar(event.format(zone)).replace("BEGIN:VEVENT", defined.format(zone), 1)
+        assert shown(parse_calendar("c.ics", text), 2026, BERLIN) == [("2026-12-25 14:00", "2026-12-25 15:00")]
+    alone = calendar(event.format("Ours"))
+    for text in (alone.replace("BEGIN:VEVENT", defined.format("Ours"), 1), alone):
+        with pytest.raises(Unusable, match='"Ours" is not a time zone'):
+            parse_calendar("c.ics", text)
+
+
+def test_a_text_that_is_the_path_of_a_file_is_not_read_from_there(tmp_path: Path) -> None:
+    (tmp_path / "c.ics").write_text(calendar("DTSTART:20261225"))
+    with pytest.raises(Unusable, match="cannot be read"):
+        parse_calendar("c.ics", str(tmp_path / "c.ics"))
+
+
+def test_icalendar_is_loaded_only_where_a_policy_names_a_calendar() -> None:
+    script = (
+        "import sys\nfrom policies.loading import load_texts\n"
+        "load_texts({'a.toml': 'schema = 1\\n[policy.p]\\nrpo = \"4h\"\\n', 'c.ics': 'x'})\n"
+        "assert 'icalendar' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=Path(__file__).parents[2])
 
 
 def test_a_yearly_event_comes_every_year_since_it_began_and_until_it_ends() -> None:
@@ -410,17 +459,20 @@ def test_alarms_tasks_and_zones_in_a_calendar_are_no_events() -> None:
     [
         ("", "is not an iCalendar file"),
         ("BEGIN:VEVENT\nEND:VEVENT\n", "is not an iCalendar file"),
-        ("BEGIN:VCALENDAR\n", "is cut off inside VCALENDAR"),
-        ("BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART:20261225\n", "is cut off inside VEVENT"),
-        ("BEGIN:VCALENDAR\nEND:VEVENT\n", "line 2: ends what did not begin"),
-        ("BEGIN:VCALENDAR\n" + "BEGIN:X\n" * 9, "line 5: is nested too deeply"),
-        (calendar("SUMMARY:x"), "event at line 4: the event has no DTSTART"),
-        (calendar("DTSTART;TZID=x"), "line 5: DTSTART has no value"),
-        (calendar("DTSTART;VALUE=DATE:2026122"), 'event at line 4: "2026122" is not a date or time'),
+        ("BEGIN:VCALENDAR\n", "is not an iCalendar file, or is cut off"),
+        ("BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART:20261225\n", "is not an iCalendar file, or is cut off"),
+        ("END:VCALENDAR\n", "cannot be read (END encountered without"),
+        ("BEGIN:VCALENDAR\n" + "BEGIN:X\n" * 9, "is not an iCalendar file, or is cut off"),
+        (calendar("SUMMARY:x"), 'event "x": the event has no DTSTART'),
+        (calendar("DTSTART;TZID=x"), "event 1: DTSTART cannot be read"),
+        (calendar("DTSTART;VALUE=DATE:2026122"), "event 1: DTSTART cannot be read (Expected time, got: 2026122)"),
         (calendar("DTSTART;TZID=Mars/Base:20261225T080000"), '"Mars/Base" is not a time zone'),
         (calendar("DTSTART:20261225T080000\nDTEND:20261224T080000"), "the event ends before it begins"),
-        (calendar("DTSTART:20261225T080000\nDURATION:tomorrow"), '"tomorrow" is not a duration'),
-        (calendar("DTSTART:20261225T080000\nDURATION:-PT1H"), '"-PT1H" is not a duration'),
+        (
+            calendar("DTSTART:20261225T080000\nDURATION:tomorrow"),
+            "2026-12-25: DURATION cannot be read (Wrong date format tomorrow)",
+        ),
+        (calendar("DTSTART:20261225T080000\nDURATION:-PT1H"), "event 1 of 2026-12-25: DURATION is negative"),
         (calendar("DTSTART:20261225\nRRULE:FREQ=SECONDLY"), "FREQ=SECONDLY cannot be used"),
         (calendar("DTSTART:20261225\nRRULE:FREQ=DAILY\nRRULE:FREQ=WEEKLY"), "the event has several RRULE"),
         (calendar("DTSTART:20261225\nDTEND:20281225\nRRULE:FREQ=YEARLY"), "recurs and is longer than a year"),
@@ -431,15 +483,38 @@ def test_alarms_tasks_and_zones_in_a_calendar_are_no_events() -> None:
         (calendar(*["DTSTART:20261225\nRRULE:FREQ=YEARLY"] * 201), "has more than 200 recurring events"),
         (calendar(*["DTSTART:20261225T100000\nDURATION:PT1M\nRRULE:FREQ=DAILY"] * 20), "more than 4000 times a year"),
         (calendar("DTSTART:20261225T100000\nDURATION:PT1M\nRRULE:FREQ=HOURLY"), "the event recurs by the hour"),
+        ("BEGIN:VCALENDAR\n" + "A:\n" * 100_000, "has more than 20000 lines"),
+        (calendar("DTSTART:20261225", "BEGIN:VEVENT\nDTSTART:20261226\nEND:VEVENT"), "is cut off, or ends what did"),
+        (calendar("DTSTART:20261225") * 2 + calendar("DTSTART:20261225")[:-20], "is cut off, or ends what did"),
+        (calendar("DTSTART:20261225\nDTSTART:20261226"), "event 1: Multiple DTSTART defined"),
+        (calendar("DTSTART:20261225\nDTEND:20261225T100000"), "DTSTART and DTEND must be of the same type"),
+        (calendar("DTSTART;TZID=a,b:20261225T100000"), "DTSTART cannot be read"),
+        (calendar("DTSTART;TZID=a,b:20261225"), "cannot be read (a value is of the wrong kind or"),
+        (calendar(f"DTSTART;TZID=/{'a/' * 50_000}:20261225T100000"), "DTSTART cannot be read"),
+        (calendar("".join(f"RDATE;TZID=/a/b{n}/c:20261201T080000\n" for n in range(11_000))), '"/a/b0/c" is not'),
+        (calendar("DTSTART;TZID=Europe:20261225T100000"), '"Europe" is not a time zone'),
+        (calendar("DTSTART:20261225\nDURATION:P999999999W"), "DURATION cannot be read (Impractical"),
+        (calendar("DTSTART:20261225\nDURATION:P999999999D"), "out of bounds"),
+        (calendar("SUMMARY:Freeze\\, all\nDTSTART:20261225\nEXDATE:2026"), 'event "Freeze, all" of 2026-12-25: EXDATE'),
+        (
+            calendar("UID:7@x\nDTSTART:20261225\nRRULE:FREQ=DAILY;COUNT"),
+            'event "7@x" of 2026-12-25: "COUNT" is not',
+        ),
+        (
+            calendar("DTSTART:20261225\nRDATE:20261228T100000/20261227T100000"),
+            "a period of RDATE ends before it",
+        ),
+        (calendar("DTSTART:20261225\nEND;VALARM"), "a line cannot be read (Content line could not be parsed"),
+        (calendar("DTSTART:20261225").replace("VERSION:2.0", "VERSION"), "cannot be read (Content line could not"),
     ],
 )
-def test_a_calendar_that_cannot_be_used_is_refused_with_its_line_soon(text: str, what: str) -> None:
-    started = time.perf_counter()
+def test_a_calendar_that_cannot_be_used_is_refused_with_its_event_soon(text: str, what: str) -> None:
+    started = time.process_time()
     with pytest.raises(Unusable) as caught:
         parse_calendar("c.ics", text)
     assert what in caught.value.what
     assert caught.value.what.startswith(('calendar "c.ics"', 'events of calendar "c.ics"'))
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 1
 
 
 def test_the_largest_calendar_is_read_and_asked_soon() -> None:
@@ -447,10 +522,10 @@ def test_the_largest_calendar_is_read_and_asked_soon() -> None:
         f"UID:{n}\nDTSTART;VALUE=DATE:2026{n % 12 + 1:02}{n % 28 + 1:02}\nSUMMARY:{'x' * 60}"
         for n in range(MOST_EVENTS)
     ]
-    started = time.perf_counter()
+    started = time.process_time()
     found = parse_calendar("c.ics", calendar(*events))
     stretches(found, BERLIN, 2026)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 CHRISTMAS = calendar("DTSTART;VALUE=DATE:20261224\nDTEND;VALUE=DATE:20261227")
@@ -496,7 +571,7 @@ def test_what_a_calendar_says_has_the_same_digest_in_every_process() -> None:
         ),
         (
             {"team/holidays.ics": CHRISTMAS.replace("20261227", "20261223")},
-            '4:22: calendar "team/holidays.ics", event at line 4: the event ends before it begins, '
+            '4:22: calendar "team/holidays.ics", event 1 of 2026-12-24: the event ends before it begins, '
             "correct the calendar there",
         ),
     ],
