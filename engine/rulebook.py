@@ -25,7 +25,7 @@ from engine.threads import Threads, settled
 from policies.changes import ReloadPlan
 from policies.errors import PolicyError, Problem
 from policies.facts import Facts
-from policies.loading import LARGEST_FILE_BYTES, load_texts, policy_files, unreadable
+from policies.loading import LARGEST_FILE_BYTES, at_once, load_texts, policy_files, unreadable
 from policies.planfile import Planned, differences
 from policies.planning import plan_reload
 from policies.planwords import reload_words, taken_away
@@ -76,7 +76,7 @@ async def read_policies(files: Mapping[str, Path]) -> Mapping[str, bytes]:
     problems: list[Problem] = []
     for name, file in files.items():
         try:
-            async with aiofiles.open(file, "rb") as opened:
+            async with aiofiles.open(file, "rb", opener=at_once) as opened:
                 texts[name] = await opened.read(LARGEST_FILE_BYTES + 1)
         except OSError as error:
             problems.append(unreadable(name, error))
@@ -118,7 +118,7 @@ class Rulebook:
         return frozenset(policy.name for policy in (*self.in_force.policies, *kept))
 
     async def start(self, *, keep_everything: bool) -> None:
-        """Take over what was accepted before. Where nobody knows and keep_everything: no restore point newly expires."""
+        """Take over what was accepted before. keep_everything: where nobody knows, no restore point newly expires."""
         texts = await settled(self.threads.state, self.state.policy_files)
         if texts:
             commit = await settled(self.threads.state, self.state.policy_commit)

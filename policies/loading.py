@@ -160,15 +160,16 @@ def _content(file: Path) -> bytes:
 
 
 def _opened(file: Path) -> BinaryIO:
-    """The file for reading; OSError at once where it is none: nobody may ever write to a pipe."""
-    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError("it is no file")
-        return os.fdopen(handle, "rb")
-    except OSError:
+    return open(file, "rb", opener=at_once)
+
+
+def at_once(path: str, flags: int) -> int:
+    """For `open` as its opener: OSError at once where there is no file, as nobody may ever write to a pipe."""
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise
+        raise OSError("it is no file")
+    return handle
 
 
 def unreadable(name: str, error: OSError) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -153,3 +154,16 @@ async def test_what_the_audit_keeps_of_a_large_change_is_short(tmp_path: Path) -
         detail = await here.audited("anna")
         assert "1600 restore points of 400 VMs" in detail
         assert len(detail) < 1000
+
+
+async def test_a_pipe_among_the_policies_is_told_and_holds_nothing_up(tmp_path: Path) -> None:
+    async with desk(tmp_path) as found:
+        os.mkfifo(found.directory / "pipe.toml")
+        async with asyncio.timeout(5):
+            await found.book.look()
+        [problem] = found.book.problems
+        assert (problem.file, problem.what) == ("pipe.toml", "cannot be read (it is no file)")
+        assert found.book.accepted.policies
+        (found.directory / "pipe.toml").unlink()
+        await found.book.look()
+        assert not found.book.problems
