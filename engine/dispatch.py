@@ -290,6 +290,7 @@ class Dispatcher:
 
     async def _tick(self, now: datetime) -> Rulings:
         draft = self._draft(now)
+        draft.bring_forward()
         for event in missed_events(self.world, self.suspicions, now, self.reconcile_grace):
             # Tags have no event: comparing is how their change is told, not how a missed one is found.
             self._decide(event, draft, reconciled=event.type is not EventType.RETAGGED)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from connectors.hypervisor import Cursor
 from engine.jobs import Job, JobId, JobKind, JobState, asked_for, decision_of, job_from
@@ -18,6 +18,9 @@ from engine.world import World
 from policies.admission import coalesce
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
 from policies.facts import Event, VmId
+
+SMALL_STEP = timedelta(minutes=5)
+"""By so much clocks are set in passing; jobs are not looked at for it."""
 
 
 @dataclass(slots=True)
@@ -148,6 +151,18 @@ class Draft:
             if job.kind is JobKind.BACKUP and job.state is JobState.PENDING:
                 self._set(replace(job, state=JobState.ABANDONED, last_error=decision.reason))
                 self._forgotten.update(self.world.forget_keys(job.id))
+
+    def bring_forward(self) -> None:
+        """What a clock that was ahead put off into its own future waits for nothing: it holds up all later runs."""
+        for job in list(self.world.jobs.values()):
+            if job.state is JobState.PENDING and job.not_before > self.now and self._from_ahead(job):
+                self._set(replace(job, not_before=self.now, created_at=min(job.created_at, self.now)))
+
+    def _from_ahead(self, job: Job) -> bool:
+        soon = self.now + SMALL_STEP
+        run = self.world.runs.get(job.vm)
+        tried = run.last_attempt if run is not None and job.attempts else None
+        return job.created_at > soon or (tried is not None and soon < tried <= job.not_before)
 
     def _hold(self, decision: HoldPoints, event: Event) -> JobId:
         self._fired(decision)

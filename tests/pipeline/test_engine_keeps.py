@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
+
+import pytest
 
 from connectors.errors import Unreachable
 from engine import config as configuration
 from engine import upkeep
 from engine.commands import BackUpVm
 from engine.config import Config
+from engine.jobs import Job, JobId, JobKind
 from engine.ports import Hypervisor
+from engine.records import RunRow
+from engine.state import State
 from policies.facts import EventType
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
-from tests.pipeline.running import EVERYTHING, configure, engine_of, running
+from tests.pipeline.running import EVERYTHING, configure, engine_of, now, running
 
 LAST_ONE = EVERYTHING.replace("[policy.everything]", '[policy.everything]\nretention = { keep_last = 1, grace = "0s" }')
 
@@ -74,3 +80,26 @@ async def test_a_vm_that_this_engine_never_saw_has_not_left_it(tmp_path: Path) -
         ours.post(their_vm, EventType.REMOVED)
         await engine.until(lambda: known in engine.parts.world.left)
         assert await upkeep.retain(engine.parts) == "0 expired, 1 marked"
+
+
+@pytest.mark.parametrize("attempts", [0, 2])
+async def test_what_a_clock_that_was_ahead_put_off_does_not_keep_a_vm_waiting(tmp_path: Path, attempts: int) -> None:
+    (tmp_path / "disks").mkdir()
+    hypervisor = HypervisorInMemory(tmp_path / "disks")
+    hypervisor.add("web")
+    config = configure(tmp_path, EVERYTHING.replace('rpo = "24h"\n', ""))
+    async with running(tmp_path, hypervisor, config) as engine:
+        await engine.until(lambda: engine.parts.world.named("web"))
+        [vm] = engine.parts.world.named("web")
+    ahead = now() + timedelta(days=365)
+    job = Job(
+        id=JobId("job-1"), key="key-1", kind=JobKind.BACKUP, vm=vm, policy="everything", rule="rpo", reason="due",
+        created_at=now() if attempts else ahead, not_before=ahead + timedelta(minutes=5), attempts=attempts,
+    )  # fmt: skip
+    state = State(config.state_dir, now=now())
+    state.save_job(job, run=RunRow(vm, last_attempt=ahead, consecutive_failures=attempts))
+    state.close()
+    (tmp_path / "policies" / "all.toml").write_text(EVERYTHING)
+    async with running(tmp_path, hypervisor, config) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        assert job.id not in engine.parts.world.jobs
