@@ -16,7 +16,7 @@ from typing import Any
 
 from connectors.errors import ConnectorError
 from connectors.messages import Subjects, run_message
-from engine.backup import Attempt
+from engine.attempts import Attempt
 from engine.jobs import Abandoned, Done, Failed, Job, JobKind, Outcome
 from engine.plain import plain
 from engine.ports import Bus

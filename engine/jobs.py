@@ -148,10 +148,20 @@ def decision_of(job: Job) -> BackUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """What came of holding change tracking against the disk: "agreed", "differed" or "impossible", and a sentence."""
+
+    result: str
+    sentence: str
+    untold_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DiskOutcome:
     """How one disk of a run was read.
 
     `changes` is "incremental" or "whole: why"; `whole` the kind of why, for counting, empty for an incremental.
+    `check` tells where change tracking was held against what was read.
     """
 
     label: str
@@ -165,6 +175,7 @@ class DiskOutcome:
     whole: str = ""
     dedup_bytes: int = 0
     zero_bytes: int = 0
+    check: Check | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +204,11 @@ class Done:
     def partial(self) -> bool:
         """Whether it lacks a disk, or something is left for the janitor."""
         return self.lacking or bool(self.warnings)
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What came of holding change tracking against its disks, where that was done."""
+        return tuple(d.check for d in self.disks if d.check is not None)
 
     @property
     def read_bytes(self) -> int:

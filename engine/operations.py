@@ -24,6 +24,7 @@ from engine.plain import plain, point_row
 from engine.ports import Hypervisor
 from engine.rawdisk import RawDisk, back_up_file
 from engine.rawnbd import back_up_nbd
+from engine.records import FULL_READ_ASKED
 from engine.reports import plan_row, verify_row
 from engine.restore import restore_vm
 from engine.tasks import Body, Watch
@@ -51,9 +52,7 @@ def back_up_vm(parts: Parts, vm: VmId, asked: BackUpVm, who: str, request: str) 
             detail={"reason": asked.reason},
         )
         if asked.full:
-            await settled(
-                parts.threads.state, parts.state.distrust, vm, "a full read was asked for", event.key, parts.now()
-            )
+            await settled(parts.threads.state, parts.state.distrust, vm, FULL_READ_ASKED, event.key, parts.now())
             parts.metrics.tracking_distrusted("asked")
         watch.say("waiting for its turn")
         rulings = await parts.inbox.put(Told(event))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from engine.announcing import Announcer
-from engine.backup import Means
+from engine.attempts import Means
 from engine.config import Config
 from engine.dispatch import Dispatcher
 from engine.inbox import Inbox

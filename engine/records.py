@@ -42,9 +42,13 @@ class RunRow:
     consecutive_failures: int = 0
 
 
+FULL_READ_ASKED = "a full read was asked for"
+"""The reason of a distrust that a person asks for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Distrust:
-    """Why the change tracking of a VM may lie since `at`."""
+    """Why the change tracking of a VM may lie since `at`; without an event the doubt is about what we remember."""
 
     vm: VmId
     reason: str

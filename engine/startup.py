@@ -12,7 +12,7 @@ from pathlib import Path
 
 from connectors.messages import Subjects
 from engine.announcing import Announcer
-from engine.backup import Means
+from engine.attempts import Means
 from engine.config import Config
 from engine.dispatch import Dispatcher, Noted
 from engine.failures import BadInput

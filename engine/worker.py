@@ -13,19 +13,21 @@ from typing import ParamSpec
 
 from connectors.errors import ConnectorError, Gone, LoginRefused
 from connectors.hypervisor import Leftover
-from engine.backup import Attempt, Means, Tally, back_up
+from engine.attempts import Attempt, Means, Tally
+from engine.backup import back_up
 from engine.failures import Kind, verdict
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Done, Failed, Job, JobId, JobKind, JobState, Outcome, RunId
 from engine.maintenance import Sweep, sweep
 from engine.needed import stands, still_due, waits_until
-from engine.records import Change, Distrust, Intent, RunRow
+from engine.records import FULL_READ_ASKED, Change, Distrust, Intent, RunRow
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import World
 from metrics.registry import Metrics
 from policies.admission import retry_at
 from policies.facts import RestorePoint, VmId
+from policies.policy import OnCbtInvalid
 from policies.policyset import PolicySet
 from policies.protection import left_out, nothing_wanted, protection
 from storage.errors import Damaged, StorageError
@@ -175,7 +177,10 @@ class Crew:
         doubts = [*(d.reason for d in reasons), *self._newest_is_gone(vm.id)]
         effective = protection(self.policies(), vm)
         doubt = "; ".join(dict.fromkeys(doubts))
-        attempt = Attempt(job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective))
+        # Doubts of our own, and a full read that a person asked for, are nothing that vSphere could have wrong.
+        ours = len(doubts) > len(reasons) or any(not d.event_key or d.reason == FULL_READ_ASKED for d in reasons)
+        on_cbt_invalid = OnCbtInvalid.FULL if ours else effective.on_cbt_invalid
+        attempt = Attempt(job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective), on_cbt_invalid)
         waited = began - max(job.created_at, job.not_before)
         attempt.tally.seconds["queued"] = max(0.0, waited.total_seconds())
         self.active[run] = attempt
@@ -198,6 +203,12 @@ class Crew:
         self.set_aside.discard(job.vm)
         self.world.set_job(settled_job)
         self.world.set_run(run)
+        lies = [check.sentence for check in done.checks if check.result == "differed"]
+        if lies:
+            log.error("change tracking was wrong", extra={"vm": attempt.vm.name, "why": "; ".join(lies)})
+            reason = f"in run {attempt.run} {'; '.join(lies)}"
+            await self._remember(self.state.distrust, job.vm, reason, f"run:{attempt.run}", self.now())
+            self.metrics.tracking_distrusted("differed")
         # The restore point is committed: whatever cannot be noted now, the run is not to be done again.
         await self._remember(self.state.settle, settled_job, now=self.now(), run=run, point=done.point, trusted=trusted)
         if not done.warnings:
@@ -230,6 +241,8 @@ class Crew:
         self._count_stages(attempt)
         for disk in done.disks:
             self.metrics.disk_read(disk.transport, whole=disk.whole)
+            if disk.check is not None:
+                self.metrics.tracking_checked(disk.check.result, disk.check.untold_bytes)
             for fallback in disk.fallbacks:
                 self.metrics.transport_failed(fallback.partition(":")[0])
         if done.consistency != job.consistency:

@@ -51,7 +51,18 @@ FULL_READ_REASONS = (
     "disk_changed",
     OTHER,
 )
-DISTRUST_REASONS = ("relocated", "reconfigured", "registered", "damaged_base", "asked", "state_lost", "relinked", OTHER)
+DISTRUST_REASONS = (
+    "relocated",
+    "reconfigured",
+    "registered",
+    "damaged_base",
+    "asked",
+    "state_lost",
+    "relinked",
+    "differed",
+    OTHER,
+)
+TRACKING_CHECKS = ("agreed", "differed", "impossible", OTHER)
 CONSISTENCIES = ("crash", "filesystem", "application", OTHER)
 REBUILD_REASONS = ("missing", "damaged", "behind", "old_schema", OTHER)
 PEERS = ("vcenter", "nats", OTHER)

@@ -30,6 +30,7 @@ from metrics.labels import (
     REBUILD_REASONS,
     RUN_RESULTS,
     STAGES,
+    TRACKING_CHECKS,
     TRANSPORTS,
     Durability,
     RepositoryState,
@@ -105,6 +106,10 @@ class Metrics:
             "Times that a VM's change tracking lost our trust",
             reason=DISTRUST_REASONS,
         )
+        self._checks = counter(
+            "tracking_checks_total", "Disks whose change tracking was held against a full read", result=TRACKING_CHECKS
+        )
+        self._untold = counter("tracking_untold_bytes_total", "Changed, though change tracking called it unchanged")
         self._transports = counter("disks_read_total", "Disks read, by the transport that worked", transport=TRANSPORTS)
         self._transport_fallbacks = counter(
             "transport_fallbacks_total",
@@ -295,6 +300,11 @@ class Metrics:
     def tracking_distrusted(self, reason: str) -> None:
         """Change tracking of a VM is not trusted any more; `reason` is a kind, not a sentence."""
         self._distrusted.labels(one_of(reason, DISTRUST_REASONS)).inc()
+
+    def tracking_checked(self, result: str, untold: int) -> None:
+        """Change tracking of a disk was held against what was read; so many bytes had changed without its saying so."""
+        self._checks.labels(one_of(result, TRACKING_CHECKS)).inc()
+        self._untold.inc(untold)
 
     def operation_finished(self, operation: str, result: str) -> None:
         """A restore or a piece of maintenance ended."""

@@ -128,6 +128,14 @@ class Leaving(StrEnum):
     KEEP_LAST_GOOD = "keep_last_good"
 
 
+class OnCbtInvalid(StrEnum):
+    """What a run does where change tracking may not be trusted or gives no answer, the least protective first."""
+
+    FAIL = "fail"
+    FULL = "full"
+    VERIFY = "verify"
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyLimits:
     """How many backups of one policy may run at a time: in all, on one host, on one datastore; None is no limit."""
@@ -168,6 +176,7 @@ class Policy:
     leaving_why: str = ""
     verify_every: timedelta | None = None
     notify: tuple[str, ...] = ()
+    on_cbt_invalid: OnCbtInvalid | None = None
 
     def __hash__(self) -> int:
         return hash((self.name, self.hash))
@@ -233,6 +242,7 @@ def compile_policy(
         on_removed=Leaving(table.on_removed or Leaving.HOLD),
         verify_every=parse_duration(table.verify.every) if table.verify and table.verify.every else None,
         notify=tuple(table.notify or ()),
+        on_cbt_invalid=OnCbtInvalid(table.on_cbt_invalid) if table.on_cbt_invalid else None,
     )
 
 

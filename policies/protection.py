@@ -9,12 +9,13 @@ from functools import lru_cache
 from typing import TypeVar
 
 from policies.facts import CONSISTENCY_ORDER, Consistency, Disk, Facts, RestorePoint, Vm, VmHistory, VmId
-from policies.policy import DEFAULT_FALLBACK, DEFAULT_WANT, Policy
+from policies.policy import DEFAULT_FALLBACK, DEFAULT_WANT, OnCbtInvalid, Policy
 from policies.policyset import PolicySet
 from policies.schedule import Due, next_due
 
 _Set = TypeVar("_Set")
 _NOTHING_KNOWN = VmHistory()
+_LEAST_PROTECTIVE_FIRST = tuple(OnCbtInvalid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Protection:
     lock: timedelta = timedelta()
     verify_every: timedelta | None = None
     notify: tuple[str, ...] = ()
+    on_cbt_invalid: OnCbtInvalid = OnCbtInvalid.FULL
 
     @property
     def winner(self) -> Policy | None:
@@ -87,6 +89,7 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
     scheduling = _highest(matching, lambda policy: policy.timing.scheduled)
     wanting = _highest(matching, lambda policy: policy.want is not None or policy.fallback is not None)
     order = CONSISTENCY_ORDER.index
+    doubting = _highest(matching, lambda policy: policy.on_cbt_invalid is not None)
     carrying = _highest(matching, lambda policy: bool(policy.transports))
     return Protection(
         policies=matching,
@@ -98,6 +101,11 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
         lock=max((policy.retention.lock for policy in matching), default=timedelta()),
         verify_every=min((p.verify_every for p in matching if p.verify_every is not None), default=None),
         notify=tuple(dict.fromkeys(name for policy in matching for name in policy.notify)),
+        on_cbt_invalid=max(
+            (policy.on_cbt_invalid for policy in doubting if policy.on_cbt_invalid is not None),
+            key=_LEAST_PROTECTIVE_FIRST.index,
+            default=OnCbtInvalid.FULL,
+        ),
     )
 
 

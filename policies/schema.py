@@ -48,6 +48,7 @@ SHORTEST_VERIFY = timedelta(days=1)
 """The engine reads back once a day."""
 
 Level = Literal["crash", "filesystem", "application"]
+CbtInvalidName = Literal["full", "verify", "fail"]
 LeavingName = Literal["hold", "expire", "keep_last_good"]
 TransportName = Literal["hotadd", "nbd"]
 Action = Literal["backup", "distrust", "hold"]
@@ -259,7 +260,7 @@ class PolicyTable(Table):
     template: str | None = _key(None, "The template whose keys are the defaults.", "gold")
     description: str | None = _key(None, "For people.", "Production databases")
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = _key(
-        None, "Among policies of one VM the highest chooses schedule, consistency and transports; `0` without it.", 50
+        None, "Among policies of one VM the highest chooses schedule, consistency and the like; `0` without it.", 50
     )
     select: SelectTable | None = _key(None, "Which VMs; without it none.")
     disks: DisksTable | None = _key(None, "Which disks of its VMs; all without it.")
@@ -321,6 +322,12 @@ class PolicyTable(Table):
     )
     on_removed: LeavingName | None = _key(
         None, "The same for a VM that left the inventory; `hold` without this key.", "keep_last_good"
+    )
+    on_cbt_invalid: CbtInvalidName | None = _key(
+        None,
+        "What a run does where change tracking may not be trusted or gives no answer: `full` reads everything,"
+        " `verify` besides compares with what change tracking says, `fail` fails and says why; `full` without it.",
+        "verify",
     )
     limits: LimitsTable | None = _key(None, "How many of its backups may run at a time.")
     verify: VerifyTable | None = _key(None, "How often restore points are read back.")

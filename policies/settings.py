@@ -33,12 +33,18 @@ def settings_of(protection: Protection) -> dict[str, str]:
         "lock": span(protection.lock) if protection.lock else "",
         "notify": ", ".join(protection.notify),
         "verify": f"every {span(protection.verify_every)}" if protection.verify_every is not None else "",
+        "on_cbt_invalid": protection.on_cbt_invalid.value if _says_cbt(protection) else "",
         "retention": "; ".join(f"{policy.name}: {retention_words(policy.retention)}" for policy in protection.policies),
         "on_unmatched": _said((one.name, one.on_unmatched) for one in protection.policies),
         "on_removed": _said((one.name, one.on_removed) for one in protection.policies),
         "limits": "; ".join(f"{one.name}: {limits_words(one.limits)}" for one in protection.policies if one.limits),
     }
     return {key: words for key, words in found.items() if words}
+
+
+def _says_cbt(protection: Protection) -> bool:
+    """What goes without saying is not said."""
+    return any(policy.on_cbt_invalid is not None for policy in protection.policies)
 
 
 def _said(values: Iterable[tuple[str, Leaving]]) -> str:

@@ -51,6 +51,9 @@ def backup(
 def _tell(row: Mapping[str, Any]) -> None:
     sizes = f"{show_size(row['read_bytes'])} read, {show_size(row['stored_bytes'])} stored"
     say(printable(f"Restore point {row['id']} of {row['vm']}: {sizes}, {row['consistency']} consistent."))
+    for disk in row.get("disks", ()):
+        if disk.get("check"):
+            say(printable(f"{disk['label']}: {disk['check']['sentence']}"))
     for label, why in row.get("unprotected", ()):
         say(printable(f"Not protected: {label}: {why}"))
     for sentence in row.get("warnings", ()):

@@ -87,6 +87,8 @@ def _tell(point: Mapping[str, Any], json: bool) -> None:
     for disk in point["disks"]:
         size, read = show_size(disk["capacity_bytes"]), show_size(disk["read_bytes"])
         show(printable(f"{'disk':<12} {disk['label']}, {size}, {read} read ({disk.get('changes', '')})"))
+        if disk.get("tracking_check"):
+            show(printable(f"{'':<12} {disk['tracking_check']}"))
     for label, why in point["unprotected"]:
         show(printable(f"{'not in it':<12} {label}: {why}"))
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import Busy, ReadFailed, TransportFailed
-from engine.backup import Attempt, Means, back_up
+from engine.attempts import Attempt, Means
+from engine.backup import back_up
 from engine.jobs import Done, Job, JobId, JobKind, RunId
 from engine.threads import Threads
 from policies.facts import Consistency, Disk, PointId, Vm, VmId
+from policies.policy import OnCbtInvalid
 from storage.repository import Repository, create, open_repository
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory, broken_after
 
@@ -28,8 +30,9 @@ class Bench:
     runs: int = 0
 
     async def back_up(
-        self, vm: Vm, *, distrust: str = "", left_out: Callable[[Disk], str] = lambda disk: "", **job: object
-    ) -> Done:
+        self, vm: Vm, *, distrust: str = "", left_out: Callable[[Disk], str] = lambda disk: "",
+        on_cbt_invalid: OnCbtInvalid = OnCbtInvalid.FULL, **job: object,
+    ) -> Done:  # fmt: skip
         self.runs += 1
         known = replace(await self.hypervisor.vm(vm.address), id=VmId(f"id-{vm.name}"))
         base = Job(
@@ -38,6 +41,7 @@ class Bench:
         )  # fmt: skip
         job_ = replace(base, **job)  # type: ignore[arg-type]
         attempt = Attempt(job_, known, RunId(f"run-{self.runs}"), distrust, left_out=left_out)
+        attempt = replace(attempt, on_cbt_invalid=on_cbt_invalid)
         return await back_up(attempt, self.means)
 
     def content(self, point: PointId, disk: str = "Hard disk 1") -> bytes:

@@ -14,7 +14,7 @@ from connectors.errors import Unreachable
 from connectors.messages import Subjects
 from engine import announcing, sources
 from engine.announcing import Announcer
-from engine.backup import Attempt
+from engine.attempts import Attempt
 from engine.jobs import Abandoned, Done, Failed, Job, JobId, JobKind, RunId, mint, minted_at
 from engine.ports import BusMessage
 from policies.facts import Address, Consistency, PointId, Vm, VmId

@@ -1,0 +1,72 @@
+"""What a run is given: the job with its VM, the means to carry it out, and a tally for who looks on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from time import monotonic
+
+from engine.jobs import Job, RunId
+from engine.ports import Hypervisor
+from engine.threads import Threads
+from policies.facts import Disk, Vm
+from policies.policy import OnCbtInvalid
+from storage.repository import Repository
+
+DEFAULT_TRANSPORTS = ("hotadd", "nbd")
+
+
+@dataclass(slots=True)
+class Tally:
+    """How far a run is, in bytes per disk label; read by the status while the run goes on."""
+
+    stage: str = "snapshot"
+    planned: dict[str, int] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def lap(self, step: str, began: float) -> float:
+        """A step that began at this time of `monotonic` is over; the time now. From the event loop."""
+        now = monotonic()
+        self.seconds[step] = self.seconds.get(step, 0.0) + now - began
+        return now
+
+    def advance(self, label: str, done: int) -> None:
+        """So many more bytes of the plan are done; from any thread."""
+        with self.lock:
+            self.done[label] = self.done.get(label, 0) + done
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a run works with. Memory of reading is `disks_per_vm * lanes` pieces of 1 MiB."""
+
+    hypervisor: Hypervisor
+    repository: Repository
+    threads: Threads
+    engine: str
+    transports: tuple[str, ...] = DEFAULT_TRANSPORTS
+    disks_per_vm: int = 2
+    lanes: int = 4
+    copy_threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a backup job. `distrust` is why change tracking may lie, empty when nothing is known against it.
+
+    `on_cbt_invalid` is what it does then, and where change tracking gives no answer. Nobody can expire the restore
+    point for as long as `lock` says. `left_out` tells why the policies want a disk left out, "" when they do not.
+    """
+
+    job: Job
+    vm: Vm
+    run: RunId
+    distrust: str = ""
+    tally: Tally = field(default_factory=Tally)
+    lock: timedelta = timedelta()
+    left_out: Callable[[Disk], str] = lambda disk: ""
+    on_cbt_invalid: OnCbtInvalid = OnCbtInvalid.FULL
