@@ -32,6 +32,10 @@ VECTORS: dict[str, tuple[str, Vector]] = {}
 
 ELSEWHERE = {
     "triggers": "test_one_event_leads_to_one_run_by_the_highest_priority",
+    '`on_cbt_invalid = "verify"`': "test_a_verifying_run_counts_what_change_tracking_forgot_and_stores_it",
+    '`on_cbt_invalid = "fail"`': (
+        "test_under_fail_a_moved_vm_s_run_fails_once_and_a_full_read_that_is_asked_for_goes_through"
+    ),
     "`notify`": "test_a_missed_rpo_is_told_once_to_those_whom_policies_name_and_once_when_it_is_met",
     "`verify.every`": "test_the_shortest_time_of_all_policies_that_select_the_vm_counts",
     "`rpo`": "test_a_goal_asks_for_a_run_when_an_eighth_of_it_is_left",
@@ -185,7 +189,8 @@ def disks() -> None:
 
 @row(
     "several policies select one VM",
-    "the highest `priority` that says something about it chooses schedule, consistency and transports, each on its own",
+    "the highest `priority` that says something about it chooses schedule, consistency, transports and"
+    " `on_cbt_invalid`, each on its own",
 )
 def several() -> None:
     low = policy('rpo = "4h"\nconsistency.fallback = "application"\ntransports = ["nbd"]', "low")
@@ -207,6 +212,19 @@ def tie() -> None:
     assert [each.name for each in found.scheduling] == ["one", "two"]
     assert (found.want, set(found.transports)) == (Consistency.APPLICATION, {"nbd", "hotadd"})
     assert any("priority 0 like policy" in advice.what for advice in lint(policies(one + two)))
+
+
+@row("`on_cbt_invalid` among several", "on a tie of priorities `verify` before `full` before `fail`")
+def doubts() -> None:
+    def come_to(*values: str) -> str:
+        keys = (f'on_cbt_invalid = "{value}"' if value else "" for value in values)
+        return protection(policies("".join(policy(key, f"p{at}") for at, key in enumerate(keys))), VM).on_cbt_invalid
+
+    assert [come_to(""), come_to("fail"), come_to("fail", "")] == ["full", "fail", "fail"]
+    assert come_to("fail", "full") == "full"
+    assert come_to("full", "verify", "fail") == "verify"
+    high = policy('on_cbt_invalid = "fail"\npriority = 9', "high")
+    assert protection(policies(high + policy('on_cbt_invalid = "verify"')), VM).on_cbt_invalid == "fail"
 
 
 @row("rules of retention", "a union: what one rule keeps stays, whatever the others say")
