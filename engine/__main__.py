@@ -139,9 +139,9 @@ def _end_at_once(code: int) -> None:
 
 
 def _complain(message: str, code: Exit) -> int:
-    from engine.cli.output import say
+    from engine.cli.output import printable, say
 
-    say(message)
+    say("\n".join(map(printable, message.split("\n"))))  # names of the command line and of files are in it
     return int(code)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from policies.deciding import decided_by, due_words
 from policies.decision import RetentionPlan
+from policies.errors import printable
 from policies.facts import Facts, Vm, VmHistory
 from policies.policy import Policy
 from policies.policyset import PolicySet
@@ -103,7 +104,7 @@ class Explanation:
             lines += ["", "restore points:"]
         lines += [f"  {kept.point} stays: {'; '.join(kept.reasons)}" for kept in self.retention.keep]
         lines += [f"  {gone.point} expires: {gone.reason}" for gone in self.retention.expire]
-        return "\n".join(lines) + "\n"
+        return "\n".join(map(printable, lines)) + "\n"
 
     def _setting(self, key: str, words: str) -> str:
         said = f"  {key:<12} {words}"

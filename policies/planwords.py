@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from policies.changes import Kind, PointChange, ReloadPlan, VmChange
+from policies.errors import printable
 from policies.facts import VmId
 from policies.forecast import ChangePlan, NextRun
 from policies.snapshotload import Peak, SnapshotLoad
@@ -54,7 +55,7 @@ def reload_words(plan: ReloadPlan, *, everything: bool = False) -> str:
             f"and keeping these restore points until plan {plan.id} is confirmed with "
             f"`backstay policy apply {plan.id}{override}`.",
         ]
-    return "\n".join(lines).lstrip("\n") + "\n"
+    return "\n".join(map(printable, lines)).lstrip("\n") + "\n"
 
 
 def taken_away(plan: ReloadPlan) -> tuple[str, ...]:
@@ -83,7 +84,7 @@ def plan_words(plan: ChangePlan, *, everything: bool = False, size: Callable[[in
         lines += ["", f"After that: {counted(plan.later, 'restore point')} more would expire."]
     lines += _load(plan.load)
     lines += _verdicts(reload)
-    return "\n".join(lines).lstrip("\n") + "\n"
+    return "\n".join(map(printable, lines)).lstrip("\n") + "\n"
 
 
 def _policies(plan: ReloadPlan) -> list[str]:
@@ -167,7 +168,7 @@ def _between(instants: Iterable[datetime | None], now: datetime | None) -> str:
 
 
 def _at(at: datetime, now: datetime | None) -> str:
-    return "now" if at == now else f"{clock(at, UTC)} UTC"
+    return "now" if at == now else clock(at, UTC)
 
 
 def _points(changes: Sequence[PointChange], everything: bool, horizon: str = "") -> Iterator[str]:
@@ -238,7 +239,7 @@ def _load(load: SnapshotLoad) -> Iterator[str]:
 
 def _peaks(before: Peak, after: Peak) -> str:
     at = after.at if after.starts else before.at
-    return f"{before.starts} → {after.starts}, in the hour from {clock(at, UTC)} UTC"
+    return f"{before.starts} → {after.starts}, in the hour from {clock(at, UTC)}"
 
 
 def _verdicts(plan: ReloadPlan) -> Iterator[str]:

@@ -206,4 +206,4 @@ def _words(put_off: timedelta) -> str:
 def _shown(at: datetime, zone: ZoneInfo, today: date) -> str:
     """As `clock` shows it, with a day in place of now."""
     local = at.astimezone(zone)
-    return f"{local:%H:%M}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"
+    return f"{local:%H:%M %Z}" if local.date() == today else f"{local:%Y-%m-%d %H:%M %Z}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from policies.aging import Aged, Asked, Standing
 from policies.assumptions import Assumptions
+from policies.errors import printable
 from policies.facts import VmId
 from policies.gauges import ALL, DAY, Overflow, Trace
 from policies.retention import SMALLEST_MASS
@@ -184,7 +185,7 @@ class Simulated:
         if self.asked is not None:
             lines += ["", *_render_standing(aged, self.asked)]
         lines += ["", "Rates are estimates: what is not measured is assumed, failures are not simulated."]
-        return "\n".join(lines) + "\n"
+        return "\n".join(map(printable, lines)) + "\n"
 
     def _render_places(self) -> list[str]:
         peaks = self.trace.peaks

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from policies.advice_timing import interval
+from policies.errors import printable
 from policies.expiry import dated, expiries
 from policies.facts import Facts, PointId, RestorePoint, VmId
 from policies.keeping import rows_of, unkept
@@ -81,7 +82,7 @@ class Stay:
             lines += ["", "under:", *(f"  {words}" for words in self.policies)]
         if self.provenance:
             lines += ["", "it came about by:", *(f"  {key:<12} {words}" for key, words in self.provenance.items())]
-        return "\n".join(lines) + "\n"
+        return "\n".join(map(printable, lines)) + "\n"
 
 
 def explain_point(policies: PolicySet, point: RestorePoint, facts: Facts) -> Stay:

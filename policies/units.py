@@ -84,8 +84,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def clock(at: datetime, zone: tzinfo, now: datetime | None = None) -> str:
-    """A time for a sentence, in the zone; the date is left out when it is the date of now."""
+    """A time for a sentence, in the zone, which it names; the date is left out when it is the date of now."""
     local = at.astimezone(zone)
     if now is not None and local.date() == now.astimezone(zone).date():
-        return f"{local:%H:%M}"
-    return f"{local:%Y-%m-%d %H:%M}"
+        return f"{local:%H:%M %Z}"
+    return f"{local:%Y-%m-%d %H:%M %Z}"

@@ -90,6 +90,10 @@ def policy_simulate(
     assumed = _assumed(config, throughput, change)
     if sum(one is not None for one in (replay, events, fleet)) > 1:
         raise BadInput("--journal, --events and --fleet each say what happens", hint="give one of them")
+    if fleet is not None and state is not None:
+        raise BadInput("--state and --fleet each say which VMs there are", hint="give one of them")
+    if fleet is None and start is not None:
+        raise BadInput("--from is the first day of a made-up fleet", hint="give --fleet too")
     if fleet is not None:
         scene = _made_up(fleet, seed, events_per_vm_day, start, days, until)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from xml.etree import ElementTree
@@ -193,3 +194,23 @@ def test_numbers_and_years_that_cannot_be_are_bad_input(tmp_path: Path) -> None:
     for option in ("--until", "--at"):
         asked = ("policy", "simulate", tmp_path, "--fleet", "2", option, "9999-12-31T23:00:00-11:00")
         assert "write a year from 1970 to 8999" in backstay(*asked, home=tmp_path, expect=2).err
+
+
+def test_a_name_with_a_new_line_cannot_fake_a_line(tmp_path: Path) -> None:
+    (tmp_path / "gold.toml").write_text(POLICY)
+    vm = {"id": "x", "name": "a\nNothing changes.\x1b[2J", "tags": ["backup=gold"]}
+    state = {"now": "2026-11-23T12:00:00Z", "policies": {}, "vms": [vm]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    for asked in (("plan", tmp_path), ("explain", "x", "--policies", tmp_path), ("simulate", tmp_path, "--days", "2")):
+        told = backstay("policy", *asked, "--state", "state.json", home=tmp_path)
+        assert "Nothing changes." not in told.out.splitlines() and "\x1b" not in told.out
+    unknown = backstay("policy", "explain", "\x1b[2J", "--state", "state.json", home=tmp_path, expect=2)
+    assert "no VM is called \\x1b[2J" in unknown.err
+
+
+def test_what_a_simulation_cannot_use_is_refused_and_not_left_aside(tmp_path: Path) -> None:
+    (tmp_path / "gold.toml").write_text(POLICY)
+    both = backstay("policy", "simulate", tmp_path, "--fleet", "2", "--state", "s.json", home=tmp_path, expect=2)
+    assert "--state and --fleet each say which VMs there are" in both.err
+    first = backstay("policy", "simulate", tmp_path, "--from", "2026-11-23", home=tmp_path, expect=2)
+    assert "--from is the first day of a made-up fleet" in first.err

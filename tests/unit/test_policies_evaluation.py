@@ -59,7 +59,7 @@ def test_a_move_by_drs_leads_to_a_backup_after_settling() -> None:
         policy="gold",
         rule="trigger[0]",
         reason="web-3 was moved by DRS from esx1 to esx2; policy gold backs up after vm.migrated, "
-        "at 15:10 after settling 10 m",
+        "at 15:10 CET after settling 10 m",
         not_before=NOW + timedelta(minutes=10),
         deadline=NOW + timedelta(minutes=10),
         priority=50,
@@ -91,8 +91,8 @@ def test_the_deadline_of_a_triggered_run_is_that_of_the_goal() -> None:
 def test_a_trigger_that_fired_lately_cools_down() -> None:
     fired = {("gold", "trigger[0]", WEB.id): NOW - timedelta(hours=1)}
     assert skips(evaluate(policies(GOLD), MOVED, facts(WEB, fired=fired))) == [
-        "web-3 was moved by DRS from esx1 to esx2; policy gold backed it up after such an event at 14:00 "
-        "and cools down until 20:00"
+        "web-3 was moved by DRS from esx1 to esx2; policy gold backed it up after such an event at 14:00 CET "
+        "and cools down until 20:00 CET"
     ]
     fired = {("gold", "trigger[0]", WEB.id): NOW - timedelta(hours=6)}
     assert back_up(evaluate(policies(GOLD), MOVED, facts(WEB, fired=fired)))
@@ -128,7 +128,7 @@ def test_a_trigger_waits_for_the_window_unless_it_runs_at_any_time() -> None:
     nightly = GOLD.replace("select.all", 'window = ["18:00-06:00"]\nselect.all')
     run = back_up(evaluate(policies(nightly), MOVED, facts(WEB)))
     assert run.not_before == datetime(2026, 11, 22, 17, tzinfo=UTC)
-    assert run.reason.endswith("at 18:00 after settling 10 m and when its window opens")
+    assert run.reason.endswith("at 18:00 CET after settling 10 m and when its window opens")
     soon = back_up(evaluate(policies(nightly + "any_time = true"), MOVED, facts(WEB)))
     assert soon.not_before == NOW + timedelta(minutes=10)
 
@@ -189,7 +189,9 @@ def test_a_registered_vm_with_a_good_point_waits_for_its_schedule() -> None:
 def test_initial_protection_waits_where_there_is_no_goal() -> None:
     created = an_event(EventType.CREATED, WEB)
     fixed = '[policy.p]\nschedule = "0 22 * * *"\nselect.all = ["*"]'
-    assert skips(evaluate(policies(fixed), created, facts(WEB))) == ["web-3 was created; policy p backs it up at 22:00"]
+    assert skips(evaluate(policies(fixed), created, facts(WEB))) == [
+        "web-3 was created; policy p backs it up at 22:00 UTC"
+    ]
     triggers = '[policy.p]\nselect.all = ["*"]\ntrigger = [{ on = "vm.powered_off" }]'
     assert skips(evaluate(policies(triggers), created, facts(WEB))) == [
         "web-3 was created; policy p has no rpo and no schedule: it waits for its triggers"
@@ -207,7 +209,7 @@ def test_initial_protection_waits_for_the_window() -> None:
     nightly = policies('[policy.p]\nrpo = "24h"\nwindow = ["18:00-06:00"]\nselect.all = ["*"]')
     run = back_up(evaluate(nightly, an_event(EventType.CREATED, WEB), facts(WEB)))
     assert run.not_before == datetime(2026, 11, 22, 18, tzinfo=UTC)
-    assert run.reason.endswith("policy p backs it up, at 18:00 when its window opens")
+    assert run.reason.endswith("policy p backs it up, at 18:00 UTC when its window opens")
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def test_a_vm_that_is_not_due_says_when_it_is() -> None:
     known = facts(WEB, points=[a_point(WEB, NOW - timedelta(hours=1))])
     for kind in (EventType.CLOCK, EventType.RECONCILED):
         assert skips(evaluate(policies(GOLD), an_event(kind), known)) == [
-            "web-3 is due at 17:30: last good restore point is 1 h old; RPO is 4 h"
+            "web-3 is due at 17:30 CET: last good restore point is 1 h old; RPO is 4 h"
         ]
 
 

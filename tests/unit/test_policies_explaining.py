@@ -38,8 +38,8 @@ OTHER = '[policy.other]\nselect.all = ["*", "cluster:c9"]\nschedule = "0 22 * * 
 def test_an_explanation_has_every_clause_the_winner_the_due_time_and_the_points() -> None:
     text = explain(policies(OTHER, GOLD), WEB, facts(WEB, points=daily_points(WEB, 3))).render()
     assert text.splitlines() == [
-        "web-3: protected by gold, last good restore point 0 s ago; due at 18:00 under gold",
-        "  because: the RPO of 4 h is missed at 18:00, and a run starts when an eighth of it (30 m) is left; "
+        "web-3: protected by gold, last good restore point 0 s ago; due at 18:00 UTC under gold",
+        "  because: the RPO of 4 h is missed at 18:00 UTC, and a run starts when an eighth of it (30 m) is left; "
         "its windows let it start only then",
         "",
         "policy gold (priority 5, 1.toml:3) selects it: selected by tag:env=prod",
@@ -77,7 +77,7 @@ def test_an_explanation_is_json() -> None:
     found = json.loads(json.dumps(explain(policies(GOLD, OTHER), WEB, facts(WEB)).as_json()))
     assert found["winner"] == "gold"
     assert found["due"]["rule"] == "rpo"
-    assert found["status"] == "protected by gold, never backed up; due at 18:00 under gold"
+    assert found["status"] == "protected by gold, never backed up; due at 18:00 UTC under gold"
     assert found["policies"][0]["clauses"][0] == {
         "list": "all",
         "term": "tag:env=prod",
@@ -99,7 +99,7 @@ def test_an_explanation_says_what_blocks() -> None:
         "its host is not connected",
         "a backup is running",
         "the last runs failed 3 times: no space",
-        "trigger[0] of policy gold cools down until 14:55",
+        "trigger[0] of policy gold cools down until 14:55 UTC",
     )
     queued = {vm.id: VmHistory(pending=True, last_failure="x", consecutive_failures=1)}
     text = explain(policies(GOLD), vm, facts(vm, history=queued)).render()
@@ -168,7 +168,7 @@ def due_because(text: str, *points: datetime, now: datetime = NOW) -> str:
 
 
 def test_an_explanation_says_why_the_next_run_is_due_then() -> None:
-    half = "the RPO of 8 h is missed at 21:00, and a run starts when an eighth of it (1 h) is left"
+    half = "the RPO of 8 h is missed at 21:00 UTC, and a run starts when an eighth of it (1 h) is left"
     hour_ago = NOW - timedelta(hours=1)
     assert due_because('rpo = "8h"', hour_ago) == half
     assert (
@@ -177,9 +177,9 @@ def test_an_explanation_says_why_the_next_run_is_due_then() -> None:
     assert due_because('rpo = "8h"\nwindow = ["16:00-18:00"]', hour_ago) == (
         f"{half}; no window is open then, so it runs near the end of the last one before"
     )
-    assert due_because('schedule = "0 22 * * *"', hour_ago) == "next scheduled time is 22:00"
+    assert due_because('schedule = "0 22 * * *"', hour_ago) == "next scheduled time is 22:00 UTC"
     assert due_because('schedule = "0 22 * * *"\nwindow = ["23:00-24:00"]', hour_ago) == (
-        "next scheduled time is 22:00 and waits for its window"
+        "next scheduled time is 22:00 UTC and waits for its window"
     )
     assert due_because('rpo = "8h"', NOW - timedelta(hours=9)) == ""
     assert "never backed up" in due_because('rpo = "8h"\nwindow = ["16:00-18:00"]')

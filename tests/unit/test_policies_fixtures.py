@@ -126,11 +126,11 @@ def test_what_comes_true_passes(expected: str) -> None:
         ("backups = 2", "backups of sql9: expected 2, got 1"),
         (
             'backup_by = "9m"',
-            "backup_by of sql9: expected a start within 9 m, got a start after 10 m, at 2026-01-05 13:10",
+            "backup_by of sql9: expected a start within 9 m, got a start after 10 m, at 2026-01-05 13:10 CET",
         ),
         (
             'backup_after = "11m"',
-            "backup_after of sql9: expected none before 11 m, got a start after 10 m, at 2026-01-05 13:10",
+            "backup_after of sql9: expected none before 11 m, got a start after 10 m, at 2026-01-05 13:10 CET",
         ),
         ('backup_policy = "everything"', "backup_policy of sql9: expected everything, got gold"),
         ('backup_rule = "rpo"', "backup_rule of sql9: expected rpo, got trigger[0]"),
@@ -165,10 +165,13 @@ def test_the_explanation_of_a_backup_has_the_decisions() -> None:
     )
     nothing = one(f"{VM}\n{FRESH}\nexpect.sql9.backups = 1")
     assert nothing.differences[0].why == (
-        "at the end: sql9 is due at 15:30: last good restore point is 1 h old; RPO is 4 h",
+        "at the end: sql9 is due at 15:30 CET: last good restore point is 1 h old; RPO is 4 h",
     )
     said = one(f'{VM}\n{FRESH}\nexpect.sql9.reason = "the moon"')
-    assert said.differences[0].got == "at the end: sql9 is due at 15:30: last good restore point is 1 h old; RPO is 4 h"
+    assert (
+        said.differences[0].got
+        == "at the end: sql9 is due at 15:30 CET: last good restore point is 1 h old; RPO is 4 h"
+    )
     for key, value in (("backup_by", '"5m"'), ("backup_rule", '"rpo"'), ("backup_after", '"1m"')):
         assert differences(f"{VM}\n{FRESH}\nexpect.sql9.{key} = {value}")[0].endswith("got no backup")
 

@@ -65,13 +65,13 @@ def linted(*texts: str) -> list[str]:
         (
             f'{ALL}rpo = "1d"\nblackout = ["12-24..12-26"]\n{KEPT}',
             "4:1",
-            "has an rpo of 1 d, but its blackouts leave no time to start in for 3 d, from 2026-12-24 00:00 on",
+            "has an rpo of 1 d, but its blackouts leave no time to start in for 3 d, from 2026-12-24 00:00 UTC on",
         ),
         (
             f'{ALL}schedule = "0 12 * * *"\nwindow = ["18:00-06:00"]\n{KEPT}',
             "4:1",
             'has the time "0 12 * * *", which never falls into its windows: its runs start when they open, such as '
-            "at 2026-01-05 18:00, write a time inside a window",
+            "at 2026-01-05 18:00 UTC, write a time inside a window",
         ),
         (
             f'{ALL}schedule = ["0 20 * * *", "0 12 * * *"]\nwindow = ["18:00-06:00"]\nstart_within = "1h"\n{KEPT}',

@@ -249,7 +249,7 @@ def test_grace_marks_first_and_expires_later() -> None:
     assert not found.expire
     assert reasons(found, points[0]) == (
         "no rule of policy gold and no guard keeps the restore point of 2026-11-20 14:00 UTC, "
-        "but grace lasts until 2026-11-29 14:00",
+        "but grace lasts until 2026-11-29 14:00 UTC",
     )
     marked = (a_point(VM, points[0].taken_at, expiring_since=NOW), *points[1:])
     assert not plan(marked, rule, now=NOW + timedelta(days=6)).expire

@@ -136,7 +136,7 @@ def test_a_vm_that_was_never_backed_up_is_due_at_once_with_a_key_for_each_period
 def test_a_missed_goal_says_since_when_and_gets_a_new_slot_each_period() -> None:
     found = due(timing("4h"), "2026-11-22T00:00Z", "2026-11-22T06:00Z")
     assert found.at == utc("2026-11-22T06:00Z")
-    assert found.why == "last good restore point is 6 h old; RPO is 4 h, missed since 05:00"
+    assert found.why == "last good restore point is 6 h old; RPO is 4 h, missed since 05:00 CET"
     slots = {due(timing("4h"), "2026-11-22T00:00Z", f"2026-11-22T{hour:02}:30Z").slot for hour in range(4, 16)}
     assert slots == {utc("2026-11-22T04:00Z"), utc("2026-11-22T08:00Z"), utc("2026-11-22T12:00Z")}
 
@@ -173,10 +173,10 @@ def test_a_fixed_time_is_due_until_it_is_done() -> None:
     assert missed.at == utc("2026-11-22T09:00+01:00")
     assert missed.slot == utc("2026-11-21T22:00+01:00")
     assert missed.deadline == utc("2026-11-22T22:00+01:00")
-    assert missed.why == "scheduled for 2026-11-21 22:00 and not done since"
+    assert missed.why == "scheduled for 2026-11-21 22:00 CET and not done since"
     done = due(nightly, "2026-11-21T22:10+01:00", "2026-11-22T09:00+01:00")
     assert done.at == utc("2026-11-22T22:00+01:00")
-    assert done.why == "next scheduled time is 22:00"
+    assert done.why == "next scheduled time is 22:00 CET"
 
 
 def test_after_an_outage_of_days_only_the_latest_fixed_time_is_caught_up() -> None:
@@ -190,7 +190,7 @@ def test_a_new_policy_at_noon_does_not_start_last_nights_runs() -> None:
     assert fresh.at == utc("2026-11-22T22:00+01:00")
     on_time = due(nightly, None, "2026-11-22T22:20+01:00", attempted=False)
     assert on_time.at == utc("2026-11-22T22:20+01:00")
-    assert on_time.why == "scheduled for 22:00"
+    assert on_time.why == "scheduled for 22:00 CET"
     failed = due(nightly, None, "2026-11-23T08:00+01:00", attempted=True)
     assert failed.slot == utc("2026-11-22T22:00+01:00")
 
@@ -236,8 +236,8 @@ def test_units_are_read() -> None:
 
 def test_a_time_on_another_day_is_shown_with_its_date() -> None:
     now = utc("2026-11-22T23:10Z")
-    assert clock(utc("2026-11-22T23:30Z"), BERLIN, now) == "00:30"
-    assert clock(utc("2026-11-22T20:30Z"), BERLIN, now) == "2026-11-22 21:30"
+    assert clock(utc("2026-11-22T23:30Z"), BERLIN, now) == "00:30 CET"
+    assert clock(utc("2026-11-22T20:30Z"), BERLIN, now) == "2026-11-22 21:30 CET"
 
 
 def test_one_thing_is_told_as_one() -> None:

@@ -36,7 +36,7 @@ def test_a_point_is_explained_by_its_rules_and_by_how_it_came_about() -> None:
         "  policy gold: keep_monthly 1 of 2",
         "  guard: min_good 1 of 1 of policy gold",
         "",
-        "until: about 2026-12-02 14:00 if a restore point comes every 1 d; for ever while none comes, as rules count "
+        "until: about 2026-12-02 14:00 UTC if a restore point comes every 1 d; for ever while none comes, as rules count "
         "restore points and not time",
         "",
         "under:",
@@ -57,7 +57,7 @@ def test_a_point_that_nothing_keeps_goes_when_its_grace_is_over() -> None:
     said = stay(old, DAILY, *others)
     assert said.status == "marked, and stays while its grace lasts"
     assert said.expires == NOW + timedelta(days=7)
-    assert said.until == "2026-11-29 14:00: no rule keeps it, and grace lasts 7 d"
+    assert said.until == "2026-11-29 14:00 UTC: no rule keeps it, and grace lasts 7 d"
     marked = replace(old, expiring_since=NOW - timedelta(days=2))
     assert stay(marked, DAILY, *others).expires == NOW + timedelta(days=5)
     over = stay(replace(old, expiring_since=NOW - timedelta(days=7)), DAILY, *others)
@@ -70,7 +70,7 @@ def test_locks_and_holds_say_until_when() -> None:
     old, *others = daily_points(WEB, 5)
     locked = stay(replace(old, locked_until=NOW + timedelta(days=3)), DAILY, *others)
     assert locked.status == "stays while it is locked"
-    assert locked.until == "2026-12-02 14:00: the lock ends at 2026-11-25 14:00, then grace lasts 7 d"
+    assert locked.until == "2026-12-02 14:00 UTC: the lock ends at 2026-11-25 14:00 UTC, then grace lasts 7 d"
     held = stay(replace(old, holds=("audit",)), DAILY, *others)
     assert held.until == "its 1 hold is released, whatever the rules say"
     assert held.reasons == ("hold: audit",)

@@ -103,7 +103,7 @@ def test_every_action_cools_down(action: str, did: str) -> None:
     trigger = f"on = 'vm.powered_off'\naction = '{action}'\ncooldown = '6h'"
     (skip,) = decided(OFF, trigger, known=facts(WEB, fired=fired))
     assert isinstance(skip, Skip)
-    assert f"policy p {did} after such an event at 13:00 and cools down until 19:00" in skip.reason
+    assert f"policy p {did} after such an event at 13:00 UTC and cools down until 19:00 UTC" in skip.reason
 
 
 def test_a_hold_by_message_may_lead_to_one_more_restore_point() -> None:
