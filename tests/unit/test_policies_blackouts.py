@@ -320,7 +320,8 @@ def test_requests_by_people_and_messages_run_in_a_blackout() -> None:
     swept = evaluate(found, an_event(EventType.CLOCK, at=at), facts(vm, now=at))
     assert isinstance(swept[0], Skip)
     assert swept[0].reason == (
-        'web-3 is due at 2026-12-27 00:00 UTC: never backed up; RPO is 4 h; blackout "12-24..12-26" until 2026-12-27 00:00 UTC'
+        "web-3 is due at 2026-12-27 00:00 UTC: never backed up; RPO is 4 h; "
+        'blackout "12-24..12-26" until 2026-12-27 00:00 UTC'
     )
     fresh = evaluate(found, an_event(EventType.CREATED, vm, at=at), facts(vm, now=at))
     assert isinstance(fresh[0], BackUp)

@@ -36,8 +36,8 @@ def test_a_point_is_explained_by_its_rules_and_by_how_it_came_about() -> None:
         "  policy gold: keep_monthly 1 of 2",
         "  guard: min_good 1 of 1 of policy gold",
         "",
-        "until: about 2026-12-02 14:00 UTC if a restore point comes every 1 d; for ever while none comes, as rules count "
-        "restore points and not time",
+        "until: about 2026-12-02 14:00 UTC if a restore point comes every 1 d; for ever while none comes, as rules "
+        "count restore points and not time",
         "",
         "under:",
         "  gold (priority 0, 0.toml:3): keep_daily 3, keep_monthly 2, min_good 1, grace 7 d",
