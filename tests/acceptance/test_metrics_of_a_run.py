@@ -35,10 +35,14 @@ select.any = ["name:{first}", "name:{second}", "name:{excluded}"]
 select.none = ["name:{excluded}"]
 consistency = {{ want = "filesystem", fallback = "crash" }}
 retention.keep_last = 5
+verify.every = "30d"
+notify = ["ops"]
 [[policy.gold.trigger]]
 on = "vm.migrated"
 cause = "drs"
 """
+
+NOBODY_HEARS = '[notify.ops]\nwebhook = "file:ops.url"\n'
 
 
 @dataclass
@@ -71,8 +75,10 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
     with (
         start_lab(root / "lab", vms=4, disks_per_vm=1, disk_bytes=16 * MIB, tracking=True) as lab,
         nats_server(root / "nats") as bus,
-        engine_for(lab, root / "engine", NOTHING_YET, more=bus_section(bus)) as engine,
+        engine_for(lab, root / "engine", NOTHING_YET, more=bus_section(bus) + NOBODY_HEARS) as engine,
     ):
+        (engine.home / "ops.url").touch(mode=0o600)
+        (engine.home / "ops.url").write_text("http://127.0.0.1:9/")
         first, second, excluded, bare = (vm.name for vm in lab.vms())
         engine.start()
         with watched(root / "prometheus", engine) as server:
