@@ -23,7 +23,7 @@ from icalendar.timezone.zoneinfo import ZONEINFO
 from policies.calendars import Calendar, Entry, a_year
 from policies.errors import Unusable, printable, quoted
 from policies.recurrence import FIRST_YEAR, LAST_YEAR
-from policies.rrule import parse_rule
+from policies.rrule import LONGEST_RULE, parse_rule
 
 LARGEST_CALENDAR = 524_288
 MOST_LINES = 20_000
@@ -143,7 +143,8 @@ def _located(name: str, number: int, event: Event) -> Iterator[None]:
     try:
         yield
     except Unusable as error:
-        raise Unusable(f"calendar {quoted(name)}, {_named(number, event)}: {error.what}", error.instead) from None
+        what = f"calendar {quoted(name)}, {_named(number, event)}: {printable(error.what)}"
+        raise Unusable(what, error.instead) from None
     except _FAILURES as error:
         raise Unusable(f"calendar {quoted(name)}, {_named(number, event)}: {_said(error)}", _CHECK) from None
 
@@ -208,7 +209,10 @@ def _entries(event: Event, changed: Sequence[Event]) -> Iterator[Entry]:
         raise Unusable("the event recurs and is longer than a year", _CHECK)
     if isinstance(event.get("RRULE"), list):
         raise Unusable("the event has several RRULE", "make an event of each")
-    rule = parse_rule(_text(event, "RRULE").upper(), start) if "RRULE" in event else None
+    text = _text(event, "RRULE").upper()
+    if len(text) > LONGEST_RULE:
+        raise Unusable(f"the rule is longer than {LONGEST_RULE} characters", "write a simpler rule")
+    rule = parse_rule(text, start) if "RRULE" in event else None
     if rule is not None and rule.frequency == "HOURLY":
         raise Unusable("the event recurs by the hour", "write FREQ=DAILY;BYHOUR=8,9,10")
     without = {_local(at, zone) for at in (*event.exdates, *(one.RECURRENCE_ID for one in changed))}
