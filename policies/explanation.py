@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from policies.schedule import Due
 from policies.selection import Match, match
 from policies.settings import policy_line, settings_of
 from policies.units import clock, span
+
+MOST_WITH_CLAUSES = 8
+"""Of more policies that do not select a VM a person reads one line each, after all else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +93,30 @@ class Explanation:
         lines += [f"  because: {self.because}"] if self.because else []
         lines += [f"  blocked: {sentence}" for sentence in self.blocked]
         lines += [f"  pending change: {name} still applies until the change is confirmed" for name in self.kept]
+        several = sum(not one.selected for one in self.matches) > MOST_WITH_CLAUSES
         for one in self.matches:
-            verb = "selects it" if one.selected else "does not select it"
-            lines += ["", f"policy {self.sources[one.policy]} {verb}: {one.why}"]
-            for clause in one.clauses:
-                sign = "✓" if clause.matches else "✗"
-                found = ", ".join(value for value in clause.found if value) or "nothing"
-                has = "" if clause.term == "*" else f"   (the VM has {found})"
-                lines.append(f"  {sign} {clause.list:<4} {clause.term}{has}")
+            if one.selected or not several:
+                lines += ["", *self._selection(one)]
         if self.settings:
             lines += ["", "in effect:", *(self._setting(key, words) for key, words in self.settings.items())]
         if self.retention.keep or self.retention.expire:
             lines += ["", "restore points:"]
         lines += [f"  {kept.point} stays: {'; '.join(kept.reasons)}" for kept in self.retention.keep]
         lines += [f"  {gone.point} expires: {gone.reason}" for gone in self.retention.expire]
+        if several:
+            refusing = [one for one in self.matches if not one.selected]
+            lines += ["", "these policies do not select it (--json has their clauses):"]
+            lines += [f"  {self.sources[one.policy]}: {one.why}" for one in refusing]
         return "\n".join(map(printable, lines)) + "\n"
+
+    def _selection(self, one: Match) -> Iterator[str]:
+        verb = "selects it" if one.selected else "does not select it"
+        yield f"policy {self.sources[one.policy]} {verb}: {one.why}"
+        for clause in one.clauses:
+            sign = "✓" if clause.matches else "✗"
+            found = ", ".join(value for value in clause.found if value) or "nothing"
+            has = "" if clause.term == "*" else f"   (the VM has {found})"
+            yield f"  {sign} {clause.list:<4} {clause.term}{has}"
 
     def _setting(self, key: str, words: str) -> str:
         said = f"  {key:<12} {words}"

@@ -22,6 +22,9 @@ from policies.settings import policy_line, settings_of
 from policies.trial import Trial, story, try_out
 from policies.units import clock, counted, parse_duration, span
 
+MOST_REFUSING = 5
+"""How many policies are told that neither select a VM nor are expected to."""
+
 MOST_TOLD = 30
 """Sentences of one explanation before it only counts the rest."""
 
@@ -102,12 +105,18 @@ class _Comparison:
 
     # who protects it, and how
 
-    def selection(self) -> list[str]:
-        return [
-            f"policy {policy_line(policy)} {'selects it' if found.selected else 'does not select it'}: {found.why}"
-            for policy in self.policies.policies
-            for found in [match(policy, self.vm)]
-        ]
+    def selection(self, named: Iterable[str] = ()) -> list[str]:
+        """The policies that select it and those that the test names, then some of the others."""
+        wanted = {*named}
+        first: list[str] = []
+        rest: list[str] = []
+        for policy in self.policies.policies:
+            found = match(policy, self.vm)
+            verb = "selects it" if found.selected else "does not select it"
+            told = first if found.selected or policy.name in wanted else rest
+            told.append(f"policy {policy_line(policy)} {verb}: {found.why}")
+        more = [f"and {len(rest) - MOST_REFUSING} more that do not select it"] if len(rest) > MOST_REFUSING else []
+        return [*first, *rest[:MOST_REFUSING], *more]
 
     def names(self) -> list[str]:
         return [policy.name for policy in self.effective.policies]
@@ -115,10 +124,10 @@ class _Comparison:
     def which(self, key: str, value: Any) -> None:
         match key:
             case "policies":
-                self.equal(key, sorted(value), sorted(self.names()), self.selection)
+                self.equal(key, sorted(value), sorted(self.names()), lambda: self.selection(value))
             case "policy":
                 winner = self.effective.winner
-                self.equal(key, value, winner.name if winner else "no policy", self.selection)
+                self.equal(key, value, winner.name if winner else "no policy", lambda: self.selection([value]))
             case _:
                 self.equal(key, value, not self.effective.policies, self.selection)
 

@@ -204,3 +204,13 @@ def test_the_examples_load_together_and_lint_finds_nothing() -> None:
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda file: file.stem)
 def test_each_example_is_explained_in_the_docs(file: Path) -> None:
     assert f"examples/policies/{file.name}" in (EXAMPLES.parents[1] / "docs" / "policies.md").read_text()
+
+
+def test_of_many_policies_that_do_not_select_a_vm_each_is_one_line_at_the_end() -> None:
+    many = [f'[policy.p{number}]\nselect.all = ["cluster:c{number}"]\nrpo = "4h"' for number in range(2, 20)]
+    lines = explain(policies(GOLD, *many), WEB, facts(WEB)).render().splitlines()
+    gold = lines.index("policy gold (priority 5, 0.toml:3) selects it: selected by tag:env=prod")
+    assert lines[gold + 1] == "  ✓ all  tag:env=prod   (the VM has env=prod)"
+    heading = lines.index("these policies do not select it (--json has their clauses):")
+    assert gold < lines.index("in effect:") < heading and len(lines) == heading + 19
+    assert "  p9 (priority 0, 8.toml:2): cluster:c9 does not match (the VM has c1)" in lines[heading:]

@@ -432,3 +432,12 @@ def test_an_inventory_without_end_is_refused(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "i.json.gz").write_bytes(gzip.compress(b" " * (2 << 20)))
     with pytest.raises(PolicyError, match=r"i\.json\.gz:1:1: is larger than 1 MiB"):
         load_tests(tmp_path, load(tmp_path))
+
+
+def test_of_many_policies_those_that_select_and_that_are_expected_are_told_first() -> None:
+    many = "".join(f'[policy.p{number}]\nselect.all = ["tag:t=p{number}"]\nrpo = "4h"\n' for number in range(20))
+    said = one('vm = [{ name = "a", tags = ["t=p17"] }]\nexpect.a.policy = "p9"', f"schema = 1\n{many}")
+    told = said.differences[0].why
+    assert told[1].startswith("policy p9 (") and "does not select it: tag:t=p9" in told[1]
+    assert told[0].startswith("policy p17 (") and "selects it" in told[0]
+    assert (len(told), told[-1]) == (8, "and 13 more that do not select it")
