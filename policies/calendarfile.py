@@ -174,6 +174,10 @@ def _check(event: Event) -> None:
     for key, said in event.errors:
         if key in _WANTED or (key is None and _may_matter(said)):
             raise Unusable(f"{key or 'a line'} cannot be read ({_said(ValueError(said))})", _CHECK)
+    if "EXRULE" in event:
+        raise Unusable("EXRULE is not followed", "write EXDATE")
+    if "RECURRENCE-ID" in event and "RANGE" in event["RECURRENCE-ID"].params:
+        raise Unusable("a change of all later times is not followed", "end the event there and write a new one")
     for key in _ZONED:
         found = event.get(key, [])
         for one in found if isinstance(found, list) else [found]:
@@ -189,7 +193,7 @@ def _may_matter(said: str) -> bool:
 
 
 def _entries(event: Event, changed: Sequence[Event]) -> Iterator[Entry]:
-    """None where it closes nothing: it is cancelled, or takes no time. `changed` are single times of it elsewhere."""
+    """Nothing where it closes nothing: it is cancelled, or takes no time. `changed` are single times of it elsewhere."""
     if _text(event, "STATUS").upper() == "CANCELLED":
         return
     if "DTSTART" not in event:

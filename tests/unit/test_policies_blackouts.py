@@ -477,6 +477,12 @@ def test_alarms_tasks_and_zones_in_a_calendar_are_no_events() -> None:
         ),
         (calendar("DTSTART:20261225T080000\nDURATION:-PT1H"), "event 1 of 2026-12-25: DURATION is negative"),
         (calendar("DTSTART:20261225\nRRULE:FREQ=SECONDLY"), "FREQ=SECONDLY cannot be used"),
+        (calendar("DTSTART:20261225\nRRULE:FREQ=DAILY\nEXRULE:FREQ=WEEKLY"), "EXRULE is not followed"),
+        (
+            calendar("DTSTART:20261225\nRECURRENCE-ID;RANGE=THISANDFUTURE:20261225"),
+            "a change of all later times",
+        ),
+        (calendar("DTSTART:20261225\nRECURRENCE-ID:20261225\nRECURRENCE-ID:20261226"), "of the wrong kind"),
         (calendar("DTSTART:20261225\nRRULE:FREQ=" + "X" * 90_000), "the rule is longer than 400 characters"),
         (calendar("DTSTART:20261225\nRRULE:FREQ=DAILY\nRRULE:FREQ=WEEKLY"), "the event has several RRULE"),
         (calendar("DTSTART:20261225\nDTEND:20281225\nRRULE:FREQ=YEARLY"), "recurs and is longer than a year"),
