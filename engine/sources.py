@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -71,15 +72,27 @@ class Sources:
     """Whether each vCenter answered when it was last asked something."""
     skews: dict[str, float] = field(default_factory=dict)
     """By how many seconds each vCenter's clock is before ours."""
+    elapsed: Callable[[], float] = time.monotonic
+    """Seconds that go on evenly, whoever sets the clock."""
+    _compared: tuple[datetime, float] | None = None
+    """Our clock and `elapsed` when a vCenter's clock was last compared with ours."""
 
     @property
     def clock_doubt(self) -> str:
         """Why nothing may be removed by age now, in a sentence; empty when the clocks agree."""
         vcenter, skew = max(self.skews.items(), key=lambda one: abs(one[1]), default=("", 0.0))
-        if abs(skew) <= WRONG_CLOCK.total_seconds():
+        if abs(skew) > WRONG_CLOCK.total_seconds():
+            minutes = counted(round(abs(skew) / 60), "minute")
+            return f"the clocks of this machine and of vCenter {vcenter} differ by {minutes}"
+        if self._compared is None:
+            return ""
+        at, elapsed = self._compared
+        jumped = abs((self.now() - at).total_seconds() - (self.elapsed() - elapsed))
+        if jumped <= WRONG_CLOCK.total_seconds():
             return ""
         return (
-            f"the clocks of this machine and of vCenter {vcenter} differ by {counted(round(abs(skew) / 60), 'minute')}"
+            f"this machine's clock was set by {counted(round(jumped / 60), 'minute')}, and no vCenter has told since "
+            "what time it is"
         )
 
     async def follow_events(self, hypervisor: Hypervisor) -> None:
@@ -134,6 +147,7 @@ class Sources:
             else:
                 self._answers(hypervisor.vcenter, True)
                 self.skews[hypervisor.vcenter] = (theirs - ours).total_seconds()
+                self._compared = self.now(), self.elapsed()
                 self.metrics.clock_skew("vcenter", max(self.skews.values(), key=abs))
             await asyncio.sleep(every.total_seconds())
 

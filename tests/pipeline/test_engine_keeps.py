@@ -103,3 +103,19 @@ async def test_what_a_clock_that_was_ahead_put_off_does_not_keep_a_vm_waiting(tm
     async with running(tmp_path, hypervisor, config) as engine:
         await engine.until(lambda: engine.points_of("web") == 1)
         assert job.id not in engine.parts.world.jobs
+
+
+@pytest.mark.parametrize("days", [1, 365, -1, -365])
+async def test_a_clock_that_is_set_while_no_vcenter_tells_the_time_deletes_nothing(tmp_path: Path, days: int) -> None:
+    (tmp_path / "disks").mkdir()
+    hypervisor = HypervisorInMemory(tmp_path / "disks")
+    hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path, LAST_ONE)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1 and engine.parts.sources.skews)
+        await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        engine.parts.sources.now = lambda: now() + timedelta(days=days)
+        assert "this machine's clock was set by" in await upkeep.retain(engine.parts)
+        assert "this machine's clock was set by" in await upkeep.reclaim(engine.parts)
+        assert engine.points_of("web") == 2
+        engine.parts.sources.now = now
+        assert await upkeep.retain(engine.parts) == "1 expired, 0 marked"
