@@ -193,7 +193,7 @@ def _may_matter(said: str) -> bool:
 
 
 def _entries(event: Event, changed: Sequence[Event]) -> Iterator[Entry]:
-    """Nothing where it closes nothing: it is cancelled, or takes no time. `changed` are single times of it elsewhere."""
+    """None where it is cancelled or takes no time. `changed` are single times of it that are elsewhere."""
     if _text(event, "STATUS").upper() == "CANCELLED":
         return
     if "DTSTART" not in event:
