@@ -9,6 +9,7 @@ from engine.cli.options import Config, Json, Parameter, Repo
 from engine.cli.output import say, show, show_json
 from engine.cli.reach import policy_place, utc_now
 from engine.failures import BadInput, Exit
+from policies.advice import advice_lines
 from policies.facts import Facts
 from policies.linting import lint
 from policies.loading import load
@@ -46,11 +47,13 @@ def policy_lint(
     if json:
         show_json({"policies": [policy.name for policy in policies.policies], "advice": list(advice)})
     else:
-        for one in advice:
-            show(str(one))
+        for line in advice_lines(advice):
+            show(line)
     said = counted(len(advice), "warning") if advice else "no warnings"
     say(f"{counted(len(policies.policies), 'policy')} in {place}: valid, {said}.")
-    return Exit.PARTIAL if strict and advice else Exit.DONE
+    if not policies.policies:
+        say("No policy is there: is it the directory of policies?")
+    return Exit.PARTIAL if strict and (advice or not policies.policies) else Exit.DONE
 
 
 def _check_targets(policies: PolicySet, config: Path | None) -> None:

@@ -214,3 +214,18 @@ def test_what_a_simulation_cannot_use_is_refused_and_not_left_aside(tmp_path: Pa
     assert "--state and --fleet each say which VMs there are" in both.err
     first = backstay("policy", "simulate", tmp_path, "--from", "2026-11-23", home=tmp_path, expect=2)
     assert "--from is the first day of a made-up fleet" in first.err
+
+
+def test_what_a_template_brings_on_many_policies_is_one_line(tmp_path: Path) -> None:
+    template = '[template.t]\nrpo = "4h"\nblackout = ["12-24..12-26"]\nretention.keep_daily = 7\n'
+    three = "".join(f'[policy.{name}]\ntemplate = "t"\nselect.all = ["tag:t={name}"]\n' for name in ("a", "b", "c"))
+    (tmp_path / "t.toml").write_text(f"schema = 1\n{template}{three}")
+    ran = backstay("policy", "lint", tmp_path, home=tmp_path)
+    assert ran.out.startswith('t.toml:3:1: policy "a" has an rpo of 4 h') and len(ran.out.splitlines()) == 1
+    assert ran.out.endswith('; the same for "b", "c"\n') and "3 warnings" in ran.err
+    assert len(backstay("policy", "lint", tmp_path, "--json", home=tmp_path).data["advice"]) == 3
+
+
+def test_a_directory_without_policies_is_told(tmp_path: Path) -> None:
+    assert "No policy is there" in backstay("policy", "lint", tmp_path, home=tmp_path).err
+    backstay("policy", "lint", tmp_path, "--strict", home=tmp_path, expect=3)
