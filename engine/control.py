@@ -37,6 +37,7 @@ from engine.threads import settled
 from metrics.exposition import render
 from policies.facts import PointId, RestorePoint, VmId
 from policies.planfile import planned
+from storage.marks import legible
 from storage.sole import sole_bytes
 
 
@@ -241,5 +242,6 @@ class Controls:
 
     async def _did(self, who: str, action: str, point: PointId, detail: str) -> None:
         parts = self.parts
-        await settled(parts.threads.state, parts.state.audit, Audited(parts.now(), who, action, point, detail))
+        entry = Audited(parts.now(), who, action, point, legible(detail))
+        await settled(parts.threads.state, parts.state.audit, entry)
         await parts.crew.list_all_points()

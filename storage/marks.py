@@ -86,7 +86,12 @@ def new_mark(
             f"restore point {point} has had {MAX_SEQUENCE} marks, and there are no more", where=PREFIX + point
         )
     key = f"{PREFIX}{point}/{sequence:06d}-{kind.value}-{randomness.token_hex(4)}"
-    return Mark(key, point, sequence, kind, at, text, until)
+    return Mark(key, point, sequence, kind, at, legible(text), until)
+
+
+def legible(text: str) -> str:
+    """The text as Unicode can be written, which bytes of a command line or an escape in JSON need not be."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def encode(mark: Mark) -> bytes:
@@ -119,7 +124,7 @@ def decode(key: str, payload: bytes) -> Mark:
         text = document["text"]
         if not isinstance(text, str):
             raise TypeError("its text is none")
-        return Mark(key, point, sequence, kind, moment(document["at"]), text, until)
+        return Mark(key, point, sequence, kind, moment(document["at"]), legible(text), until)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"the mark does not say what a mark says: {error}", where=key) from error
 

@@ -20,7 +20,7 @@ from storage.expiry import finish_expiry
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
 from storage.manifest import Manifest
-from storage.marks import LASTING, Mark, MarkKind, MarkState
+from storage.marks import LASTING, Mark, MarkKind, MarkState, legible
 from storage.pointmarks import PointMarks
 from storage.points import HINT, detail_of
 from storage.sealing import Sealing
@@ -47,6 +47,7 @@ class PointKeeping:
     def mark_hold(self, point: PointId, reason: str, now: datetime) -> None:
         """Keep this restore point until the hold is released. Idempotent for one reason."""
         self._look_again(point)
+        reason = legible(reason)
         if reason in self.mark_state(point).holds:
             self._require(point)
         else:
@@ -57,6 +58,7 @@ class PointKeeping:
         self._refuse_taking(point)
         self._look_again(point)
         holds = self.mark_state(point).holds
+        reason = None if reason is None else legible(reason)
         if not holds or (reason is not None and reason not in holds):
             raise Refused(f"restore point {point} has no such hold", hint=f"its holds: {', '.join(holds) or 'none'}")
         # Where others may hold it at this moment, only what was seen is released.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from policies.facts import PointId
 from storage import marks
 from storage.errors import Damaged, Refused
 from storage.marks import MarkKind
-from tests.storage_kit import NOW
+from tests.storage_kit import NOW, back_up, image, make, opened
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,20 @@ def test_the_numbers_of_marks_end() -> None:
     assert marks.parse_key(last.key) == ("a", marks.MAX_SEQUENCE, MarkKind.HOLD)
     with pytest.raises(Refused, match="no more"):
         marks.new_mark(PointId("a"), marks.MAX_SEQUENCE + 1, MarkKind.HOLD, NOW)
+
+
+def test_a_reason_that_is_no_unicode_stops_neither_the_catalog_nor_who_has_one_already(tmp_path: Path) -> None:
+    odd = b"\xff because".decode(errors="surrogateescape")
+    with opened(make(tmp_path / "r")) as repo:
+        point = back_up(repo, image(1, 4)).id
+        repo.mark_hold(point, odd, NOW)
+        repo.mark_hold(point, odd, NOW)
+        assert repo.points()[0].holds == ("\\udcff because",)
+        repo.release(point, odd, NOW)
+        repo.mark_hold(point, odd, NOW)
+    for path in (tmp_path / "r").glob("catalog.duckdb*"):
+        path.unlink()
+    with opened(tmp_path / "r") as repo:
+        assert repo.points()[0].holds == ("\\udcff because",)
+    written = b'{"at":"2026-03-01T12:00:00+00:00","text":"\\udcff","until":null}'
+    assert marks.decode("marks/a/000001-hold-00000000", written).text == "\\udcff"
