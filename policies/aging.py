@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from policies.assumptions import Assumptions
 from policies.facts import PointId, RestorePoint, VmId
 from policies.gauges import Trace
-from policies.keeping import Row, choices, row_of, rows_of, unkept
+from policies.keeping import WITHIN, Row, choices, row_of, rows_of, unkept
 from policies.leaving import left_with
 from policies.policy import Policy
 from policies.protection import combine
@@ -312,7 +312,8 @@ class _Shelf:
         self._arrive(asked.at)
         rows, vm = self.rows, self.trace.vms.get(self.vm)
         for policy, rule, chosen in choices(rows, self.policies, asked.at):
-            self.aged.kept_by[policy.name if policy is not None else "", rule] += len(chosen)
+            by = rule if policy is None or rule not in (*dict(policy.retention.counts), WITHIN) else f"keep_{rule}"
+            self.aged.kept_by[policy.name if policy is not None else "", by] += len(chosen)
         points: list[tuple[RestorePoint, tuple[str, ...]]] = []
         if self.vm in asked.listed:
             listed = {row.point.id: replace(row.point, expiring_since=self.marked.get(row)) for row in rows}

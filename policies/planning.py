@@ -87,7 +87,7 @@ def _differences(before: tuple[Policy, ...], after: tuple[Policy, ...]) -> tuple
         found += [f"also by policy {name}" for name in new if name not in old]
     said_before, said_after = settings_of(combine(before)), settings_of(combine(after))
     found += [
-        f"{key} {said_before.get(key, 'none')} → {said_after.get(key, 'none')}"
+        f"{key} {said_before.get(key) or _unsaid(key)} → {said_after.get(key) or _unsaid(key)}"
         for key in dict.fromkeys((*said_before, *said_after))
         if key not in _BY_POLICY and said_before.get(key) != said_after.get(key)
     ]
@@ -100,6 +100,11 @@ def _differences(before: tuple[Policy, ...], after: tuple[Policy, ...]) -> tuple
                 )
                 found.append(f"{what} of {name}: {gone or 'none'} → {come or 'none'}")
     return tuple(found)
+
+
+def _unsaid(key: str) -> str:
+    """What a setting is when no policy says it."""
+    return {"transports": "those of the configuration", "window": "any time"}.get(key, "none")
 
 
 def _without(mine: Sequence[str], other: Sequence[str]) -> str:

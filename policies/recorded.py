@@ -55,7 +55,8 @@ def recorded_from_json(lines: Iterable[str], name: str) -> tuple[Recorded, ...]:
         try:
             found.append(recorded_event(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"is no recorded event ({type(error).__name__}: {error})"
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            what = f"is no recorded event ({why})"
             raise PolicyError([Problem(name, number, 1, what, "write what backstay policy journal prints")]) from None
     return tuple(sorted(found, key=lambda one: one.at))
 

@@ -239,3 +239,13 @@ def test_a_change_that_waits_does_not_loosen_the_guard_of_retention_meanwhile() 
     assert found.pending
     assert (found.effective.guard.max_expire_share, found.effective.guard.max_vms_losing_protection) == (0.2, 2)
     assert plan(old, loose).effective.guard == policies(loose).guard
+
+
+def test_a_setting_that_no_policy_says_any_more_is_told_as_what_it_means_then() -> None:
+    gold = '[policy.gold]\nselect.all = ["*"]\nrpo = "4h"\n'
+    vm = a_vm("web-1")
+    found = plan_reload(policies(f'{gold}window = ["18:00-06:00"]\ntransports = ["nbd"]'), policies(gold), facts(vm))
+    assert set(found.vms[0].parts) == {
+        "window 18:00-06:00 UTC → any time",
+        "transports nbd → those of the configuration",
+    }

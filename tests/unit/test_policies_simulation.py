@@ -288,7 +288,7 @@ def test_what_exists_at_an_instant_is_told_with_the_reasons() -> None:
     listed = told["vms"][0]["listed"]
     assert told["points"] == told["vms"][0]["points"] == len(listed) > 4
     assert all(point["taken_at"] <= asked.at.isoformat() for point in listed)
-    assert {"policy": "daily", "rule": "daily", "points": 3} in told["kept_by"]
+    assert {"policy": "daily", "rule": "keep_daily", "points": 3} in told["kept_by"]
     assert "policy daily: keep_daily 1 of 3" in listed[0]["reasons"]
     assert any("grace lasts until" in reason for point in listed for reason in point["reasons"])
     assert "On 2026-12-12 14:00 UTC there are" in found.render()
