@@ -130,7 +130,7 @@ def admit(
         ]  # fmt: skip
         if not startable:
             break
-        order = _longest_ready if turns.for_the_oldest else order_of(load.cut, turns.served, now)
+        order = longest_ready if turns.for_the_oldest else order_of(load.cut, turns.served, now)
         chosen = min(startable, key=order)
         del waits[chosen.key]
         started.append(chosen)
@@ -187,7 +187,8 @@ def urgency(decision: BackUp) -> tuple[datetime, datetime, str]:
     return (decision.deadline or _NEVER, decision.not_before, decision.key)
 
 
-def _longest_ready(decision: BackUp) -> tuple[datetime, str]:
+def longest_ready(decision: BackUp) -> tuple[datetime, str]:
+    """The order of each sixteenth start."""
     return (decision.not_before, decision.key)
 
 

@@ -55,7 +55,8 @@ class Rate:
         """What a run reads that builds on the restore point of `last`; in full without one."""
         if last is None:
             return self.full_bytes
-        return min(self.full_bytes, int(self.change_per_second * (now - last).total_seconds()))
+        changed = int(self.change_per_second * (now - last).total_seconds())
+        return changed if changed < self.full_bytes else self.full_bytes
 
 
 def rate_of(vm: Vm, points: Iterable[RestorePoint], assumed: Assumptions) -> Rate:

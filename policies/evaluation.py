@@ -15,6 +15,7 @@ from policies.policy import Policy, Trigger
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, last_good, protection, refusal_of
 from policies.schedule import Due, blackout_words, latest_start, opening
+from policies.sealing import maker
 from policies.sentences import asked, happened, name_of
 from policies.spreading import delay
 from policies.terms import glob_matches
@@ -24,6 +25,9 @@ _FIRST_SIGHT = {EventType.CREATED, EventType.CLONED, EventType.REGISTERED}
 _SWEEPS = {EventType.CLOCK, EventType.RECONCILED}
 _NOTHING_KNOWN = VmHistory()
 _UNCONDITIONAL = Answer(True)
+_TYPES = {one: one.value for one in EventType}
+_TWO_DIGITS = tuple(f"{number:02}" for number in range(60))
+_make_backup = maker(BackUp)
 
 
 def evaluate(policies: PolicySet, event: Event, facts: Facts) -> tuple[Decision, ...]:
@@ -35,7 +39,7 @@ def evaluate(policies: PolicySet, event: Event, facts: Facts) -> tuple[Decision,
     and `backup.requested` take their sentence's reason from `event.detail["reason"]`.
     """
     if event.type in _SWEEPS:
-        return tuple(_scheduled(policies, vm, event, facts) for vm in facts.vms.values())
+        return tuple(scheduled(protection(policies, vm), vm, event, facts) for vm in facts.vms.values())
     if event.vm is None:
         return (Skip(None, "", "", f"no VM is known as {name_of(event, None)}: nothing to do", event.key),)
     vm = facts.vms.get(event.vm)
@@ -254,14 +258,14 @@ def _initial(effective: Protection, winner: Policy, vm: Vm, event: Event, facts:
     return _run_due(effective, policy, due, vm, event, facts, f"{happened(event, vm)}; ")
 
 
-def _scheduled(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decision:
-    effective = protection(policies, vm)
+def scheduled(effective: Protection, vm: Vm, event: Event, facts: Facts, *, words: bool = True) -> BackUp | Skip:
+    """What the clock, or a reconciliation, says about one VM; without `words` a backup does not say why."""
     winner = effective.winner
     if winner is None:
         return Skip(vm.id, "", "", f"no policy selects {vm.name}: it is not protected", event.key)
     if why := refusal_of(effective, vm):
         return Skip(vm.id, winner.name, "", f"{vm.name} cannot be backed up: {why}", event.key)
-    found = due_of(effective, vm.id, facts)
+    found = due_of(effective, vm.id, facts, words=words)
     if found is None:
         reason = f"{_unscheduled(effective, winner)}: {vm.name} waits for its triggers"
         return Skip(vm.id, winner.name, "", reason, event.key)
@@ -272,7 +276,7 @@ def _scheduled(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decis
     if due.at > facts.now:
         reason = f"{vm.name} is due at {_at(due, policy, facts.now)}: {due.why}"
         return Skip(vm.id, policy.name, due.rule, reason, event.key)
-    return _run_due(effective, policy, due, vm, event, facts, f"{vm.name}: ")
+    return _run_due(effective, policy, due, vm, event, facts, f"{vm.name}: " if words else None)
 
 
 def _unscheduled(effective: Protection, winner: Policy) -> str:
@@ -292,19 +296,23 @@ def _at(due: Due, policy: Policy, now: datetime) -> str:
 
 
 def _run_due(
-    effective: Protection, policy: Policy, due: Due, vm: Vm, event: Event, facts: Facts, opening_words: str
+    effective: Protection, policy: Policy, due: Due, vm: Vm, event: Event, facts: Facts, opening_words: str | None
 ) -> BackUp:
-    when = ""
-    if due.at > facts.now:
-        held = blackout_words(policy.timing, facts.now, facts.now)
-        when = f", at {_at(due, policy, facts.now)}{'' if held else ' when its window opens'}"
+    """`opening_words` begin the sentence; None makes none."""
+    reason = ""
+    if opening_words is not None:
+        when = ""
+        if due.at > facts.now:
+            held = blackout_words(policy.timing, facts.now, facts.now)
+            when = f", at {_at(due, policy, facts.now)}{'' if held else ' when its window opens'}"
+        reason = f"{opening_words}{due.why}; policy {policy.name} backs it up{when}"
     return _back_up(
         effective,
         policy,
         vm,
         due.rule,
-        key=f"{policy.name}:{due.rule}:{vm.id}:{_stamp(due.slot)}{_after_loss(effective, vm, facts)}",
-        reason=f"{opening_words}{due.why}; policy {policy.name} backs it up{when}",
+        key=f"{policy.name}:{due.rule}:{vm.id}:{stamp(due.slot)}{_after_loss(effective, vm, facts)}",
+        reason=reason,
         not_before=max(facts.now, due.at),
         deadline=due.deadline,
         event=event,
@@ -318,12 +326,13 @@ def _after_loss(effective: Protection, vm: Vm, facts: Facts) -> str:
     if success is None or (remembered is not None and success <= remembered <= facts.now):
         return ""
     good = last_good(vm.id, facts, effective.fallback)
-    return f":{_stamp(success)}" if good is None or good < success else ""
+    return f":{stamp(success)}" if good is None or good < success else ""
 
 
-def _stamp(at: datetime) -> str:
-    """Such as "20261122T140000Z": as strftime writes it, in a fifth of its time."""
-    return f"{at.year:04}{at.month:02}{at.day:02}T{at.hour:02}{at.minute:02}{at.second:02}Z"
+def stamp(at: datetime) -> str:
+    """Such as "20261122T140000Z": as strftime writes it, in a tenth of its time."""
+    two = _TWO_DIGITS
+    return f"{at.year:04}{two[at.month]}{two[at.day]}T{two[at.hour]}{two[at.minute]}{two[at.second]}Z"
 
 
 def _back_up(
@@ -338,21 +347,21 @@ def _back_up(
     deadline: datetime | None,
     event: Event,
 ) -> BackUp:
-    return BackUp(
-        key=key,
-        vm=vm.id,
-        policy=policy.name if policy else "",
-        rule=rule,
-        reason=reason,
-        not_before=not_before,
-        deadline=deadline,
-        priority=effective.priority,
-        consistency=effective.want,
-        fallback=effective.fallback,
-        transports=effective.transports,
-        policy_hash=policy.hash if policy else "",
-        event_key=event.key,
-        event_type=event.type.value,
-        event_at=event.at,
-        policy_commit=policy.source.commit if policy else "",
+    return _make_backup(
+        key,
+        vm.id,
+        policy.name if policy else "",
+        rule,
+        reason,
+        not_before,
+        deadline,
+        effective.priority,
+        effective.want,
+        effective.fallback,
+        effective.transports,
+        policy.hash if policy else "",
+        event.key,
+        _TYPES[event.type],
+        event.at,
+        policy.source.commit if policy else "",
     )

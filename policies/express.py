@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from policies.admission import OLDEST_EVERY
+from policies.admission import OLDEST_EVERY, longest_ready, urgency
 from policies.decision import BackUp
+from policies.facts import VmId
 from policies.heaps import Slot
 from policies.line import Line
 
@@ -28,50 +29,50 @@ class ExpressLine(Line):
         None, and nothing has happened, where they have to get in line: something waits, a place is taken or starts
         are paced, or where the order among them is the line's to say.
         """
-        limits = self._limits
+        limits, running = self._limits, self._running
         number = len(decisions)
-        if self._entries or limits.starts_per_minute or len(self._running) + number > limits.running:
+        if self._entries or limits.starts_per_minute or len(running) + number > limits.running:
             return None
-        first = decisions[0]
-        if number == 1:
-            if any(slot.taken >= slot.limit for slot in self._slots.needs(first.vm, first.policy)):
+        policy, priority = decisions[0].policy, decisions[0].priority
+        needs = self._slots.needs
+        wanted: list[tuple[VmId, tuple[Slot, ...]]] = []
+        for one in decisions:
+            if one.policy != policy or one.priority != priority:
                 return None
-            ordered = [first]
-        else:
-            if any(one.policy != first.policy or one.priority != first.priority for one in decisions):
-                return None
-            wanted: dict[Slot, int] = {}
-            for one in decisions:
-                for slot in self._slots.needs(one.vm, one.policy):
-                    wanted[slot] = wanted.get(slot, 0) + 1
-            if any(slot.taken + more > slot.limit for slot, more in wanted.items()):
-                return None
-            ordered = self._in_order(decisions)
-        for one in ordered:
-            self._starts += 1
-            self._served[one.policy] = self._starts
-            self._take(one.vm, one.policy)
+            wanted.append((one.vm, needs(one.vm, policy)))
+        if not _taken(wanted):
+            return None
+        for vm, slots in wanted:
+            running[vm] = (policy, slots)
+        ordered = self._in_order(decisions) if number > 1 else [*decisions]
+        self._starts += number
+        self._served[policy] = self._starts
         return ordered
 
     def _in_order(self, decisions: Sequence[BackUp]) -> list[BackUp]:
         """As `start` would take them one by one: all are of one policy, priority and readiness."""
-        left = sorted(decisions, key=_urgency)
+        left = sorted(decisions, key=urgency)
         turn = OLDEST_EVERY - self._starts % OLDEST_EVERY
         if turn > len(left):
             return left
         ordered: list[BackUp] = []
         while left:
             oldest = (self._starts + len(ordered) + 1) % OLDEST_EVERY == 0
-            chosen = min(left, key=_longest_ready) if oldest else left[0]
+            chosen = min(left, key=longest_ready) if oldest else left[0]
             left.remove(chosen)
             ordered.append(chosen)
         return ordered
 
 
-def _urgency(decision: BackUp) -> tuple[float, float, str]:
-    deadline = float("inf") if decision.deadline is None else decision.deadline.timestamp()
-    return deadline, decision.not_before.timestamp(), decision.key
-
-
-def _longest_ready(decision: BackUp) -> tuple[float, str]:
-    return decision.not_before.timestamp(), decision.key
+def _taken(wanted: Sequence[tuple[VmId, tuple[Slot, ...]]]) -> bool:
+    """Take all of these places where there are enough; else none."""
+    enough = True
+    for _, slots in wanted:
+        for slot in slots:
+            slot.taken += 1
+            enough = enough and slot.taken <= slot.limit
+    if not enough:
+        for _, slots in wanted:
+            for slot in slots:
+                slot.taken -= 1
+    return enough

@@ -24,6 +24,7 @@ from policies.facts import (
     VmHistory,
     VmId,
 )
+from policies.sealing import maker
 
 VMS_PER_HOST = 30
 VMS_PER_DATASTORE = 40
@@ -219,6 +220,7 @@ def _policy(number: int) -> str:
 
 
 _NO_DETAIL: dict[str, str] = {}
+_make_event = maker(Event)
 _IRRELEVANT = (EventType.POWERED_ON, EventType.SUSPENDED, EventType.RECONFIGURED)
 
 
@@ -230,11 +232,11 @@ def synthetic_events(facts: Facts, per_second: float, seconds: float, seed: int 
     are moves by DRS within the cluster and machines that are switched off.
     """
     fleet = list(facts.vms.values())
-    hosts = max(1, len(fleet) // VMS_PER_HOST)
+    hosts, now = max(1, len(fleet) // VMS_PER_HOST), facts.now
     for number in range(int(per_second * seconds) if fleet else 0):
         dice = Dice.of_text(f"{seed}/event/{number}", 16)
         vm = fleet[dice.roll(len(fleet))]
-        at = facts.now + timedelta(microseconds=round(number * 1e6 / per_second))
+        at = now + timedelta(0, 0, round(number * 1e6 / per_second))
         yield _event(vm, f"synthetic:{seed}:{number:08}", at, dice, hosts)
 
 
@@ -265,4 +267,4 @@ def _event(vm: Vm, key: str, at: datetime, dice: Dice, hosts: int) -> Event:
         kind, cause, origin, goal, detail = EventType.MIGRATED, "drs", vm.host, host_name(near), _NO_DETAIL
     else:
         kind, cause, origin, goal, detail = EventType.POWERED_OFF, "manual", "", "", _NO_DETAIL
-    return Event(key, kind, at, "synthetic", vm.id, vm.name, vm.address, cause, origin, goal, "", detail)
+    return _make_event(key, kind, at, "synthetic", vm.id, vm.name, vm.address, cause, origin, goal, "", detail)

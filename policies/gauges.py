@@ -135,12 +135,23 @@ class Gauges:
         self._numbers = {name: number for number, name in enumerate(trace.policies)}
         self._closed: dict[VmId, Overflow] = {}
         self._counted: dict[VmId, datetime] = {}
+        self._stores: dict[tuple[str, ...], Places] = {}
 
     def places_of(self, vm: Vm) -> Places:
         """Where a run of this VM counts."""
-        host = (("host", vm.host),) if vm.host else ()
-        names = (ALL, *host, *(("datastore", name) for name in dict.fromkeys(vm.datastores)))
-        return tuple(self.trace.peaks.setdefault(name, Peak()) for name in names)
+        stores = self._stores.get(vm.datastores)
+        if stores is None:
+            stores = tuple(self._peak(("datastore", name)) for name in dict.fromkeys(vm.datastores))
+            self._stores[vm.datastores] = stores
+        if not vm.host:
+            return (self._peak(ALL), *stores)
+        return (self._peak(ALL), self._peak(("host", vm.host)), *stores)
+
+    def _peak(self, name: tuple[str, str]) -> Peak:
+        known = self.trace.peaks.get(name)
+        if known is None:
+            known = self.trace.peaks[name] = Peak()
+        return known
 
     def began(self, decision: BackUp, places: Places, now: datetime) -> None:
         """A run takes these places."""

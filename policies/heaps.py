@@ -37,8 +37,7 @@ class Slots:
             if known is not None and _at_the_same_places(known[0], seen):
                 slots = known[1]
             else:
-                places = places_of(vm, seen, policy, self._limits)
-                slots = tuple(slot for place in places if (slot := self.of(place)) is not None)
+                slots = tuple([slot for place in places_of(vm, seen, policy, self._limits) if (slot := self.of(place))])
             known = self._known[vm, policy] = seen, slots
         return known[1]
 

@@ -53,7 +53,7 @@ def open_at(hours: Hours, at: datetime) -> Segment | None:
 
 def next_open(hours: Hours, at: datetime) -> datetime:
     """The first instant from `at` on at which a run may start: `at` itself when it is open."""
-    if hours.always:
+    if not hours.windows and not hours.blackouts:
         return at
     day = at.astimezone(UTC).toordinal()
     segments = _segments(hours, day)

@@ -77,7 +77,10 @@ def refusal_of(effective: Protection, vm: Vm) -> str:
 
 def nothing_wanted(effective: Protection, vm: Vm) -> str:
     """Why no disk of the VM would be backed up, where its policies leave all of them out; "" otherwise."""
-    if not any(policy.excluded_disks for policy in effective.policies):
+    for policy in effective.policies:  # asked for each VM in each sweep: `any` takes four times as long
+        if policy.excluded_disks:
+            break
+    else:
         return ""
     reasons = [left_out(effective, disk) for disk in vm.disks if not disk.unprotected]
     return f"all its disks are {reasons[0]}" if reasons and all(reasons) else ""
@@ -114,16 +117,21 @@ def _highest(policies: tuple[Policy, ...], says: Callable[[Policy], bool]) -> tu
     return tuple(policy for policy in saying if policy.priority == saying[0].priority)
 
 
-def due_of(protection: Protection, vm: VmId, facts: Facts) -> tuple[Policy, Due] | None:
-    """The VM's next scheduled run and the policy that asks for it; None when no policy has a goal or fixed times."""
+def due_of(protection: Protection, vm: VmId, facts: Facts, *, words: bool = True) -> tuple[Policy, Due] | None:
+    """The VM's next scheduled run and the policy that asks for it; None when no policy has a goal or fixed times.
+
+    Without `words` it may leave out why.
+    """
     history = facts.history.get(vm, _NOTHING_KNOWN)
     good = last_good(vm, facts, protection.fallback)
     attempted = history.last_attempt is not None or bool(facts.points.get(vm))
     found = [
         (policy, due)
         for policy in protection.scheduling
-        if (due := next_due(policy.timing, good, attempted, facts.now, vm)) is not None
+        if (due := next_due(policy.timing, good, attempted, facts.now, vm, words=words)) is not None
     ]
+    if len(found) < 2:
+        return found[0] if found else None
     now = facts.now
     return min(found, key=lambda one: (max(one[1].at, now), one[1].deadline, one[0].name), default=None)
 

@@ -65,7 +65,7 @@ class Runs:
         self.under_way[vm_id] = Run(decision, now, read, stored, known[1])
         self._gauges.began(decision, known[1], now)
         self._begun += 1
-        ends = now + self._assumed.run_overhead + timedelta(seconds=read / self._assumed.bytes_per_second)
+        ends = now + self._assumed.run_overhead + timedelta(0, read / self._assumed.bytes_per_second)
         heappush(self.ends, (ends, self._begun, vm_id))
 
     def end(self, now: datetime) -> Run:

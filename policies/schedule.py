@@ -7,6 +7,7 @@ A goal (`rpo`) asks for a run some time before the newest good restore point get
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -15,6 +16,7 @@ from zoneinfo import ZoneInfo
 from policies.errors import quoted
 from policies.hours import blackout_at, last_open_before, next_open, open_at
 from policies.policy import Timing
+from policies.sealing import maker
 from policies.spreading import delay
 from policies.times import slots_around
 from policies.units import clock, span
@@ -52,14 +54,20 @@ class Due:
     why: str
 
 
-def next_due(timing: Timing, last_good: datetime | None, attempted: bool, now: datetime, vm: str = "") -> Due | None:
+_make_due = maker(Due)
+
+
+def next_due(
+    timing: Timing, last_good: datetime | None, attempted: bool, now: datetime, vm: str = "", *, words: bool = True
+) -> Due | None:
     """The next run of a goal or a fixed time, whichever may start first; None without either.
 
     `attempted` tells whether a run of this VM was ever tried; its id decides where in the policy's `spread` it starts.
+    Without `words` a goal does not say why, which takes half of the time.
     """
     # A point from the future means that a clock was wrong: it must not stop the backups until then.
     known = last_good if last_good is not None and last_good <= now else None
-    best = _by_goal(timing, timing.rpo, known, now) if timing.rpo is not None else None
+    best = _by_goal(timing, timing.rpo, known, now, words) if timing.rpo is not None else None
     for text in timing.times:
         due = _by_schedule(timing, text, known, attempted, now, vm if timing.spread else "")
         if due is not None and (best is None or _order(due) < _order(best)):
@@ -69,6 +77,13 @@ def next_due(timing: Timing, last_good: datetime | None, attempted: bool, now: d
 
 def _order(due: Due) -> tuple[datetime, datetime, str]:
     return (due.at, due.deadline, due.rule)
+
+
+def due_after(timings: Sequence[Timing]) -> timedelta | None:
+    """How long after a good restore point the next run is due, where goals alone decide; else None."""
+    if not all(one.rpo is not None and one.hours.always and not one.times for one in timings):
+        return None
+    return min((one.rpo - one.rpo / LEAD_SHARE for one in timings if one.rpo is not None), default=None)
 
 
 def opening(timing: Timing, at: datetime, *, any_time: bool = False) -> datetime:
@@ -93,34 +108,34 @@ def blackout_words(timing: Timing, at: datetime, now: datetime) -> str:
     return f"blackout {quoted(found[0].text)} until {clock(found[1], timing.zone, now)}" if found else ""
 
 
-def _by_goal(timing: Timing, rpo: timedelta, last_good: datetime | None, now: datetime) -> Due:
+def _by_goal(timing: Timing, rpo: timedelta, last_good: datetime | None, now: datetime, words: bool) -> Due:
     if last_good is None:
         slot = now - (now - _EPOCH) % max(rpo, _EPOCH_STEP)
-        why = f"never backed up; RPO is {_words_of(rpo)}"
-        at = next_open(timing.hours, now)
-        return Due("rpo", slot, at, slot, why + _in_blackout(timing, now, now) if timing.blackouts else why)
+        why = f"never backed up; RPO is {_words_of(rpo)}{_in_blackout(timing, now, now)}" if words else ""
+        return _make_due("rpo", slot, next_open(timing.hours, now), slot, why)
     deadline = last_good + rpo
     lead = rpo / LEAD_SHARE
     planned = deadline - lead
     at = next_open(timing.hours, planned if planned > now else now)
     start = at if planned > now or timing.finish_within is None else next_open(timing.hours, planned)
-    why = f"last good restore point is {span(now - last_good)} old; RPO is {_words_of(rpo)}"
     slot = deadline
     if now > deadline:
-        why += f", missed since {clock(deadline, timing.zone, now)}"
         slot += max(0, (now - last_good) // max(rpo, _EPOCH_STEP) - 1) * rpo
     elif at > deadline > now:
         sooner = _before_closing(timing, deadline, lead, last_good, now)
         if sooner is not None:
             at = start = sooner
-    wanted = planned if planned > now else now
-    if timing.blackouts and at > wanted:
-        why += _in_blackout(timing, wanted, now)
-    return Due("rpo", slot, at, finish_by(timing, start, deadline), why)
+    why = ""
+    if words:
+        why = f"last good restore point is {span(now - last_good)} old; RPO is {_words_of(rpo)}"
+        why += f", missed since {clock(deadline, timing.zone, now)}" if now > deadline else ""
+        wanted = planned if planned > now else now
+        why += _in_blackout(timing, wanted, now) if at > wanted else ""
+    return _make_due("rpo", slot, at, finish_by(timing, start, deadline), why)
 
 
 def _in_blackout(timing: Timing, at: datetime, now: datetime) -> str:
-    words = blackout_words(timing, at, now)
+    words = blackout_words(timing, at, now) if timing.blackouts else ""
     return f"; {words}" if words else ""
 
 

@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from policies.aftermath import CHANGING, changed_by
 from policies.assumptions import Assumptions
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
-from policies.evaluation import evaluate
+from policies.evaluation import evaluate, scheduled, stamp
 from policies.express import ExpressLine
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
 from policies.gauges import DAY, QUALITY, Gauges, Made, Trace
@@ -25,10 +25,12 @@ from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection
 from policies.recorded import Recorded, telling
 from policies.runs import Runs, limits_of
-from policies.schedule import LEAD_SHARE
+from policies.schedule import due_after
+from policies.sealing import maker
 
 _CLOCKS = frozenset({EventType.CLOCK, EventType.RECONCILED})
 _NOTHING_KNOWN = VmHistory()
+_make_event, _make_history = maker(Event), maker(VmHistory)
 _NO_POINT = PointId("")
 
 KEYS_KEPT = 16
@@ -90,7 +92,7 @@ class Simulation:
         self._goals: dict[int, tuple[Protection, timedelta | None]] = {}
         self._order: dict[VmId, int] = {}
         self._wakes: dict[VmId, int] = {}
-        self._buckets: dict[int, list[VmId]] = {}
+        self._buckets: dict[int, set[VmId]] = {}
         self._ticks: list[int] = []
         self._ticked = -1
         self._tick_at = until
@@ -205,16 +207,16 @@ class Simulation:
         number = heappop(self._ticks)
         self._ticked = number
         self._set_tick()
-        asked = {vm for vm in self._buckets.pop(number) if self._wakes.get(vm) == number}
-        due = sorted(asked, key=self._order.__getitem__)
+        wakes = self._wakes
+        due = sorted([vm for vm in self._buckets.pop(number) if wakes.get(vm) == number], key=self._order.__getitem__)
         if not due:
             return
-        now = self.now
-        event = Event(f"clock:{now:%Y%m%dT%H%M%S.%fZ}", EventType.CLOCK, now, "clock")
-        some = Facts(now, {vm: self.vms[vm] for vm in due}, self.history, self.newest, self.fired)
+        now, facts, words = self.now, self._facts, self._ruled is not None
+        event = _make_event(f"clock:{stamp(now)[:-1]}.{now.microsecond:06}Z", EventType.CLOCK, now, "clock")
+        decisions = [scheduled(self._effective[vm], self.vms[vm], event, facts, words=words) for vm in due]
         fresh: list[BackUp] = []
-        for vm, decision in zip(due, evaluate(self.policies, event, some), strict=True):
-            del self._wakes[vm]
+        for vm, decision in zip(due, decisions, strict=True):
+            del wakes[vm]
             if isinstance(decision, BackUp) and decision.key not in self._keys.get(vm, ()):
                 fresh.append(decision)
                 self._said(event, decision)
@@ -317,20 +319,17 @@ class Simulation:
         self._wakes[vm_id] = number
         bucket = self._buckets.get(number)
         if bucket is None:
-            self._buckets[number] = [vm_id]
+            self._buckets[number] = {vm_id}
             heappush(self._ticks, number)
             self._set_tick()
         else:
-            bucket.append(vm_id)
+            bucket.add(vm_id)
 
     def _not_before(self, effective: Protection, made: datetime) -> datetime | None:
         """Before when nothing is due, told sooner than `due_of` does where goals alone decide; else None."""
         known = self._goals.get(id(effective))
         if known is None:
-            timings = [policy.timing for policy in effective.scheduling]
-            alone = timings and all(one.rpo is not None and one.hours.always and not one.times for one in timings)
-            lead = min(one.rpo - one.rpo / LEAD_SHARE for one in timings if one.rpo is not None) if alone else None
-            known = self._goals[id(effective)] = effective, lead
+            known = self._goals[id(effective)] = effective, due_after([one.timing for one in effective.scheduling])
         return None if known[1] is None else made + known[1]
 
     # runs, as workers carry them out
@@ -362,9 +361,10 @@ class Simulation:
         self.line.finished(vm_id)
         quality = decision.consistency
         level = QUALITY[quality]
-        rest = [one for one in self.newest.pop(vm_id, ()) if one.taken_at > began or _better(one, level)]
+        known = self.newest.pop(vm_id, ())
+        rest = [one for one in known if one.taken_at > began or _better(one, level)] if known else []
         if level >= self._strictest:  # good for every policy: remembered as the engine remembers, which is found faster
-            self.history[vm_id] = VmHistory(last_success=began, last_good=began, last_attempt=began)
+            self.history[vm_id] = _make_history(last_success=began, last_good=began, last_attempt=began)
         else:
             rest.insert(0, RestorePoint(_NO_POINT, vm_id, "", began, True, quality))
             self.history[vm_id] = VmHistory(last_success=began, last_attempt=began)
