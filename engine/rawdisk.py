@@ -13,6 +13,7 @@ from engine.copying import copy_disk, plan_copy
 from engine.extentlist import check_fit
 from engine.failures import BadInput
 from policies.facts import Consistency, PointId, RestorePoint, VmId
+from storage.marks import legible
 from storage.repository import DiskHead, PointDetail, PointHead, Repository
 
 DISK_NAME = "disk"
@@ -78,7 +79,7 @@ def point_head(raw: RawDisk, vm: VmId, now: datetime) -> PointHead:
 def disk_head(raw: RawDisk, capacity_bytes: int, changes: Changes, transport: str) -> DiskHead:
     """The disk with how it was read."""
     how = "incremental" if isinstance(changes, Incremental) else f"whole: {changes.reason}"
-    attributes = {"transport": transport, "changes": how, "file_name": raw.source}
+    attributes = {"transport": transport, "changes": how, "file_name": legible(raw.source)}
     return DiskHead(DISK_NAME, capacity_bytes, attributes=attributes)
 
 

@@ -12,6 +12,7 @@ from policies.facts import Consistency, PointId, VmId
 from storage.blockmap import Root
 from storage.errors import Damaged
 from storage.format import ID_BYTES, MAX_BLOCK_BYTES, MAX_FAN_OUT
+from storage.marks import legible
 from storage.moments import moment, stamp
 
 PREFIX = "manifests/"
@@ -118,7 +119,20 @@ def encode(manifest: Manifest) -> bytes:
         "unprotected": [list(pair) for pair in manifest.unprotected],
         "configuration": [chunk.hex() for chunk in manifest.configuration],
     }
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(_legible(document), sort_keys=True, separators=(",", ":")).encode()
+
+
+def _legible(value: Any) -> Any:
+    """All texts as `decode` takes them: the name of a file is bytes, and a commit must not fail for it, nor be lost."""
+    match value:
+        case str():
+            return legible(value)
+        case dict():
+            return {legible(name): _legible(each) for name, each in value.items()}
+        case list():
+            return [_legible(each) for each in value]
+        case _:
+            return value
 
 
 def _encode_disk(disk: DiskRecord) -> dict[str, Any]:

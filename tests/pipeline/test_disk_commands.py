@@ -114,6 +114,17 @@ def test_the_catalog_lies_where_scripts_expect_it_and_comes_again_when_it_is_del
     assert backstay("points", "--repo", repo, "--json", home=tmp_path).out == before
 
 
+def test_a_disk_whose_file_has_a_name_in_bytes_is_there_when_the_catalog_is_made_again(
+    tmp_path: Path, repo: Path, image: Path
+) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff.img"))
+    image.rename(odd)
+    made = backstay("disk", "backup", odd, "--repo", repo, "--name", "web", "--json", home=tmp_path).data
+    for part in repo.glob("catalog.duckdb*"):
+        part.unlink()
+    assert [row["id"] for row in backstay("points", "--repo", repo, "--json", home=tmp_path).data] == [made["id"]]
+
+
 def test_a_listed_change_is_all_that_is_read(tmp_path: Path, repo: Path, image: Path) -> None:
     backstay("disk", "backup", image, "--repo", repo, "--name", "web", home=tmp_path)
     listed = change(image, [0, 5 * GRAIN + 512, 16 * MIB])
