@@ -139,4 +139,4 @@ def _outcome(one: Mapping[str, Any]) -> str:
 
 
 def _time(at: object) -> str:
-    return str(at)[:19].replace("T", " ")
+    return f"{str(at)[:19].replace('T', ' ')} UTC"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -246,6 +247,7 @@ def test_after_init_run_needs_nothing_else_and_commands_go_through_the_engine(fr
         backstay("release", made["id"], "--config", config, home=home)
         explained = backstay("policy", "explain", "web-01", "--config", config, home=home).out
         assert "everything" in explained and "lately decided:" in explained and ": done" in explained
+        assert re.search(r": done at [0-9-]{10} [0-9:]{8} UTC", explained)
         newest = backstay("policy", "explain", "web-01@latest", "--config", config, home=home).out
         assert "kept by:" in newest and "until: about" in newest and "backup.requested at" in newest
         backstay("policy", "explain", "nobody", "--config", config, home=home, expect=2)
