@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,6 +41,33 @@ class Tally:
             self.done[label] = self.done.get(label, 0) + done
 
 
+class CalledBack(Exception):
+    """The run ends without a restore point, through no fault: its VM moved. `distrust` is set when storage moved."""
+
+    def __init__(self, reason: str, *, distrust: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.distrust = distrust
+
+
+@dataclass(slots=True)
+class Recall:
+    """How a run is told from outside to give way. It does so only while it still reads. From the event loop."""
+
+    reason: str = ""
+    _called: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def call(self, reason: str) -> None:
+        """Give way, and why."""
+        self.reason = reason
+        self._called.set()
+
+    async def heard(self) -> None:
+        """Raise CalledBack once it is called."""
+        await self._called.wait()
+        raise CalledBack(self.reason)
+
+
 @dataclass(frozen=True, slots=True)
 class Means:
     """What a run works with. Memory of reading is `disks_per_vm * lanes` pieces of 1 MiB."""
@@ -60,6 +88,8 @@ class Attempt:
 
     `on_cbt_invalid` is what it does then, and where change tracking gives no answer. Nobody can expire the restore
     point for as long as `lock` says. `left_out` tells why the policies want a disk left out, "" when they do not.
+    `recall` has it give way while it reads, `was_read` hears when it has read everything. Where it `gives_way` no
+    more, a move of storage that it does not survive is a failure.
     """
 
     job: Job
@@ -70,3 +100,6 @@ class Attempt:
     lock: timedelta = timedelta()
     left_out: Callable[[Disk], str] = lambda disk: ""
     on_cbt_invalid: OnCbtInvalid = OnCbtInvalid.FULL
+    recall: Recall = field(default_factory=Recall)
+    was_read: Callable[[], None] = lambda: None
+    gives_way: bool = True

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
 
-from connectors.errors import ConnectorError, ReadFailed
+from connectors.errors import ConnectorError, ReadFailed, TransportFailed
 from connectors.hypervisor import Snapshot, SnapshotDisk
-from engine.attempts import Attempt, Means
+from engine.attempts import Attempt, CalledBack, Means
 from engine.diskchoice import leaving_out, names_of
 from engine.diskreading import DiskRead
 from engine.jobs import DiskOutcome, Done
@@ -33,8 +33,8 @@ log = logging.getLogger("engine.backup")
 async def back_up(attempt: Attempt, means: Means) -> Done:
     """Make a restore point of the VM as it is now.
 
-    Raises a ConnectorError or StorageError, never a group. When it raises, there is no restore point, and nothing
-    is left in vCenter unless removing it is what failed.
+    Raises a ConnectorError, StorageError or CalledBack, never a group. When it raises, there is no restore point, and
+    nothing is left in vCenter unless removing it is what failed.
     """
     job, vm, run, tally = attempt.job, attempt.vm, attempt.run, attempt.tally
     began = monotonic()
@@ -62,11 +62,15 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                 stage("read")
                 latest = await _latest(means, vm)
                 pending = await held.enter_async_context(_pending(means, _head(attempt, snapshot, means.engine)))
-                disks = await _copy_disks(attempt, means, snapshot, latest, pending)
+                disks = await _copy_unless_moved(attempt, means, snapshot, latest, pending)
+                attempt.was_read()
                 for disk in snapshot.unprotected:
                     pending.unprotected(disk.label, disk.unprotected)
                 await settled(means.threads.repository, pending.configuration, snapshot.configuration)
-                moved = await _still_there(snapshot, vm, means.hypervisor)
+                moved, relocated = await _still_there(snapshot, vm, means.hypervisor)
+                if relocated and any(disk.changes == "incremental" for disk in disks):
+                    # Nobody can tell whether the changes were those before the move or those after it.
+                    raise _given_way(attempt, relocated)
                 read_through = True
                 stage("release")
         except ConnectorError as error:
@@ -88,6 +92,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
         left_out=tuple(d.label for d in snapshot.unprotected[len(whole.unprotected) :]),
         warnings=tuple(warnings),
         moved=moved,
+        relocated=relocated,
     )
 
 
@@ -145,15 +150,53 @@ async def _pending(means: Means, head: PointHead) -> AsyncIterator[PendingPoint]
         await settled(pool, pending.__exit__, None, None, None)
 
 
-async def _still_there(snapshot: Snapshot, vm: Vm, hypervisor: Hypervisor) -> str:
-    """Where the VM moved during the read, empty when it did not; raises when its snapshot went away meanwhile."""
+async def _copy_unless_moved(
+    attempt: Attempt, means: Means, snapshot: Snapshot, latest: PointDetail | None, pending: PendingPoint
+) -> list[DiskOutcome]:
+    """Copy the disks; CalledBack when they cannot be read any more because they lie elsewhere now."""
+    try:
+        return await _copy_disks(attempt, means, snapshot, latest, pending)
+    except (TransportFailed, ReadFailed) as error:
+        try:
+            relocated = _relocated(snapshot, await means.hypervisor.vm(attempt.vm.address))
+        except ConnectorError:
+            relocated = ""
+        if not (relocated and attempt.gives_way):
+            raise
+        raise _given_way(attempt, relocated) from error
+
+
+def _given_way(attempt: Attempt, relocated: str) -> Exception:
+    reason = f"{attempt.vm.name} was moved to other storage while it was backed up ({relocated})"
+    if attempt.gives_way:
+        return CalledBack(f"{reason}; its run gives way and waits again", distrust=reason)
+    return ReadFailed(reason, where=attempt.vm.name)
+
+
+def _relocated(snapshot: Snapshot, after: Vm) -> str:
+    """From where to where disks of the snapshot have gone, such as "ssd-1 -> ssd-2"; empty when none has.
+
+    What is written while the snapshot stands may lie elsewhere than the disk itself, without any move.
+    """
+    now = {disk.uuid: disk.datastore for disk in after.disks if disk.uuid}
+    gone = {
+        f"{was} -> {there}"
+        for was, there in ((one.disk.datastore, now.get(one.disk.uuid, "")) for one in snapshot.disks)
+        if there and there != was and (was not in after.datastores or there not in snapshot.vm.datastores)
+    }
+    return ", ".join(sorted(gone))
+
+
+async def _still_there(snapshot: Snapshot, vm: Vm, hypervisor: Hypervisor) -> tuple[str, str]:
+    """Where VM and storage moved during the read, empty when not; raises when its snapshot went away meanwhile."""
     after = await hypervisor.vm(vm.address)
     if snapshot.name not in after.own_snapshots:
         raise ReadFailed(
             "the snapshot was removed or reverted while its disks were read, so what was read is not to be trusted",
             where=vm.name,
         )
-    return f"{snapshot.vm.host} -> {after.host}" if after.host != snapshot.vm.host else ""
+    moved = f"{snapshot.vm.host} -> {after.host}" if after.host != snapshot.vm.host else ""
+    return moved, _relocated(snapshot, after)
 
 
 async def _copy_disks(
@@ -170,8 +213,9 @@ async def _copy_disks(
 
     try:
         async with asyncio.TaskGroup() as group:
-            for index, disk in enumerate(snapshot.disks):
-                group.create_task(one(index, disk))
+            recall = group.create_task(attempt.recall.heard())
+            await asyncio.wait([group.create_task(one(index, disk)) for index, disk in enumerate(snapshot.disks)])
+            recall.cancel()
     except BaseExceptionGroup as errors:
         raise first_of(errors) from errors
     return [outcomes[index] for index in range(len(snapshot.disks))]

@@ -24,7 +24,7 @@ from engine.records import VmRow
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import LOOK, World
-from policies.decision import Decision, DistrustTracking, Skip
+from policies.decision import Decision, DistrustTracking, Requeue, Skip
 from policies.evaluation import evaluate
 from policies.facts import Address, Event, EventType, Vm, VmId
 from policies.policyset import PolicySet
@@ -69,6 +69,8 @@ class Dispatcher:
     jobs_changed: Callable[[], None] = lambda: None
     given_up: Callable[[Job], None] = lambda job: None
     """Told of each job that an event gave up before it ran."""
+    called_back: Callable[[Requeue], None] = lambda decision: None
+    """Told of each run that is to give way."""
     noted: Noted = field(default_factory=Noted)
     reconcile_grace: timedelta = timedelta(seconds=30)
     standing: dict[VmId, Decision] = field(default_factory=dict)
@@ -328,6 +330,8 @@ class Dispatcher:
             for ruling in effect.rulings:
                 if isinstance(ruling.decision, DistrustTracking):
                     self.noted.distrusted(effect.event)
+                elif isinstance(ruling.decision, Requeue):
+                    self.called_back(ruling.decision)
         for job in draft.jobs.values():
             if job.state is JobState.ABANDONED:
                 self.given_up(job)

@@ -16,7 +16,7 @@ from engine.journal import Effect, Ruling
 from engine.records import Audited, Change, Distrust, VmRow
 from engine.world import World
 from policies.admission import coalesce
-from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
+from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
 from policies.facts import Event, VmId
 
 SMALL_STEP = timedelta(minutes=5)
@@ -41,6 +41,8 @@ class Draft:
     _before: dict[JobId, Job | None] = field(default_factory=dict)
     _keys: dict[str, JobId] = field(default_factory=dict)
     _forgotten: dict[str, JobId] = field(default_factory=dict)
+    _read: dict[VmId, str] = field(default_factory=dict)
+    """On which host each VM was being read whose run this draft calls back."""
     _cooled: dict[tuple[str, str, VmId], datetime | None] = field(default_factory=dict)
 
     def undo(self) -> None:
@@ -63,6 +65,8 @@ class Draft:
                 self.world.drop_job(drafted)
             else:
                 self.world.set_job(before)
+        for vm, host in self._read.items():
+            self.world.reads(vm, host)
         for fired, at in self._cooled.items():
             if at is None:
                 self.world.fired.pop(fired, None)
@@ -127,6 +131,8 @@ class Draft:
                 return Ruling(decision)
             case HoldPoints():
                 return Ruling(decision, self._hold(decision, event))
+            case Requeue():
+                return Ruling(decision, self._call_back(decision.vm))
 
     def _back_up(self, decision: BackUp) -> Ruling:
         known = self.world.job_keys.get(decision.key)
@@ -163,6 +169,12 @@ class Draft:
         run = self.world.runs.get(job.vm)
         tried = run.last_attempt if run is not None and job.attempts else None
         return job.created_at > soon or (tried is not None and soon < tried <= job.not_before)
+
+    def _call_back(self, vm: VmId) -> JobId | None:
+        """The run is called back once, however many moves one batch tells of."""
+        self._read.setdefault(vm, self.world.reading_on.get(vm, ""))
+        self.world.reads(vm, "")
+        return next((job.id for job in self.world.jobs.of(vm) if job.state is JobState.RUNNING), None)
 
     def _hold(self, decision: HoldPoints, event: Event) -> JobId:
         self._fired(decision)

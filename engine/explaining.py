@@ -62,6 +62,8 @@ def _waits(parts: Parts, vm: VmId) -> list[str]:
             if job.attempts and job.not_before > now:
                 at = clock(job.not_before, now.tzinfo, now) if now.tzinfo else ""
                 said.append(f"its last attempt failed; it is tried again at {at} UTC")
+            elif job.last_error and job.not_before > now:
+                said.append(job.last_error)
     if vm in parts.crew.set_aside:
         said.append("it was put aside after an error that trying again cannot mend; backstay backup tries it again")
     return said

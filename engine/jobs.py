@@ -7,7 +7,7 @@ every attempt at it is a run with its own id, which also names the snapshot and 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -193,6 +193,7 @@ class Done:
     unprotected: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     moved: str = ""
+    relocated: str = ""
     left_out: tuple[str, ...] = ()
 
     @property
@@ -209,6 +210,13 @@ class Done:
     def checks(self) -> tuple[Check, ...]:
         """What came of holding change tracking against its disks, where that was done."""
         return tuple(d.check for d in self.disks if d.check is not None)
+
+    @property
+    def doubts(self) -> Iterator[tuple[str, str]]:
+        """What it found against change tracking, for the next run: the kind of it, and a sentence."""
+        if self.relocated:
+            yield "relocated", f"it was moved to other storage while it was backed up ({self.relocated})"
+        yield from (("differed", check.sentence) for check in self.checks if check.result == "differed")
 
     @property
     def read_bytes(self) -> int:
@@ -234,10 +242,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The job was given up before or without a failure: no longer due, the VM left, or the engine stopped."""
+    """The job was given up before or without a failure: no longer due, the VM left, or the engine stopped.
+
+    `requeue` means that it waits again, `called_back` that it does so because its VM moved while it was read.
+    """
 
     reason: str
     requeue: bool = False
+    called_back: bool = False
 
 
 Outcome = Done | Failed | Abandoned

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from engine.jobs import Job, JobId, JobKind, JobState, RunId
-from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
+from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
 from policies.facts import Consistency, Event, VmId
 
 Connection = duckdb.DuckDBPyConnection
@@ -135,6 +135,8 @@ def describe(decision: Decision) -> tuple[str, str | None, str, str, str, str]:
             return "retire", decision.vm, "", "", decision.reason, ""
         case HoldPoints():
             return "hold", decision.vm, decision.policy, decision.rule, decision.reason, ""
+        case Requeue():
+            return "requeue", decision.vm, decision.policy, decision.rule, decision.reason, ""
 
 
 def commit_of(decision: Decision) -> str:

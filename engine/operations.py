@@ -31,6 +31,7 @@ from engine.tasks import Body, Watch
 from engine.threads import interruptible, settled
 from policies.decision import BackUp
 from policies.facts import Event, EventType, PointId, RestorePoint, VmId
+from storage.marks import legible
 from storage.repository import PointDisk
 from storage.verify import Bounds, Scope
 
@@ -49,7 +50,7 @@ def back_up_vm(parts: Parts, vm: VmId, asked: BackUpVm, who: str, request: str) 
             source="api",
             vm=vm,
             user=who,
-            detail={"reason": asked.reason},
+            detail={"reason": legible(asked.reason)},
         )
         if asked.full:
             await settled(parts.threads.state, parts.state.distrust, vm, FULL_READ_ASKED, event.key, parts.now())
@@ -60,7 +61,11 @@ def back_up_vm(parts: Parts, vm: VmId, asked: BackUpVm, who: str, request: str) 
         if job is None:
             said = "; ".join(r.decision.reason for r in rulings) or "nothing was decided"
             raise BadInput(f"not backed up: {said}")
-        match await _outcome(parts, job, watch):
+        outcome = await _outcome(parts, job, watch)
+        while isinstance(outcome, Abandoned) and outcome.called_back:
+            watch.say(outcome.reason)
+            outcome = await _outcome(parts, job, watch)
+        match outcome:
             case Done() as done:
                 return await _made(parts, vm, done)
             case Failed() as failed:

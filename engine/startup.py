@@ -107,6 +107,7 @@ def assemble(
         engine=engine_id(config),
     )
     dispatcher.given_up = crew.given_up
+    dispatcher.called_back = crew.call_back
     announcer = None
     if config.bus is not None:
         announcer = Announcer(Subjects(config.bus.site), now, lambda vm: _name(world, VmId(vm)))

@@ -13,8 +13,9 @@ from typing import ParamSpec
 
 from connectors.errors import ConnectorError, Gone, LoginRefused
 from connectors.hypervisor import Leftover
-from engine.attempts import Attempt, Means, Tally
+from engine.attempts import Attempt, CalledBack, Means, Tally
 from engine.backup import back_up
+from engine.counting import count_done, count_without_point
 from engine.failures import Kind, verdict
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Done, Failed, Job, JobId, JobKind, JobState, Outcome, RunId
@@ -26,6 +27,8 @@ from engine.threads import Threads, settled
 from engine.world import World
 from metrics.registry import Metrics
 from policies.admission import retry_at
+from policies.decision import Requeue
+from policies.evaluation import CALLED_BACK_AT_MOST, GIVES_WAY
 from policies.facts import RestorePoint, VmId
 from policies.policy import OnCbtInvalid
 from policies.policyset import PolicySet
@@ -88,10 +91,13 @@ class Crew:
             except asyncio.CancelledError:
                 await self._give_back(started)
                 raise
+            except CalledBack as over:
+                outcome = await self._give_way(started, over, began)
             except Exception as error:
                 outcome = await self._judge(started, error, began)
             finally:
                 self.active.pop(run, None)
+                self.world.reads(job.vm, "")
                 self.queue.changed()
             self._tell(started, outcome)
 
@@ -180,10 +186,15 @@ class Crew:
         # Doubts of our own, and a full read that a person asked for, are nothing that vSphere could have wrong.
         ours = len(doubts) > len(reasons) or any(not d.event_key or d.reason == FULL_READ_ASKED for d in reasons)
         on_cbt_invalid = OnCbtInvalid.FULL if ours else effective.on_cbt_invalid
-        attempt = Attempt(job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective), on_cbt_invalid)
+        attempt = Attempt(
+            job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective), on_cbt_invalid,
+            was_read=partial(self.world.reads, vm.id, ""),
+            gives_way=self.world.called_back.get(vm.id, 0) < CALLED_BACK_AT_MOST,
+        )  # fmt: skip
         waited = began - max(job.created_at, job.not_before)
         attempt.tally.seconds["queued"] = max(0.0, waited.total_seconds())
         self.active[run] = attempt
+        self.world.reads(vm.id, vm.host)
         self.began(attempt)
         done = await back_up(attempt, means)
         self.active.pop(run, None)
@@ -203,12 +214,11 @@ class Crew:
         self.set_aside.discard(job.vm)
         self.world.set_job(settled_job)
         self.world.set_run(run)
-        lies = [check.sentence for check in done.checks if check.result == "differed"]
-        if lies:
-            log.error("change tracking was wrong", extra={"vm": attempt.vm.name, "why": "; ".join(lies)})
-            reason = f"in run {attempt.run} {'; '.join(lies)}"
+        self.world.gave_way(job.vm, 0)
+        for kind, reason in done.doubts:
+            log.error("change tracking is in doubt", extra={"vm": attempt.vm.name, "why": reason})
             await self._remember(self.state.distrust, job.vm, reason, f"run:{attempt.run}", self.now())
-            self.metrics.tracking_distrusted("differed")
+            self.metrics.tracking_distrusted(kind)
         # The restore point is committed: whatever cannot be noted now, the run is not to be done again.
         await self._remember(self.state.settle, settled_job, now=self.now(), run=run, point=done.point, trusted=trusted)
         if not done.warnings:
@@ -219,7 +229,7 @@ class Crew:
             log.error("restore points not listed", extra={"vm": attempt.vm.name, "why": str(error)})
         seconds = (self.now() - began).total_seconds()
         self.queue.took(seconds)
-        self._count(job, done, attempt, seconds)
+        count_done(self.metrics, job, done, attempt, seconds)
         log.info(
             "restore point committed",
             extra={
@@ -228,37 +238,9 @@ class Crew:
             },
         )  # fmt: skip
 
-    def _count(self, job: Job, done: Done, attempt: Attempt, seconds: float) -> None:
-        self.metrics.run_finished(
-            job.policy,
-            "partial" if done.partial else "done",
-            seconds,
-            read=done.read_bytes,
-            stored=done.stored_bytes,
-            deduplicated=sum(disk.dedup_bytes for disk in done.disks),
-            zero=sum(disk.zero_bytes for disk in done.disks),
-        )
-        self._count_stages(attempt)
-        for disk in done.disks:
-            self.metrics.disk_read(disk.transport, whole=disk.whole)
-            if disk.check is not None:
-                self.metrics.tracking_checked(disk.check.result, disk.check.untold_bytes)
-            for fallback in disk.fallbacks:
-                self.metrics.transport_failed(fallback.partition(":")[0])
-        if done.consistency != job.consistency:
-            self.metrics.consistency_fell_back(done.consistency.value)
-
-    def _count_stages(self, attempt: Attempt) -> None:
-        for name, spent in attempt.tally.seconds.items():
-            self.metrics.stage(name, spent)
-
-    def _count_failed(self, job: Job, began: datetime) -> None:
-        """A failed run has read what it has read."""
+    def _count_without_point(self, job: Job, result: str, began: datetime) -> None:
         attempt = self.active.get(job.run) if job.run is not None else None
-        read = sum(attempt.tally.done.values()) if attempt is not None else 0
-        self.metrics.run_finished(job.policy, "failed", (self.now() - began).total_seconds(), read=read)
-        if attempt is not None:
-            self._count_stages(attempt)
+        count_without_point(self.metrics, job, result, attempt, (self.now() - began).total_seconds())
 
     async def _judge(self, job: Job, error: Exception, began: datetime) -> Failed:
         """Write down what went wrong, when it is tried again, and clean up behind it."""
@@ -297,7 +279,7 @@ class Crew:
         self.world.set_run(run)
         await self._remember(self.state.settle, after, now=now, run=run)
         if job.kind is JobKind.BACKUP:
-            self._count_failed(job, began)
+            self._count_without_point(job, "failed", began)
             (self.set_aside.add if after.state is JobState.QUARANTINED else self.set_aside.discard)(job.vm)
         log.error(
             "run failed",
@@ -307,6 +289,25 @@ class Crew:
             self.active.pop(job.run, None)
             await self._clean_up(job)
         return Failed(judged.sentence, judged.kind.value, int(judged.exit_code), retry, state is JobState.QUARANTINED)
+
+    def call_back(self, decision: Requeue) -> None:
+        """Have the run of this VM give way, unless it has read everything by now."""
+        for attempt in [one for one in self.active.values() if one.vm.id == decision.vm]:
+            attempt.recall.call(decision.reason)
+
+    async def _give_way(self, job: Job, over: CalledBack, began: datetime) -> Abandoned:
+        """The run left nothing, which is no failure; the same job waits again."""
+        log.info("run gave way", extra={"vm": self._name(job.vm), "why": over.reason})
+        self.world.gave_way(job.vm, self.world.called_back.get(job.vm, 0) + 1)
+        self._count_without_point(job, "requeued", began)
+        if over.distrust:
+            await self._remember(self.state.distrust, job.vm, over.distrust, f"run:{job.run}", self.now())
+            self.metrics.tracking_distrusted("relocated")
+        if job.run is not None:
+            self.active.pop(job.run, None)
+            await self._remember(self.state.resolve_intents, [job.run])
+        await self._postpone(job, over.reason, self.now() + GIVES_WAY)
+        return Abandoned(over.reason, requeue=True, called_back=True)
 
     async def _clean_up(self, job: Job) -> None:
         vm = self.world.vms.get(job.vm)

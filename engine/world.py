@@ -113,6 +113,10 @@ class World:
     alerts: dict[VmId, str] = field(default_factory=dict)
     moved: Callable[[VmId], None] = lambda vm: None
     """Told of each VM of which `vms` has another value, or none any more."""
+    reading_on: dict[VmId, str] = field(default_factory=dict)
+    """Of each VM that a run reads now the host on which it stood when the run began."""
+    called_back: dict[VmId, int] = field(default_factory=dict)
+    """How often in a row a VM's run gave way to a move; not remembered beyond the engine's end."""
     vcenters: int = 0
     """How many vCenters are followed."""
 
@@ -159,7 +163,22 @@ class World:
             consecutive_failures=run.consecutive_failures,
             running=any(job.state is JobState.RUNNING for job in mine),
             pending=any(job.state is JobState.PENDING for job in mine),
+            reading_on=self.reading_on.get(vm, ""),
+            called_back=self.called_back.get(vm, 0),
         )
+
+    def reads(self, vm: VmId, host: str) -> None:
+        """A run reads the VM, which stands on this host; none does any more where the host is empty."""
+        self.reading_on.pop(vm, None)
+        if host:
+            self.reading_on[vm] = host
+        self.refresh(vm)
+
+    def gave_way(self, vm: VmId, times: int) -> None:
+        """So often in a row by now the VM's run gave way to a move."""
+        self.called_back.pop(vm, None)
+        if times:
+            self.called_back[vm] = times
 
     def set_points(self, vm: VmId, points: Iterable[RestorePoint]) -> None:
         """The restore points of one VM as the repository lists them now."""
@@ -268,7 +287,7 @@ class World:
         """Know these VMs no more."""
         for vm in vms:
             self.book.drop(vm)
-            for table in (self.rows, self.runs, self.history, self.alerts):
+            for table in (self.rows, self.runs, self.history, self.alerts, self.called_back):
                 table.pop(vm, None)
 
     def account(self, vm: VmId, parts: Iterable[str]) -> VmRow | None:

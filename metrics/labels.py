@@ -32,7 +32,7 @@ EVENT_SOURCES = ("vcenter", "nats", "api", "clock", "reconcile", OTHER)
 GAP_SOURCES = ("vcenter", OTHER)
 """A durable consumer of NATS has no gaps."""
 
-RUN_RESULTS = ("done", "partial", "failed", OTHER)
+RUN_RESULTS = ("done", "partial", "failed", "requeued", OTHER)
 OPERATION_RESULTS = ("done", "failed", "cancelled", OTHER)
 NOTICE_RESULTS = ("sent", "retried", "failed", OTHER)
 STAGES = ("queued", "snapshot", "changes", "open", "read", "close", "release", "commit", OTHER)

@@ -21,6 +21,7 @@ def decided_by(protection: Protection) -> dict[str, str]:
         "consistency": lambda policy: policy.want is not None or policy.fallback is not None,
         "transports": lambda policy: bool(policy.transports),
         "on_cbt_invalid": lambda policy: policy.on_cbt_invalid is not None,
+        "on_migrate": lambda policy: policy.on_migrate is not None,
     }
     united: dict[str, Callable[[Policy], bool]] = {
         "policy": lambda policy: True,

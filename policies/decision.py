@@ -84,7 +84,18 @@ class HoldPoints:
     rule: str = ""
 
 
-Decision = BackUp | Skip | DistrustTracking | Retire | HoldPoints
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """The VM moved while it is read: its run gives way, leaving nothing, and the same job waits again."""
+
+    vm: VmId
+    policy: str
+    rule: str
+    reason: str
+    event_key: str = ""
+
+
+Decision = BackUp | Skip | DistrustTracking | Retire | HoldPoints | Requeue
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ are hints: the engine re-reads the VM before it evaluates, and `clock` finds wha
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from policies.conditions import Answer, Condition
-from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
+from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
 from policies.facts import Event, EventType, Facts, Vm, VmHistory, VmId
-from policies.policy import Policy, Trigger
+from policies.policy import OnMigrate, Policy, Trigger
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, last_good, protection, refusal_of
 from policies.schedule import Due, blackout_words, latest_start, opening
@@ -25,9 +25,15 @@ _FIRST_SIGHT = {EventType.CREATED, EventType.CLONED, EventType.REGISTERED}
 _SWEEPS = {EventType.CLOCK, EventType.RECONCILED}
 _NOTHING_KNOWN = VmHistory()
 _UNCONDITIONAL = Answer(True)
+
+CALLED_BACK_AT_MOST = 3
+"""So often in a row a run gives way to moves of its VM; the next one goes on, or a VM that always moves had none."""
 _TYPES = {one: one.value for one in EventType}
 _TWO_DIGITS = tuple(f"{number:02}" for number in range(60))
 _make_backup = maker(BackUp)
+
+GIVES_WAY = timedelta(seconds=30)
+"""How long a run waits that gave way to a move: the next may follow at once."""
 
 
 def evaluate(policies: PolicySet, event: Event, facts: Facts) -> tuple[Decision, ...]:
@@ -52,7 +58,7 @@ def evaluate(policies: PolicySet, event: Event, facts: Facts) -> tuple[Decision,
         return (Skip(event.vm, "", "", reason, event.key),)
     if event.type is EventType.BACKUP_REQUESTED:
         return (_requested(policies, vm, event, facts),)
-    return (*_distrust(vm, event), *_triggered(policies, vm, event, facts))
+    return (*_distrust(vm, event), *_moved(policies, vm, event, facts), *_triggered(policies, vm, event, facts))
 
 
 def _retired(vm_id: VmId, vm: Vm | None, event: Event) -> Decision:
@@ -68,6 +74,24 @@ def _distrust(vm: Vm, event: Event) -> tuple[Decision, ...]:
         case _:
             return ()
     return (DistrustTracking(vm.id, f"{happened(event, vm)}; the next backup reads its disks in full", event.key),)
+
+
+def _moved(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> tuple[Decision, ...]:
+    """What a move to another host means for a run that reads the VM; one from before it began means nothing."""
+    history = facts.history.get(vm.id, _NOTHING_KNOWN)
+    if event.type is not EventType.MIGRATED or not history.reading_on or event.to_host == history.reading_on:
+        return ()
+    effective = protection(policies, vm)
+    if effective.on_migrate is not OnMigrate.REQUEUE:
+        return ()
+    what = f"{happened(event, vm)} while it was backed up"
+    name = next(policy.name for policy in effective.policies if policy.on_migrate is OnMigrate.REQUEUE)
+    if history.called_back >= CALLED_BACK_AT_MOST:
+        reason = f"{what}; its run gave way {history.called_back} times in a row, so that this one goes on"
+        return (Skip(vm.id, name, "on_migrate", reason, event.key),)
+    return (
+        Requeue(vm.id, name, "on_migrate", f"{what}; policy {name} has its run give way and wait again", event.key),
+    )
 
 
 def _requested(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decision:

@@ -188,7 +188,11 @@ class RestorePoint:
 
 @dataclass(frozen=True, slots=True)
 class VmHistory:
-    """What the engine remembers of one VM's runs."""
+    """What the engine remembers of one VM's runs.
+
+    `reading_on` is the host on which the VM stood when the run began that reads it now; empty when none does.
+    `called_back` is how often in a row its run gave way to a move.
+    """
 
     last_success: datetime | None = None
     last_good: datetime | None = None
@@ -197,6 +201,8 @@ class VmHistory:
     consecutive_failures: int = 0
     running: bool = False
     pending: bool = False
+    reading_on: str = ""
+    called_back: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,13 @@ class OnCbtInvalid(StrEnum):
     VERIFY = "verify"
 
 
+class OnMigrate(StrEnum):
+    """What a run does when its VM moves to another host, the least protective first."""
+
+    REQUEUE = "requeue"
+    FINISH = "finish"
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyLimits:
     """How many backups of one policy may run at a time: in all, on one host, on one datastore; None is no limit."""
@@ -177,6 +184,7 @@ class Policy:
     verify_every: timedelta | None = None
     notify: tuple[str, ...] = ()
     on_cbt_invalid: OnCbtInvalid | None = None
+    on_migrate: OnMigrate | None = None
 
     def __hash__(self) -> int:
         return hash((self.name, self.hash))
@@ -243,6 +251,7 @@ def compile_policy(
         verify_every=parse_duration(table.verify.every) if table.verify and table.verify.every else None,
         notify=tuple(table.notify or ()),
         on_cbt_invalid=OnCbtInvalid(table.on_cbt_invalid) if table.on_cbt_invalid else None,
+        on_migrate=OnMigrate(table.on_migrate) if table.on_migrate else None,
     )
 
 

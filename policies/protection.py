@@ -9,13 +9,13 @@ from functools import lru_cache
 from typing import TypeVar
 
 from policies.facts import CONSISTENCY_ORDER, Consistency, Disk, Facts, RestorePoint, Vm, VmHistory, VmId
-from policies.policy import DEFAULT_FALLBACK, DEFAULT_WANT, OnCbtInvalid, Policy
+from policies.policy import DEFAULT_FALLBACK, DEFAULT_WANT, OnCbtInvalid, OnMigrate, Policy
 from policies.policyset import PolicySet
 from policies.schedule import Due, next_due
 
 _Set = TypeVar("_Set")
 _NOTHING_KNOWN = VmHistory()
-_LEAST_PROTECTIVE_FIRST = tuple(OnCbtInvalid)
+_DOUBTS, _MOVES = tuple(OnCbtInvalid), tuple(OnMigrate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Protection:
     verify_every: timedelta | None = None
     notify: tuple[str, ...] = ()
     on_cbt_invalid: OnCbtInvalid = OnCbtInvalid.FULL
+    on_migrate: OnMigrate = OnMigrate.FINISH
 
     @property
     def winner(self) -> Policy | None:
@@ -93,6 +94,7 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
     wanting = _highest(matching, lambda policy: policy.want is not None or policy.fallback is not None)
     order = CONSISTENCY_ORDER.index
     doubting = _highest(matching, lambda policy: policy.on_cbt_invalid is not None)
+    moving = _highest(matching, lambda policy: policy.on_migrate is not None)
     carrying = _highest(matching, lambda policy: bool(policy.transports))
     return Protection(
         policies=matching,
@@ -106,8 +108,13 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
         notify=tuple(dict.fromkeys(name for policy in matching for name in policy.notify)),
         on_cbt_invalid=max(
             (policy.on_cbt_invalid for policy in doubting if policy.on_cbt_invalid is not None),
-            key=_LEAST_PROTECTIVE_FIRST.index,
+            key=_DOUBTS.index,
             default=OnCbtInvalid.FULL,
+        ),
+        on_migrate=max(
+            (policy.on_migrate for policy in moving if policy.on_migrate is not None),
+            key=_MOVES.index,
+            default=OnMigrate.FINISH,
         ),
     )
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from policies.assumptions import Assumptions, Rate, rate_of
 from policies.decision import BackUp
-from policies.facts import RestorePoint, Vm, VmId
+from policies.facts import EventType, RestorePoint, Vm, VmHistory, VmId
 from policies.gauges import Gauges, Places
 from policies.limits import Limits
 from policies.overload import TYPICAL_RUN
+from policies.policy import OnMigrate
 from policies.policyset import PolicySet
 
 RUNS_REMEMBERED = 16
@@ -28,6 +29,7 @@ class Run(NamedTuple):
     read: int
     stored: int
     places: Places
+    host: str = ""
 
 
 class Runs:
@@ -62,11 +64,21 @@ class Runs:
         known = self._places.get(vm_id)
         if known is None or known[0] is not vm:
             known = self._places[vm_id] = vm, self._gauges.places_of(vm)
-        self.under_way[vm_id] = Run(decision, now, read, stored, known[1])
+        self.under_way[vm_id] = Run(decision, now, read, stored, known[1], vm.host)
         self._gauges.began(decision, known[1], now)
         self._begun += 1
         ends = now + self._assumed.run_overhead + timedelta(0, read / self._assumed.bytes_per_second)
         heappush(self.ends, (ends, self._begun, vm_id))
+
+    def call_back(self, vm: VmId) -> Run:
+        """The run ends without a restore point."""
+        run = self.under_way.pop(vm)
+        self.ends[:] = [one for one in self.ends if one[2] != vm]
+        heapify(self.ends)
+        self._gauges.freed(run.places)
+        if run.read >= self._rates[vm].full_bytes:
+            self.distrusted.add(vm)
+        return run
 
     def end(self, now: datetime) -> Run:
         """The run that ends first is over."""
@@ -74,6 +86,25 @@ class Runs:
         self.typical += (now - run.began - self.typical) / RUNS_REMEMBERED
         self._gauges.freed(run.places)
         return run
+
+
+_ALWAYS_HEARD = frozenset(
+    {
+        EventType.CREATED, EventType.CLONED, EventType.REGISTERED, EventType.RELOCATED, EventType.RECONFIGURED,
+        EventType.REMOVED, EventType.BACKUP_REQUESTED, EventType.HOLD_REQUESTED,
+    }
+)  # fmt: skip
+
+
+def heard_by(policies: PolicySet) -> frozenset[EventType]:
+    """Events that lead to something, with a trigger or without. All others lead to nothing."""
+    moves = {EventType.MIGRATED} if any(one.on_migrate is OnMigrate.REQUEUE for one in policies.policies) else set()
+    return _ALWAYS_HEARD.union(moves, *(one.on for policy in policies.policies for one in policy.triggers))
+
+
+def gave_way(known: VmHistory) -> VmHistory:
+    """The history of a VM whose run waits again."""
+    return replace(known, running=False, pending=True, reading_on="", called_back=known.called_back + 1)
 
 
 def limits_of(policies: PolicySet, limits: Limits) -> Limits:

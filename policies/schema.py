@@ -11,7 +11,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from policies.blackouts import check_blackout
 from policies.closest import closest, one_of
@@ -48,6 +48,7 @@ SHORTEST_VERIFY = timedelta(days=1)
 """The engine reads back once a day."""
 
 Level = Literal["crash", "filesystem", "application"]
+MigrateName = Literal["finish", "requeue"]
 CbtInvalidName = Literal["full", "verify", "fail"]
 LeavingName = Literal["hold", "expire", "keep_last_good"]
 TransportName = Literal["hotadd", "nbd"]
@@ -243,6 +244,14 @@ def _rereadable(text: str) -> str:
     return text
 
 
+def _without_block(value: Any) -> Any:
+    if value == "block":
+        raise Unusable(
+            '"block" is not there yet: no move of a VM is kept from happening', 'write "finish" or "requeue"'
+        )
+    return value
+
+
 class VerifyTable(Table):
     """How often restore points are read back."""
 
@@ -328,6 +337,12 @@ class PolicyTable(Table):
         "What a run does where change tracking may not be trusted or gives no answer: `full` reads everything,"
         " `verify` besides compares with what change tracking says, `fail` fails and says why; `full` without it.",
         "verify",
+    )
+    on_migrate: Annotated[MigrateName, BeforeValidator(_without_block)] | None = _key(
+        None,
+        "What a run does when its VM moves to another host while it is read: `finish` goes on, `requeue` gives way and"
+        " waits again, three times in a row at most; `finish` without this key.",
+        "requeue",
     )
     limits: LimitsTable | None = _key(None, "How many of its backups may run at a time.")
     verify: VerifyTable | None = _key(None, "How often restore points are read back.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import StrEnum
 
 from policies.policy import Leaving, Policy, PolicyLimits, Retention, Trigger
 from policies.protection import Protection
@@ -33,7 +34,10 @@ def settings_of(protection: Protection) -> dict[str, str]:
         "lock": span(protection.lock) if protection.lock else "",
         "notify": ", ".join(protection.notify),
         "verify": f"every {span(protection.verify_every)}" if protection.verify_every is not None else "",
-        "on_cbt_invalid": protection.on_cbt_invalid.value if _says_cbt(protection) else "",
+        "on_cbt_invalid": _unless_silent(
+            protection.on_cbt_invalid, (one.on_cbt_invalid for one in protection.policies)
+        ),
+        "on_migrate": _unless_silent(protection.on_migrate, (one.on_migrate for one in protection.policies)),
         "retention": "; ".join(f"{policy.name}: {retention_words(policy.retention)}" for policy in protection.policies),
         "on_unmatched": _said((one.name, one.on_unmatched) for one in protection.policies),
         "on_removed": _said((one.name, one.on_removed) for one in protection.policies),
@@ -42,9 +46,9 @@ def settings_of(protection: Protection) -> dict[str, str]:
     return {key: words for key, words in found.items() if words}
 
 
-def _says_cbt(protection: Protection) -> bool:
+def _unless_silent(value: StrEnum, said: Iterable[StrEnum | None]) -> str:
     """What goes without saying is not said."""
-    return any(policy.on_cbt_invalid is not None for policy in protection.policies)
+    return value.value if any(one is not None for one in said) else ""
 
 
 def _said(values: Iterable[tuple[str, Leaving]]) -> str:

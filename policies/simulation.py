@@ -15,8 +15,8 @@ from heapq import heappop, heappush
 
 from policies.aftermath import CHANGING, changed_by
 from policies.assumptions import Assumptions
-from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
-from policies.evaluation import evaluate, scheduled, stamp
+from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
+from policies.evaluation import GIVES_WAY, evaluate, scheduled, stamp
 from policies.express import ExpressLine
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
 from policies.gauges import DAY, QUALITY, Gauges, Made, Trace
@@ -24,7 +24,7 @@ from policies.needed import dropped, held_until
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection
 from policies.recorded import Recorded, telling
-from policies.runs import Runs, limits_of
+from policies.runs import Runs, gave_way, heard_by, limits_of
 from policies.schedule import due_after
 from policies.sealing import maker
 
@@ -35,14 +35,6 @@ _NO_POINT = PointId("")
 
 KEYS_KEPT = 16
 """How many idempotency keys of a VM are remembered at least; older ones do not come again."""
-
-_ALWAYS_HEARD = frozenset(
-    {
-        EventType.CREATED, EventType.CLONED, EventType.REGISTERED, EventType.RELOCATED, EventType.RECONFIGURED,
-        EventType.REMOVED, EventType.BACKUP_REQUESTED, EventType.HOLD_REQUESTED,
-    }
-)  # fmt: skip
-"""Events that lead to something without a trigger. All others that no trigger names lead to nothing."""
 
 Told = Callable[[datetime], None]
 Ruled = Callable[[Event, Decision], None]
@@ -79,7 +71,7 @@ class Simulation:
         self.newest = {vm: telling(points, facts.now) for vm, points in facts.points.items()}
         self.line = ExpressLine(limits_of(policies, assumed.limits), self.vms)
         self.runs = Runs(assumed, self._gauges)
-        self._heard = _ALWAYS_HEARD.union(*(one.on for policy in policies.policies for one in policy.triggers))
+        self._heard = heard_by(policies)
         chosen = (policy.selection for policy in policies.policies)
         terms = (term for one in chosen for term in (*one.all, *one.any, *one.none))
         self._looks_matter = any(term.property in CHANGING for term in terms)
@@ -250,6 +242,11 @@ class Simulation:
             case HoldPoints():
                 self.trace.holds.setdefault(decision.vm, []).append((self.now, decision.reason))
                 self._fire(decision)
+            case Requeue():
+                run = self.runs.call_back(decision.vm)
+                self.line.finished(decision.vm)
+                self.line.add(replace(run.decision, not_before=self.now + GIVES_WAY))
+                self.history[decision.vm] = gave_way(self.history[decision.vm])
             case Retire():
                 waiting = self.line.of(decision.vm)
                 if waiting is not None:
@@ -300,7 +297,8 @@ class Simulation:
         known = self.history.get(vm, _NOTHING_KNOWN)
         running, pending = vm in self.runs, self.line.of(vm) is not None
         if (known.running, known.pending) != (running, pending):
-            self.history[vm] = replace(known, running=running, pending=pending)
+            host = self.runs.under_way[vm].host if running else ""
+            self.history[vm] = replace(known, running=running, pending=pending, reading_on=host)
 
     def _look(self, vm_id: VmId, made: datetime | None = None) -> None:
         """Plan when the clock asks for this VM again; `made` is when its restore point was taken that is new."""

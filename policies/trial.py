@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 
 from policies.admission import coalesce
 from policies.aftermath import changed_by
-from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
-from policies.evaluation import evaluate
+from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
+from policies.evaluation import GIVES_WAY, evaluate
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
 from policies.fixtures import NOTHING, Case, Happening, changed
 from policies.needed import dropped, held_until
@@ -225,6 +225,8 @@ class _Clockwork:
                 self._remember(decision.vm, pending=False)
             case HoldPoints():
                 self.held.append((decision.vm, self.now, decision.reason))
+            case Requeue():
+                self._call_back(decision.vm)
             case Skip() | DistrustTracking():
                 pass
         match decision:
@@ -234,6 +236,15 @@ class _Clockwork:
 
     def _remember(self, vm: VmId, **more: object) -> None:
         self.history[vm] = replace(self.history.get(vm, VmHistory()), **more)  # type: ignore[arg-type]
+
+    def _call_back(self, vm: VmId) -> None:
+        """The run ends without a restore point, and waits again."""
+        _, run = self.running.pop(vm)
+        last = max(at for at, backup in enumerate(self.backups) if backup.decision is run)
+        del self.backups[last]
+        self.pending = (*self.pending, replace(run, not_before=self.now + GIVES_WAY))
+        times = self.history[vm].called_back + 1
+        self._remember(vm, pending=True, running=False, reading_on="", called_back=times)
 
     def _start(self) -> None:
         for decision in self.pending:
@@ -254,7 +265,8 @@ class _Clockwork:
                 continue
             self.backups.append(Backup(decision, self.elapsed))
             self.running[decision.vm] = (self.elapsed + self.case.backup_takes, decision)
-            self._remember(decision.vm, pending=False, running=True, last_attempt=self.now)
+            host = vm.host if vm is not None else ""
+            self._remember(decision.vm, pending=False, running=True, last_attempt=self.now, reading_on=host)
         if self.case.backup_takes == NOTHING:
             self._finish()
 
@@ -267,7 +279,7 @@ class _Clockwork:
             made = self.made.setdefault(vm, [])
             made.append(self._point(decision, taken, len(made) + 1))
             self.points[vm] = (*self.case.facts.points.get(vm, ()), *made[-MOST_RECENT:])
-            self._remember(vm, running=False, last_success=taken)
+            self._remember(vm, running=False, last_success=taken, reading_on="", called_back=0)
 
     def _point(self, decision: BackUp, taken: datetime, number: int) -> RestorePoint:
         vm = self.vms.get(decision.vm) or self.gone[decision.vm]
@@ -302,3 +314,5 @@ def _verb(decision: Decision) -> str:
             return "retired"
         case HoldPoints():
             return "hold"
+        case Requeue():
+            return "run gives way"

@@ -36,6 +36,9 @@ ELSEWHERE = {
     '`on_cbt_invalid = "fail"`': (
         "test_under_fail_a_moved_vm_s_run_fails_once_and_a_full_read_that_is_asked_for_goes_through"
     ),
+    "`on_migrate` among several": "test_on_a_tie_finishing_wins_and_settings_tell_it",
+    '`on_migrate = "requeue"`': "test_a_run_gives_way_to_moves_leaves_nothing_and_the_third_time_is_the_last",
+    "a move to other storage during a run": "test_changes_that_were_asked_around_a_move_of_storage_are_not_committed",
     "`notify`": "test_a_missed_rpo_is_told_once_to_those_whom_policies_name_and_once_when_it_is_met",
     "`verify.every`": "test_the_shortest_time_of_all_policies_that_select_the_vm_counts",
     "`rpo`": "test_a_goal_asks_for_a_run_when_an_eighth_of_it_is_left",
@@ -189,8 +192,8 @@ def disks() -> None:
 
 @row(
     "several policies select one VM",
-    "the highest `priority` that says something about it chooses schedule, consistency, transports and"
-    " `on_cbt_invalid`, each on its own",
+    "the highest `priority` that says something about it chooses schedule, consistency, transports,"
+    " `on_cbt_invalid` and `on_migrate`, each on its own",
 )
 def several() -> None:
     low = policy('rpo = "4h"\nconsistency.fallback = "application"\ntransports = ["nbd"]', "low")
