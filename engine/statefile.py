@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import tomli
+
 from policies.errors import PolicyError, Problem
 from policies.facts import Facts
 from policies.factsfile import FORMAT, PAIRS, facts_from_json, facts_pieces, instant_text
@@ -62,8 +64,8 @@ def _parts(key: str, records: Iterable[Any]) -> Iterator[list[str]]:
 
 
 def read_standing(data: bytes, name: str) -> Standing:
-    """What a document says; PolicyError with the place where it cannot be used."""
-    return standing_of(read_json(data, name), name)
+    """What a document says, in TOML where it is called so; PolicyError with the place where it cannot be used."""
+    return standing_of(_read_toml(data, name) if name.endswith(".toml") else read_json(data, name), name)
 
 
 def standing_of(document: object, name: str) -> Standing:
@@ -77,6 +79,16 @@ def standing_of(document: object, name: str) -> Standing:
             raise _unusable(name, 1, 1, "policies are no texts by file name", "leave policies out, or write the texts")
         policies = load_texts(dict(texts))
     return Standing(facts_from_json(document, name), policies)
+
+
+def _read_toml(data: bytes, name: str) -> object:
+    try:
+        return tomli.loads(data.decode("utf-8"))
+    except tomli.TOMLDecodeError as error:
+        what = f"is no TOML: {error.msg[:1].lower()}{error.msg[1:]}"
+        raise _unusable(name, error.lineno, error.colno, what, "correct it here or just before") from None
+    except (ValueError, RecursionError):
+        raise _unusable(name, 1, 1, "is no TOML text", "save the file as UTF-8") from None
 
 
 def read_json(data: bytes, name: str) -> object:

@@ -229,3 +229,14 @@ def test_what_a_template_brings_on_many_policies_is_one_line(tmp_path: Path) -> 
 def test_a_directory_without_policies_is_told(tmp_path: Path) -> None:
     assert "No policy is there" in backstay("policy", "lint", tmp_path, home=tmp_path).err
     backstay("policy", "lint", tmp_path, "--strict", home=tmp_path, expect=3)
+
+
+def test_a_state_written_by_hand_may_be_toml(tmp_path: Path) -> None:
+    (folder := tmp_path / "policies").mkdir()
+    (folder / "gold.toml").write_text(POLICY)
+    state = tmp_path / "state.toml"
+    state.write_text('now = 2026-11-23T12:00:00Z\n[[vms]]\nname = "sql9"\ntags = ["backup=gold"]\n')
+    asked = ("policy", "explain", "sql9", "--policies", folder, "--state", "state.toml")
+    assert backstay(*asked, home=tmp_path).out.startswith("sql9: protected by gold, never backed up; due now")
+    state.write_text('now = 2026-11-23T12:00:00Z\n[[vms]\nname = "sql9"\n')
+    assert "state.toml:2:6: is no TOML: expected" in backstay(*asked, home=tmp_path, expect=2).err
