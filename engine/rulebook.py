@@ -150,7 +150,11 @@ class Rulebook:
             log.error("policies not loaded, the old ones stay", extra={"problems": str(error)})
         else:
             self.problems = ()
-            await self._replan()
+            try:
+                await self._replan()
+            except BaseException:
+                self._texts = None  # not taken up: read and compared again at the next look
+                raise
         self.changed()
         return True
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import tomli
 
 from policies.blackouts import is_calendar
-from policies.errors import PolicyError, Problem, quoted
+from policies.errors import PolicyError, Problem, printable, quoted
 from policies.policyset import PolicySet
 from policies.reading import WrittenTest, read_tests, read_texts
 
@@ -67,7 +67,17 @@ def policy_files(directory: Path | str) -> dict[str, Path]:
     except OSError as error:
         raise PolicyError([unreadable(str(root), error)]) from error
     named = {file.relative_to(root).as_posix(): file for file in found}
+    if odd := [name for name in named if is_policy_file(name) and not _is_unicode(name)]:
+        raise PolicyError([Problem(printable(name), 1, 1, "has a name that is not UTF-8", "rename it") for name in odd])
     return {name: file for name, file in named.items() if is_policy_file(name)}
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _alone(file: Path) -> dict[str, Path]:

@@ -19,7 +19,7 @@ from policies.facts import Facts
 from policies.fleet import synthetic_fleet
 from policies.planfile import Planned, planned_of
 from policies.planning import plan_reload
-from storage.errors import Refused
+from storage.errors import NoSpace, Refused
 from tests.policies.building import NOW, a_vm, daily_points, facts, policies
 
 ALL = 'schema = 1\n[policy.all]\nrpo = "4h"\nselect.all = ["*"]\n'
@@ -167,3 +167,29 @@ async def test_a_pipe_among_the_policies_is_told_and_holds_nothing_up(tmp_path: 
         (found.directory / "pipe.toml").unlink()
         await found.book.look()
         assert not found.book.problems
+
+
+async def test_a_file_whose_name_is_no_unicode_is_told(tmp_path: Path) -> None:
+    async with desk(tmp_path) as found:
+        odd = found.directory / os.fsdecode(b"\xff.toml")
+        odd.write_text(SOME)
+        await found.book.look()
+        assert [one.what for one in found.book.problems] == ["has a name that is not UTF-8"]
+
+
+async def test_policies_that_the_state_could_not_take_are_taken_up_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(tmp_path) as found:
+        more = ALL.replace('"4h"', '"2h"')
+        found.write(more)
+        with monkeypatch.context() as patch:
+
+            def full(self: State, files: object, **more: object) -> None:
+                raise NoSpace("the disk is full")
+
+            patch.setattr(State, "accept_policies", full)
+            with pytest.raises(NoSpace):
+                await found.book.look()
+        assert await found.book.look()
+        assert dict(found.book.accepted.texts) == {"all.toml": more}
