@@ -13,8 +13,8 @@ from policies.evaluation import CALLED_BACK_AT_MOST, GIVES_WAY, evaluate
 from policies.facts import Event, EventType, VmHistory
 from policies.fixtures import case_of
 from policies.limits import Limits
-from policies.loading import read_tests
 from policies.protection import protection
+from policies.reading import read_tests
 from policies.recorded import Recorded
 from policies.settings import settings_of
 from policies.simulation import Simulation
@@ -25,8 +25,8 @@ DB = a_vm("db", host="esx-1", disks=(a_disk(2000, gib=1000),))
 TEXT = '[policy.gold]\nselect.all = ["*"]\nrpo = "1d"\non_migrate = "requeue"\n'
 
 
-def moved(to_host: str = "esx-2", key: str = "k1", **more: object) -> Event:
-    return an_event(EventType.MIGRATED, DB, key=key, cause="drs", from_host="esx-1", to_host=to_host, **more)
+def moved(to_host: str = "esx-2", key: str = "k1") -> Event:
+    return an_event(EventType.MIGRATED, DB, key=key, cause="drs", from_host="esx-1", to_host=to_host)
 
 
 def about(text: str, history: VmHistory, event: Event | None = None) -> list[Decision]:
