@@ -37,7 +37,7 @@ from engine.threads import settled
 from metrics.exposition import render
 from policies.facts import PointId, RestorePoint, VmId
 from policies.planfile import planned
-from storage.marks import legible
+from storage.moments import legible
 from storage.sole import sole_bytes
 
 

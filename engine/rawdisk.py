@@ -13,7 +13,7 @@ from engine.copying import copy_disk, plan_copy
 from engine.extentlist import check_fit
 from engine.failures import BadInput
 from policies.facts import Consistency, PointId, RestorePoint, VmId
-from storage.marks import legible
+from storage.moments import legible
 from storage.repository import DiskHead, PointDetail, PointHead, Repository
 
 DISK_NAME = "disk"

@@ -12,8 +12,7 @@ from policies.facts import Consistency, PointId, VmId
 from storage.blockmap import Root
 from storage.errors import Damaged
 from storage.format import ID_BYTES, MAX_BLOCK_BYTES, MAX_FAN_OUT
-from storage.marks import legible
-from storage.moments import moment, stamp
+from storage.moments import legible, moment, stamp
 
 PREFIX = "manifests/"
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 from policies.facts import PointId
 from storage import randomness
 from storage.errors import Damaged, Refused
-from storage.moments import moment, stamp
+from storage.moments import legible, moment, stamp
 
 PREFIX = "marks/"
 
@@ -87,11 +87,6 @@ def new_mark(
         )
     key = f"{PREFIX}{point}/{sequence:06d}-{kind.value}-{randomness.token_hex(4)}"
     return Mark(key, point, sequence, kind, at, legible(text), until)
-
-
-def legible(text: str) -> str:
-    """The text as Unicode can be written, which bytes of a command line or an escape in JSON need not be."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def encode(mark: Mark) -> bytes:

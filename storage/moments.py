@@ -1,4 +1,4 @@
-"""How a moment is written in the objects of a repository."""
+"""How a moment and a text are written in the objects of a repository."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def moment(text: str) -> datetime:
     if found.tzinfo is None:
         raise ValueError(f"{text} has no time zone")
     return found
+
+
+def legible(text: str) -> str:
+    """The text as Unicode can be written, which bytes of a command line or an escape in JSON need not be."""
+    return text.encode("utf-8", "backslashreplace").decode()

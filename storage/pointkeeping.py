@@ -20,7 +20,8 @@ from storage.expiry import finish_expiry
 from storage.failpoints import failpoint
 from storage.format import ObjectKind
 from storage.manifest import Manifest
-from storage.marks import LASTING, Mark, MarkKind, MarkState, legible
+from storage.marks import LASTING, Mark, MarkKind, MarkState
+from storage.moments import legible
 from storage.pointmarks import PointMarks
 from storage.points import HINT, detail_of
 from storage.sealing import Sealing
