@@ -32,7 +32,6 @@ from engine.threads import interruptible, settled
 from policies.decision import BackUp
 from policies.facts import Event, EventType, PointId, RestorePoint, VmId
 from storage.moments import legible
-from storage.marks import legible
 from storage.repository import PointDisk
 from storage.verify import Bounds, Scope
 
