@@ -17,6 +17,7 @@ from pathlib import Path
 import duckdb
 
 from storage.errors import Locked, NoSpace, StorageError, StoreFailed, Unsupported, no_permission
+from storage.filecalls import translated
 
 log = logging.getLogger("engine.state")
 
@@ -191,11 +192,12 @@ def _put_aside(path: Path, now: datetime) -> Path:
 
 def _migrate(path: Path, found: int, now: datetime) -> duckdb.DuckDBPyConnection:
     copy = path.with_name(f"{path.name}.schema-{found}-{now:%Y%m%dT%H%M%S}")
-    for suffix in ("", ".wal"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            shutil.copy2(part, copy.with_name(copy.name + suffix))
-    sync_directory(path.parent)
+    with translated(str(path)):
+        for suffix in ("", ".wal"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                shutil.copy2(part, copy.with_name(copy.name + suffix))
+        sync_directory(path.parent)
     connection = _connect(path)
     try:
         connection.begin()

@@ -58,6 +58,8 @@ def named_views(query: str, available: Iterable[str]) -> frozenset[str]:
     """The views that a permitted statement names; BadInput says what is not permitted."""
     if len(query) > LONGEST_QUERY:
         raise BadInput(f"the statement is longer than {LONGEST_QUERY} characters", where="sql")
+    if any("\ud800" <= letter <= "\udfff" for letter in query):
+        raise BadInput("the statement is not UTF-8", where="sql")
     with closing(duckdb.connect(":memory:", config={"enable_external_access": False, "threads": 1})) as connection:
         _refuse_all_but_select(connection, query)
         row = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchone()

@@ -323,3 +323,18 @@ def test_a_state_whose_first_start_was_cut_off_is_put_aside_and_made_anew(tmp_pa
     assert not again.fresh
     assert again.open_jobs() == [job()]
     again.close()
+
+
+def test_an_older_state_that_cannot_be_copied_stays_as_it_is_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    State(tmp_path, now=NOW).close()
+    found = state_schema.SCHEMA
+    monkeypatch.setattr(state_schema, "SCHEMA", found + 1)
+    monkeypatch.setitem(state_schema.MIGRATIONS, found, ("ALTER TABLE audit ADD COLUMN place VARCHAR",))
+    (tmp_path / f"state.duckdb.schema-{found}-{NOW:%Y%m%dT%H%M%S}").mkdir()
+    (tmp_path / f"state.duckdb.schema-{found}-{NOW:%Y%m%dT%H%M%S}" / "state.duckdb").mkdir()
+    with pytest.raises(StorageError):
+        State(tmp_path, now=NOW)
+    monkeypatch.undo()
+    State(tmp_path, now=NOW).close()

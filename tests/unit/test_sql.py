@@ -184,3 +184,8 @@ def test_a_statement_that_takes_too_much_memory_is_stopped(views: dict[str, Any]
 
 def test_the_columns_of_the_views_can_be_listed(views: dict[str, Any]) -> None:
     assert columns_of(views)["restore_points"] == ["id", "vm", "bytes", "taken_at"]
+
+
+def test_a_statement_that_is_no_unicode_is_bad_input(views: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="not UTF-8"):
+        select("SELECT '\udcff'", views)
