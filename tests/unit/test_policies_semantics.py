@@ -368,8 +368,8 @@ def unmatched() -> None:
 
 @row(
     "a VM that left the inventory",
-    "`on_removed` in the same way; a VM that is only not known, as its vCenter does not answer or this engine never saw "
-    "it, keeps everything",
+    "`on_removed` in the same way; a VM that is only not known, as its vCenter does not answer or this engine never "
+    "saw it, keeps everything",
 )
 def removed() -> None:
     points = days(9)
