@@ -20,6 +20,10 @@ from policies.leaving import left_with
 from policies.policy import Policy
 from policies.protection import combine
 from policies.retention import longest_grace, plan_retention
+from policies.sealing import maker
+from policies.units import stamp
+
+_make_point = maker(RestorePoint)
 
 Expired = Callable[[VmId, RestorePoint, datetime], None]
 
@@ -165,8 +169,8 @@ class _Shelf:
         while self.locks < len(selected) and selected[self.locks][0] <= taken:
             self.lock = combine(selected[self.locks][1]).lock
             self.locks += 1
-        point = RestorePoint(
-            id=PointId(f"{taken:%Y%m%dT%H%M%S}"),
+        point = _make_point(
+            id=PointId(stamp(taken)),
             vm=self.vm,
             vm_name=trace.vms[self.vm].name,
             taken_at=taken,

@@ -19,7 +19,7 @@ from policies.sealing import maker
 from policies.sentences import asked, happened, name_of
 from policies.spreading import delay
 from policies.terms import glob_matches
-from policies.units import clock, span
+from policies.units import clock, span, stamp
 
 _FIRST_SIGHT = {EventType.CREATED, EventType.CLONED, EventType.REGISTERED}
 _SWEEPS = {EventType.CLOCK, EventType.RECONCILED}
@@ -29,7 +29,6 @@ _UNCONDITIONAL = Answer(True)
 CALLED_BACK_AT_MOST = 3
 """So often in a row a run gives way to moves of its VM; the next one goes on, or a VM that always moves had none."""
 _TYPES = {one: one.value for one in EventType}
-_TWO_DIGITS = tuple(f"{number:02}" for number in range(60))
 _make_backup = maker(BackUp)
 
 GIVES_WAY = timedelta(seconds=30)
@@ -335,7 +334,7 @@ def _run_due(
         policy,
         vm,
         due.rule,
-        key=f"{policy.name}:{due.rule}:{vm.id}:{stamp(due.slot)}{_after_loss(effective, vm, facts)}",
+        key=f"{policy.name}:{due.rule}:{vm.id}:{stamp(due.slot)}Z{_after_loss(effective, vm, facts)}",
         reason=reason,
         not_before=max(facts.now, due.at),
         deadline=due.deadline,
@@ -350,13 +349,7 @@ def _after_loss(effective: Protection, vm: Vm, facts: Facts) -> str:
     if success is None or (remembered is not None and success <= remembered <= facts.now):
         return ""
     good = last_good(vm.id, facts, effective.fallback)
-    return f":{stamp(success)}" if good is None or good < success else ""
-
-
-def stamp(at: datetime) -> str:
-    """Such as "20261122T140000Z": as strftime writes it, in a tenth of its time."""
-    two = _TWO_DIGITS
-    return f"{at.year:04}{two[at.month]}{two[at.day]}T{two[at.hour]}{two[at.minute]}{two[at.second]}Z"
+    return f":{stamp(success)}Z" if good is None or good < success else ""
 
 
 def _back_up(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from struct import Struct
 
 from policies.decision import BackUp
 from policies.facts import CONSISTENCY_ORDER, Consistency, RestorePoint, Vm, VmId
@@ -18,6 +19,7 @@ DAY = timedelta(days=1)
 QUALITY = {level: number for number, level in enumerate(CONSISTENCY_ORDER)}
 
 _COLUMNS = 6
+_packed = Struct(f"{_COLUMNS}d").pack  # as an array holds them; adding them one by one takes twice as long
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _NO_POLICY = 1 << 20
 
@@ -188,8 +190,8 @@ class Gauges:
     ) -> None:
         """A restore point was made."""
         number = self._numbers.get(decision.policy, _NO_POLICY)
-        self.trace.made[decision.vm].numbers.extend(
-            (began.timestamp(), now.timestamp(), QUALITY[quality], number, read, stored)
+        self.trace.made[decision.vm].numbers.frombytes(
+            _packed(began.timestamp(), now.timestamp(), QUALITY[quality], number, read, stored)
         )
         self.trace.runs[decision.policy, decision.rule] += 1
 

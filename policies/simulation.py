@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from policies.aftermath import CHANGING, changed_by
 from policies.assumptions import Assumptions
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
-from policies.evaluation import GIVES_WAY, evaluate, scheduled, stamp
+from policies.evaluation import GIVES_WAY, evaluate, scheduled
 from policies.express import ExpressLine
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
 from policies.gauges import DAY, QUALITY, Gauges, Made, Trace
@@ -27,6 +27,7 @@ from policies.recorded import Recorded, telling
 from policies.runs import Runs, gave_way, heard_by, limits_of
 from policies.schedule import due_after
 from policies.sealing import maker
+from policies.units import stamp
 
 _CLOCKS = frozenset({EventType.CLOCK, EventType.RECONCILED})
 _NOTHING_KNOWN = VmHistory()
@@ -204,7 +205,7 @@ class Simulation:
         if not due:
             return
         now, facts, words = self.now, self._facts, self._ruled is not None
-        event = _make_event(f"clock:{stamp(now)[:-1]}.{now.microsecond:06}Z", EventType.CLOCK, now, "clock")
+        event = _make_event(f"clock:{stamp(now)}.{now.microsecond:06}Z", EventType.CLOCK, now, "clock")
         decisions = [scheduled(self._effective[vm], self.vms[vm], event, facts, words=words) for vm in due]
         fresh: list[BackUp] = []
         for vm, decision in zip(due, decisions, strict=True):
@@ -304,7 +305,7 @@ class Simulation:
         """Plan when the clock asks for this VM again; `made` is when its restore point was taken that is new."""
         self._wakes.pop(vm_id, None)
         vm = self.vms.get(vm_id)
-        if vm is None or vm.refusal or vm_id in self.runs or self.line.of(vm_id) is not None:
+        if vm is None or vm.refusal or vm_id in self.runs.under_way or self.line.of(vm_id) is not None:
             return
         effective = self._effective[vm_id]
         at = self._not_before(effective, made) if made is not None else None
@@ -313,7 +314,8 @@ class Simulation:
             if found is None:
                 return
             at = found[1].at
-        number = max(-((self.start - max(at, self.now)) // self.assumed.tick), self._ticked + 1)
+        at = at if at > self.now else self.now
+        number = max(-((self.start - at) // self.assumed.tick), self._ticked + 1)
         self._wakes[vm_id] = number
         bucket = self._buckets.get(number)
         if bucket is None:

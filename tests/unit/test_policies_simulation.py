@@ -150,6 +150,8 @@ def test_a_simulation_decides_as_one_that_asks_for_every_vm_at_every_tick(
     assert sorted(expired) == sorted(naive.expired)
     assert len(naive.starts) > vms
     assert len(expired) > 0
+    unheard = Simulation(given, start, assumed, until).run(events)  # says no sentences, and skips what leads to nothing
+    assert (unheard.made, unheard.missed, unheard.runs) == (trace.made, trace.missed, trace.runs)
 
 
 @pytest.mark.parametrize("seed", range(4))
