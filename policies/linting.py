@@ -88,6 +88,10 @@ def _settings(policy: Policy) -> dict[Path, str]:
         said["consistency",] = "its consistency"
     if policy.transports:
         said["transports",] = "its transports"
+    if policy.on_cbt_invalid is not None:
+        said["on_cbt_invalid",] = "what a run does when change tracking is in doubt"
+    if policy.on_migrate is not None:
+        said["on_migrate",] = "what a run does when its VM moves"
     return said
 
 
