@@ -203,6 +203,13 @@ def test_a_policy_that_is_outranked_on_all_its_vms_is_told_what_has_no_effect() 
     assert linted(low.replace("[policy.low]", "[policy.low]\npriority = 10"), high) == []
 
 
+def test_what_is_said_of_doubts_and_moves_may_be_outranked_too() -> None:
+    keys = 'select.all = ["*"]\non_cbt_invalid = "verify"\non_migrate = "requeue"\n'
+    said = "\n".join(linted(f"[policy.high]\npriority = 9\n{keys}{SOUND}", f"[policy.low]\n{keys}{SOUND}"))
+    assert "never decides what a run does when change tracking is in doubt" in said
+    assert "never decides what a run does when its VM moves" in said
+
+
 @pytest.mark.parametrize(
     ("one", "other", "competing"),
     [
