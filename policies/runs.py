@@ -90,14 +90,14 @@ class Runs:
 
 _ALWAYS_HEARD = frozenset(
     {
-        EventType.CREATED, EventType.CLONED, EventType.REGISTERED, EventType.RELOCATED, EventType.RECONFIGURED,
-        EventType.REMOVED, EventType.BACKUP_REQUESTED, EventType.HOLD_REQUESTED,
+        EventType.CREATED, EventType.CLONED, EventType.REGISTERED, EventType.RELOCATED, EventType.REMOVED,
+        EventType.BACKUP_REQUESTED, EventType.HOLD_REQUESTED,
     }
 )  # fmt: skip
 
 
 def heard_by(policies: PolicySet) -> frozenset[EventType]:
-    """Events that lead to something, with a trigger or without. All others lead to nothing."""
+    """Events that lead to something, with a trigger or without. Others do only when they tell of changed disks."""
     moves = {EventType.MIGRATED} if any(one.on_migrate is OnMigrate.REQUEUE for one in policies.policies) else set()
     return _ALWAYS_HEARD.union(moves, *(one.on for policy in policies.policies for one in policy.triggers))
 

@@ -31,7 +31,7 @@ from policies.units import stamp
 
 _CLOCKS = frozenset({EventType.CLOCK, EventType.RECONCILED})
 _NOTHING_KNOWN = VmHistory()
-_make_event, _make_history = maker(Event), maker(VmHistory)
+_make_event, _make_facts, _make_history = maker(Event), maker(Facts), maker(VmHistory)
 _NO_POINT = PointId("")
 
 KEYS_KEPT = 16
@@ -134,7 +134,7 @@ class Simulation:
     @property
     def _facts(self) -> Facts:
         if self._known.now is not self.now:
-            self._known = Facts(self.now, self.vms, self.history, self.newest, self.fired)
+            self._known = _make_facts(self.now, self.vms, self.history, self.newest, self.fired)
         return self._known
 
     # what happens
@@ -157,7 +157,7 @@ class Simulation:
                     self.vms[event.vm] = after
                     self.line.moved(event.vm)
                     changed = self._looks_matter and self._select(after)
-        if event.type in self._heard or self._ruled is not None:
+        if event.type in self._heard or "disks" in event.detail or self._ruled is not None:
             if event.vm is not None:
                 self._under_way(event.vm)
             for decision in evaluate(self.policies, event, self._facts):
