@@ -10,6 +10,7 @@ from policies.deciding import decided_by, due_words
 from policies.decision import RetentionPlan
 from policies.errors import printable
 from policies.facts import Facts, Vm, VmHistory
+from policies.outranked import Ineffective, ineffective
 from policies.policy import Policy
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, last_good, protection, refusal_of
@@ -29,7 +30,8 @@ class Explanation:
 
     `matches` has every policy, those that select the VM first. `origins` tell of each of `settings` which policy it
     comes from. `because` says why the next run is due when it is, `blocked` why nothing runs now although it is due,
-    or ever. `kept` are policies that protect it only because a change is pending.
+    or ever. `kept` are policies that protect it only because a change is pending. `vain` is what its policies say that
+    does not count.
     """
 
     vm: Vm
@@ -44,6 +46,7 @@ class Explanation:
     retention: RetentionPlan
     kept: tuple[str, ...]
     sources: dict[str, str]
+    vain: tuple[Ineffective, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -78,6 +81,7 @@ class Explanation:
             "winner": self.protection.winner.name if self.protection.winner else None,
             "settings": self.settings,
             "origins": self.origins,
+            "does_not_count": [one.as_json() for one in self.vain],
             "due": due,
             "blocked": [*self.blocked],
             "pending_change_keeps": [*self.kept],
@@ -99,6 +103,7 @@ class Explanation:
                 lines += ["", *self._selection(one)]
         if self.settings:
             lines += ["", "in effect:", *(self._setting(key, words) for key, words in self.settings.items())]
+        lines += [f"  {one.sentence}" for one in self.vain]
         if self.retention.keep or self.retention.expire:
             lines += ["", "restore points:"]
         lines += [f"  {kept.point} stays: {'; '.join(kept.reasons)}" for kept in self.retention.keep]
@@ -145,6 +150,7 @@ def explain(policies: PolicySet, vm: Vm, facts: Facts, waits: Sequence[str] = ()
         retention=plan_retention(vm.id, facts.points.get(vm.id, ()), policies.retaining_of(vm.id, facts), facts.now),
         kept=tuple(policy.name for policy in policies.retaining(vm) if policy.name not in selecting),
         sources={policy.name: policy_line(policy) for policy in policies.policies},
+        vain=ineffective(effective, vm),
     )
 
 

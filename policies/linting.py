@@ -13,11 +13,13 @@ from policies.advice_timing import timing_advice
 from policies.errors import quoted
 from policies.facts import Facts
 from policies.origins import Origins, Path
+from policies.outranked import Ineffective, ineffective
 from policies.policy import Policy
 from policies.policyset import PolicySet
-from policies.protection import protection
+from policies.protection import Protection, protection
 from policies.termlogic import matches_nothing, taken_away, within
-from policies.units import counted
+from policies.units import counted, span
+from policies.weakening import goal_of
 
 MOST_NAMED = 5
 """VMs named in one warning before it only counts."""
@@ -150,17 +152,25 @@ def _by_inventory(
     above: dict[Policy, set[str]] = {}
     shared: dict[tuple[Policy, Policy], list[str]] = {}
     alone: list[str] = []
+    lost: dict[tuple[Policy, str, str], list[str]] = {}
     for vm in facts.vms.values():
         effective = protection(policies, vm)
         selected.update(effective.policies)
         scheduling.update(effective.scheduling)
         for policy in effective.policies:
             above.setdefault(policy, set()).update(one.name for one in effective.scheduling)
+        for one in ineffective(effective, vm):
+            if (vain := _vain(one, effective, told)) is not None:
+                lost.setdefault(vain, []).append(vm.name)
         if not effective.policies and not vm.template:
             alone.append(vm.name)
         for pair in combinations(effective.policies, 2):
             if _compete(*pair):
                 shared.setdefault(pair, []).append(vm.name)
+    goalless = {policy for policy, setting, _ in lost if setting == "rpo"}
+    for (policy, setting, what), names in lost.items():
+        path, instead = _INSTEAD[setting]
+        yield advisers[policy](path, what.format(_listed(names)), instead)
     for policy in policies.policies:
         advise, count = advisers[policy], selected[policy]
         if (
@@ -170,7 +180,7 @@ def _by_inventory(
             and taken_away(policy.selection) is None
         ):
             yield advise(("select",), "selects no VM of the inventory", "correct its select or remove it")
-        if count and policy.timing.scheduled and not scheduling[policy] and policy not in told:
+        if count and policy.timing.scheduled and not scheduling[policy] and policy not in told | goalless:
             others = ", ".join(sorted(above[policy]))
             what = f"decides of none of its {counted(count, 'VM')} when to back it up: {others} of higher priority does"
             yield advise(next(iter(_settings(policy))), what, "write a higher priority, or remove the key")
@@ -179,6 +189,30 @@ def _by_inventory(
     if alone:
         verb = "is" if len(alone) == 1 else "are"
         yield Advice("", 0, 0, f"{_listed(alone)} {verb} selected by no policy", "add a policy that selects them")
+
+
+_INSTEAD: dict[str, tuple[Path, str]] = {
+    "rpo": (("rpo",), "write the rpo there too, or a higher priority here"),
+    "disks": (("disks", "exclude"), "write disks.exclude there too, or remove the term"),
+}
+
+
+def _vain(one: Ineffective, effective: Protection, told: set[Policy]) -> tuple[Policy, str, str] | None:
+    """What is warned of, with a place for the names of VMs; None for what may well be meant."""
+    names = " and ".join(quoted(policy.name) for policy in one.by).replace("{", "{{").replace("}", "}}")
+    those = f"{'policy' if len(one.by) == 1 else 'policies'} {names}"
+    if one.setting == "disks":
+        term = quoted(one.value).replace("{", "{{").replace("}", "}}")
+        verb = "keeps" if len(one.by) == 1 else "keep"
+        return one.policy, "disks", f"leaves disks out by {term} without effect on {{}}: {those} {verb} them"
+    if not one.weakens or one.policy in told:
+        return None
+    goal = goal_of(effective)
+    has = f"an rpo of {span(goal)}" if goal is not None else "no rpo"
+    verb, have = ("decides", "has") if len(one.by) == 1 else ("decide", "have")
+    rank = f"of priority {one.by[0].priority} {verb} when and {have} {has}"
+    mine = span(one.policy.timing.rpo) if one.policy.timing.rpo is not None else ""
+    return one.policy, "rpo", f"has an rpo of {mine} that does not count for {{}}: {those} {rank}"
 
 
 def _listed(names: list[str]) -> str:
