@@ -5,7 +5,6 @@ The form is that of `policies.factsfile`; a large one is written piece by piece,
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,11 @@ from policies.loading import load_texts
 from policies.policyset import PolicySet
 
 GZIP = b"\x1f\x8b"
+
+LARGEST_STATE_BYTES = 2 << 30
+"""So much of a compressed state is read."""
+
+PIECE_BYTES = 1 << 20
 
 PIECE_RECORDS = 500
 """How many records one piece holds: some 100 KB, so that writing it never holds the engine up for long."""
@@ -95,8 +99,8 @@ def read_json(data: bytes, name: str) -> object:
     """The value of a JSON text in UTF-8, which gzip may have compressed; PolicyError with line and column."""
     if data.startswith(GZIP):
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
+            data = decompressed(data, LARGEST_STATE_BYTES, name)
+        except (EOFError, zlib.error) as error:
             raise _unusable(
                 name, 1, 1, f"cannot be decompressed ({error})", "copy it again, or write it again"
             ) from None
@@ -106,6 +110,30 @@ def read_json(data: bytes, name: str) -> object:
         raise _unusable(name, error.lineno, error.colno, f"is no JSON: {error.msg}", "write it again") from None
     except (ValueError, RecursionError) as error:
         raise _unusable(name, 1, 1, f"is no JSON text ({type(error).__name__})", "write it again") from None
+
+
+def decompressed(data: bytes, most: int, name: str) -> bytes:
+    """What gzip compressed; PolicyError, before more than that is in memory, where it is larger than `most` bytes."""
+    if int.from_bytes(data[-4:], "little") > most:
+        raise _too_large(name, most)
+    found = bytearray()
+    while data:
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            piece = member.decompress(data, PIECE_BYTES)
+            data = member.unconsumed_tail
+            if not (piece or data or member.eof):
+                raise EOFError("it ends too early")
+            found += piece
+            if len(found) > most:
+                raise _too_large(name, most)
+        data = member.unused_data.lstrip(b"\0")
+    return bytes(found)
+
+
+def _too_large(name: str, most: int) -> PolicyError:
+    instead = "write it again with: backstay policy state --out FILE; if it is right, take VMs or restore points out"
+    return _unusable(name, 1, 1, f"is larger than {most} bytes when decompressed", instead)
 
 
 def _unusable(name: str, line: int, column: int, what: str, instead: str) -> PolicyError:

@@ -19,7 +19,7 @@ class VmChange:
     """What the change does to one VM. `points` are its restore points that stay, when it loses protection.
 
     `what` is the sentence without the VM's name: it is the same for VMs that change in the same way. `parts` are the
-    single differences of a VM that stays protected.
+    single differences of a VM that stays protected, and `weaker` those of them that protect it less, at once.
     """
 
     vm: VmId
@@ -30,6 +30,7 @@ class VmChange:
     what: str
     points: tuple[PointId, ...] = ()
     parts: tuple[str, ...] = ()
+    weaker: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -50,6 +51,7 @@ class VmChange:
             "after": [*self.after],
             "sentence": self.sentence,
             "points": [*self.points],
+            "weaker": [*self.weaker],
         }
 
 
@@ -120,6 +122,11 @@ class ReloadPlan:
         return tuple(change for change in self.vms if change.kind == "loses")
 
     @property
+    def weakened(self) -> tuple[VmChange, ...]:
+        """The VMs that stay protected, but less than before; this waits for nobody."""
+        return tuple(change for change in self.vms if change.weaker)
+
+    @property
     def pending(self) -> bool:
         """Whether a part of it waits for confirmation."""
         return bool(self.expiring or self.refusals or self.losing)
@@ -138,6 +145,7 @@ class ReloadPlan:
             "pending": self.pending,
             "policies": {"added": [*self.added], "removed": [*self.removed], "changed": [*self.changed]},
             "vms_total": len(self.vms),
+            "weaker_total": len(self.weakened),
             "vms": [change.as_json() for change in self.vms[:most]],
             "expiring_total": len(self.expiring),
             "expiring": [change.as_json() for change in self.expiring[:most]],

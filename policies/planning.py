@@ -8,7 +8,7 @@ restore points. Pure: the plan is a value to print, refuse or confirm.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
@@ -23,15 +23,16 @@ from policies.retention import SMALLEST_MASS
 from policies.selection import match
 from policies.settings import retention_words, settings_of, trigger_words
 from policies.units import counted
+from policies.weakening import weaker_settings
 
 _HELD = Policy(name="(restore points held until the change is confirmed)", hash="")
 
 
-def plan_reload(old: PolicySet, new: PolicySet, facts: Facts) -> ReloadPlan:
+def plan_reload(old: PolicySet, new: PolicySet, facts: Facts, *, look: Callable[[], None] = lambda: None) -> ReloadPlan:
     """What going from the policies in force (`old`, with what they still keep) to the new files does.
 
     Call it with a complete inventory: with an empty one it cannot tell who loses protection, so the old policies
-    stay in force and the plan says so.
+    stay in force and the plan says so. `look` is called before each VM; what it raises ends the plan.
     """
     before = {policy.name: policy.hash for policy in old.policies}
     after = {policy.name: policy.hash for policy in new.policies}
@@ -41,10 +42,18 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts) -> ReloadPlan:
     if old.policies and not facts.vms and (added or removed or changed):
         refusal = "the inventory is not known yet, so nobody can tell which VMs would lose protection"
         return ReloadPlan(old, new, old, added, removed, changed, (), (), (refusal,), plan_id(old, new, (), ()))
-    expiring = tuple(change for vm, points in facts.points.items() for change in _expiring(old, new, vm, points, facts))
+    found_expiring: list[PointChange] = []
+    for id, points in facts.points.items():
+        look()
+        found_expiring += _expiring(old, new, id, points, facts)
+    expiring = tuple(found_expiring)
     going = {change.point for change in expiring}
-    found = (_vm_change(old, new, vm, facts, going) for vm in facts.vms.values())
-    vms = tuple(change for change in found if change is not None)
+    changing: list[VmChange] = []
+    for vm in facts.vms.values():
+        look()
+        if (change := _vm_change(old, new, vm, facts, going)) is not None:
+            changing.append(change)
+    vms = tuple(changing)
     losing = tuple(change for change in vms if change.kind == "loses")
     refusals = _refusals(old, len(losing), len(expiring), facts)
     effective = replace(
@@ -76,18 +85,18 @@ def _level(policies: tuple[Policy, ...]) -> int:
 
 
 @lru_cache(maxsize=16_384)
-def _differences(before: tuple[Policy, ...], after: tuple[Policy, ...]) -> tuple[str, ...]:
-    """What another set of policies changes for a VM, setting by setting; retention and triggers policy by policy."""
+def _differences(before: tuple[Policy, ...], after: tuple[Policy, ...]) -> tuple[tuple[str, str], ...]:
+    """What another set of policies changes for a VM, by setting and in words; of some settings policy by policy."""
     old, new = {policy.name: policy for policy in before}, {policy.name: policy for policy in after}
     found = []
     if not old.keys() & new.keys():
-        found.append(f"policy {', '.join(old)} → {', '.join(new)}")
+        found.append(("policy", f"policy {', '.join(old)} → {', '.join(new)}"))
     else:
-        found += [f"no longer by policy {name}" for name in old if name not in new]
-        found += [f"also by policy {name}" for name in new if name not in old]
+        found += [("policy", f"no longer by policy {name}") for name in old if name not in new]
+        found += [("policy", f"also by policy {name}") for name in new if name not in old]
     said_before, said_after = settings_of(combine(before)), settings_of(combine(after))
     found += [
-        f"{key} {said_before.get(key) or _unsaid(key)} → {said_after.get(key) or _unsaid(key)}"
+        (key, f"{key} {said_before.get(key) or _unsaid(key)} → {said_after.get(key) or _unsaid(key)}")
         for key in dict.fromkeys((*said_before, *said_after))
         if key not in _BY_POLICY and said_before.get(key) != said_after.get(key)
     ]
@@ -98,7 +107,7 @@ def _differences(before: tuple[Policy, ...], after: tuple[Policy, ...]) -> tuple
                 gone, come = (
                     ", ".join(one for one in mine if one not in other) for mine, other in ((was, now), (now, was))
                 )
-                found.append(f"{what} of {name}: {gone or 'none'} → {come or 'none'}")
+                found.append((what, f"{what} of {name}: {gone or 'none'} → {come or 'none'}"))
     return tuple(found)
 
 
@@ -143,7 +152,10 @@ def _vm_change(old: PolicySet, new: PolicySet, vm: Vm, facts: Facts, going: Coll
     differences = _differences(before, after)
     if not differences:
         return None
-    return VmChange(vm.id, vm.name, "changes", *names, ", ".join(differences), parts=differences)
+    less = weaker_settings(before, after, vm)
+    weaker = tuple(words for setting, words in differences if setting in less)
+    parts = tuple(words for _, words in differences)
+    return VmChange(vm.id, vm.name, "changes", *names, ", ".join(parts), parts=parts, weaker=weaker)
 
 
 def _why_less(before: Sequence[Policy], new: PolicySet, vm: Vm) -> str:

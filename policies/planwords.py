@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from policies.changes import Kind, PointChange, ReloadPlan, VmChange
@@ -104,8 +105,23 @@ def _vms(
 ) -> Iterator[str]:
     for kind, title in _KINDS:
         mine = sorted((change for change in changes if change.kind == kind), key=lambda change: change.name)
-        if not mine:
-            continue
+        if kind == "changes":
+            less = [replace(one, what=", ".join(one.weaker), parts=one.weaker) for one in mine if one.weaker]
+            yield from _section("Weaker", less, runs, plan, everything)
+            mine = [_rest(one) for one in mine if len(one.weaker) < len(one.parts)]
+        yield from _section(title, mine, runs, plan, everything)
+
+
+def _rest(change: VmChange) -> VmChange:
+    """What changes besides what gets weaker."""
+    parts = tuple(part for part in change.parts if part not in change.weaker)
+    return replace(change, what=", ".join(parts), parts=parts) if change.weaker else change
+
+
+def _section(
+    title: str, mine: Sequence[VmChange], runs: Mapping[VmId, NextRun], plan: ChangePlan | None, everything: bool
+) -> Iterator[str]:
+    if mine:
         yield from ("", f"{title}: {counted(len(mine), 'VM')}")
         groups = [(change.what, [change]) for change in mine] if everything else _by_part(mine)
         for number, (part, group) in enumerate(groups):
@@ -250,6 +266,8 @@ def _verdicts(plan: ReloadPlan) -> Iterator[str]:
         yield f"Plan {plan.id}: takes effect only with `backstay policy apply` and --override-guard."
     elif plan.pending:
         yield f"Plan {plan.id}: no guard refuses it; what it takes away waits for `backstay policy apply`."
+    elif plan.weakened:
+        yield f"Plan {plan.id}: no VM loses protection, so it takes effect at once, also what gets weaker."
     else:
         yield f"Plan {plan.id}: takes nothing away, so it takes effect at once."
 

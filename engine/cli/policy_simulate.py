@@ -17,6 +17,7 @@ from engine.cli.standing import Sources, read_file, standing
 from engine.config import find, load
 from engine.failures import BadInput
 from engine.simulating import simulate
+from engine.statefile import Standing
 from engine.units import parse_size
 from policies.aging import Asked
 from policies.assumptions import Assumptions
@@ -86,7 +87,7 @@ def policy_simulate(
     directory
         Where the policies are; else the configuration names it.
     """
-    policies = load_policies(directory or configured_policies(config))
+    policies = load_policies(directory or _configured(config))
     assumed = _assumed(config, throughput, change)
     if sum(one is not None for one in (replay, events, fleet)) > 1:
         raise BadInput("--journal, --events and --fleet each say what happens", hint="give one of them")
@@ -98,7 +99,7 @@ def policy_simulate(
         scene = _made_up(fleet, seed, events_per_vm_day, start, days, until)
     else:
         sources = Sources(state, repo, config, passphrase_file)
-        scene = _known(standing(sources).facts, replay, events, days, until, repo, config)
+        scene = _known(_standing(sources).facts, replay, events, days, until, repo, config)
     asked = _asked(scene, at, vm)
     with progress(quiet=json, noun="day") as bar:
         total = -((scene.facts.now - scene.until) // timedelta(days=1))
@@ -119,6 +120,21 @@ def policy_simulate(
         return
     for line in found.render().splitlines():
         show(printable(line))
+
+
+def _configured(config: Path | None) -> Path:
+    if config is None and not find().exists():
+        raise BadInput("there is no configuration that says where the policies are", hint="name their directory")
+    return configured_policies(config)
+
+
+def _standing(sources: Sources) -> Standing:
+    if sources.state is None and sources.repo is None and sources.config is None and not find().exists():
+        raise BadInput(
+            f"no configuration is at {find()}, so it is not known which VMs there are",
+            hint="give --state FILE that policy state wrote, --fleet N for a made-up fleet, or --config FILE",
+        )
+    return standing(sources)
 
 
 def _assumed(config: Path | None, throughput: str | None, change: str | None) -> Assumptions:

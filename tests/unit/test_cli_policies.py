@@ -214,6 +214,8 @@ def test_what_a_simulation_cannot_use_is_refused_and_not_left_aside(tmp_path: Pa
     assert "--state and --fleet each say which VMs there are" in both.err
     first = backstay("policy", "simulate", tmp_path, "--from", "2026-11-23", home=tmp_path, expect=2)
     assert "--from is the first day of a made-up fleet" in first.err
+    nothing = backstay("policy", "simulate", tmp_path, home=tmp_path, expect=2)
+    assert "give --state FILE that policy state wrote, --fleet N for a made-up fleet, or --config FILE" in nothing.err
 
 
 def test_what_a_template_brings_on_many_policies_is_one_line(tmp_path: Path) -> None:

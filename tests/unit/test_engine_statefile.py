@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from datetime import timedelta
 
 import pytest
 
-from engine.statefile import PIECE_RECORDS, pieces, read_standing
+from engine.statefile import PIECE_RECORDS, decompressed, pieces, read_standing
 from policies.errors import PolicyError
 from policies.facts import VmHistory, VmId
 from policies.factsfile import facts_as_json
@@ -73,3 +74,19 @@ def test_an_id_that_json_must_escape_survives() -> None:
     vm = a_vm('a"\\\n')
     known = facts(vm, history={VmId('a"\\'): VmHistory()})
     assert read_standing(b"".join(pieces(known, None)), "state.json").facts == known
+
+
+def test_a_compressed_state_is_not_decompressed_without_bound() -> None:
+    bomb = gzip.compress(b" " * (8 << 20))
+    assert decompressed(bomb, 8 << 20, "state.json.gz") == b" " * (8 << 20)
+    assert decompressed(gzip.compress(b"{") + gzip.compress(b"}") + bytes(3), 9, "state.json.gz") == b"{}"
+    said = r"state\.json\.gz:1:1: is larger than 3145728 bytes when decompressed, write it again with"
+    with pytest.raises(PolicyError, match=said):
+        decompressed(bomb, 3 << 20, "state.json.gz")
+    tracemalloc.start()
+    with pytest.raises(PolicyError, match=said):
+        decompressed(bomb + gzip.compress(b""), 3 << 20, "state.json.gz")
+    assert tracemalloc.get_traced_memory()[1] < 7 << 20
+    tracemalloc.stop()
+    with pytest.raises(PolicyError, match="is larger than 2147483648 bytes"):
+        read_standing(bomb[:-4] + b"\xff\xff\xff\xff", "state.json.gz")
