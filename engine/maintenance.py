@@ -18,6 +18,7 @@ from connectors.hypervisor import Leftover
 from engine.copying import stop_if
 from engine.ports import Hypervisor
 from engine.threads import Threads, interruptible, settled
+from engine.world import World
 from policies.decision import Expire, RetentionPlan
 from policies.facts import PointId, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
@@ -84,12 +85,16 @@ def plan_run(
     now: datetime,
     max_expire: int | None = None,
     left: Container[VmId] = (),
+    look: Callable[[], None] = lambda: None,
 ) -> RetentionRun:
-    """Plan retention for every VM and hold the sum against the guards; `left` are VMs known to be gone. Pure."""
-    plans = tuple(
-        plan_retention(vm, listed, policies.retaining(vms.get(vm), listed, removed=vm in left), now)
-        for vm, listed in points.items()
-    )
+    """Plan retention for every VM and hold the sum against the guards; `left` are VMs known to be gone. Pure.
+
+    `look` is called before each VM; what it raises ends the plan.
+    """
+    plans = []
+    for vm, listed in points.items():
+        look()
+        plans.append(plan_retention(vm, listed, policies.retaining(vms.get(vm), listed, removed=vm in left), now))
     refusal = mass_expiry(plans, policies.guard.max_expire_share)
     going = sum(len(plan.expire) for plan in plans)
     if refusal:
@@ -97,7 +102,27 @@ def plan_run(
     elif max_expire is not None and going > max_expire:
         asked = counted(going, "restore point")
         refusal = f"{asked} would expire in one run, more than maintenance.max_expire ({max_expire}) allows"
-    return RetentionRun(plans, refusal)
+    return RetentionRun(tuple(plans), refusal)
+
+
+async def plan_apart(
+    points: Mapping[VmId, Sequence[RestorePoint]],
+    world: World,
+    policies: PolicySet,
+    threads: Threads,
+    *,
+    now: datetime,
+    max_expire: int | None,
+) -> RetentionRun:
+    """`plan_run` in its thread, for the VMs as they are now. A cancellation ends it between two VMs."""
+    stop = threading.Event()
+    vms, left = dict(world.vms), dict(world.left)
+
+    def work() -> RetentionRun:
+        look = partial(stop_if, stop)
+        return plan_run(points, vms, policies, now=now, max_expire=max_expire, left=left, look=look)
+
+    return await interruptible(threads.planning, stop, work)
 
 
 def check_last_good(repository: Repository, point: PointId) -> None:
@@ -119,8 +144,18 @@ class Retained:
     refused: tuple[str, ...] = ()
 
 
-async def carry_out_run(run: RetentionRun, repository: Repository, threads: Threads, *, now: datetime) -> Retained:
-    """Mark, unmark and expire as planned. A refused run still unmarks: what adds protection needs no leave."""
+StillGoing = Callable[[VmId, Sequence[RestorePoint]], Container[PointId]]
+"""Which of a VM's restore points go, planned with all else as it is at this moment."""
+
+
+async def carry_out_run(
+    run: RetentionRun, repository: Repository, threads: Threads, still_going: StillGoing, *, now: datetime
+) -> Retained:
+    """Mark, unmark and expire as planned. A refused run still unmarks: what adds protection needs no leave.
+
+    Others work meanwhile, so before a restore point goes its VM is planned again, with the points as they are then:
+    only what both plans say is carried out.
+    """
     pool = threads.repository
     for plan in run.plans:
         for point in plan.unmark:
@@ -134,7 +169,10 @@ async def carry_out_run(run: RetentionRun, repository: Repository, threads: Thre
         return Retained((), run.mark)
     expired: list[Expire] = []
     refused: list[str] = []
-    for one in run.expire:
+    for vm, one in [(plan.vm, one) for plan in run.plans for one in plan.expire]:
+        if one.point not in still_going(vm, await settled(pool, repository.points, vm)):
+            log.info("restore point stays", extra={"point": one.point, "why": "the plan does not hold any more"})
+            continue
         try:
             await settled(pool, partial(repository.expire, by_retention=True), one.point, one.reason, now)
         except Refused as error:

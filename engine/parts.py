@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -14,6 +14,7 @@ from engine.dispatch import Dispatcher
 from engine.inbox import Inbox
 from engine.jobqueue import JobQueue
 from engine.jobs import RunId
+from engine.maintenance import plan_run
 from engine.outbox import Outbox
 from engine.ports import Bus, Hypervisor
 from engine.rulebook import Rulebook
@@ -25,6 +26,7 @@ from engine.worker import Crew
 from engine.world import World
 from metrics.labels import VerifyState
 from metrics.registry import Metrics
+from policies.facts import PointId, RestorePoint, VmId
 from policies.verification import VerificationStanding
 from storage.repository import Repository
 
@@ -90,3 +92,10 @@ class Parts:
     """When reclaim last ran in a second copy, or was first thought of, by the copy's name."""
     unreachable: dict[str, str] = field(default_factory=dict)
     """Configured vCenters that were not reached yet, with why."""
+
+    def still_going(self, vm: VmId, points: Sequence[RestorePoint]) -> frozenset[PointId]:
+        """Which of a VM's restore points expire by all that is known now; none while the clock is in doubt."""
+        if self.sources.clock_doubt:
+            return frozenset()
+        run = plan_run({vm: points}, self.world.vms, self.rulebook.in_force, now=self.now(), left=self.world.left)
+        return frozenset(one.point for one in run.expire)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ import aiofiles
 
 from connectors.cleanup import finish
 from engine.checkout import commit_of
+from engine.copying import stop_if
 from engine.state import State
-from engine.threads import Threads, settled
+from engine.threads import Threads, interruptible, settled
 from policies.changes import ReloadPlan
 from policies.errors import PolicyError, Problem
 from policies.facts import Facts
@@ -63,10 +66,12 @@ class Pending:
     shown: Mapping[str, Any]
 
 
-def compared(old: PolicySet, new: PolicySet, facts: Facts) -> Pending:
-    """What a change does, planned and put into words. Takes seconds for a large fleet."""
-    plan = plan_reload(old, new, facts)
+def compared(old: PolicySet, new: PolicySet, facts: Facts, look: Callable[[], None] = lambda: None) -> Pending:
+    """What a change does, planned and put into words. Takes seconds for a large fleet; `look` may end it early."""
+    plan = plan_reload(old, new, facts, look=look)
+    look()
     taken = taken_away(replace(plan, refusals=()))
+    look()
     return Pending(plan, taken, reload_words(plan), plan.as_json(MOST_LISTED))
 
 
@@ -175,7 +180,9 @@ class Rulebook:
             return
         began = time.monotonic()
         facts = standing_still(self.facts(self.now()))
-        found = await settled(self.threads.planning, compared, self.accepted, self._files, facts)
+        stop = threading.Event()
+        work = partial(compared, self.accepted, self._files, facts, partial(stop_if, stop))
+        found = await interruptible(self.threads.planning, stop, work)
         self._took = timedelta(seconds=time.monotonic() - began)
         plan = found.plan
         if plan.pending:

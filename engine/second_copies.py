@@ -113,17 +113,15 @@ async def _retain(parts: Parts, name: str, target: Repository) -> int:
     by_vm: dict[VmId, list[RestorePoint]] = {}
     for point in await settled(parts.threads.long, target.points):
         by_vm.setdefault(point.vm, []).append(point)
-    run = await settled(
-        parts.threads.planning,
-        maintenance.plan_run,
+    run = await maintenance.plan_apart(
         by_vm,
-        dict(parts.world.vms),
+        parts.world,
         parts.rulebook.in_force,
+        parts.threads,
         now=parts.now(),
         max_expire=parts.config.maintenance.max_expire,
-        left=dict(parts.world.left),
     )
-    done = await maintenance.carry_out_run(run, target, parts.threads, now=parts.now())
+    done = await maintenance.carry_out_run(run, target, parts.threads, parts.still_going, now=parts.now())
     entries = [Audited(parts.now(), f"copy {name}", "expire", one.point, one.reason) for one in done.expired]
     if entries:
         await settled(parts.threads.state, parts.state.audit, *entries)

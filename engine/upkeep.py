@@ -80,18 +80,16 @@ async def retain(parts: Parts) -> str:
         parts.retention_refused = f"waits: {parts.sources.clock_doubt}"
         return parts.retention_refused
     now = parts.now()
-    run = await settled(
-        parts.threads.planning,
-        maintenance.plan_run,
+    run = await maintenance.plan_apart(
         dict(parts.world.points),
-        dict(parts.world.vms),
+        parts.world,
         parts.rulebook.in_force,
+        parts.threads,
         now=now,
         max_expire=parts.config.maintenance.max_expire,
-        left=dict(parts.world.left),
     )
     parts.retention_refused = run.refusal
-    done = await maintenance.carry_out_run(run, parts.repository, parts.threads, now=now)
+    done = await maintenance.carry_out_run(run, parts.repository, parts.threads, parts.still_going, now=now)
     if done.expired:
         entries = [Audited(now, "retention", "expire", one.point, one.reason) for one in done.expired]
         await settled(parts.threads.state, parts.state.audit, *entries)

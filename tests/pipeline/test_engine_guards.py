@@ -16,13 +16,14 @@ from engine import upkeep
 from engine.commands import BackUpVm, RestoreToFile
 from engine.inbox import Happened
 from engine.jobs import Job, JobId, JobKind
-from engine.maintenance import plan_run
+from engine.maintenance import carry_out_run, plan_apart, plan_run
 from engine.needed import still_due
 from policies.facts import Address, Event, EventType, Facts, PointId, RestorePoint, Vm, VmId
 from policies.loading import load_texts
 from storage.errors import NoSpace
+from storage.marks import MarkKind
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
-from tests.pipeline.running import EVERYTHING, Running, configure, running
+from tests.pipeline.running import EVERYTHING, Running, configure, now, running
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 KEEP_ONE = EVERYTHING + '[policy.everything.retention]\nkeep_last = 1\ngrace = "0s"\n'
@@ -54,6 +55,30 @@ async def test_retention_expires_what_no_rule_keeps_but_never_what_is_held(
         assert [p.id for p in await engine.control.points("web")] == [first.id, third]
         assert engine.points_of("web") == 2
         assert second not in {p.id for p in await engine.control.points(None)}
+
+
+@pytest.mark.parametrize("meanwhile", ["damage is found", "policies change"])
+async def test_what_happens_between_plan_and_expiry_keeps_restore_points(
+    tmp_path: Path, hypervisor: HypervisorInMemory, meanwhile: str
+) -> None:
+    hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path, KEEP_ONE)) as engine:
+        parts = engine.parts
+        await engine.until(lambda: engine.points_of("web") == 1)
+        [first] = await engine.control.points("web")
+        second, third = await backed_up(engine, "web"), await backed_up(engine, "web")
+        planned = await plan_apart(
+            dict(parts.world.points), parts.world, parts.rulebook.in_force, parts.threads, now=now(), max_expire=None
+        )
+        assert {one.point for one in planned.expire} == {first.id, second}
+        if meanwhile == "damage is found":
+            for point in (second, third):
+                parts.repository.add_mark(PointId(point), MarkKind.DAMAGED, now(), "a changed byte")
+        else:
+            parts.rulebook.in_force = load_texts({"all.toml": KEEP_ONE.replace("keep_last = 1", "keep_last = 3")})
+        done = await carry_out_run(planned, parts.repository, parts.threads, parts.still_going, now=now())
+        assert done.expired == ()
+        assert [point.id for point in parts.repository.points()] == [first.id, second, third]
 
 
 async def test_retention_waits_until_the_inventory_is_known(tmp_path: Path, hypervisor: HypervisorInMemory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.rulebook import REPLAN_AFTER, Rulebook
+from engine.rulebook import REPLAN_AFTER, Pending, Rulebook, compared
 from engine.state import State
 from engine.threads import Threads, settled
 from policies.facts import Facts
@@ -110,6 +111,37 @@ async def test_a_pending_change_is_confirmed_by_its_id_and_no_other(tmp_path: Pa
             await here.book.apply("0" * 16, "anna", override_guard=True)
         done = await here.book.apply(seen(SOME).id, "anna", override_guard=True)
         assert [change.name for change in done.plan.losing] == ["db"]
+
+
+async def test_a_stop_does_not_wait_for_the_plan_of_a_large_fleet(tmp_path: Path) -> None:
+    known = synthetic_fleet(1500, now=NOW, points_each=20)
+    async with desk(tmp_path, known) as here:
+        here.write(ALL + "retention.keep_last = 3\n")
+        began = threading.Event()
+        looks = 0
+
+        def planning(*args: object) -> Pending:
+            *given, look = args
+
+            def counted() -> None:
+                nonlocal looks
+                looks += 1
+                began.set()
+                look()  # type: ignore[operator]
+
+            return compared(*given, counted)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("engine.rulebook.compared", planning)
+            under_way = asyncio.create_task(here.book.look())
+            await asyncio.to_thread(began.wait)
+            under_way.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await under_way
+        assert looks < 3000
+        assert not here.waits
+        await here.book.look()
+        assert here.waits
 
 
 async def test_the_loop_goes_on_while_a_large_fleet_is_planned(tmp_path: Path) -> None:
