@@ -78,6 +78,7 @@ ELSEWHERE = {
     "change tracking": "test_change_tracking_is_distrusted_when_disks_changed_and_not_when_hosts_did",
     "a VM is removed": "test_a_removed_vm_is_retired_and_keeps_its_points",
     "a change that adds protection": "test_more_protection_takes_effect_at_once",
+    "a change that makes weaker": "test_what_gets_weaker_is_told_apart",
     "a change that takes away": "test_while_it_is_pending_nothing_that_it_takes_away_is_gone",
     "a lock or a grace that a change outlasts": "test_a_grace_does_not_hide_what_would_expire",
     "the guard": "test_a_change_cannot_loosen_the_guard_that_judges_it",
