@@ -40,6 +40,7 @@ from engine.state_schema import FILE_NAME, open_database, open_read_only, sync_d
 from policies.facts import Address, PointId, VmId
 from policies.recorded import Recorded
 from policies.units import counted
+from storage.failpoints import failpoint
 from storage.filecalls import translated
 
 
@@ -358,6 +359,8 @@ class State:
                 ((name, text, stamp(now), who, commit) for name, text in files.items()),
             )
             write_audit(connection, (Audited(now, who, "apply policies", counted(len(files), "file"), detail),))
+            failpoint("policies.written")
+        failpoint("policies.accepted")
 
     def adopt(self, rows: Iterable[VmRow], distrust: Iterable[Distrust], *, now: datetime) -> None:
         """Take VM ids over that the repository's restore points remember."""

@@ -13,9 +13,12 @@ import pytest
 from engine.commands import BackUpVm
 from storage.repository import open_repository
 from tests.acceptance.engine_process import EVERYTHING, ON_REQUEST, EngineProcess, engine_for, frozen_at
+from tests.crash.kills import POLICIES_DIE
 from tests.lab.vcenter import MIB, Lab
 
 KEEP_ONE = ON_REQUEST.replace("consistency", "retention = { keep_last = 1, min_good = 1 }\nconsistency")
+
+APPLIED_BY_A_PERSON = "SELECT detail FROM audit WHERE action = 'apply policies' AND who <> 'engine'"
 
 ON_A_MOVE = ON_REQUEST + '[[policy.on_request.trigger]]\non = "vm.migrated"\n'
 
@@ -64,6 +67,34 @@ def test_a_state_deleted_in_the_middle_of_a_run_costs_no_point_hold_or_lock_and_
         engine.assert_same_as_frozen(made["id"], frozen_at(lab, made), tmp_path)
         for point in (plain, held, locked, newest):
             engine.assert_same_as_frozen(point["id"], frozen_at(lab, point), tmp_path)
+
+
+@pytest.mark.parametrize("step", POLICIES_DIE)
+def test_an_engine_killed_while_it_applies_policies_has_them_in_force_and_audited_or_waits_with_the_same_digest(
+    fresh_lab: Callable[..., Lab], tmp_path: Path, step: str
+) -> None:
+    lab = fresh_lab(vms=1, tracking=True, disk_bytes=16 * MIB)
+    [vm] = lab.vms()
+    with engine_for(lab, tmp_path / "engine", ON_REQUEST, timers='retention = "1s"') as engine:
+        engine.start()
+        points = [engine.back_up(vm.name)["id"] for _ in range(2)]
+        engine.stop()
+        engine.start(die_at=step)
+        (engine.policies / "all.toml").write_text(KEEP_ONE)
+        engine.until(lambda: engine.status()["waits_for_a_person"])
+        digest = engine.api.get("/v1/policies/pending")["digest"]
+        engine.backstay("policy", "apply", digest, "--yes", expect=None)
+        assert engine.ended() == -signal.SIGKILL
+
+        engine.start()
+        engine.until(lambda: "0 expired" in engine.status()["upkeep"].get("retention", ""))
+        audited = [row["detail"].split(":")[0] for row in engine.rows(APPLIED_BY_A_PERSON)]
+        pending = engine.api.get("/v1/policies/pending")
+        if step == "policies.accepted":
+            assert (audited, bool(pending)) == ([f"plan {digest}"], False)
+        else:
+            assert (audited, pending["digest"]) == ([], digest)
+        assert [point["id"] for point in engine.points(vm.name)] == points
 
 
 def reading(engine: EngineProcess) -> bool:

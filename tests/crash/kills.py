@@ -14,6 +14,9 @@ from tests.crash.victim import Victims
 MANIFEST = ("commit.packs_sealed", "commit.manifest_written")
 """Before its first no restore point may be seen, after its second it must be."""
 
+POLICIES_DIE = ("policies.written", "policies.accepted")
+"""Where `tests/acceptance/test_nothing_is_lost.py` kills an engine that is told to apply policies."""
+
 
 def chosen(passed: Mapping[str, Sequence[str]], times: int = 3) -> dict[str, list[str]]:
     """By scene, the first and the last passing of each failpoint, as `name:n`; each in so many scenes only.

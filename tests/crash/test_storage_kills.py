@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 
 from tests.crash.keeping import KEEPER_DIES
-from tests.crash.kills import chosen, kill
+from tests.crash.kills import POLICIES_DIE, chosen, kill
 from tests.crash.objects import OBJECT_KILLS
 from tests.crash.scenes import SCENES, Scene
 from tests.crash.stages import Stage, fresh_copy
 from tests.crash.victim import Victims
 from tests.damage_kit import in_memory
 
-ELSEWHERE = {point.partition(":")[0] for point in (*KEEPER_DIES, *(point for _, point, _ in OBJECT_KILLS))}
-"""Where `test_keeper_kills` and `test_object_kills` kill, in processes that these scenes do not have."""
+ELSEWHERE = {
+    point.partition(":")[0] for point in (*KEEPER_DIES, *POLICIES_DIE, *(point for _, point, _ in OBJECT_KILLS))
+}
+"""Where `test_keeper_kills`, `test_object_kills` and engines are killed, in processes that these scenes do not have."""
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("connectors", "engine", "metrics", "policies", "storage")
