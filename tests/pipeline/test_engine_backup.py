@@ -106,8 +106,10 @@ async def test_distrust_or_a_new_disk_uuid_reads_in_full_and_says_why(bench: Ben
 async def test_provenance_is_recorded_with_the_restore_point(bench: Bench) -> None:
     vm = bench.hypervisor.add("web")
     bench.hypervisor.fail_transports = {"hotadd"}
-    cause = {"event_type": "vm.migrated", "event_at": datetime(2026, 11, 22, 14, tzinfo=UTC), "policy_commit": "c0ffee"}
-    done = await bench.back_up(vm, transports=("hotadd", "nbd"), consistency=Consistency.FILESYSTEM, **cause)
+    done = await bench.back_up(
+        vm, transports=("hotadd", "nbd"), consistency=Consistency.FILESYSTEM, event_type="vm.migrated",
+        event_at=datetime(2026, 11, 22, 14, tzinfo=UTC), policy_commit="c0ffee",
+    )  # fmt: skip
     detail = bench.repository.detail(done.point)
     assert detail.head.attributes["policy"] == "gold"
     assert detail.head.attributes["reason"] == "it was time"

@@ -222,7 +222,7 @@ def test_a_daily_time_comes_once_a_local_day_at_both_changes_of_clocks(
     where = _zones()[zone]
     now = edge + timedelta(minutes=5 * fives)
     before, after = slots_around(f"{minute} {hour} * * *", where, now)
-    assert before <= now < after
+    assert before is not None and after is not None and before <= now < after
     assert slots_around(f"{minute} {hour} * * *", where, before) == (before, after)
     local, following = before.astimezone(where), after.astimezone(where)
     assert (following.date() - local.date()).days == 1 or local.date().year == 2011
