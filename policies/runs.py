@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
@@ -19,6 +19,14 @@ from policies.policyset import PolicySet
 
 RUNS_REMEMBERED = 16
 """The typical run is a mean in which each run counts for one in so many, as the engine's queue has it."""
+
+
+def at_rest(history: Mapping[VmId, VmHistory]) -> dict[VmId, VmHistory]:
+    """What is remembered of each VM, without runs that were waiting or under way: a simulation begins with none."""
+    return {
+        vm: replace(one, running=False, pending=False, reading_on="") if one.running or one.pending else one
+        for vm, one in history.items()
+    }
 
 
 class Run(NamedTuple):

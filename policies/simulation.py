@@ -24,7 +24,7 @@ from policies.needed import dropped, held_until
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection
 from policies.recorded import Recorded, telling
-from policies.runs import Runs, gave_way, heard_by, limits_of
+from policies.runs import Runs, at_rest, gave_way, heard_by, limits_of
 from policies.schedule import due_after
 from policies.sealing import maker
 from policies.units import stamp
@@ -67,7 +67,7 @@ class Simulation:
         self._gauges = Gauges(self.trace, policies, facts.left)
         self.vms = dict(facts.vms)
         self.arriving = dict(arriving or {})
-        self.history = dict(facts.history)
+        self.history = at_rest(facts.history)
         self.fired = dict(facts.fired)
         self.newest = {vm: telling(points, facts.now) for vm, points in facts.points.items()}
         self.line = ExpressLine(limits_of(policies, assumed.limits), self.vms)

@@ -13,7 +13,7 @@ from benchmarks._naive_simulation import Naive, line_of
 from policies.aging import Aged, Asked, age
 from policies.assumptions import Assumptions, rate_of
 from policies.errors import PolicyError
-from policies.facts import Consistency, Disk, Event, EventType, Facts, RestorePoint, Vm, VmId
+from policies.facts import Consistency, Disk, Event, EventType, Facts, RestorePoint, Vm, VmHistory, VmId
 from policies.fleet import Dice, daily_events, synthetic_fleet, synthetic_policies
 from policies.gauges import ALL, Trace
 from policies.limits import Limits
@@ -202,6 +202,14 @@ def test_a_vm_runs_an_eighth_of_its_goal_before_the_goal_is_missed() -> None:
     assert [at - NOW for at in starts(found.trace, vm.id)] == [21 * HOUR, 42 * HOUR, 63 * HOUR]
     assert found.trace.runs == {("daily", "rpo"): 3}
     assert found.trace.missed == {}
+
+
+@pytest.mark.parametrize("history", [VmHistory(running=True, reading_on="esx-1"), VmHistory(pending=True)])
+def test_a_vm_whose_backup_was_under_way_when_the_state_was_written_is_backed_up(history: VmHistory) -> None:
+    vm = a_vm()
+    known = facts(vm, points=[a_point(vm, NOW)], history={vm.id: history})
+    found = simulated(policies(f"[policy.daily]\n{DAILY}"), known)
+    assert [at - NOW for at in starts(found.trace, vm.id)] == [21 * HOUR, 42 * HOUR, 63 * HOUR]
 
 
 def starts(trace: Trace, vm: VmId) -> list[datetime]:
