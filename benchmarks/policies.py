@@ -118,7 +118,8 @@ Fired = dict[tuple[str, str, VmId], datetime]
 
 
 def _decide(policies: PolicySet, facts: Facts, event: Event, vm: Vm, fired: Fired) -> tuple[Decision, ...]:
-    facts.vms[vm.id] = vm  # type: ignore[index]  # the table is a dictionary, as the engine's is
+    assert isinstance(facts.vms, dict), "a table that changes, as the engine's is"
+    facts.vms[vm.id] = vm
     decisions = evaluate(policies, event, replace(facts, now=event.at))
     for one in decisions:
         if isinstance(one, BackUp):

@@ -41,6 +41,7 @@ from metrics.labels import (
 )
 from metrics.making import PREFIX, Maker, one_of, stamp
 from metrics.notices import NoticeMetrics
+from metrics.snapshots import SnapshotMetrics
 
 __all__ = ["PREFIX", "Metrics"]
 
@@ -143,21 +144,7 @@ class Metrics:
             state=tuple(Durability),
         )
         # Snapshots in vCenter
-        self._orphans = gauge("orphan_snapshots", "Snapshots of ours that no run owns", vcenter=())
-        self._oldest_orphan = gauge(
-            "orphan_snapshot_oldest_timestamp_seconds",
-            "When the oldest snapshot of ours that no run owns was made; 0 when there is none",
-            vcenter=(),
-        )
-        self._foreign = gauge("foreign_snapshots", "Snapshots that are not ours", vcenter=())
-        self._oldest_foreign = gauge(
-            "foreign_snapshot_oldest_timestamp_seconds",
-            "When the oldest snapshot that is not ours was made; 0 when there is none",
-            vcenter=(),
-        )
-        self._unprotected_disks = gauge("unprotected_disks", "Disks that no snapshot can hold", vcenter=())
-        self._left_out_disks = gauge("left_out_disks", "Disks that policies leave out of backups", vcenter=())
-        self._consolidation = gauge("vms_need_consolidation", "VMs whose disks wait for consolidation", vcenter=())
+        self._snapshots = SnapshotMetrics(maker)
         # Repositories
         self._size = gauge(
             "repository_size_bytes",
@@ -351,13 +338,7 @@ class Metrics:
 
     def snapshots(self, state: SnapshotState) -> None:
         """The snapshots of one vCenter as the inventory shows them now."""
-        self._orphans.labels(state.vcenter).set(state.orphans)
-        self._oldest_orphan.labels(state.vcenter).set(stamp(state.oldest_orphan))
-        self._foreign.labels(state.vcenter).set(state.foreign)
-        self._oldest_foreign.labels(state.vcenter).set(stamp(state.oldest_foreign))
-        self._unprotected_disks.labels(state.vcenter).set(state.unprotected_disks)
-        self._left_out_disks.labels(state.vcenter).set(state.left_out_disks)
-        self._consolidation.labels(state.vcenter).set(state.need_consolidation)
+        self._snapshots.seen(state)
 
     def repository(self, state: RepositoryState) -> None:
         """One repository as it is now."""

@@ -24,6 +24,7 @@ from policies.calendars import Calendar, Entry, a_year
 from policies.errors import Unusable, printable, quoted
 from policies.recurrence import FIRST_YEAR, LAST_YEAR
 from policies.rrule import LONGEST_RULE, parse_rule
+from policies.windows import wall_time
 
 LARGEST_CALENDAR = 524_288
 MOST_LINES = 20_000
@@ -251,8 +252,8 @@ def _local(at: date, wanted: ZoneInfo | None) -> datetime:
         raise Unusable(f"{quoted(at)} is before {FIRST_YEAR}", "write a later year")
     zone = _zone(at)
     hour, minute = (at.hour, at.minute) if isinstance(at, datetime) else (0, 0)
-    local = datetime(at.year, at.month, at.day, hour, minute)  # noqa: DTZ001
-    local = min(local, datetime(LAST_YEAR, 1, 1))  # noqa: DTZ001
+    local = wall_time(at.year, at.month, at.day, hour, minute)
+    local = min(local, wall_time(LAST_YEAR, 1, 1))
     if zone is None or wanted is None or zone == wanted:
         return local
     return local.replace(tzinfo=zone).astimezone(wanted).replace(tzinfo=None)

@@ -9,7 +9,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from policies.recurrence import Recurrence, days_of_year, times_of
-from policies.windows import Segment, instant
+from policies.windows import Segment, instant, wall_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def a_year(entry: Entry) -> int:
 
 def calendar_stretches(calendar: Calendar, zone: ZoneInfo, year: int) -> Iterator[Segment]:
     """When the events are that touch a year, in UTC; floating times in the zone."""
-    first, last = datetime(year - 1, 12, 30), datetime(year + 1, 1, 3)  # noqa: DTZ001
+    first, last = wall_time(year - 1, 12, 30), wall_time(year + 1, 1, 3)
     for entry in calendar.entries:
         own = entry.zone or zone
         length = entry.end - entry.start

@@ -13,6 +13,8 @@ from datetime import date, datetime
 from functools import lru_cache
 from itertools import groupby
 
+from policies.windows import wall_time
+
 SEARCH_YEARS = 40
 """How far a rule is searched for its next time: a 29 February that is a Saturday comes after 28 years, or 40."""
 
@@ -70,7 +72,7 @@ def times_of(rule: Recurrence, day: date) -> Iterator[datetime]:
         hours = [hour for hour in counted if hour in hours]
     for hour in hours:
         for minute in rule.minutes:
-            at = datetime(day.year, day.month, day.day, hour, minute)  # noqa: DTZ001
+            at = wall_time(day.year, day.month, day.day, hour, minute)
             if (rule.start is None or at >= rule.start) and not _over(rule, at):
                 yield at
 

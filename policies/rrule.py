@@ -12,6 +12,7 @@ from itertools import islice
 from policies.closest import closest
 from policies.errors import Unusable, quoted
 from policies.recurrence import FIRST_YEAR, LAST_YEAR, SEARCH_YEARS, Recurrence, times_of, years_from
+from policies.windows import wall_time
 
 MOST_COUNTED = 1000
 MOST_A_DAY = 288
@@ -38,13 +39,14 @@ def parse_moment(text: str) -> tuple[datetime, bool]:
     try:
         if match is None:
             raise ValueError
-        at = datetime(*(int(part or 0) for part in match.groups()[:6]))  # type: ignore[arg-type]  # noqa: DTZ001
+        year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
+        at = wall_time(year, month, day, hour, minute, second)
     except ValueError:
         raise Unusable(f"{quoted(text)} is not a date or time", 'write it such as "20261224T220000"') from None
     if at.year < FIRST_YEAR:
         raise Unusable(f"{quoted(text)} is before {FIRST_YEAR}", "write a later year")
     if at.year >= LAST_YEAR:
-        at = datetime(LAST_YEAR, 1, 1)  # noqa: DTZ001
+        at = wall_time(LAST_YEAR, 1, 1)
     return (at.replace(tzinfo=UTC) if match[7] else at), match[4] is None
 
 
@@ -93,7 +95,7 @@ def parse_rule(text: str, start: datetime | None) -> Recurrence:
             instead = "write FREQ=HOURLY;BYMINUTE=0,15,30,45"
         raise Unusable(f"FREQ={frequency} cannot be used" if frequency else "the rule has no FREQ", instead)
     _check_parts(parts, frequency, start)
-    daily = start or datetime(2024, 1, 1)  # noqa: DTZ001
+    daily = start or wall_time(2024, 1, 1)
     hours = tuple(sorted(_numbers(parts, "BYHOUR", 0, 23)))
     found = Recurrence(
         frequency=frequency,

@@ -12,7 +12,6 @@ from policies.assumptions import Assumptions, Rate, rate_of
 from policies.decision import BackUp
 from policies.facts import EventType, RestorePoint, Vm, VmHistory, VmId
 from policies.gauges import Gauges, Places
-from policies.limits import Limits
 from policies.overload import TYPICAL_RUN
 from policies.policy import OnMigrate
 from policies.policyset import PolicySet
@@ -113,8 +112,3 @@ def heard_by(policies: PolicySet) -> frozenset[EventType]:
 def gave_way(known: VmHistory) -> VmHistory:
     """The history of a VM whose run waits again."""
     return replace(known, running=False, pending=True, reading_on="", called_back=known.called_back + 1)
-
-
-def limits_of(policies: PolicySet, limits: Limits) -> Limits:
-    """The engine's limits with those that the policies say of their own backups."""
-    return replace(limits, policies={p.name: p.limits for p in policies.policies if p.limits is not None})

@@ -219,10 +219,10 @@ class _Clockwork:
                     return
                 self.keys.add(decision.key)
                 self.pending = coalesce(self.pending, decision).pending
-                self._remember(decision.vm, pending=True)
+                self.history[decision.vm] = replace(self._known(decision.vm), pending=True)
             case Retire():
                 self.pending = tuple(one for one in self.pending if one.vm != decision.vm)
-                self._remember(decision.vm, pending=False)
+                self.history[decision.vm] = replace(self._known(decision.vm), pending=False)
             case HoldPoints():
                 self.held.append((decision.vm, self.now, decision.reason))
             case Requeue():
@@ -234,8 +234,8 @@ class _Clockwork:
                 self.fired[(decision.policy, decision.rule, decision.vm)] = self.now
         self.said.append(Said(self.elapsed, self.now, decision))
 
-    def _remember(self, vm: VmId, **more: object) -> None:
-        self.history[vm] = replace(self.history.get(vm, VmHistory()), **more)  # type: ignore[arg-type]
+    def _known(self, vm: VmId) -> VmHistory:
+        return self.history.get(vm, VmHistory())
 
     def _call_back(self, vm: VmId) -> None:
         """The run ends without a restore point, and waits again."""
@@ -244,7 +244,7 @@ class _Clockwork:
         del self.backups[last]
         self.pending = (*self.pending, replace(run, not_before=self.now + GIVES_WAY))
         times = self.history[vm].called_back + 1
-        self._remember(vm, pending=True, running=False, reading_on="", called_back=times)
+        self.history[vm] = replace(self._known(vm), pending=True, running=False, reading_on="", called_back=times)
 
     def _start(self) -> None:
         for decision in self.pending:
@@ -255,7 +255,7 @@ class _Clockwork:
             asked = decision.rule == "request"
             given_up = dropped(decision, vm, self.policies, self.facts(), asked=asked) if vm else "the VM is gone"
             if given_up:
-                self._remember(decision.vm, pending=False)
+                self.history[decision.vm] = replace(self._known(decision.vm), pending=False)
                 skip = Skip(decision.vm, decision.policy, decision.rule, f"given up: {given_up}", decision.event_key)
                 self.said.append(Said(self.elapsed, self.now, skip))
                 continue
@@ -266,7 +266,9 @@ class _Clockwork:
             self.backups.append(Backup(decision, self.elapsed))
             self.running[decision.vm] = (self.elapsed + self.case.backup_takes, decision)
             host = vm.host if vm is not None else ""
-            self._remember(decision.vm, pending=False, running=True, last_attempt=self.now, reading_on=host)
+            self.history[decision.vm] = replace(
+                self._known(decision.vm), pending=False, running=True, last_attempt=self.now, reading_on=host
+            )
         if self.case.backup_takes == NOTHING:
             self._finish()
 
@@ -279,7 +281,7 @@ class _Clockwork:
             made = self.made.setdefault(vm, [])
             made.append(self._point(decision, taken, len(made) + 1))
             self.points[vm] = (*self.case.facts.points.get(vm, ()), *made[-MOST_RECENT:])
-            self._remember(vm, running=False, last_success=taken, reading_on="", called_back=0)
+            self.history[vm] = replace(self._known(vm), running=False, last_success=taken, reading_on="", called_back=0)
 
     def _point(self, decision: BackUp, taken: datetime, number: int) -> RestorePoint:
         vm = self.vms.get(decision.vm) or self.gone[decision.vm]

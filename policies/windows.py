@@ -74,6 +74,11 @@ def _minutes(hours: str, minutes: str, text: str) -> int:
     return total
 
 
+def wall_time(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> datetime:
+    """What calendar and clock on a wall show, of no time zone yet; ValueError where there is no such time."""
+    return datetime.combine(date(year, month, day), time(hour, minute, second))
+
+
 def instant(day: date, minutes: int, zone: ZoneInfo, *, last: bool = False) -> datetime:
     """A local time as UTC: the next valid instant when it is skipped; when repeated, the first or the last."""
     local = datetime.combine(day, time()) + timedelta(minutes=minutes)

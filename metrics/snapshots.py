@@ -1,0 +1,39 @@
+"""What the inventory shows of snapshots and of disks that none holds."""
+
+from __future__ import annotations
+
+from metrics.labels import SnapshotState
+from metrics.making import Maker, stamp
+
+
+class SnapshotMetrics:
+    """The series of snapshots, by vCenter."""
+
+    def __init__(self, maker: Maker) -> None:
+        self._orphans = maker.gauge("orphan_snapshots", "Snapshots of ours that no run owns", vcenter=())
+        self._oldest_orphan = maker.gauge(
+            "orphan_snapshot_oldest_timestamp_seconds",
+            "When the oldest snapshot of ours that no run owns was made; 0 when there is none",
+            vcenter=(),
+        )
+        self._foreign = maker.gauge("foreign_snapshots", "Snapshots that are not ours", vcenter=())
+        self._oldest_foreign = maker.gauge(
+            "foreign_snapshot_oldest_timestamp_seconds",
+            "When the oldest snapshot that is not ours was made; 0 when there is none",
+            vcenter=(),
+        )
+        self._unprotected_disks = maker.gauge("unprotected_disks", "Disks that no snapshot can hold", vcenter=())
+        self._left_out_disks = maker.gauge("left_out_disks", "Disks that policies leave out of backups", vcenter=())
+        self._consolidation = maker.gauge(
+            "vms_need_consolidation", "VMs whose disks wait for consolidation", vcenter=()
+        )
+
+    def seen(self, state: SnapshotState) -> None:
+        """One vCenter as its inventory is now."""
+        self._orphans.labels(state.vcenter).set(state.orphans)
+        self._oldest_orphan.labels(state.vcenter).set(stamp(state.oldest_orphan))
+        self._foreign.labels(state.vcenter).set(state.foreign)
+        self._oldest_foreign.labels(state.vcenter).set(stamp(state.oldest_foreign))
+        self._unprotected_disks.labels(state.vcenter).set(state.unprotected_disks)
+        self._left_out_disks.labels(state.vcenter).set(state.left_out_disks)
+        self._consolidation.labels(state.vcenter).set(state.need_consolidation)
