@@ -33,10 +33,10 @@ from engine.commands import (
     Task,
     Verify,
 )
-from engine.config import Api
 from engine.endpoints import Endpoints
 from engine.failures import Exit, Kind, Verdict, verdict
 from engine.plain import plain
+from engine.sections import Api
 
 log = logging.getLogger("engine.api")
 

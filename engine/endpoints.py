@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.config import Config, split_address
+from engine.addresses import split_address
+from engine.config import Config
 from engine.failures import BadInput
 from storage.errors import Locked
 

@@ -9,8 +9,7 @@ import logging
 import threading
 from dataclasses import dataclass
 
-from engine import config as configuration
-from engine import maintenance
+from engine import maintenance, sections
 from engine.copying import stop_if
 from engine.parts import Parts
 from engine.records import Audited
@@ -56,7 +55,7 @@ def wanted(parts: Parts, name: str) -> list[PointId]:
     ]
 
 
-def unknown(policies: PolicySet, known: dict[str, configuration.Copy]) -> list[str]:
+def unknown(policies: PolicySet, known: dict[str, sections.Copy]) -> list[str]:
     """The second copies that policies name and the configuration does not have."""
     return sorted({name for policy in policies.policies for name in policy.copies} - known.keys())
 
@@ -83,7 +82,7 @@ async def copy_all(parts: Parts) -> str:
     return "; ".join(said) or "no second copy is configured"
 
 
-async def _one(parts: Parts, name: str, section: configuration.Copy) -> Pass:
+async def _one(parts: Parts, name: str, section: sections.Copy) -> Pass:
     points, stop = wanted(parts, name), threading.Event()
     target = await settled(parts.threads.long, _open, parts, section)
     try:
@@ -140,7 +139,7 @@ async def _reclaim(parts: Parts, name: str, target: Repository) -> int:
     return (await maintenance.reclaim(target, plan, parts.threads, now=parts.now())).freed_bytes
 
 
-def _open(parts: Parts, section: configuration.Copy) -> Repository:
+def _open(parts: Parts, section: sections.Copy) -> Repository:
     passphrase = section.passphrase
     return open_repository(
         section.place(parts.config.state_dir),

@@ -27,8 +27,7 @@ from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import SessionSettings
 from connectors.vsphere.strays import end_strays
 from connectors.vsphere.transport_settings import AttachIntent, TransportSettings, ignore_intent
-from engine import config as configuration
-from engine import logs, second_copies, upkeep
+from engine import logs, second_copies, sections, upkeep
 from engine.api import serve
 from engine.client import Engine
 from engine.config import Config
@@ -70,12 +69,12 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-Opener = Callable[[str, configuration.VCenter, Config], Awaitable[Hypervisor]]
+Opener = Callable[[str, sections.VCenter, Config], Awaitable[Hypervisor]]
 
 
 async def connect(
     name: str,
-    vcenter: configuration.VCenter,
+    vcenter: sections.VCenter,
     config: Config,
     *,
     on_intent: Callable[[AttachIntent], None] = ignore_intent,
@@ -136,7 +135,7 @@ def _for_nbdkit() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name == "BACKSTAY_LAB_ROOT"}
 
 
-def bus_settings(bus: configuration.Bus) -> BusSettings:
+def bus_settings(bus: sections.Bus) -> BusSettings:
     """What the connector needs of `[bus]`; BadInput where a secret is not in a file."""
     for name, secret in (("password", bus.password), ("token", bus.token)):
         if secret is not None and secret.kind != "file":
@@ -227,7 +226,7 @@ class Service:
         await self.stopping.wait()
         raise _Stopped
 
-    async def _follow(self, name: str, vcenter: configuration.VCenter) -> None:
+    async def _follow(self, name: str, vcenter: sections.VCenter) -> None:
         """Connect to a vCenter, however long that takes, then follow it and clean up behind dead runs."""
         parts, patience = self.parts, Patience()
         while True:
@@ -257,7 +256,7 @@ class Service:
         finally:
             await hypervisor.aclose()
 
-    async def _listen(self, settings: configuration.Bus) -> None:
+    async def _listen(self, settings: sections.Bus) -> None:
         """The bus, however long it takes to be there."""
         parts, patience = self.parts, Patience()
         while True:

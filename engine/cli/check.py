@@ -14,10 +14,11 @@ from engine.cli.options import Json
 from engine.cli.output import say, show_json, show_table
 from engine.cli.reach import utc_now
 from engine.client import Engine
-from engine.config import Bus, Config, VCenter, find, load
+from engine.config import Config, find, load
 from engine.credentials import Secret
 from engine.failures import FAMILIES, BadInput, Exit, NotReachable, verdict
 from engine.looking import unreadable
+from engine.sections import Bus, VCenter
 from engine.stores import RepositorySection
 from engine.units import show_size
 from policies.linting import lint

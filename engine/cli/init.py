@@ -17,10 +17,11 @@ from engine.cli.options import Parameter, PassphraseFile
 from engine.cli.output import printable, say
 from engine.cli.reach import given_passphrase, utc_now
 from engine.cli.visiting import PASSWORD_VARIABLE, Address, parse_address, password_source, read_authority, user_of
-from engine.config import SYSTEM_FILE, Config, Transport, VCenter, default_state_dir, user_file
+from engine.config import SYSTEM_FILE, Config, default_state_dir, user_file
 from engine.config import parse as parse_config
 from engine.credentials import Secret
 from engine.failures import BadInput, Declined
+from engine.sections import Transport, VCenter
 from engine.stores import RepositorySection
 from engine.trust import check_fingerprint, fetch_certificate, is_trusted
 from policies.units import counted

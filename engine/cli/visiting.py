@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from engine.config import Config, VCenter, find, load
+from engine.config import Config, find, load
 from engine.credentials import KINDS, Secret, parse_secret
 from engine.failures import BadInput
+from engine.sections import VCenter
 
 PASSWORD_VARIABLE = "BACKSTAY_VCENTER_PASSWORD"
 USER_VARIABLE = "BACKSTAY_VCENTER_USER"

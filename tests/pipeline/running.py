@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from engine import config as configuration
+from engine import sections
 from engine.config import Config
 from engine.control import Controls
 from engine.parts import Parts
@@ -106,7 +107,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     """The engine over a hypervisor in memory, stopped as by SIGTERM at the end of the block."""
 
-    async def opened(name: str, vcenter: configuration.VCenter, config: Config) -> Hypervisor:
+    async def opened(name: str, vcenter: sections.VCenter, config: Config) -> Hypervisor:
         return hypervisor
 
     async with engine_of(config, opened, grace=grace) as engine:

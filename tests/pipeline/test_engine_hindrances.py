@@ -12,7 +12,7 @@ import pytest
 from connectors.errors import ConnectorError, LoginRefused, ReadFailed, Unreachable
 from connectors.hypervisor import InventoryUpdate, Leftover
 from engine import config as configuration
-from engine import dispatch
+from engine import dispatch, sections
 from engine.commands import BackUpVm
 from engine.inbox import Seen
 from engine.jobs import JobState
@@ -88,7 +88,7 @@ async def test_a_vcenter_that_is_away_does_not_keep_the_vms_of_another_from_bein
     other.add("web")  # what disaster recovery does: the same VM, registered at the other site
     other.add("db")
 
-    async def opened(name: str, vcenter: configuration.VCenter, config: configuration.Config) -> Hypervisor:
+    async def opened(name: str, vcenter: sections.VCenter, config: configuration.Config) -> Hypervisor:
         return hypervisor if name == "lab" else other
 
     more = '[vcenter.other]\nhost = "else.invalid"\nuser = "backup"\npassword = "file:password"\n'
@@ -111,7 +111,7 @@ async def test_nobody_loses_protection_unasked_while_a_vcenter_is_still_being_re
     db = other.add("db")
     other.set(db, instance_uuid="instance-db", bios_uuid="bios-db")
 
-    async def opened(name: str, vcenter: configuration.VCenter, config: configuration.Config) -> Hypervisor:
+    async def opened(name: str, vcenter: sections.VCenter, config: configuration.Config) -> Hypervisor:
         if name == "lab":
             return hypervisor
         await reached.wait()

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import Unreachable
-from engine import config as configuration
-from engine import upkeep
+from engine import sections, upkeep
 from engine.commands import BackUpVm
 from engine.config import Config
 from engine.jobs import Job, JobId, JobKind
@@ -24,7 +23,7 @@ from tests.pipeline.running import EVERYTHING, configure, engine_of, now, runnin
 LAST_ONE = EVERYTHING.replace("[policy.everything]", '[policy.everything]\nretention = { keep_last = 1, grace = "0s" }')
 
 
-async def _away(name: str, vcenter: configuration.VCenter, config: Config) -> Hypervisor:
+async def _away(name: str, vcenter: sections.VCenter, config: Config) -> Hypervisor:
     raise Unreachable("nobody answers", where=name)
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from connectors.errors import ReadFailed, Unreachable
 from engine.commands import BackUpVm, QueryLimits, Reclaim, RestoreToFile, RestoreToVm, Verify
-from engine.config import Transport
 from engine.failures import BadInput
 from engine.inbox import Told
+from engine.sections import Transport
 from engine.threads import settled
 from policies.facts import Event, EventType, PowerState
 from storage.errors import Refused

@@ -16,10 +16,11 @@ import pytest
 
 from engine.api import serve
 from engine.commands import BackUpVm
-from engine.config import Config, VCenter
+from engine.config import Config
 from engine.endpoints import open_endpoints
 from engine.failures import NotYet
 from engine.ports import Hypervisor
+from engine.sections import VCenter
 from engine.statefile import read_standing
 from engine.threads import settled
 from tests.console import Ran, backstay

@@ -9,9 +9,9 @@ import pytest
 
 from connectors.errors import LoginRefused
 from engine.cli.check import _bus
-from engine.config import Bus
 from engine.credentials import Secret
 from engine.failures import BadInput, NotReachable
+from engine.sections import Bus
 
 
 @pytest.fixture

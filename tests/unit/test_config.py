@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from connectors.nats_login import BusSettings
-from engine.config import Config, load, parse, split_address
+from engine.addresses import split_address
+from engine.config import Config, load, parse
 from engine.credentials import Secret, parse_secret
 from engine.failures import BadInput
 from engine.service import bus_settings

@@ -1,0 +1,259 @@
+"""The tables of the configuration file, each with what it takes and what it is for."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BeforeValidator, Field, PlainValidator, field_validator, model_validator
+
+from engine.addresses import is_loopback, split_address
+from engine.stores import RepositorySection, SecretSource
+from engine.stores import Section as _Section
+from engine.units import parse_size
+from policies.units import parse_duration
+from policies.windows import Window, parse_window
+
+
+def _duration(value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    return parse_duration(value if isinstance(value, str) else repr(value))
+
+
+def _size(value: object) -> int:
+    return value if isinstance(value, int) else parse_size(value if isinstance(value, str) else repr(value))
+
+
+def _argv(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(shlex.split(value))
+    if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
+        return tuple(value)
+    raise ValueError("write a string or a list of strings")
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+
+
+def _windows(value: Any) -> Any:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str | Window) for text in texts):
+        raise ValueError('write days and times such as "mon..fri 18:00-06:00", or a list of these')
+    return tuple(parse_window(text) if isinstance(text, str) else text for text in texts)
+
+
+def _zone(value: Any) -> Any:
+    try:
+        return ZoneInfo(value) if isinstance(value, str) else value
+    except (ValueError, ZoneInfoNotFoundError):
+        raise ValueError(f'"{value}" is no time zone; write for instance "Europe/Berlin"') from None
+
+
+OpenHours = Annotated[tuple[Window, ...], PlainValidator(_windows)]
+TimeZone = Annotated[ZoneInfo, PlainValidator(_zone)]
+Size = Annotated[int, BeforeValidator(_size)]
+Argv = Annotated[tuple[str, ...], BeforeValidator(_argv)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+TransportName = Literal["hotadd", "nbd"]
+
+
+class VCenter(_Section):
+    """`[vcenter.NAME]`: one vCenter. Without ca_file the system's authorities are trusted; one is always checked."""
+
+    host: str = Field(min_length=1)
+    user: str = Field(min_length=1)
+    password: SecretSource
+    port: Port = 443
+    ca_file: Path | None = None
+
+
+class Copy(RepositorySection):
+    """`[copies.NAME]`: a repository that gets a second copy of what policies name it for."""
+
+
+class Api(_Section):
+    """`[api]`: a Unix socket of mode 0600, and TCP with a bearer token where asked for.
+
+    TCP beyond loopback needs a certificate. An empty socket stands for the default place.
+    """
+
+    socket: Path | None = None
+    tcp: str = ""
+    token: SecretSource | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @field_validator("tcp")
+    @classmethod
+    def _has_port(cls, value: str) -> str:
+        if value:
+            split_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Api:
+        if self.tcp and self.token is None:
+            raise ValueError('tcp needs a token; add token = "file:/path/to/token"')
+        if self.tcp and self.certificate is None and not is_loopback(split_address(self.tcp)[0]):
+            raise ValueError("tcp beyond loopback needs certificate and key; add them or listen on 127.0.0.1")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together; add the missing one")
+        return self
+
+
+class Metrics(_Section):
+    """`[metrics]`: an address that serves only /metrics and /healthz, without a token; empty for none."""
+
+    listen: str = ""
+
+    @field_validator("listen")
+    @classmethod
+    def _has_port(cls, value: str) -> str:
+        if value:
+            split_address(value)
+        return value
+
+
+class Bus(_Section):
+    """`[bus]`: NATS. Off loopback, TLS and one way to log in are required.
+
+    `monitor_url` is the server's monitoring address, which alone tells whether it writes to disk before it
+    acknowledges. A message comes again after `ack_wait` and is given up after `max_deliver` deliveries.
+    """
+
+    servers: tuple[str, ...] = Field(min_length=1)
+    site: str = Field(default="main", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    user: str = ""
+    password: SecretSource | None = None
+    token: SecretSource | None = None
+    nkey_file: Path | None = None
+    credentials: Path | None = None
+    ca_file: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    monitor_url: str = Field(default="", pattern=r"^(https?://[^/@]+/?)?$")
+    ack_wait: Duration = timedelta(minutes=1)
+    max_deliver: Count = 5
+
+    @field_validator("servers", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("ack_wait")
+    @classmethod
+    def _is_long_enough(cls, value: timedelta) -> timedelta:
+        if value < timedelta(seconds=1):
+            raise ValueError('must be a second or longer; write for instance "60s"')
+        return value
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Bus:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together; add the missing one")
+        if bool(self.user) != (self.password is not None):
+            raise ValueError("user and password belong together; add the missing one")
+        ways = [bool(self.user), *(way is not None for way in (self.token, self.nkey_file, self.credentials))]
+        if sum(ways) > 1:
+            raise ValueError("keep one way to log in: credentials, nkey_file, user and password, or token")
+        for server in self.servers:
+            scheme, _, rest = server.rpartition("://")
+            if "@" in rest:
+                raise ValueError("a server's address holds no password; use credentials, user and password, or token")
+            host = rest.rpartition(":")[0] or rest
+            if is_loopback(host.strip("[]")):
+                continue
+            if scheme != "tls":
+                raise ValueError(f'"{server}" is not on this machine and needs TLS; write "tls://{rest}"')
+            if not any(ways) and self.certificate is None:
+                raise ValueError(
+                    f'"{server}" is not on this machine: add credentials, nkey_file, user and password, token, '
+                    "or certificate and key"
+                )
+        return self
+
+
+class Transport(_Section):
+    """`[transport]`: the ways to a disk, tried in order.
+
+    `proxy` names the VM that this engine runs in (name or BIOS uuid) for hot-add; `nbdkit` and `plugin` are
+    argument lists, to which the connector adds the parameters that the vddk plugin takes.
+    """
+
+    order: tuple[TransportName, ...] = ("hotadd", "nbd")
+    proxy: str = ""
+    device_folder: Path = Path("/dev/disk/by-id")
+    nbdkit: Argv = ("nbdkit",)
+    plugin: Argv = ("vddk",)
+    libdir: Path | None = None
+
+
+class Limits(_Section):
+    """`[limits]`: how much may happen at once. Memory of reading is disks × lanes × 1 MiB.
+
+    `total` to `per_repository` count backups. The engine's repository takes them all; other work there (second copies,
+    verification, reclaim) counts with them, but leaves them one place. Policies may have tighter limits of their own.
+    `starts_per_minute` is for where many places are free at once: not all snapshots shall be made in one second.
+    """
+
+    total: Count = 4
+    per_host: Count = 2
+    per_datastore: Count = 4
+    per_vcenter: Count | None = None
+    per_repository: Count | None = None
+    starts_per_minute: Count = 60
+    disks_per_vm: Count = 2
+    lanes: Count = 16
+    threads: Count = Field(default_factory=lambda: max(2, min(os.cpu_count() or 2, 8)))
+
+
+class Timers(_Section):
+    """`[timers]`: how often what runs by itself is looked at."""
+
+    clock: Duration = timedelta(seconds=30)
+    reconcile: Duration = timedelta(minutes=15)
+    janitor: Duration = timedelta(minutes=10)
+    retention: Duration = timedelta(hours=1)
+    reclaim: Duration = timedelta(days=1)
+    verify: Duration = timedelta(days=1)
+    copies: Duration = timedelta(minutes=15)
+    locks: Duration = timedelta(days=1)
+    policies: Duration = timedelta(seconds=2)
+    notices: Duration = timedelta(minutes=3)
+    """How long news is collected before it is told: what comes together is told together, what passes by is not."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_positive(cls, value: timedelta) -> timedelta:
+        if value <= timedelta(0):
+            raise ValueError('must be longer than nothing; write for instance "10m"')
+        return value
+
+
+class Maintenance(_Section):
+    """`[maintenance]`: the ages that keep reclaim away from what may still be needed."""
+
+    orphan_pack: Duration = timedelta(hours=24)
+    """Reclaim's safety age, longer than the longest backup can stay uncommitted: a younger pack is never condemned,
+    and a condemned one is freed no sooner than this."""
+
+    expiry_grace: Duration = timedelta(0)
+    """How long a restore point stays marked before retention forgets it."""
+
+    max_expire: Count | None = None
+    """At most so many restore points expire in one run of retention; None for no limit."""
+
+    reread: Duration = timedelta(days=30)
+    """Verification reads what was not read back for so long, and what is new since the last one."""
+
+    verify_window: OpenHours = ()
+    """When verification may read, such as "mon..fri 22:00-06:00"; always when nothing is said."""
+
+    timezone: TimeZone = Field(default_factory=lambda: ZoneInfo("UTC"))
+    """Where the times of the window are."""
