@@ -10,6 +10,7 @@ from datetime import datetime
 from engine.announcing import Announcer
 from engine.attempts import Means
 from engine.config import Config
+from engine.crew import Crew
 from engine.dispatch import Dispatcher
 from engine.inbox import Inbox
 from engine.jobqueue import JobQueue
@@ -22,7 +23,6 @@ from engine.sources import Sources
 from engine.state import State
 from engine.tasks import TaskBoard
 from engine.threads import Threads
-from engine.worker import Crew
 from engine.world import World
 from metrics.labels import VerifyState
 from metrics.registry import Metrics

@@ -44,6 +44,7 @@ from engine.sources import Patience
 from engine.startup import add_hypervisor, assemble, engine_id, policies_folder, recover
 from engine.state import State
 from engine.threads import Threads
+from engine.worker import work
 from metrics.registry import Metrics
 from policies.facts import Address, VmId
 from storage.errors import Locked, StorageError
@@ -203,7 +204,7 @@ class Service:
                 for name, vcenter in parts.config.vcenter.items():
                     loops.create_task(self._follow(name, vcenter))
                 for _ in range(parts.config.limits.total + 1):
-                    loops.create_task(parts.crew.work())
+                    loops.create_task(work(parts.crew))
                 loops.create_task(parts.tasks.run())
                 loops.create_task(parts.sources.tick(timers.clock))
                 loops.create_task(parts.sources.watch_policies(parts.rulebook, timers.policies))

@@ -14,6 +14,7 @@ from connectors.messages import Subjects
 from engine.announcing import Announcer
 from engine.attempts import Means
 from engine.config import Config
+from engine.crew import Crew
 from engine.dispatch import Dispatcher, Noted
 from engine.failures import BadInput
 from engine.identity import Traits
@@ -29,7 +30,6 @@ from engine.sources import Sources
 from engine.state import State
 from engine.tasks import TaskBoard
 from engine.threads import Threads, settled
-from engine.worker import Crew
 from engine.world import UNSEEN, World
 from metrics.labels import OPERATIONS, VerifyState
 from metrics.registry import Metrics

@@ -32,7 +32,7 @@ action = "distrust"
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.worker.GIVES_WAY", timedelta(milliseconds=50))
+    monkeypatch.setattr("engine.endings.GIVES_WAY", timedelta(milliseconds=50))
 
 
 async def reading(engine: Running) -> None:

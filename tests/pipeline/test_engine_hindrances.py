@@ -14,10 +14,10 @@ from connectors.hypervisor import InventoryUpdate, Leftover
 from engine import config as configuration
 from engine import dispatch, sections
 from engine.commands import BackUpVm
+from engine.endings import MAX_ATTEMPTS
 from engine.inbox import Seen
 from engine.jobs import JobState
 from engine.ports import Hypervisor
-from engine.worker import MAX_ATTEMPTS
 from policies.facts import Address, EventType, Vm
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
 from tests.pipeline.running import Running, configure, engine_of, running

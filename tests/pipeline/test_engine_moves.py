@@ -32,7 +32,7 @@ REQUEUE = f'{QUIET}on_migrate = "requeue"\n'
 @pytest.fixture
 def hypervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HypervisorInMemory:
     (tmp_path / "disks").mkdir()
-    monkeypatch.setattr("engine.worker.GIVES_WAY", SOON)
+    monkeypatch.setattr("engine.endings.GIVES_WAY", SOON)
     return HypervisorInMemory(tmp_path / "disks")
 
 

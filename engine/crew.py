@@ -1,0 +1,149 @@
+"""What all workers share, and who is told how a job ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import ParamSpec
+
+from connectors.hypervisor import Leftover
+from engine.attempts import Attempt, Means
+from engine.jobqueue import JobQueue
+from engine.jobs import Abandoned, Job, JobId, Outcome, RunId
+from engine.maintenance import Sweep, sweep
+from engine.state import State
+from engine.threads import Threads, settled
+from engine.world import World
+from metrics.registry import Metrics
+from policies.decision import Requeue
+from policies.facts import RestorePoint, Vm, VmId
+from policies.policyset import PolicySet
+from storage.errors import StorageError
+from storage.repository import Repository
+
+P = ParamSpec("P")
+
+log = logging.getLogger("engine.crew")
+
+
+@dataclass(slots=True)
+class Crew:
+    """What the workers share. `means` gives what a run needs for a vCenter.
+
+    `began` is told of every run whose snapshot is about to be made, `ended` of every job that was taken and how that
+    ended; both must be quick. `set_aside` are VMs whose last run ended with an error that trying again cannot mend.
+    """
+
+    queue: JobQueue
+    world: World
+    state: State
+    repository: Repository
+    threads: Threads
+    means: Mapping[str, Means]
+    policies: Callable[[], PolicySet]
+    metrics: Metrics
+    now: Callable[[], datetime]
+    mint_run: Callable[[], RunId]
+    engine: str
+    began: Callable[[Attempt], None] = lambda attempt: None
+    ended: Callable[[Job, Outcome], None] = lambda job, outcome: None
+    active: dict[RunId, Attempt] = field(default_factory=dict)
+    set_aside: set[VmId] = field(default_factory=set)
+    _others: set[RunId] = field(default_factory=set)
+    _restoring: set[tuple[str, str]] = field(default_factory=set)
+    _listing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _followers: dict[JobId, asyncio.Future[Outcome]] = field(default_factory=dict)
+
+    def is_restoring(self, vm: Vm) -> bool:
+        """Whether disks of a VM with this name are being written."""
+        return (vm.address.vcenter, vm.name) in self._restoring
+
+    def is_active(self, run: str) -> bool:
+        """Whether a snapshot or disk of this run is in use."""
+        return run in self.active or run in self._others
+
+    def follow(self, job: JobId) -> asyncio.Future[Outcome]:
+        """Resolved with how the next run of this job ends."""
+        return self._followers.setdefault(job, asyncio.get_running_loop().create_future())
+
+    @contextmanager
+    def alive(self, run: RunId) -> Iterator[None]:
+        """What carries this run's mark is in use meanwhile, though it is no job's."""
+        self._others.add(run)
+        try:
+            yield
+        finally:
+            self._others.discard(run)
+
+    @contextmanager
+    def restoring(self, vcenter: str, name: str) -> Iterator[None]:
+        """No VM of this name is backed up meanwhile: its disks are being written."""
+        self._restoring.add((vcenter, name))
+        try:
+            yield
+        finally:
+            self._restoring.discard((vcenter, name))
+
+    def given_up(self, job: Job) -> None:
+        """An event gave the job up before it ran: tell who waits for it."""
+        self.tell(job, Abandoned(job.last_error))
+
+    def tell(self, job: Job, outcome: Outcome) -> None:
+        """Tell who waits for this job how its run ended."""
+        follower = self._followers.pop(job.id, None)
+        if follower is not None and not follower.done():
+            follower.set_result(outcome)
+        self.ended(job, outcome)
+
+    def call_back(self, decision: Requeue) -> None:
+        """Have the run of this VM give way, unless it has read everything by now."""
+        for attempt in [one for one in self.active.values() if one.vm.id == decision.vm]:
+            attempt.recall.call(decision.reason)
+
+    async def sweep(self, vcenter: str, wanted: Callable[[Leftover], bool] | None = None) -> Sweep:
+        """One janitor's pass over a vCenter, or over what a run waits for; closes intents of which nothing is left."""
+        swept = await sweep(self.means[vcenter].hypervisor, self.is_active, wanted or (lambda left: True))
+        left = {leftover.run for leftover, _ in swept.stuck}
+        gone = {leftover.run for leftover in swept.removed}
+        intents = await settled(self.threads.state, self.state.intents)
+        over = [
+            i.run
+            for i in intents
+            if i.address.vcenter == vcenter
+            and i.run not in left
+            and not self.is_active(i.run)
+            and (wanted is None or i.run in gone)
+        ]
+        if over:
+            await settled(self.threads.state, self.state.resolve_intents, over)
+        return swept
+
+    async def remember(self, write: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Write to the state; when that fails too (a full disk), go on: at worst the job runs again after a start."""
+        try:
+            await settled(self.threads.state, write, *args, **kwargs)
+        except StorageError as error:
+            log.error("not written to the state", extra={"why": str(error)})
+
+    async def list_points(self, vm: VmId) -> None:
+        """Read the restore points of a VM from the repository again."""
+        async with self._listing:
+            self.world.set_points(vm, await settled(self.threads.repository, self.repository.points, vm))
+
+    async def list_all_points(self) -> None:
+        """Read every restore point from the repository again."""
+        async with self._listing:
+            by_vm: dict[VmId, list[RestorePoint]] = {vm: [] for vm in self.world.points}
+            for point in await settled(self.threads.repository, self.repository.points):
+                by_vm.setdefault(point.vm, []).append(point)
+            for vm, points in by_vm.items():
+                self.world.set_points(vm, points)
+
+    def name(self, vm: VmId) -> str:
+        """What people call the VM."""
+        row = self.world.rows.get(vm)
+        return row.traits.name if row is not None else vm
