@@ -167,14 +167,16 @@ class Lab(Inventory):
         text: str = "injected by the lab",
         fields: Mapping[str, object] | None = None,
         vm: str = "",
+        user: str = "",
     ) -> None:
         """Let the next calls of an API method fail, wait, or lose their answer (`drop`: carried out all the same).
 
         `fault` is a type such as "FileLocked", `fields` its Go fields; with `in_task` the call succeeds and its task
-        fails. times=0 means until `heal`.
+        fails. times=0 means until `heal`. With `user` only calls of that account are meant, but tasks of anybody.
         """
         rule = {"method": method, "fault": fault, "times": times, "in_task": in_task, "drop": drop, "text": text}
         rule |= {"delay_ms": round(delay_seconds * 1000), "keys": list(keys), "fields": dict(fields or {}), "vm": vm}
+        rule["user"] = user
         self.process.order("/faults", rule)
 
     @contextmanager

@@ -26,6 +26,7 @@ type faultRule struct {
 	Drop    bool            `json:"drop"`     // the call is carried out, but the connection breaks before the answer
 	DelayMS int             `json:"delay_ms"` // before the call, or within its task
 	VM      string          `json:"vm"`       // only for this object
+	User    string          `json:"user"`     // only for calls of this account; not for faults in tasks
 }
 
 func (r *faultRule) delay() time.Duration {
@@ -40,6 +41,11 @@ func (r *faultRule) taskFault() types.BaseMethodFault {
 		return nil
 	}
 	return r.build()
+}
+
+// by tells whether the rule is for the account that makes this call.
+func (r *faultRule) by(ctx *Context) bool {
+	return r.User == "" || (ctx.Session != nil && ctx.Session.UserName == r.User)
 }
 
 func (r *faultRule) build() types.BaseMethodFault {
@@ -125,7 +131,7 @@ func intercept(ctx *Context, method *Method, handler mo.Reference) soap.HasFault
 		return fault
 	}
 	rule := faults.take(func(r *faultRule) bool {
-		return !r.InTask && strings.EqualFold(r.Method, method.Name) && (r.VM == "" || r.VM == method.This.Value)
+		return !r.InTask && strings.EqualFold(r.Method, method.Name) && (r.VM == "" || r.VM == method.This.Value) && r.by(ctx)
 	})
 	if rule == nil {
 		return nil
