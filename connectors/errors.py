@@ -57,6 +57,18 @@ class SnapshotFailed(ConnectorError):
     retry = True
 
 
+class Unconsolidated(ConnectorError):
+    """A snapshot is gone, but the disks that it left are not merged yet: they grow until somebody merges them."""
+
+    retry = True
+
+
+class NoRoom(ConnectorError):
+    """A datastore has too little free space for a snapshot."""
+
+    retry = True
+
+
 class TrackingUnusable(ConnectorError):
     """Changed block tracking cannot be trusted for this disk: read it in full."""
 

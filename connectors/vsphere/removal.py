@@ -9,7 +9,8 @@ from typing import Any
 
 from pyVmomi import vim
 
-from connectors.errors import ConnectorError, Gone
+from connectors.errors import ConnectorError, Gone, Unconsolidated
+from connectors.gates import removal
 from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.naming import TreeNode, tree_nodes
 from connectors.vsphere.session import Session
@@ -42,7 +43,8 @@ async def remove_snapshot(session: Session, vm: Any, name: str, settings: Remova
     """Remove the snapshot of this name, which carries our mark, and consolidate. Idempotent.
 
     Only the snapshot itself goes: snapshots that others made on top of it stay. Raises what the last attempt raised
-    when it cannot be removed in the time that the settings give.
+    when it cannot be removed in the time that the settings give, and Unconsolidated when it is gone but has left
+    deltas that could not be merged.
     """
     deadline = time.monotonic() + settings.seconds
     backoff = Backoff(settings.first_pause, settings.longest_pause)
@@ -64,6 +66,11 @@ async def remove_snapshot(session: Session, vm: Any, name: str, settings: Remova
         return
     except ConnectorError as error:
         log.error("disks not consolidated", extra={"snapshot": name, "error": str(error)})
+        raise Unconsolidated(
+            f"snapshot {name} is gone, but its VM's disks could not be consolidated: {error.what}",
+            where=session.where,
+            hint="it is tried again; or consolidate the VM in vCenter, and look who locks its disks",
+        ) from error
 
 
 async def consolidate(session: Session, vm: Any, settings: RemovalSettings) -> None:
@@ -74,9 +81,12 @@ async def consolidate(session: Session, vm: Any, settings: RemovalSettings) -> N
         if not needed:
             return
         try:
-            await session.task(
-                lambda: vm.ConsolidateVMDisks_Task(), timeout=settings.seconds, entity=vm, operation="Consolidate"
-            )
+            async with session.settings.gates.through(
+                removal(await _datastores(session, vm)), f"consolidate {vm._moId}"
+            ):
+                await session.task(
+                    lambda: vm.ConsolidateVMDisks_Task(), timeout=settings.seconds, entity=vm, operation="Consolidate"
+                )
         except Gone:
             raise
         except ConnectorError:
@@ -88,7 +98,15 @@ async def consolidate(session: Session, vm: Any, settings: RemovalSettings) -> N
 async def _remove_once(session: Session, vm: Any, name: str, seconds: float) -> None:
     for node in await read_tree(session, vm):
         if node.name == name and node.mark is not None:
-            await _remove_node(session, vm, node, seconds)
+            async with session.settings.gates.through(removal(await _datastores(session, vm)), f"remove {name}"):
+                await _remove_node(session, vm, node, seconds)
+
+
+async def _datastores(session: Session, vm: Any) -> list[str]:
+    """The names of the datastores that the VM's files lie on."""
+    held = (await session.properties(vm, ["datastore"])).get("datastore") or []
+    named = await session.read(held, vim.Datastore, ["name"]) if held else {}
+    return sorted(str(told["name"]) for told in named.values() if "name" in told)
 
 
 async def _remove_node(session: Session, vm: Any, node: TreeNode, seconds: float) -> None:

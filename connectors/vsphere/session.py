@@ -21,6 +21,7 @@ from pyVmomi import SoapStubAdapter, vim, vmodl
 
 from connectors.cleanup import finish
 from connectors.errors import Busy, ConnectorError, Gone, LoginRefused, Unreachable
+from connectors.gates import Gates
 from connectors.vsphere.endpoint import negotiate_version, tls_context
 from connectors.vsphere.faults import FOREIGN, NEVER_SENT, SessionLost, translate
 from connectors.vsphere.line import Line
@@ -46,7 +47,8 @@ class SessionSettings:
 
     `password` is asked at each login and its answer is kept nowhere. `ca_file` holds the CA of the server's
     certificate or, as a pin, that certificate itself (then its name is not compared); without it the system's
-    CAs decide. `engine_id` marks everything that this engine makes in vCenter.
+    CAs decide. `engine_id` marks everything that this engine makes in vCenter. What may not be done too often at
+    once goes through `gates`.
     """
 
     host: str
@@ -58,6 +60,7 @@ class SessionSettings:
     answer_seconds: float = 120.0
     keep_alive_seconds: float = 300.0
     threads: int = 8
+    gates: Gates = field(default_factory=Gates, repr=False, compare=False)
 
 
 class Session:

@@ -16,9 +16,11 @@ from pyVmomi.VmomiSupport import newestVersions
 
 from connectors.cleanup import acquired
 from connectors.errors import Busy, ConnectorError, Gone, Rejected, SnapshotFailed, Unreachable
+from connectors.gates import creation
 from connectors.hypervisor import Snapshot, SnapshotDisk
 from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.inventory import Inventory
+from connectors.vsphere.keeping import kept
 from connectors.vsphere.naming import TreeNode, snapshot_description, snapshot_name
 from connectors.vsphere.quiesce import Step, achieved, at_least, ladder
 from connectors.vsphere.removal import RemovalSettings, consolidate, read_tree, remove_snapshot
@@ -161,9 +163,10 @@ class _Making:
         description = snapshot_description(self.session.settings.engine_id, self.run, started)
 
         async def create(start: Callable[[], Any]) -> None:
-            await self.session.task(
-                start, timeout=self.settings.create_seconds, entity=self.managed, operation="CreateSnapshot"
-            )
+            async with self.session.settings.gates.through(creation(), f"make {self.name}"):
+                await self.session.task(
+                    start, timeout=self.settings.create_seconds, entity=self.managed, operation="CreateSnapshot"
+                )
 
         try:
             await create(lambda: self.managed.CreateSnapshotEx_Task(self.name, description, False, step.spec))
@@ -258,7 +261,7 @@ async def _describe(session: Session, vm: Vm, made: _Made, name: str, run: str, 
         consistency_reason=made.reason,
         disks=tuple(SnapshotDisk(d, ids[d.key]) for d in disks if not d.unprotected),
         unprotected=tuple(d for d in disks if d.unprotected),
-        configuration=serialise(config),
+        configuration=await kept(session, vm, config, serialise(config)),
         tracking_reason=tracking,
     )
 

@@ -1,12 +1,16 @@
-"""Which way a disk is read or written: chosen for each disk, in order, with the reason for each way not taken."""
+"""Which way a disk is read or written: chosen for each disk, in order, with the reason for each way not taken.
+
+A transport is a module that can say beforehand why a disk cannot go by it and can open one, a name in
+transport_settings.TRANSPORTS, and a line in each of `_why_not`, `open_disk` and `write_disk` here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pyVmomi import vim
@@ -14,13 +18,15 @@ from pyVmomi import vim
 from connectors.disk_files import FileWriter
 from connectors.disks import AsyncWriter, BlockingWriter, DiskReader
 from connectors.errors import ConnectorError, TransportFailed
+from connectors.gates import connection
 from connectors.hypervisor import CreatedVm, Fallback, OpenDisk, Snapshot, SnapshotDisk
 from connectors.nbd import NbdDisk
-from connectors.vsphere import vddk
+from connectors.vsphere import datastore_https, vddk
+from connectors.vsphere.datastore_https import datastore_kinds, open_folder_reader
 from connectors.vsphere.hotadd import AttachRequest, open_reader, open_writer
 from connectors.vsphere.proxy import Proxy, datacenter_of, proxy_or_reason, refusal
 from connectors.vsphere.session import Session
-from connectors.vsphere.transport_settings import HOT_ADD, NBD, TransportSettings
+from connectors.vsphere.transport_settings import HOT_ADD, HTTPS, NBD, TRANSPORTS, TransportSettings
 from connectors.vsphere.vddk import NetworkDisk, open_network_disk
 from policies.facts import Disk, Vm
 
@@ -31,10 +37,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What this engine has at hand: a proxy or the reason for none, and why NBD cannot be used, if it cannot."""
+    """What this engine has at hand: a proxy or the reason for none, and why NBD cannot be used, if it cannot.
+
+    `kinds` are the types of datastores, by (datacenter, name).
+    """
 
     proxy: Proxy | str
     nbd_refusal: str
+    kinds: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,8 @@ class Prediction:
 async def survey(session: Session, settings: TransportSettings) -> Means:
     """What there is to reach disks with. Changes nothing."""
     proxy = await proxy_or_reason(session, settings) if HOT_ADD in settings.order else "hot-add is not configured"
-    return Means(proxy, vddk.refusal(settings))
+    kinds = await datastore_kinds(session) if HTTPS in settings.order else {}
+    return Means(proxy, vddk.refusal(settings), kinds)
 
 
 def predict(means: Means, vm: Vm, disk: Disk, order: Sequence[str]) -> Prediction:
@@ -66,6 +77,9 @@ def _why_not(means: Means, vm: Vm, disk: Disk, name: str) -> str:
         return disk.unprotected
     if name == NBD:
         return means.nbd_refusal
+    if name == HTTPS:
+        kind = means.kinds.get((vm.datacenter, disk.datastore), "")
+        return datastore_https.refusal(vm.power.value, kind, disk, chained=bool(vm.snapshots))
     if name != HOT_ADD:
         return _unknown(name)
     if isinstance(means.proxy, str):
@@ -97,10 +111,14 @@ async def open_disk(
                 request = AttachRequest(moref, snapshot.vm.datacenter, facts, run, encrypted)
                 return await stack.enter_async_context(open_reader(session, request, settings))
             case "nbd":
+                gates = session.settings.gates
+                await stack.enter_async_context(gates.through(connection(snapshot.vm.host), f"{run} {facts.label}"))
                 which = NetworkDisk(moref, facts.file_name, run, snapshot.moref)
                 opened = await stack.enter_async_context(open_network_disk(session, which, settings))
                 _check_size(opened.capacity_bytes, facts)
                 return opened
+            case "https":
+                return await stack.enter_async_context(open_folder_reader(session, moref, snapshot.moref, facts))
             case _:
                 raise TransportFailed(_unknown(name))
 
@@ -144,6 +162,8 @@ async def write_disk(
                 opened = await stack.enter_async_context(open_network_disk(session, which, settings))
                 _check_size(opened.capacity_bytes, facts)
                 return opened
+            case "https":
+                raise TransportFailed("over HTTPS a disk is only read: a file there cannot be written in part")
             case _:
                 raise TransportFailed(_unknown(name))
 
@@ -189,4 +209,4 @@ def _check_size(found_bytes: int, disk: Disk) -> None:
 
 
 def _unknown(name: str) -> str:
-    return f"there is no transport {name!r}; there are {HOT_ADD} and {NBD}"
+    return f"there is no transport {name!r}; there are {', '.join(TRANSPORTS)}"
