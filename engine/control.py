@@ -23,6 +23,7 @@ from engine.commands import (
 )
 from engine.failures import BadInput, NotYet
 from engine.inbox import Tick
+from engine.keptvm import summary_of
 from engine.parts import Parts
 from engine.records import Audited
 from engine.replaying import journal_lines
@@ -66,7 +67,8 @@ class Controls:
     async def point(self, reference: str) -> Mapping[str, Any]:
         point = await self._find(reference)
         detail = await settled(self.parts.threads.repository, self.parts.repository.detail, point)
-        return point_details(detail)
+        kept = await settled(self.parts.threads.repository, summary_of, self.parts.repository, point)
+        return point_details(detail, kept)
 
     async def hold(self, reference: str, reason: str, who: str) -> None:
         point = await self._find(reference)

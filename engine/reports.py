@@ -18,8 +18,8 @@ def verify_row(report: VerifyReport) -> dict[str, Any]:
     return {**plain(report), "sound": report.sound, "complete": report.complete, "vms": list(report.vms)}
 
 
-def point_details(detail: PointDetail) -> Mapping[str, Any]:
-    """One restore point with all that is recorded of it."""
+def point_details(detail: PointDetail, kept: Mapping[str, Any]) -> Mapping[str, Any]:
+    """One restore point with all that is recorded of it; `kept` is what it keeps of the VM beside the disks."""
     return {
         "id": detail.id,
         "vm": detail.head.vm_name,
@@ -49,6 +49,7 @@ def point_details(detail: PointDetail) -> Mapping[str, Any]:
         "expiring_since": detail.expiring_since,
         "verified_at": detail.verified_at,
         "damaged": detail.damaged,
+        "kept": dict(kept),
     }
 
 

@@ -15,6 +15,7 @@ from xml.parsers.expat import ExpatError
 from pyVmomi import SoapAdapter, vim
 
 from connectors.errors import Rejected
+from connectors.kept_vm import unpack
 from connectors.vsphere.vmfacts import disk_facts
 
 _SAME = (
@@ -97,9 +98,9 @@ class NewVm:
 
 
 def read_configuration(data: bytes) -> Any:
-    """The saved vim.vm.ConfigInfo; raises Rejected for anything else."""
+    """The saved vim.vm.ConfigInfo, from the archive or bare; raises Rejected for anything else."""
     try:
-        saved = SoapAdapter.Deserialize(data.decode(), resultType=vim.vm.ConfigInfo)
+        saved = SoapAdapter.Deserialize(unpack(data).configuration.decode(), resultType=vim.vm.ConfigInfo)
     except (ExpatError, UnicodeDecodeError, TypeError, ValueError, KeyError, AttributeError) as exc:
         raise Rejected("the saved configuration is not one of a VM", hint="restore the disks to files instead") from exc
     if not isinstance(saved, vim.vm.ConfigInfo) or saved.hardware is None or saved.files is None:

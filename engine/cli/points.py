@@ -10,6 +10,7 @@ from engine.cli.options import Config, Json, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import reach
 from engine.client import Engine
+from engine.keptvm import shown, summary_of
 from engine.plain import plain, point_row
 from engine.reports import point_details
 from engine.units import show_size
@@ -74,7 +75,8 @@ def _rows(place: Repository | Engine, vm: str | None) -> list[dict[str, Any]]:
 def _details(place: Repository | Engine, reference: str) -> Mapping[str, Any]:
     if isinstance(place, Engine):
         return dict(place.get("/v1/point", {"reference": reference}))
-    return dict(plain(point_details(place.detail(place.find(reference)))))
+    point = place.find(reference)
+    return dict(plain(point_details(place.detail(point), summary_of(place, point))))
 
 
 def _tell(point: Mapping[str, Any], json: bool) -> None:
@@ -91,6 +93,9 @@ def _tell(point: Mapping[str, Any], json: bool) -> None:
             show(printable(f"{'':<12} {disk['tracking_check']}"))
     for label, why in point["unprotected"]:
         show(printable(f"{'not in it':<12} {label}: {why}"))
+    for name, words in shown(point.get("kept", {})):
+        if words:
+            show(printable(f"{name:<12} {words}"))
 
 
 def _provenance(point: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from pyVmomi import SoapAdapter, vim
 
 from connectors.errors import Busy, ConnectorError, Gone, Rejected, SnapshotFailed, Unreachable
 from connectors.hypervisor import Snapshot
+from connectors.kept_vm import unpack
 from connectors.vsphere.hypervisor import VCenter
 from policies.facts import Consistency, Vm
 from tests.lab.connect import connected, until
@@ -63,7 +64,9 @@ async def test_a_snapshot_tells_the_disks_of_its_own_configuration(lab: Lab) -> 
 async def test_the_configuration_comes_back_typed_from_its_bytes(lab: Lab) -> None:
     async with connected(lab) as vcenter:
         snapshot = await take(vcenter)
-    config = SoapAdapter.Deserialize(snapshot.configuration.decode(), resultType=vim.vm.ConfigInfo)
+    config = SoapAdapter.Deserialize(
+        unpack(snapshot.configuration).configuration.decode(), resultType=vim.vm.ConfigInfo
+    )
     assert config.name == "web-01"
     assert isinstance(config.hardware.device[0], vim.vm.device.VirtualDevice)
 
