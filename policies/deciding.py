@@ -18,15 +18,17 @@ def decided_by(protection: Protection) -> dict[str, str]:
     """For each setting in effect where it comes from, such as "gold, the highest priority that says so (30)"."""
     policies = protection.policies
     says: dict[str, Callable[[Policy], bool]] = {
-        "consistency": lambda policy: policy.want is not None or policy.fallback is not None,
+        "consistency": lambda policy: policy.says_consistency,
         "transports": lambda policy: bool(policy.transports),
         "on_cbt_invalid": lambda policy: policy.on_cbt_invalid is not None,
+        "tracking_sample": lambda policy: policy.tracking_sample is not None,
         "on_migrate": lambda policy: policy.on_migrate is not None,
     }
     united: dict[str, Callable[[Policy], bool]] = {
         "policy": lambda policy: True,
         "triggers": lambda policy: bool(policy.triggers),
         "copies": lambda policy: bool(policy.copies),
+        "copy_retention": lambda policy: bool(policy.kept_in_copies),
         "notify": lambda policy: bool(policy.notify),
         "disks": lambda policy: bool(policy.excluded_disks),
         "retention": lambda policy: True,

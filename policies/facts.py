@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType
 
@@ -40,6 +40,19 @@ CONSISTENCY_ORDER: tuple[Consistency, ...] = (
     Consistency.FILESYSTEM,
     Consistency.APPLICATION,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Quiescing:
+    """How patiently a guest is asked to hold still: how often again, how long between, and how long it may take."""
+
+    retries: int = 2
+    retry_wait: timedelta = timedelta(minutes=1)
+    timeout: timedelta = timedelta(minutes=15)
+
+
+USUAL_QUIESCING = Quiescing()
+"""Where no policy says otherwise."""
 
 
 class EventType(StrEnum):
@@ -106,7 +119,9 @@ class Vm:
     """One VM as the inventory knows it at one instant.
 
     `folder` is the path below the datacenter's VM folder, "/" for the root of it. `tags` holds
-    "category=name". `refusal` is empty when the VM can be snapshotted, else why not.
+    "category=name". `refusal` is empty when the VM can be snapshotted, else why not. `reach` is the best consistency
+    that a snapshot of it can be expected to have as it is now, None where that is not known, and `reach_why` why it is
+    not more, or why it is that.
     """
 
     id: VmId
@@ -136,6 +151,8 @@ class Vm:
     connected: bool = True
     change_version: str = ""
     refusal: str = ""
+    reach: Consistency | None = None
+    reach_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +228,7 @@ class Facts:
 
     `fired` maps (policy, rule, VM) to the last time that this trigger led to a backup, for cooldowns. `left` has the
     VMs that are known to have left the inventory, and when; one that is neither there nor in `vms` is unknown.
+    `copies` has by name the restore points of second copies, `unseen_copies` those of which nobody knows them.
     """
 
     now: datetime
@@ -219,3 +237,9 @@ class Facts:
     points: Mapping[VmId, tuple[RestorePoint, ...]] = field(default_factory=dict)
     fired: Mapping[tuple[str, str, VmId], datetime] = field(default_factory=dict)
     left: Mapping[VmId, datetime] = field(default_factory=dict)
+    copies: Mapping[str, Mapping[VmId, tuple[RestorePoint, ...]]] = field(default_factory=dict)
+    unseen_copies: tuple[str, ...] = ()
+
+    def points_in(self, copy: str) -> Mapping[VmId, tuple[RestorePoint, ...]]:
+        """The restore points of a second copy, or of the first repository, which is ""."""
+        return self.copies.get(copy, {}) if copy else self.points

@@ -86,12 +86,14 @@ def _settings(policy: Policy) -> dict[Path, str]:
     said: dict[Path, str] = {}
     if policy.timing.scheduled:
         said[("rpo",) if policy.timing.rpo is not None else ("schedule",)] = "when it backs up"
-    if policy.want is not None or policy.fallback is not None:
+    if policy.says_consistency:
         said["consistency",] = "its consistency"
     if policy.transports:
         said["transports",] = "its transports"
     if policy.on_cbt_invalid is not None:
         said["on_cbt_invalid",] = "what a run does when change tracking is in doubt"
+    if policy.tracking_sample is not None:
+        said["tracking_sample",] = "how much of what change tracking calls unchanged is read again"
     if policy.on_migrate is not None:
         said["on_migrate",] = "what a run does when its VM moves"
     return said

@@ -9,6 +9,7 @@ from typing import Any
 from policies.facts import Disk, Vm
 from policies.policy import Policy
 from policies.protection import Protection, left_out
+from policies.quiescing import quiescing_words
 from policies.units import span
 from policies.weakening import goal_of
 
@@ -84,9 +85,10 @@ def _when(policy: Policy) -> str:
 
 
 def _consistency(policy: Policy) -> str:
-    if policy.want is None and policy.fallback is None:
+    if not policy.says_consistency:
         return ""
-    return f"{policy.wanted}, at least {policy.weakest_good}"
+    levels = f"{policy.wanted}, at least {policy.weakest_good}"
+    return levels if policy.quiescing is None else f"{levels}, {quiescing_words(policy.quiescing)}"
 
 
 _SETTINGS: tuple[tuple[str, Callable[[Policy], str], str], ...] = (
@@ -94,6 +96,11 @@ _SETTINGS: tuple[tuple[str, Callable[[Policy], str], str], ...] = (
     ("consistency", _consistency, "the consistency"),
     ("transports", lambda policy: ", ".join(policy.transports), "the transports"),
     ("on_cbt_invalid", lambda policy: policy.on_cbt_invalid or "", "what a run does without change tracking"),
+    (
+        "tracking_sample",
+        lambda policy: "" if policy.tracking_sample is None else str(policy.tracking_sample),
+        "how much of what change tracking calls unchanged is read again",
+    ),
     ("on_migrate", lambda policy: policy.on_migrate or "", "what a run does when its VM moves"),
 )
 

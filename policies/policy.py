@@ -15,10 +15,12 @@ from policies.blackouts import Blackout, is_calendar, parse_blackout
 from policies.calendars import Calendar
 from policies.conditions import Condition
 from policies.disks import DiskTerm, parse_disk_term
-from policies.facts import CONSISTENCY_ORDER, Consistency, EventType
+from policies.facts import CONSISTENCY_ORDER, Consistency, EventType, Quiescing
 from policies.hours import Hours
 from policies.presets import spelled_out
-from policies.schema import Action, LimitsTable, PolicyTable, RetentionTable, TriggerTable, zone_of
+from policies.quiescing import quiescing_of
+from policies.retention_tables import RetentionTable
+from policies.schema import Action, LimitsTable, PolicyTable, TriggerTable, zone_of
 from policies.terms import Term, parse_term
 from policies.units import parse_duration
 from policies.windows import Window, parse_window
@@ -154,11 +156,11 @@ class PolicyLimits:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One policy. `want`, `fallback` and `transports` are None or empty where the policy says nothing.
+    """One policy. `want`, `fallback`, `quiescing` and `transports` are None or empty where the policy says nothing.
 
     `hash` is of the content after merging the template, not of the file's layout or the description. `leaving` is
     set by `policies.leaving` alone, for restore points of VMs that it does not protect any more; `leaving_why` is the
-    sentence for it.
+    sentence for it. `kept_in_copies` pairs second copies with the retention that counts there in place of `retention`.
     """
 
     name: str
@@ -172,9 +174,11 @@ class Policy:
     triggers: tuple[Trigger, ...] = ()
     want: Consistency | None = None
     fallback: Consistency | None = None
+    quiescing: Quiescing | None = None
     transports: tuple[str, ...] = ()
     retention: Retention = Retention()
     copies: tuple[str, ...] = ()
+    kept_in_copies: tuple[tuple[str, Retention], ...] = ()
     limits: PolicyLimits | None = None
     excluded_disks: tuple[DiskTerm, ...] = ()
     on_unmatched: Leaving = Leaving.HOLD
@@ -184,6 +188,7 @@ class Policy:
     verify_every: timedelta | None = None
     notify: tuple[str, ...] = ()
     on_cbt_invalid: OnCbtInvalid | None = None
+    tracking_sample: int | None = None
     on_migrate: OnMigrate | None = None
 
     def __hash__(self) -> int:
@@ -193,6 +198,11 @@ class Policy:
     def triggered(self) -> bool:
         """Whether an event can lead to a backup."""
         return any(trigger.action == "backup" for trigger in self.triggers)
+
+    @property
+    def says_consistency(self) -> bool:
+        """Whether it says anything about how consistent its restore points are."""
+        return self.want is not None or self.fallback is not None or self.quiescing is not None
 
     @property
     def weakest_good(self) -> Consistency:
@@ -210,8 +220,7 @@ def compile_policy(
 ) -> Policy:
     """A policy from its merged, validated keys, and the calendars that it names."""
     known = calendars or {}
-    if "retention" in merged:
-        merged = {**merged, "retention": spelled_out(merged["retention"])}
+    merged = _presets_spelled_out(merged)
     table = PolicyTable.model_validate(merged)
     want = Consistency(table.consistency.want) if table.consistency and table.consistency.want else None
     fallback = Consistency(table.consistency.fallback) if table.consistency and table.consistency.fallback else None
@@ -241,9 +250,13 @@ def compile_policy(
         triggers=tuple(_trigger(index, one) for index, one in enumerate(table.trigger or ())),
         want=want,
         fallback=fallback,
+        quiescing=quiescing_of(table.consistency),
         transports=tuple(table.transports or ()),
         retention=_retention(table.retention),
-        copies=tuple(table.copies or ()),
+        copies=tuple(dict.fromkeys((*(table.copies or ()), *(table.copy_ or {})))),
+        kept_in_copies=tuple(
+            (name, _retention(one.retention)) for name, one in (table.copy_ or {}).items() if one.retention is not None
+        ),
         limits=_limits(table.limits),
         excluded_disks=tuple(parse_disk_term(text) for text in (table.disks.exclude if table.disks else None) or ()),
         on_unmatched=Leaving(table.on_unmatched or Leaving.HOLD),
@@ -251,8 +264,21 @@ def compile_policy(
         verify_every=parse_duration(table.verify.every) if table.verify and table.verify.every else None,
         notify=tuple(table.notify or ()),
         on_cbt_invalid=OnCbtInvalid(table.on_cbt_invalid) if table.on_cbt_invalid else None,
+        tracking_sample=table.tracking_sample,
         on_migrate=OnMigrate(table.on_migrate) if table.on_migrate else None,
     )
+
+
+def _presets_spelled_out(merged: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = dict(merged)
+    if "retention" in found:
+        found["retention"] = spelled_out(found["retention"])
+    if "copy" in found:
+        found["copy"] = {
+            name: {**one, "retention": spelled_out(one["retention"])} if "retention" in one else one
+            for name, one in found["copy"].items()
+        }
+    return found
 
 
 def _blackout(text: str, calendars: Mapping[str, Calendar]) -> Blackout:

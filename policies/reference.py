@@ -16,14 +16,14 @@ from policies.fixture_tables import (
     PointFixture,
     VmFixture,
 )
+from policies.quiescing import ConsistencyTable
+from policies.retention_tables import CopyTable, RetentionTable
 from policies.schema import (
-    ConsistencyTable,
     DisksTable,
     GuardTable,
     LimitsTable,
     PolicyFile,
     PolicyTable,
-    RetentionTable,
     SelectTable,
     TriggerTable,
 )
@@ -35,6 +35,7 @@ _TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`[[policy.NAME.trigger]]`", TriggerTable),
     ("`[policy.NAME.consistency]`", ConsistencyTable),
     ("`[policy.NAME.retention]`", RetentionTable),
+    ("`[policy.NAME.copy.COPY]`", CopyTable),
     ("`[policy.NAME.disks]`", DisksTable),
     ("`[policy.NAME.limits]`", LimitsTable),
     ("`[guard]`", GuardTable),

@@ -20,7 +20,8 @@ from policies.disks import parse_disk_term
 from policies.errors import Unusable, quoted
 from policies.facts import VM_EVENT_TYPES, EventType
 from policies.fixture_tables import Fixture
-from policies.presets import PresetName
+from policies.quiescing import ConsistencyTable
+from policies.retention_tables import CopyTable, RetentionTable
 from policies.tables import (
     BLACKOUT_PATTERN,
     DISK_TERM_PATTERN,
@@ -47,11 +48,10 @@ from policies.windows import parse_window
 SHORTEST_VERIFY = timedelta(days=1)
 """The engine reads back once a day."""
 
-Level = Literal["crash", "filesystem", "application"]
 MigrateName = Literal["finish", "requeue"]
 CbtInvalidName = Literal["full", "verify", "fail"]
 LeavingName = Literal["hold", "expire", "keep_last_good"]
-TransportName = Literal["hotadd", "nbd"]
+TransportName = Literal["hotadd", "nbd", "https"]
 Action = Literal["backup", "distrust", "hold"]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -133,49 +133,6 @@ class SelectTable(Table):
     all: list[TermText] | None = _key(None, 'Terms that must all match; `["*"]` is every VM.', ["tag:env=prod"])
     any: list[TermText] | None = _key(None, "Terms of which at least one must match.", ["name:web-*", "name:app-*"])
     none: list[TermText] | None = _key(None, "Terms that exclude a VM, whatever else matches.", ["tag:backup=never"])
-
-
-class ConsistencyTable(Table):
-    """What a snapshot shall guarantee."""
-
-    want: Level | None = _key(None, "The level that is asked for first; `filesystem` without this key.", "application")
-    fallback: Level | None = _key(
-        None,
-        "The weakest level that is accepted, and that makes a restore point a good one; `crash` without this key.",
-        "filesystem",
-    )
-
-
-class RetentionTable(Table):
-    """What to keep. The rules are a union; without any rule everything is kept."""
-
-    preset: PresetName | None = _key(
-        None, "Numbers for the rules by name: `few`, `more` or `many`; a rule that is written wins.", "more"
-    )
-    keep_last: Count | None = _key(None, "The newest restore points.", 6)
-    keep_hourly: Count | None = _key(None, "Hours that have a restore point; the newest of each.", 24)
-    keep_daily: Count | None = _key(None, "Days that have a restore point; the newest of each.", 14)
-    keep_weekly: Count | None = _key(None, "ISO weeks that have a restore point; the newest of each.", 8)
-    keep_monthly: Count | None = _key(None, "Months that have a restore point; the newest of each.", 12)
-    keep_quarterly: Count | None = _key(None, "Quarters that have a restore point; the newest of each.", 4)
-    keep_yearly: Count | None = _key(None, "Years that have a restore point; the newest of each.", 3)
-    keep_within: Duration | None = _key(
-        None, "Everything taken at most this long before the newest good restore point.", "30d"
-    )
-    min_good: Annotated[int, Field(ge=1, le=100_000)] | None = _key(
-        None, "Guard: so many of the newest good restore points stay whatever the rules say; `1` without this key.", 2
-    )
-    grace: Duration | None = _key(
-        None,
-        "Guard: how long a restore point that no rule keeps stays before it expires; `1d` without it.",
-        "7d",
-    )
-    lock: Duration | None = _key(
-        None,
-        "Guard: for so long from when it was taken nobody can expire a restore point; not at all without it. It holds"
-        " for restore points made under it and can never be shortened.",
-        "14d",
-    )
 
 
 class TriggerTable(Table):
@@ -323,6 +280,9 @@ class PolicyTable(Table):
         " count.",
         ["offsite"],
     )
+    copy_: dict[str, CopyTable] | None = _key(
+        None, "Second copies by name, with a retention of their own.", alias="copy"
+    )
     on_unmatched: LeavingName | None = _key(
         None,
         "What becomes of the restore points that it made of a VM which no policy selects any more: `hold` keeps them,"
@@ -337,6 +297,13 @@ class PolicyTable(Table):
         "What a run does where change tracking may not be trusted or gives no answer: `full` reads everything,"
         " `verify` besides compares with what change tracking says, `fail` fails and says why; `full` without it.",
         "verify",
+    )
+    tracking_sample: Annotated[int, Field(ge=0, le=10_000)] | None = _key(
+        None,
+        "How many blocks of each disk an incremental run reads again although change tracking calls them unchanged, to"
+        " find out whether that is true; a disk where it is not is read in full at once. `0` asks for none; 100"
+        " without this key.",
+        500,
     )
     on_migrate: Annotated[MigrateName, BeforeValidator(_without_block)] | None = _key(
         None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
+from policies.facts import USUAL_QUIESCING
 from policies.policy import Leaving, Policy, PolicyLimits, Retention, Trigger
 from policies.protection import Protection
+from policies.quiescing import quiescing_words
 from policies.units import span
 
 
@@ -27,15 +29,23 @@ def settings_of(protection: Protection) -> dict[str, str]:
         "triggers": "; ".join(
             f"{policy.name}: {trigger_words(trigger)}" for policy in protection.policies for trigger in policy.triggers
         ),
-        "consistency": f"{protection.want}, at least {protection.fallback}",
+        "consistency": _consistency(protection),
         "transports": ", ".join(protection.transports),
         "copies": ", ".join(protection.copies),
+        "copy_retention": "; ".join(
+            f"{policy.name} in {copy}: {retention_words(retention)}{_locked(retention)}"
+            for policy in protection.policies
+            for copy, retention in policy.kept_in_copies
+        ),
         "disks": _disks(protection),
         "lock": span(protection.lock) if protection.lock else "",
         "notify": ", ".join(protection.notify),
         "verify": f"every {span(protection.verify_every)}" if protection.verify_every is not None else "",
         "on_cbt_invalid": _unless_silent(
             protection.on_cbt_invalid, (one.on_cbt_invalid for one in protection.policies)
+        ),
+        "tracking_sample": _unless_silent(
+            protection.tracking_sample, (one.tracking_sample for one in protection.policies)
         ),
         "on_migrate": _unless_silent(protection.on_migrate, (one.on_migrate for one in protection.policies)),
         "retention": "; ".join(f"{policy.name}: {retention_words(policy.retention)}" for policy in protection.policies),
@@ -46,9 +56,16 @@ def settings_of(protection: Protection) -> dict[str, str]:
     return {key: words for key, words in found.items() if words}
 
 
-def _unless_silent(value: StrEnum, said: Iterable[StrEnum | None]) -> str:
+def _consistency(protection: Protection) -> str:
+    """The usual patience goes without saying."""
+    levels = f"{protection.want}, at least {protection.fallback}"
+    usual = protection.quiescing == USUAL_QUIESCING
+    return levels if usual else f"{levels}, {quiescing_words(protection.quiescing)}"
+
+
+def _unless_silent(value: StrEnum | int, said: Iterable[StrEnum | int | None]) -> str:
     """What goes without saying is not said."""
-    return value.value if any(one is not None for one in said) else ""
+    return str(value) if any(one is not None for one in said) else ""
 
 
 def _said(values: Iterable[tuple[str, Leaving]]) -> str:
@@ -86,6 +103,10 @@ def retention_words(retention: Retention) -> str:
     if retention.keep_within is not None:
         rules.append(f"keep_within {span(retention.keep_within)}")
     return ", ".join([*rules, f"min_good {retention.min_good}", f"grace {span(retention.grace)}"])
+
+
+def _locked(retention: Retention) -> str:
+    return f", lock {span(retention.lock)}" if retention.lock else ""
 
 
 def trigger_words(trigger: Trigger) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import lru_cache
 
+from policies.copied import lock_in
 from policies.facts import CONSISTENCY_ORDER, Vm
 from policies.policy import OnCbtInvalid, Policy
 from policies.protection import Protection, combine, left_out
+from policies.quiescing import less_patient
 
 _CONSISTENCIES, _DOUBTS = tuple(CONSISTENCY_ORDER), tuple(OnCbtInvalid)
 
@@ -36,16 +38,21 @@ def _compared(was: Protection, will: Protection) -> Iterator[str]:
     if _times(will) < _times(was) and (new_goal is None or new_goal == goal):
         yield "schedule"
     rank = _CONSISTENCIES.index
-    if rank(will.want) < rank(was.want) or rank(will.fallback) < rank(was.fallback):
+    lower = rank(will.want) < rank(was.want) or rank(will.fallback) < rank(was.fallback)
+    if lower or less_patient(will.quiescing, than=was.quiescing):
         yield "consistency"
     if set(was.copies) - set(will.copies):
         yield "copies"
+    if any(lock_in(will.policies, copy) < lock_in(was.policies, copy) for copy in was.copies):
+        yield "copy_retention"
     if will.lock < was.lock:
         yield "lock"
     if _longer(was.verify_every, will.verify_every):
         yield "verify"
     if _DOUBTS.index(will.on_cbt_invalid) < _DOUBTS.index(was.on_cbt_invalid):
         yield "on_cbt_invalid"
+    if will.tracking_sample < was.tracking_sample:
+        yield "tracking_sample"
 
 
 def goal_of(protection: Protection) -> timedelta | None:

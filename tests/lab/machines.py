@@ -8,7 +8,10 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A VM that is there when the lab opens. Disks in bytes; `independent` and `multi_writer` are indices into them."""
+    """A VM that is there when the lab opens. Disks in bytes; `independent` and `multi_writer` are indices into them.
+
+    What comes after `guest_id` makes it a kind of its own: see kinds.go.
+    """
 
     name: str
     disks: tuple[int, ...] = (64 * MIB,)
@@ -25,6 +28,22 @@ class Machine:
     tracking: bool = False
     template: bool = False
     guest_id: str = ""
+    vapp: str = ""
+    encrypted: bool = False
+    vtpm: bool = False
+    linked: bool = False
+    passthrough: bool = False
+    virtual_mappings: int = 0
+    shared_bus: bool = False
+    fault_tolerance: bool = False
+    connection: str = ""
+    question: str = ""
+    adapter: str = ""
+    free_slots: int | None = None
+    no_disk_uuids: bool = False
+    vss_writers: bool = False
+    tools_version: str = ""
+    suspend_memory: bool = False
     content: bool = True
 
 

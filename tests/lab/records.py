@@ -70,6 +70,8 @@ class Frozen:
     created: datetime
     quiesced: bool
     disks: tuple[FrozenDisk, ...]
+    memory: bool = False
+    quiesce_minutes: int = 0
 
 
 def moment(text: str) -> datetime:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from policies.errors import PolicyError, Problem, quoted
+from policies.facts import Quiescing
 from policies.loading import LARGEST_POLICY_BYTES, load, load_texts
 from policies.parsing import DEEPEST
 from policies.policy import DEFAULT_GRACE, PolicyLimits
@@ -53,6 +54,7 @@ def test_every_key_arrives_in_the_policy() -> None:
     assert policy.retention.min_good == 2
     assert not policy.retention.grace
     assert (policy.want, policy.fallback) == ("application", "filesystem")
+    assert policy.quiescing == Quiescing(3, parse_duration("2m"), parse_duration("30m"))
     assert policy.limits == PolicyLimits(running=2, per_host=1, per_datastore=2)
 
 

@@ -8,6 +8,7 @@ from policies.planning import plan_reload
 from policies.planwords import reload_words
 from tests.policies.building import a_disk, a_vm, facts, policies
 
+_LEVELS = "consistency application, at least filesystem"
 VM = a_vm("web-1", disks=(a_disk(2000), a_disk(2001)))
 GOLD = """
 [policy.gold]
@@ -18,6 +19,7 @@ copies = ["far", "near"]
 retention = { keep_daily = 7, lock = "14d" }
 verify.every = "7d"
 on_cbt_invalid = "verify"
+tracking_sample = 200
 """
 
 
@@ -43,10 +45,25 @@ on_cbt_invalid = "verify"
             ["consistency application, at least filesystem → application, at least crash"],
             [],
         ),
+        (
+            'fallback = "filesystem"',
+            'fallback = "filesystem", retries = 1, retry_wait = "30s"',
+            [f"{_LEVELS} → {_LEVELS.removeprefix('consistency ')}, 1 retry after 30 s, quiesced within 15 m"],
+            [],
+        ),
+        (
+            'fallback = "filesystem"',
+            'fallback = "filesystem", quiesce_timeout = "5m"',
+            [f"{_LEVELS} → {_LEVELS.removeprefix('consistency ')}, 2 retries 1 m apart, quiesced within 5 m"],
+            [],
+        ),
         ('"far", ', "", ["copies far, near → near"], []),
         ('"14d"', '"1d"', ["lock 14 d → 1 d"], []),
         ('every = "7d"', 'every = "30d"', ["verify every 7 d → every 30 d"], []),
         ('verify.every = "7d"', "", ["verify every 7 d → none"], []),
+        ("200", "0", ["tracking_sample 200 → 0"], []),
+        ("200", "900", [], ["tracking_sample 200 → 900"]),
+        ("tracking_sample = 200", "", ["tracking_sample 200 → none"], []),
         ('"verify"', '"fail"', ["on_cbt_invalid verify → fail"], []),
         ('rpo = "4h"', 'rpo = "4h"\ndisks.exclude = ["number:2"]', ["disks none → without gold: number:2"], []),
         ('rpo = "4h"', 'rpo = "4h"\ndisks.exclude = ["number:9"]', [], ["disks none → without gold: number:9"]),

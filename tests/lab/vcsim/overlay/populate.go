@@ -33,6 +33,7 @@ type MachineSpec struct {
 	Tracking    bool    `json:"tracking"`
 	Template    bool    `json:"template"`
 	GuestID     string  `json:"guest_id"`
+	KindSpec
 }
 
 // LabSpec is what the lab is made from.
@@ -242,7 +243,7 @@ func (p *population) add(spec *MachineSpec) error {
 		vm.setTracking(true)
 	}
 	vm.power(spec.Power, spec.Tools)
-	return nil
+	return vm.become(spec)
 }
 
 // power sets the state that the VM had before the lab opened: no event tells of it.

@@ -15,14 +15,14 @@ import (
 
 func (vm *VirtualMachine) CreateSnapshotTask(ctx *Context, req *types.CreateSnapshot_Task) soap.HasFault {
 	task := CreateTask(vm, "createSnapshot", func(t *Task) (types.AnyType, types.BaseMethodFault) {
-		return vm.takeSnapshot(ctx, req.Name, req.Description, req.Quiesce)
+		return vm.takeSnapshot(ctx, req.Name, req.Description, &manner{memory: req.Memory, quiesce: req.Quiesce})
 	})
 	return &methods.CreateSnapshot_TaskBody{Res: &types.CreateSnapshot_TaskResponse{Returnval: task.Run()}}
 }
 
 func (vm *VirtualMachine) CreateSnapshotExTask(ctx *Context, req *types.CreateSnapshotEx_Task) soap.HasFault {
 	task := CreateTask(vm, "createSnapshotEx", func(t *Task) (types.AnyType, types.BaseMethodFault) {
-		return vm.takeSnapshot(ctx, req.Name, req.Description, req.QuiesceSpec != nil)
+		return vm.takeSnapshot(ctx, req.Name, req.Description, &manner{req.Memory, req.QuiesceSpec != nil, req.QuiesceSpec})
 	})
 	return &methods.CreateSnapshotEx_TaskBody{Res: &types.CreateSnapshotEx_TaskResponse{Returnval: task.Run()}}
 }
@@ -51,12 +51,14 @@ type keptSnapshot struct {
 	Description string     `json:"description"`
 	Created     time.Time  `json:"created"`
 	Quiesced    bool       `json:"quiesced"`
+	Memory      bool       `json:"memory"`
+	Minutes     int32      `json:"quiesce_minutes"`
 	Disks       []keptDisk `json:"disks"`
 }
 
 // takeSnapshot freezes the VM's disks at one moment. The files that the snapshot's configuration names stay as they
 // are; the guest goes on in delta disks, as the live configuration shows.
-func (vm *VirtualMachine) takeSnapshot(ctx *Context, name, description string, quiesce bool) (types.AnyType, types.BaseMethodFault) {
+func (vm *VirtualMachine) takeSnapshot(ctx *Context, name, description string, how *manner) (types.AnyType, types.BaseMethodFault) {
 	if vm.Config.Template {
 		return nil, new(types.NotSupported)
 	}
@@ -66,15 +68,18 @@ func (vm *VirtualMachine) takeSnapshot(ctx *Context, name, description string, q
 	if fault := vm.unfit(); fault != nil {
 		return nil, fault
 	}
+	if fault := how.unfit(); fault != nil {
+		return nil, fault
+	}
 	snapshot := &VirtualMachineSnapshot{}
 	snapshot.Vm = vm.Reference()
 	snapshot.Config = *vm.Config
 	snapshot.Config.Hardware.Device = copyDevices(vm.Config.Hardware.Device)
 	snapshot.Self = Map.newReference(snapshot)
-	quiesced := quiesce && vm.toolsRunning()
+	quiesced := how.quiesce && vm.toolsRunning()
 	kept := keptSnapshot{
 		Snapshot: snapshot.Self.Value, VM: vm.Self.Value, Name: vm.Name, Title: name, Description: description,
-		Created: time.Now().UTC(), Quiesced: quiesced,
+		Created: time.Now().UTC(), Quiesced: quiesced, Memory: vm.holdsMemory(how), Minutes: how.minutes(),
 	}
 	if fault := vm.freezeDisks(snapshot, &kept); fault != nil {
 		return nil, fault
@@ -84,7 +89,11 @@ func (vm *VirtualMachine) takeSnapshot(ctx *Context, name, description string, q
 
 	entry := types.VirtualMachineSnapshotTree{
 		Snapshot: snapshot.Self, Vm: vm.Self, Name: name, Description: description, Id: atomic.AddInt32(&vm.sid, 1),
-		CreateTime: kept.Created, State: vm.Runtime.PowerState, Quiesced: quiesced, ReplaySupported: types.NewBool(false),
+		CreateTime: kept.Created, State: types.VirtualMachinePowerStatePoweredOff, Quiesced: quiesced, ReplaySupported: types.NewBool(false),
+		BackupManifest: vm.manifest(how, name),
+	}
+	if kept.Memory {
+		entry.State = vm.Runtime.PowerState
 	}
 	info := &types.VirtualMachineSnapshotInfo{CurrentSnapshot: &snapshot.Self}
 	if vm.Snapshot == nil || vm.Snapshot.CurrentSnapshot == nil {
@@ -105,6 +114,9 @@ func (vm *VirtualMachine) takeSnapshot(ctx *Context, name, description string, q
 // unfit refuses a VM whose disks other VMs write too.
 func (vm *VirtualMachine) unfit() types.BaseMethodFault {
 	for _, device := range vm.Config.Hardware.Device {
+		if fault := vm.unfitKind(device); fault != nil {
+			return fault
+		}
 		b := flatBacking(device)
 		if b != nil && b.Sharing == string(types.VirtualDiskSharingSharingMultiWriter) && !independent(b) {
 			cause := &types.DeviceNotSupported{Device: device.GetVirtualDevice().DeviceInfo.GetDescription().Label, Reason: "multiwriter"}
