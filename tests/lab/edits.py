@@ -68,6 +68,7 @@ EDITS = (
         "\t\tclone := Map.Get(ref).(*VirtualMachine)\n",
         "\t\tclone := Map.Get(ref).(*VirtualMachine)\n\t\tcopyContents(vm, clone, req.Spec.Snapshot)\n",
     ),
+    _renamed("simulator/datastore.go", "ds *Datastore", "RefreshDatastore", "refreshBase"),
     _renamed("simulator/snapshot.go", "v *VirtualMachineSnapshot", "RemoveSnapshotTask", "removeSnapshotBase"),
     _renamed("simulator/snapshot.go", "v *VirtualMachineSnapshot", "RevertToSnapshotTask", "revertBase"),
     _renamed("simulator/folder.go", "f *Folder", "MoveIntoFolderTask", "moveIntoFolderBase"),
@@ -119,7 +120,14 @@ EDITS = (
     Edit(
         "simulator/simulator.go",
         "\tvar args, res []reflect.Value\n",
-        "\tif f := intercept(ctx, method, handler); f != nil {\n\t\treturn f\n\t}\n\tvar args, res []reflect.Value\n",
+        "\tif f := guarded(ctx, method, handler); f != nil {\n\t\treturn f\n\t}\n\tvar args, res []reflect.Value\n",
+    ),
+    Edit("simulator/simulator.go", "mux.HandleFunc(folderPrefix, s.ServeDatastore)", "mux.HandleFunc(folderPrefix, s.serveFolder)"),
+    _renamed("simulator/authorization_manager.go", "m *AuthorizationManager", "HasPrivilegeOnEntities", "hasPrivilegeBase"),
+    Edit(
+        "simulator/authorization_manager.go",
+        "\troot := r.content().RootFolder\n",
+        "\tm.PrivilegeList = labPrivileges(m.privileges)\n\troot := r.content().RootFolder\n",
     ),
     Edit(
         "simulator/session_manager.go",

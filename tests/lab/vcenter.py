@@ -24,6 +24,9 @@ from tests.lab.machines import MIB, Machine, company
 from tests.lab.process import VcenterProcess, make_certificates
 from tests.lab.records import Frozen, FrozenDisk, LabDisk, LabEvent, LabVm, moment
 
+MOVES = ("MigrateVM_Task", "RelocateVM_Task")
+"""The methods by which a VM is moved."""
+
 
 class Lab(Inventory):
     """A running lab. VMs are named by their name or moref; disks by their index within the VM."""
@@ -244,6 +247,32 @@ class Lab(Inventory):
         """Unmount a datastore from one host."""
         target = self.find(vim.HostSystem, host)
         self.process.order("/datastores/hide", {"Datastore": name, "Host": target._moId})
+
+    def room(self, datastore: str, *, capacity: int, free: int) -> None:
+        """How large a datastore is and what is free on it; seen when the datastore was refreshed."""
+        self.process.order("/datastores/room", {"Datastore": datastore, "Capacity": capacity, "Free": free})
+
+    def record_calls(self, user: str = "", *, end_at: int = 0, lose: bool = False) -> None:
+        """Number the calls of this account from 1, and end its session at one of them.
+
+        With `lose` that call is carried out all the same, but its answer is lost. Repetitions count as one.
+        """
+        self.process.order("/recording", {"user": user, "at": end_at, "lose": lose})
+
+    def recorded_calls(self) -> list[str]:
+        """The calls since record_calls: the method, what it is called on, and the properties that it reads."""
+        answer: list[str] = self.process.order("/recorded")
+        return answer
+
+    def disable_methods(self, which: str, source: str, *methods: str, on: bool = False) -> None:
+        """Another product switches these methods of the VM off, or `on` again."""
+        order = {"vm": self.vm(which).moref, "source": source, "methods": list(methods or MOVES), "on": on}
+        self.process.order("/methods", order)
+
+    def disabled_methods(self, which: str) -> dict[str, str]:
+        """Which methods of the VM are switched off, and by whom: what vCenter itself tells nobody."""
+        told: dict[str, dict[str, str]] = self.process.order("/methods", {})
+        return told.get(self.vm(which).moref, {})
 
     def need_consolidation(self, which: str) -> None:
         self.process.order("/consolidation", {"VM": self.vm(which).moref})

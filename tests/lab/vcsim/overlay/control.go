@@ -285,6 +285,13 @@ func Control(drop func()) http.Handler {
 		}
 		return http.StatusOK, nil
 	})
+	order("/methods", func(body *json.Decoder) (int, interface{}) {
+		o := new(disablingOrder)
+		if err := body.Decode(o); err != nil {
+			return http.StatusBadRequest, err.Error()
+		}
+		return o.carryOut()
+	})
 	order("/datastores/hide", func(body *json.Decoder) (int, interface{}) {
 		var o struct{ Datastore, Host string }
 		if err := body.Decode(&o); err != nil {
@@ -296,6 +303,27 @@ func Control(drop func()) http.Handler {
 			return http.StatusNotFound, "no such datastore or host"
 		}
 		unmount(ds, host)
+		return http.StatusOK, nil
+	})
+	order("/recording", func(body *json.Decoder) (int, interface{}) {
+		o := new(callRecord)
+		if err := body.Decode(o); err != nil {
+			return http.StatusBadRequest, err.Error()
+		}
+		record.order(o)
+		return http.StatusOK, nil
+	})
+	order("/recorded", func(*json.Decoder) (int, interface{}) {
+		return http.StatusOK, record.calls()
+	})
+	order("/datastores/room", func(body *json.Decoder) (int, interface{}) {
+		o := new(roomOrder)
+		if err := body.Decode(o); err != nil {
+			return http.StatusBadRequest, err.Error()
+		}
+		if !o.keep() {
+			return http.StatusNotFound, "no such datastore"
+		}
 		return http.StatusOK, nil
 	})
 	order("/consolidation", func(body *json.Decoder) (int, interface{}) {

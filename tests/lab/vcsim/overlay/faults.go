@@ -127,7 +127,13 @@ func intercept(ctx *Context, method *Method, handler mo.Reference) soap.HasFault
 	faults.Lock()
 	faults.calls[method.Name]++
 	faults.Unlock()
+	if fault := endOnOrder(ctx, method); fault != nil {
+		return fault
+	}
 	if fault := forbidden(ctx, method); fault != nil {
+		return fault
+	}
+	if fault := methodDisabled(method); fault != nil {
 		return fault
 	}
 	rule := faults.take(func(r *faultRule) bool {
