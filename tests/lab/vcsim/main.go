@@ -68,7 +68,7 @@ func run(spec *specification, input io.Reader) error {
 	server := model.Service.NewServer()
 	server.Config.Handler = simulator.Gate(server.Config.Handler)
 	server.Config.ErrorLog = log.Default()
-	control, err := simulator.ServeControl(simulator.Control(server.CloseClientConnections))
+	control, err := simulator.ServeControl(simulator.Surroundings(simulator.Control(server.CloseClientConnections)))
 	if err != nil {
 		return err
 	}
