@@ -113,6 +113,15 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
+class DatastoreSpace:
+    """How full a datastore is. Names are unique within a datacenter alone."""
+
+    name: str
+    capacity_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreTarget:
     """How and where a VM is made again. Empty fields take what the restore point remembers.
 

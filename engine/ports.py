@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import Protocol
 
 from connectors.disks import AsyncWriter, BlockingWriter, Changes
+from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
     Cursor,
+    DatastoreSpace,
     EventBatch,
     InventoryUpdate,
     Leftover,
@@ -51,6 +53,13 @@ class Hypervisor(Protocol):
         """Events after the cursor in order, for ever; an empty batch now and then tells that it is alive."""
         ...
 
+    def kept_in_place(self, vm: Vm, *, run: str) -> AbstractAsyncContextManager[str]:
+        """Nobody moves the VM meanwhile; yields why somebody may after all, empty when nobody can.
+
+        Given back on every way out, a cancellation while it is taken included; what a crash leaves is a left-over.
+        """
+        ...
+
     def snapshot(
         self, vm: Vm, *, run: str, want: Consistency, fallback: Consistency, track: bool
     ) -> AbstractAsyncContextManager[Snapshot]:
@@ -70,6 +79,22 @@ class Hypervisor(Protocol):
         self, snapshot: Snapshot, disk: SnapshotDisk, *, transports: Sequence[str], run: str
     ) -> AbstractAsyncContextManager[OpenDisk]:
         """The disk, open for reading by the first transport that works; closed and detached on every way out."""
+        ...
+
+    @property
+    def gates(self) -> Gates:
+        """What is limited in this vCenter, and who holds places or waits for them."""
+        ...
+
+    async def space(self, vm: Address | None = None) -> Sequence[DatastoreSpace]:
+        """How full the VM's datastores are, asked anew; without a VM all of them, as vCenter shows them.
+
+        Those that are not accessible, or that the account may not see, are left out.
+        """
+        ...
+
+    async def consolidate(self, address: Address) -> None:
+        """Merge deltas that no snapshot accounts for, if the VM has such. Raises when they cannot be merged."""
         ...
 
     async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:

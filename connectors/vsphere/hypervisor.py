@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
+from pyVmomi import vim
+
 from connectors.disks import AsyncWriter, BlockingWriter, Changes
+from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
     Cursor,
+    DatastoreSpace,
     EventBatch,
     InventoryUpdate,
     Leftover,
@@ -21,9 +25,11 @@ from connectors.hypervisor import (
     SnapshotDisk,
     TrackedBase,
 )
-from connectors.vsphere import cbt, hotadd, janitor, provision, transport
+from connectors.vsphere import cbt, datastores, hotadd, janitor, provision, transport
 from connectors.vsphere.events import FollowSettings, follow
 from connectors.vsphere.inventory import Inventory
+from connectors.vsphere.migration_lock import MIGRATION_LOCK, LockSettings, MigrationLocks
+from connectors.vsphere.removal import consolidate
 from connectors.vsphere.session import Session, SessionSettings
 from connectors.vsphere.snapshot import SnapshotSettings, hold_snapshot
 from connectors.vsphere.tags import TagReader
@@ -39,6 +45,7 @@ class VCenterSettings:
     transports: TransportSettings = field(default_factory=TransportSettings)
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
     events: FollowSettings = field(default_factory=FollowSettings)
+    locks: LockSettings = field(default_factory=LockSettings)
     tags_every_seconds: float = 300.0
 
 
@@ -50,6 +57,7 @@ class VCenter:
         self.settings = settings
         self._tags = TagReader(settings.session, session.tls)
         self._inventory = Inventory(session, self._tags, tags_every=settings.tags_every_seconds)
+        self._locks = MigrationLocks(session, self._inventory, settings.locks)
 
     @classmethod
     async def connect(cls, settings: VCenterSettings) -> Self:
@@ -91,6 +99,10 @@ class VCenter:
         """Events after the cursor in order, for ever; an empty batch now and then tells that it is alive."""
         return follow(self.session, cursor, self.settings.events)
 
+    def kept_in_place(self, vm: Vm, *, run: str) -> AbstractAsyncContextManager[str]:
+        """Nobody moves the VM meanwhile; yields why somebody may after all. See MigrationLocks.hold."""
+        return self._locks.hold(vm, run)
+
     def snapshot(
         self, vm: Vm, *, run: str, want: Consistency, fallback: Consistency, track: bool
     ) -> AbstractAsyncContextManager[Snapshot]:
@@ -119,6 +131,22 @@ class VCenter:
         return transport.open_disk(
             self.session, snapshot, disk, transports=transports, run=run, settings=self.settings.transports
         )
+
+    @property
+    def gates(self) -> Gates:
+        """What is limited in this vCenter, and who holds places or waits for them."""
+        return self.settings.session.gates
+
+    async def space(self, vm: Address | None = None) -> Sequence[DatastoreSpace]:
+        """How full the VM's datastores are, asked anew; without a VM all of them, as vCenter shows them."""
+        if vm is not None:
+            return await datastores.space_of(self.session, vm.moref)
+        return await datastores.all_space(self._inventory)
+
+    async def consolidate(self, address: Address) -> None:
+        """Merge deltas that no snapshot accounts for, if the VM has such."""
+        vm = self.session.managed(vim.VirtualMachine, address.moref)
+        await consolidate(self.session, vm, self.settings.snapshots.removal)
 
     async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
         """What dead runs of this engine left, in the order in which it is to be removed: attached disks first."""

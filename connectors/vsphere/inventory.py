@@ -95,9 +95,9 @@ class Inventory:
         tags = await self._tags_of([moref])
         return self._fact(moref, found[moref], places, tags)
 
-    async def read_all(self, paths: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        """The properties at paths of every VM by moRef."""
-        found = await self._session.call(self._retrieve_view, {vim.VirtualMachine: paths})
+    async def read_all(self, paths: tuple[str, ...], kind: Any = vim.VirtualMachine) -> dict[str, dict[str, Any]]:
+        """The properties at paths of every VM, or of another kind of object that VMs refer to, by moRef."""
+        found = await self._session.call(self._retrieve_view, {kind: paths})
         return {c.obj._moId: _held(c) for c in found}
 
     async def watch(self) -> AsyncGenerator[InventoryUpdate, None]:

@@ -248,9 +248,14 @@ class Lab(Inventory):
         target = self.find(vim.HostSystem, host)
         self.process.order("/datastores/hide", {"Datastore": name, "Host": target._moId})
 
-    def room(self, datastore: str, *, capacity: int, free: int) -> None:
-        """How large a datastore is and what is free on it; seen when the datastore was refreshed."""
-        self.process.order("/datastores/room", {"Datastore": datastore, "Capacity": capacity, "Free": free})
+    def surroundings(self, **order: object) -> None:
+        """Change what is around VMs: `user` with `denied` privileges, a `datastore`'s `kind`, `edition`, `version`."""
+        self.process.order("/surroundings", order)
+
+    def room(self, datastore: str, *, free: int, capacity: int = 1 << 40, shown: bool = False) -> None:
+        """How large a datastore is and what is free on it; seen when it is refreshed, or at once when `shown`."""
+        order = {"Datastore": datastore, "Capacity": capacity, "Free": free, "Shown": shown}
+        self.process.order("/datastores/room", order)
 
     def record_calls(self, user: str = "", *, end_at: int = 0, lose: bool = False) -> None:
         """Number the calls of this account from 1, and end its session at one of them.
@@ -337,6 +342,8 @@ def start_lab(
     }  # fmt: skip
     lab = Lab(root, VcenterProcess(root, specification), facts)
     try:
+        for datastore in datastores:
+            lab.room(datastore, free=1 << 39, shown=True)
         if settings:
             lab.settings(**settings)
         filled = {m.name for m in plan if m.content}

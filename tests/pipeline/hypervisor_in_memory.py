@@ -17,10 +17,12 @@ from pathlib import Path
 
 from connectors.disk_files import FileReader, FileWriter
 from connectors.disks import AsyncWriter, BlockingWriter, Changes, DiskReader, Extent, Incremental, Whole, merge
-from connectors.errors import ConnectorError, Gone, ReadFailed, TransportFailed
+from connectors.errors import ConnectorError, Gone, ReadFailed, TransportFailed, Unconsolidated
+from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
     Cursor,
+    DatastoreSpace,
     EventBatch,
     Fallback,
     InventoryUpdate,
@@ -92,6 +94,9 @@ class HypervisorInMemory:
         self.sent: list[Event] = []
         self.fail_transports: set[str] = set()
         self.fail_removal: ConnectorError | None = None
+        self.fail_letting_go: ConnectorError | None = None
+        self.movable = ""
+        self.kept: dict[Address, str] = {}
         self.fail_vm: ConnectorError | None = None
         self.ahead = timedelta(0)
         self.on_read: Callable[[str, int], None] = lambda transport, offset: None
@@ -100,10 +105,21 @@ class HypervisorInMemory:
         self._changed = asyncio.Event()
         self._number = 0
         self.asked_to_make: tuple[int, ...] = ()
+        self.free: dict[str, int] = {}
+        """Free bytes of datastores of 1 TiB; half of it where nothing is said."""
+        self.fail_space: ConnectorError | None = None
+        self.leave_deltas = 0
+        """So many removals leave deltas that have to be consolidated."""
+        self.fail_consolidation: ConnectorError | None = None
+        self._gates = Gates()
 
     @property
     def vcenter(self) -> str:
         return self._vcenter
+
+    @property
+    def gates(self) -> Gates:
+        return self._gates
 
     # what tests do
 
@@ -224,6 +240,22 @@ class HypervisorInMemory:
                 continue
 
     @asynccontextmanager
+    async def kept_in_place(self, vm: Vm, *, run: str) -> AsyncIterator[str]:
+        if self.movable:
+            yield self.movable
+            return
+        self.kept[vm.address] = run
+        self.log.append(f"keep {vm.name}")
+        try:
+            yield ""
+        finally:
+            self.log.append(f"let go {vm.name}")
+            if self.fail_letting_go is None:
+                del self.kept[vm.address]
+        if self.fail_letting_go is not None:
+            raise self.fail_letting_go
+
+    @asynccontextmanager
     async def snapshot(
         self, vm: Vm, *, run: str, want: Consistency, fallback: Consistency, track: bool
     ) -> AsyncIterator[Snapshot]:
@@ -254,6 +286,13 @@ class HypervisorInMemory:
                 shutil.rmtree(folder)
         if self.fail_removal is not None:
             raise self.fail_removal
+        if self.leave_deltas:
+            self.leave_deltas -= 1
+            self.set(guest.vm, consolidation_needed=True)
+            try:
+                await self.consolidate(vm.address)
+            except ConnectorError as error:
+                raise Unconsolidated(f"the disks could not be consolidated: {error.what}", where=vm.name) from error
 
     async def changes(
         self, snapshot: Snapshot, disk: SnapshotDisk, base: TrackedBase | None, *, distrust: str = ""
@@ -295,8 +334,29 @@ class HypervisorInMemory:
             return
         raise TransportFailed("no transport works", where=disk.disk.label)
 
+    async def space(self, vm: Address | None = None) -> Sequence[DatastoreSpace]:
+        if self.fail_space is not None:
+            raise self.fail_space
+        guests = [self.guests[vm]] if vm is not None else self.guests.values()
+        names = sorted({name for guest in guests for name in guest.vm.datastores})
+        return [DatastoreSpace(name, 1 << 40, self.free.get(name, 1 << 39)) for name in names]
+
+    async def consolidate(self, address: Address) -> None:
+        guest = self.guests.get(address)
+        if guest is None or not guest.vm.consolidation_needed:
+            return
+        if self.fail_consolidation is not None:
+            raise self.fail_consolidation
+        self.log.append(f"consolidate {guest.vm.name}")
+        self.set(guest.vm, consolidation_needed=False)
+
     async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
-        return [
+        kept = [
+            Leftover("migration lock", address, self.guests[address].vm.name, "moves", run)
+            for address, run in self.kept.items()
+            if not is_active(run)
+        ]
+        return kept + [
             Leftover("snapshot", address, self.guests[address].vm.name, name, run)
             for address, held in self.snapshots.items()
             for name, run in held.items()
@@ -304,6 +364,9 @@ class HypervisorInMemory:
         ]
 
     async def remove(self, leftover: Leftover) -> None:
+        if leftover.kind == "migration lock":
+            self.kept.pop(leftover.vm, None)
+            return
         self.snapshots.get(leftover.vm, {}).pop(leftover.name, None)
         self.log.append(f"janitor removes {leftover.name}")
 

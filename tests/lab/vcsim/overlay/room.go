@@ -19,15 +19,20 @@ type roomOrder struct {
 	Datastore string
 	Capacity  int64
 	Free      int64
+	Shown     bool // vCenter knows already
 }
 
 func (o *roomOrder) keep() bool {
-	if datastoreNamed(o.Datastore) == nil {
+	ds := datastoreNamed(o.Datastore)
+	if ds == nil {
 		return false
 	}
 	room.Lock()
-	defer room.Unlock()
 	room.of[o.Datastore] = *o
+	room.Unlock()
+	if o.Shown {
+		Map.WithLock(ds, func() { ds.RefreshDatastore(nil) })
+	}
 	return true
 }
 
