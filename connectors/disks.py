@@ -29,9 +29,10 @@ class Incremental:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """The disk is to be read in full, and why."""
+    """The disk is to be read in full, and why; `kind` is the kind of why, a word that can be counted, where known."""
 
     reason: str
+    kind: str = ""
 
 
 Changes = Incremental | Whole

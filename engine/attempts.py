@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from time import monotonic
 
-from engine.jobs import Job, RunId
+from connectors.errors import TrackingUnusable
+from engine.jobs import Job, RunId, Sampled
 from engine.ports import Hypervisor
 from engine.threads import Threads
 from policies.facts import Disk, Vm
@@ -48,6 +49,14 @@ class CalledBack(Exception):
         super().__init__(reason)
         self.reason = reason
         self.distrust = distrust
+
+
+class TrackingLied(TrackingUnusable):
+    """What change tracking calls unchanged has changed, and the policies want no run without it: distrusted."""
+
+    def __init__(self, what: str, *, where: str, hint: str, sampled: Sampled) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.sampled = sampled
 
 
 @dataclass(slots=True)
@@ -89,7 +98,8 @@ class Attempt:
     `on_cbt_invalid` is what it does then, and where change tracking gives no answer. Nobody can expire the restore
     point for as long as `lock` says. `left_out` tells why the policies want a disk left out, "" when they do not.
     `recall` has it give way while it reads, `was_read` hears when it has read everything. Where it `gives_way` no
-    more, a move of storage that it does not survive is a failure.
+    more, a move of storage that it does not survive is a failure. `sample` is how many blocks of each disk are read
+    again although change tracking calls them unchanged.
     """
 
     job: Job
@@ -103,3 +113,4 @@ class Attempt:
     recall: Recall = field(default_factory=Recall)
     was_read: Callable[[], None] = lambda: None
     gives_way: bool = True
+    sample: int = 0

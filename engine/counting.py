@@ -23,6 +23,8 @@ def count_done(metrics: Metrics, job: Job, done: Done, attempt: Attempt, seconds
         metrics.disk_read(disk.transport, whole=disk.whole)
         if disk.check is not None:
             metrics.tracking_checked(disk.check.result, disk.check.untold_bytes)
+        if disk.sampled is not None:
+            metrics.tracking_sampled(disk.sampled.blocks, differ=disk.sampled.differ)
         for fallback in disk.fallbacks:
             metrics.transport_failed(fallback.partition(":")[0])
     if done.consistency != job.consistency:

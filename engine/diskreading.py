@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
@@ -15,19 +15,26 @@ from typing import cast
 from connectors.disks import AsyncReader, BlockingReader, Changes, DiskReader, Extent, Incremental, Whole
 from connectors.errors import ReadFailed, TrackingUnusable, TransportFailed
 from connectors.hypervisor import Fallback, OpenDisk, Snapshot, SnapshotDisk, TrackedBase
-from engine.attempts import Attempt, Means
+from engine.attempts import Attempt, Means, TrackingLied
 from engine.comparing import Comparing
-from engine.copying import Copied, Sink, copy_disk, plan_copy
-from engine.jobs import Check, DiskOutcome
+from engine.copying import Advance, Copied, CopyPlan, Sink, copy_disk, plan_copy
+from engine.jobs import Check, DiskOutcome, Sampled
+from engine.sampling import Sample
 from engine.streaming import stream_disk
 from engine.threads import interruptible, settled
 from policies.policy import OnCbtInvalid
+from storage.errors import StorageError
 from storage.ingest import DiskIngest
 from storage.repository import DiskHead, DiskStats, PendingPoint, PointDetail
 
 log = logging.getLogger("engine.backup")
 
-NOT_TO_BE_TRUSTED = frozenset({"distrusted", "tracking_off", "tracking_reset", "query_failed", "disk_changed"})
+NOT_TO_BE_TRUSTED = frozenset(
+    {
+        "distrusted", "tracking_off", "tracking_reset", "tracking_damaged", "unknown_change_id", "query_failed",
+        "disk_changed", "reverted", "relocated", "known_defect",
+    }
+)  # fmt: skip
 """Kinds of full reads of a disk whose changes were tracked when the restore point was made that it builds on."""
 
 
@@ -45,40 +52,57 @@ class DiskRead:
 
     async def carry_out(self) -> DiskOutcome:
         """Read and store the disk as the policies want it; TrackingUnusable where they want no run without tracking."""
-        base, pool = self._base(), self.means.threads.repository
+        base = self._base()
         changes, claimed = await self._changes(base)
-        kind = self._kind(base, changes)
-        told = "incremental" if isinstance(changes, Incremental) else f"whole: {changes.reason}"
-        parent = (self.latest.id, base.name) if base and self.latest and isinstance(changes, Incremental) else None
-        ingest = await settled(pool, self.pending.disk, self._head(told), base=parent)
-        comparing: Callable[[], Comparing | None] = _nothing_to_compare
-        if isinstance(claimed, Incremental) and base and self.latest:
-            before = await settled(pool, self.means.repository.read_disk, self.latest.id, base.name)
-            comparing = partial(Comparing, ingest, before, claimed.extents)
-        opened, fallbacks, copied, check = await self._read(changes, ingest, comparing)
+        sampled: Sampled | None = None
+        found = await self._read(changes, claimed, base, sampling=isinstance(changes, Incremental))
+        if isinstance(found, Sampled):
+            sampled, claimed, changes = found, changes, self._lied(found)
+            found = await self._read(changes, claimed, base, sampling=False)
+            assert not isinstance(found, Sampled)
+        check, ingest = found.check, found.ingest
         if isinstance(claimed, Whole):
             check = Check("impossible", f"not compared with change tracking, which gave no answer: {claimed.reason}")
+        sampled = sampled or found.sampled
         used = {
-            "transport": opened.transport,
-            "fallbacks": json.dumps([[f.transport, f.reason] for f in fallbacks]),
+            "transport": found.opened.transport,
+            "fallbacks": json.dumps([[f.transport, f.reason] for f in found.fallbacks]),
             **({"tracking_check": check.sentence} if check is not None else {}),
+            **({"tracking_sampled_blocks": str(sampled.blocks)} if sampled is not None else {}),
         }
         ingest.head = replace(ingest.head, attributes={**ingest.head.attributes, **used})
-        stats: DiskStats = await settled(pool, ingest.finish)
+        stats: DiskStats = await settled(self.means.threads.repository, ingest.finish)
         return DiskOutcome(
             label=self.name,
             capacity_bytes=self.disk.disk.capacity_bytes,
-            read_bytes=copied.read_bytes,
+            read_bytes=found.copied.read_bytes,
             new_bytes=stats.new_bytes,
             stored_bytes=stats.stored_bytes,
-            transport=opened.transport,
-            fallbacks=tuple(f"{f.transport}: {f.reason}" for f in fallbacks),
-            changes=told,
-            whole=kind,
+            transport=found.opened.transport,
+            fallbacks=tuple(f"{f.transport}: {f.reason}" for f in found.fallbacks),
+            changes=_told(changes),
+            whole=self._kind(base, changes),
             dedup_bytes=stats.dedup_bytes,
-            zero_bytes=max(0, copied.read_bytes - stats.new_bytes - stats.dedup_bytes),
+            zero_bytes=max(0, found.copied.read_bytes - stats.new_bytes - stats.dedup_bytes),
             check=check,
+            sampled=sampled,
         )
+
+    def _lied(self, sampled: Sampled) -> Whole:
+        """What to do when a sample differs: all of the disk is read, unless the policies want no run then."""
+        reason = (
+            f"change tracking called {sampled.differ} of {sampled.blocks} blocks unchanged that had changed "
+            "when a sample was read again"
+        )
+        log.error("change tracking lied", extra={"vm": self.snapshot.vm.name, "disk": self.name, "why": reason})
+        if self.attempt.on_cbt_invalid is OnCbtInvalid.FAIL:
+            raise TrackingLied(
+                f"{self.name}: {reason}; its policy has such a run fail",
+                where=self.snapshot.vm.name,
+                hint="find out why, then read everything once: backstay backup VM --full",
+                sampled=sampled,
+            )
+        return Whole(reason, "sample_differed")
 
     async def _changes(self, base: DiskHead | None) -> tuple[Changes, Changes | None]:
         """What is to be read, and where all of it is read to be compared, what change tracking says."""
@@ -104,6 +128,8 @@ class DiskRead:
         """Why the disk was read in full, as a word that can be counted."""
         if isinstance(changes, Incremental):
             return ""
+        if changes.kind:
+            return changes.kind
         if self.latest is None:
             return "first"
         if base is None:
@@ -145,11 +171,18 @@ class DiskRead:
         )
 
     async def _read(
-        self, changes: Changes, ingest: DiskIngest, comparing: Callable[[], Comparing | None]
-    ) -> tuple[OpenDisk, tuple[Fallback, ...], Copied, Check | None]:
-        """Copy the disk; when the way to it breaks, once more from the start by the ways that are left."""
+        self, changes: Changes, claimed: Changes | None, base: DiskHead | None, *, sampling: bool
+    ) -> _Read | Sampled:
+        """Copy the disk; when the way to it breaks, once more from the start by the ways that are left.
+
+        With `sampling`, blocks that change tracking calls unchanged are held against the last restore point before
+        anything is written; where one differs that is the answer, and nothing is copied.
+        """
         ways = self.attempt.job.transports or self.means.transports
         broken: tuple[Fallback, ...] = ()
+        pool = self.means.threads.repository
+        ingest: DiskIngest | None = None
+        sampled: Sampled | None = None
         while True:
             used = ""
             began, tally = monotonic(), self.attempt.tally
@@ -159,12 +192,18 @@ class DiskRead:
                 ) as opened:
                     used = opened.transport
                     began = tally.lap("open", began)
-                    compared = comparing()
+                    self._measure(opened)
+                    if sampling and sampled is None and isinstance(changes, Incremental):
+                        sampled = await self._sample(opened, changes, base)
+                        if sampled is not None and sampled.differ:
+                            return sampled
+                    ingest = ingest or await self._ingest(changes, base)
+                    compared = await self._comparing(claimed, base, ingest)
                     copied = await self._copy(opened, changes, compared or ingest)
                     began = tally.lap("read", began)
                 tally.lap("close", began)
-                check = await settled(self.means.threads.repository, compared.result) if compared else None
-                return opened, (*broken, *opened.fallbacks), copied, check
+                check = await settled(pool, compared.result) if compared else None
+                return _Read(opened, (*broken, *opened.fallbacks), copied, check, ingest, sampled)
             except (TransportFailed, ReadFailed) as error:
                 # The same way once more where it is the only one: after a move a new opening asks for the new host.
                 if not used or broken:
@@ -176,16 +215,45 @@ class DiskRead:
                     extra={"vm": self.snapshot.vm.name, "disk": self.name, "failed": used, "why": str(error)},
                 )
 
-    async def _copy(self, opened: OpenDisk, changes: Changes, sink: Sink) -> Copied:
-        reader, means = opened.reader, self.means
-        streamed = _streamed(reader)
-        if reader.capacity_bytes < self.disk.disk.capacity_bytes:
+    async def _ingest(self, changes: Changes, base: DiskHead | None) -> DiskIngest:
+        parent = (self.latest.id, base.name) if base and self.latest and isinstance(changes, Incremental) else None
+        return await settled(self.means.threads.repository, self.pending.disk, self._head(_told(changes)), base=parent)
+
+    async def _comparing(self, claimed: Changes | None, base: DiskHead | None, ingest: DiskIngest) -> Comparing | None:
+        """What holds everything that is read against what change tracking claims, where that is wanted."""
+        if not (isinstance(claimed, Incremental) and base and self.latest):
+            return None
+        before = await settled(
+            self.means.threads.repository, self.means.repository.read_disk, self.latest.id, base.name
+        )
+        return Comparing(ingest, before, claimed.extents)
+
+    async def _sample(self, opened: OpenDisk, told: Incremental, base: DiskHead | None) -> Sampled | None:
+        """Read some of what change tracking calls unchanged, and compare; None where that is not wanted."""
+        if not (self.attempt.sample and base and self.latest):
+            return None
+        pool, seed = self.means.threads.repository, f"{self.attempt.run}:{self.name}"
+        try:
+            before = await settled(pool, self.means.repository.read_disk, self.latest.id, base.name)
+        except StorageError as error:
+            return Sampled(reason=str(error))
+        sample = await settled(pool, partial(Sample, before, told.extents, seed=seed, count=self.attempt.sample))
+        await self._through(opened.reader, sample, sample.plan, _nobody_counts)
+        return sample.result()
+
+    def _measure(self, opened: OpenDisk) -> None:
+        if opened.reader.capacity_bytes < self.disk.disk.capacity_bytes:
             raise TransportFailed(
-                f"{opened.transport} shows {reader.capacity_bytes} bytes of a disk of {self.disk.disk.capacity_bytes}",
+                f"{opened.transport} shows {opened.reader.capacity_bytes} bytes of a disk of "
+                f"{self.disk.disk.capacity_bytes}",
                 where=self.name,
             )
+
+    async def _copy(self, opened: OpenDisk, changes: Changes, sink: Sink) -> Copied:
+        reader, means = opened.reader, self.means
         mapped: Iterable[Extent] | None = None
         if isinstance(changes, Whole):
+            streamed = _streamed(reader)
             mapped = await streamed.extents() if streamed else await settled(means.threads.long, _mapped, reader)
         plan = plan_copy(
             changes,
@@ -195,15 +263,20 @@ class DiskRead:
         )
         self.attempt.tally.planned[self.name] = plan.read_bytes
         self.attempt.tally.done[self.name] = 0
-        if streamed is not None:
+        return await self._through(reader, sink, plan, self._advance)
+
+    async def _through(self, reader: DiskReader, sink: Sink, plan: CopyPlan, advance: Advance) -> Copied:
+        """Carry a plan out the way that suits the reader."""
+        means = self.means
+        if (streamed := _streamed(reader)) is not None:
             return await stream_disk(
-                streamed, sink, plan, lanes=means.lanes, executor=means.threads.copying, advance=self._advance
+                streamed, sink, plan, lanes=means.lanes, executor=means.threads.copying, advance=advance
             )
         stop = threading.Event()
         blocking = cast(BlockingReader, reader)
 
         def copy() -> Copied:
-            return copy_disk(blocking, sink, plan, threads=means.copy_threads, advance=self._advance, stop=stop)
+            return copy_disk(blocking, sink, plan, threads=means.copy_threads, advance=advance, stop=stop)
 
         return await interruptible(means.threads.long, stop, copy)
 
@@ -211,8 +284,24 @@ class DiskRead:
         self.attempt.tally.advance(self.name, done)
 
 
-def _nothing_to_compare() -> None:
-    """Nothing is held against what change tracking says."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A disk that was read, and the way that was taken to it."""
+
+    opened: OpenDisk
+    fallbacks: tuple[Fallback, ...]
+    copied: Copied
+    check: Check | None
+    ingest: DiskIngest
+    sampled: Sampled | None
+
+
+def _told(changes: Changes) -> str:
+    return "incremental" if isinstance(changes, Incremental) else f"whole: {changes.reason}"
+
+
+def _nobody_counts(done: int) -> None:
+    """What a sample reads is no part of the disk's progress."""
 
 
 def _streamed(reader: DiskReader) -> AsyncReader | None:

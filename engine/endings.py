@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError, LoginRefused
-from engine.attempts import Attempt, CalledBack
+from engine.attempts import Attempt, CalledBack, TrackingLied
 from engine.counting import count_done, count_without_point
 from engine.crew import Crew
 from engine.failures import Kind, verdict
@@ -78,6 +78,10 @@ async def judge(crew: Crew, job: Job, error: Exception, began: datetime) -> Fail
         retriable = True
         await crew.remember(crew.state.distrust, job.vm, f"the base is damaged: {error}", "", now)
         crew.metrics.tracking_distrusted("damaged_base")
+    if isinstance(error, TrackingLied):
+        await crew.remember(crew.state.distrust, job.vm, error.what, f"run:{job.run}", now)
+        crew.metrics.tracking_distrusted("sample_differed")
+        crew.metrics.tracking_sampled(error.sampled.blocks, differ=error.sampled.differ)
     again = retriable and (job.attempts < MAX_ATTEMPTS or stands(job))
     retry = retry_at(now, job.attempts, job.key, crew.engine) if again else None
     state = JobState.QUARANTINED if judged.kind is Kind.QUARANTINE else JobState.FAILED

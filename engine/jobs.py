@@ -157,11 +157,20 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """So many blocks that change tracking calls unchanged were read again, so many differ, and why not more of them."""
+
+    blocks: int = 0
+    differ: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DiskOutcome:
     """How one disk of a run was read.
 
     `changes` is "incremental" or "whole: why"; `whole` the kind of why, for counting, empty for an incremental.
-    `check` tells where change tracking was held against what was read.
+    `check` tells where change tracking was held against all that was read, `sampled` against a sample.
     """
 
     label: str
@@ -176,6 +185,7 @@ class DiskOutcome:
     dedup_bytes: int = 0
     zero_bytes: int = 0
     check: Check | None = None
+    sampled: Sampled | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +226,11 @@ class Done:
         """What it found against change tracking, for the next run: the kind of it, and a sentence."""
         if self.relocated:
             yield "relocated", f"it was moved to other storage while it was backed up ({self.relocated})"
-        yield from (("differed", check.sentence) for check in self.checks if check.result == "differed")
+        for disk in self.disks:
+            if disk.sampled is not None and disk.sampled.differ:
+                yield "sample_differed", disk.changes.removeprefix("whole: ")
+            elif disk.check is not None and disk.check.result == "differed":
+                yield "differed", disk.check.sentence
 
     @property
     def read_bytes(self) -> int:

@@ -47,8 +47,14 @@ FULL_READ_REASONS = (
     "tracking_off",
     "tracking_unsupported",
     "tracking_reset",
+    "tracking_damaged",
+    "unknown_change_id",
     "query_failed",
     "disk_changed",
+    "reverted",
+    "relocated",
+    "known_defect",
+    "sample_differed",
     OTHER,
 )
 DISTRUST_REASONS = (
@@ -60,8 +66,13 @@ DISTRUST_REASONS = (
     "state_lost",
     "relinked",
     "differed",
+    "sample_differed",
+    "restored",
+    "powered_on",
+    "powered_off",
     OTHER,
 )
+SAMPLE_RESULTS = ("agreed", "differed")
 TRACKING_CHECKS = ("agreed", "differed", "impossible", OTHER)
 CONSISTENCIES = ("crash", "filesystem", "application", OTHER)
 REBUILD_REASONS = ("missing", "damaged", "behind", "old_schema", OTHER)

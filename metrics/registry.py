@@ -29,6 +29,7 @@ from metrics.labels import (
     PEERS,
     REBUILD_REASONS,
     RUN_RESULTS,
+    SAMPLE_RESULTS,
     STAGES,
     TRACKING_CHECKS,
     TRANSPORTS,
@@ -102,14 +103,13 @@ class Metrics:
         self._bytes_zero = counter("bytes_zero_total", "Read, and found to be zero", policy=())
         self._full_reads = counter("full_reads_total", "Disks read whole, and why", reason=FULL_READ_REASONS)
         self._incremental_reads = counter("incremental_reads_total", "Disks of which only what changed was read")
-        self._distrusted = counter(
-            "tracking_distrusted_total",
-            "Times that a VM's change tracking lost our trust",
-            reason=DISTRUST_REASONS,
-        )
+        lost = "Times that a VM's change tracking lost our trust"
+        self._distrusted = counter("tracking_distrusted_total", lost, reason=DISTRUST_REASONS)
         self._checks = counter(
             "tracking_checks_total", "Disks whose change tracking was held against a full read", result=TRACKING_CHECKS
         )
+        told = "Blocks that change tracking calls unchanged, read again and compared"
+        self._sampled = counter("tracking_sampled_blocks_total", told, result=SAMPLE_RESULTS)
         self._untold = counter("tracking_untold_bytes_total", "Changed, though change tracking called it unchanged")
         self._transports = counter("disks_read_total", "Disks read, by the transport that worked", transport=TRANSPORTS)
         self._transport_fallbacks = counter(
@@ -292,6 +292,11 @@ class Metrics:
         """Change tracking of a disk was held against what was read; so many bytes had changed without its saying so."""
         self._checks.labels(one_of(result, TRACKING_CHECKS)).inc()
         self._untold.inc(untold)
+
+    def tracking_sampled(self, blocks: int, *, differ: int) -> None:
+        """So many blocks that change tracking calls unchanged were read again; of these so many had changed."""
+        self._sampled.labels("agreed").inc(blocks - differ)
+        self._sampled.labels("differed").inc(differ)
 
     def operation_finished(self, operation: str, result: str) -> None:
         """A restore or a piece of maintenance ended."""

@@ -9,9 +9,10 @@ from functools import cached_property
 from storage.blockmap import lookup, walk
 from storage.chunkstore import ChunkStore
 from storage.filecalls import Buffer
+from storage.format import Pieced
 from storage.manifest import DiskRecord, Manifest
 from storage.nodes import StoredNodes
-from storage.piecelists import read_blocks
+from storage.piecelists import read_blocks, read_lists
 
 
 class PointDisk:
@@ -25,6 +26,7 @@ class PointDisk:
         self.fan_out = manifest.fan_out
         self.store = store
         self._nodes = StoredNodes(store)
+        self._zeros = bytes(manifest.block_bytes)
         self._lock = threading.Lock()
         self._leaf: tuple[int, list[bytes]] = (-1, [])
 
@@ -65,6 +67,16 @@ class PointDisk:
             found += part
             first, count = first + len(part), count - len(part)
         return found
+
+    def contents(self, blocks: Sequence[int]) -> list[bytes]:
+        """The id of what each block holds, as `content_of` gives it; only the map is read. Damaged, Missing."""
+        ids = lookup(self._nodes, self.record.root, self.fan_out, blocks)
+        lists = read_lists(self.store, ids)
+        return [lists[id_].content if isinstance(id_, Pieced) else id_ for id_ in ids]
+
+    def content_of(self, data: memoryview) -> bytes:
+        """The id of a block of these bytes, empty for zeros. Thread-safe."""
+        return b"" if self._zeros.startswith(data) else self.store.sealing.chunk_id(data)
 
     def blocks(self, ids: Sequence[bytes]) -> list[Buffer]:
         """What the map's slots stand for, in the order of their ids; none of them empty. Damaged, Missing."""

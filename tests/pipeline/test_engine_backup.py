@@ -31,7 +31,8 @@ class Bench:
 
     async def back_up(
         self, vm: Vm, *, distrust: str = "", left_out: Callable[[Disk], str] = lambda disk: "",
-        on_cbt_invalid: OnCbtInvalid = OnCbtInvalid.FULL, gives_way: bool = True, **job: object,
+        on_cbt_invalid: OnCbtInvalid = OnCbtInvalid.FULL, gives_way: bool = True, sample: int = 0,
+        **job: object,
     ) -> Done:  # fmt: skip
         self.runs += 1
         known = replace(await self.hypervisor.vm(vm.address), id=VmId(f"id-{vm.name}"))
@@ -41,7 +42,7 @@ class Bench:
         )  # fmt: skip
         job_ = replace(base, **job)  # type: ignore[arg-type]
         attempt = Attempt(job_, known, RunId(f"run-{self.runs}"), distrust, left_out=left_out)
-        attempt = replace(attempt, on_cbt_invalid=on_cbt_invalid, gives_way=gives_way)
+        attempt = replace(attempt, on_cbt_invalid=on_cbt_invalid, gives_way=gives_way, sample=sample)
         return await back_up(attempt, self.means)
 
     def content(self, point: PointId, disk: str = "Hard disk 1") -> bytes:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from connectors.errors import TrackingUnusable
+from engine.attempts import TrackingLied
 from engine.commands import BackUpVm
+from engine.jobs import Sampled
 from policies.facts import EventType, Vm
 from policies.policy import OnCbtInvalid
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
@@ -146,3 +148,125 @@ async def test_under_verify_runs_are_compared_until_change_tracking_is_right_aga
         sample = engine.parts.metrics.registry.get_sample_value
         assert sample("backstay_tracking_untold_bytes_total") == 4 * MIB
         assert sample("backstay_tracking_distrusted_total", {"reason": "differed"}) == 1
+
+
+def in_use(bench: Bench, blocks: int = 64) -> Vm:
+    """A VM whose disk holds something everywhere."""
+    return bench.hypervisor.add("web", mib=blocks * BLOCK // MIB, data=os.urandom(blocks * BLOCK))
+
+
+@pytest.mark.parametrize("transport", ["nbd", "hotadd"])
+async def test_a_sample_of_what_change_tracking_calls_unchanged_is_read_again(bench: Bench, transport: str) -> None:
+    vm = in_use(bench)
+    await bench.back_up(vm)
+    bench.hypervisor.write(vm, 5 * BLOCK, os.urandom(100))
+    done = await bench.back_up(vm, sample=10, transports=(transport,))
+    (disk,) = done.disks
+    assert disk.sampled == Sampled(blocks=10)
+    assert (disk.changes, disk.read_bytes) == ("incremental", BLOCK)
+    assert list(done.doubts) == []
+    head = bench.repository.detail(done.point).disks[0].head
+    assert head.attributes["tracking_sampled_blocks"] == "10"
+
+
+@pytest.mark.parametrize("transport", ["nbd", "hotadd"])
+async def test_a_sample_that_differs_has_the_same_run_read_the_disk_in_full(bench: Bench, transport: str) -> None:
+    vm = in_use(bench)
+    await bench.back_up(vm)
+    bench.hypervisor.write(vm, 5 * BLOCK, os.urandom(100))
+    for block in range(40, 64):
+        written_in_secret(bench, vm, block * BLOCK + 9, os.urandom(40))
+    done = await bench.back_up(vm, sample=32, transports=(transport,))
+    (disk,) = done.disks
+    assert disk.sampled is not None
+    assert 1 <= disk.sampled.differ <= 24
+    assert (disk.whole, disk.read_bytes) == ("sample_differed", 64 * BLOCK)
+    assert disk.check is not None
+    assert disk.check.untold_bytes == 24 * BLOCK, "the full read counts all that was forgotten"
+    assert bench.content(done.point) == bench.hypervisor.disk_file(vm).read_bytes()
+    assert disk.new_bytes <= 25 * BLOCK, "what is read in full is stored as what changed"
+    assert [kind for kind, _ in done.doubts] == ["sample_differed"]
+    assert "called" in next(iter(done.doubts))[1]
+
+
+async def test_a_block_that_was_empty_or_became_so_unnoticed_is_found_too(bench: Bench) -> None:
+    vm = bench.hypervisor.add("web", mib=4, data=os.urandom(2 * MIB))
+    await bench.back_up(vm)
+    written_in_secret(bench, vm, 2 * MIB, os.urandom(2 * MIB))
+    assert (await bench.back_up(vm, sample=8)).disks[0].whole == "sample_differed"
+    written_in_secret(bench, vm, 0, bytes(2 * MIB))
+    assert (await bench.back_up(vm, sample=64)).disks[0].whole == "sample_differed"
+
+
+async def test_under_fail_a_sample_that_differs_leaves_no_restore_point(bench: Bench) -> None:
+    vm = in_use(bench)
+    await bench.back_up(vm)
+    written_in_secret(bench, vm, 0, os.urandom(64 * BLOCK))
+    with pytest.raises(TrackingLied, match="called 4 of 4 blocks unchanged"):
+        await bench.back_up(vm, sample=4, on_cbt_invalid=OnCbtInvalid.FAIL)
+    assert len(bench.repository.points()) == 1
+    assert bench.hypervisor.snapshots[vm.address] == {}
+
+
+async def test_a_last_restore_point_that_cannot_be_read_stops_the_sample_not_the_run(
+    bench: Bench, tmp_path: Path
+) -> None:
+    vm = in_use(bench)
+    await bench.back_up(vm)
+    written_in_secret(bench, vm, 0, os.urandom(64 * BLOCK))
+    bench.hypervisor.write(vm, 0, os.urandom(64 * BLOCK - 3 * BLOCK))
+    for pack in (tmp_path / "repo" / "packs").rglob("*"):
+        if pack.suffix == ".data":
+            data = bytearray(pack.read_bytes())
+            for at in range(100, len(data) - (16 << 10), 1000):
+                data[at] ^= 1
+            pack.chmod(0o600)
+            pack.write_bytes(data)
+    done = await bench.back_up(vm, sample=3)
+    (disk,) = done.disks
+    assert disk.sampled is not None
+    assert (disk.sampled.blocks, disk.whole) == (0, "")
+    assert disk.sampled.reason
+
+
+async def test_two_runs_sample_other_blocks_and_one_run_always_the_same(bench: Bench) -> None:
+    vm = in_use(bench)
+    await bench.back_up(vm)
+    read: list[list[int]] = []
+    for _ in range(2):
+        offsets: list[int] = []
+        bench.hypervisor.on_read = lambda transport, offset, offsets=offsets: offsets.append(offset)  # type: ignore[misc]
+        await bench.back_up(vm, sample=8)
+        read.append(sorted(offsets))
+    assert [len(offsets) for offsets in read] == [8, 8]
+    assert read[0] != read[1]
+
+
+async def test_the_engine_samples_by_itself_distrusts_what_lied_and_trusts_again_after_a_full_read(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web", data=os.urandom(4 * MIB))
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        hypervisor.disk_file(vm).write_bytes(os.urandom(4 * MIB))
+        kinds = [(await backed_up(engine, vm))["disks"][0]["whole"] for _ in range(3)]
+        assert kinds == ["sample_differed", "distrusted", ""]
+        sample = engine.parts.metrics.registry.get_sample_value
+        assert sample("backstay_tracking_distrusted_total", {"reason": "sample_differed"}) == 1
+        assert (sample("backstay_tracking_sampled_blocks_total", {"result": "differed"}) or 0) >= 1
+        assert (sample("backstay_tracking_sampled_blocks_total", {"result": "agreed"}) or 0) >= 1
+
+
+async def test_under_fail_a_lie_is_remembered_until_a_full_read_is_asked_for(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web", data=os.urandom(4 * MIB))
+    async with running(tmp_path, hypervisor, configure(tmp_path, policy("fail"))) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        hypervisor.disk_file(vm).write_bytes(os.urandom(4 * MIB))
+        for _ in range(2):
+            failed = await backed_up(engine, vm)
+            assert failed["state"] == "failed", failed
+            assert "unchanged that had changed" in str(failed["sentence"])
+        assert (await backed_up(engine, vm, full=True))["state"] == "done"
+        assert (await backed_up(engine, vm))["disks"][0]["changes"] == "incremental"

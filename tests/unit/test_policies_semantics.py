@@ -36,6 +36,7 @@ ELSEWHERE = {
     '`on_cbt_invalid = "fail"`': (
         "test_under_fail_a_moved_vm_s_run_fails_once_and_a_full_read_that_is_asked_for_goes_through"
     ),
+    "a sample that differs": "test_a_sample_that_differs_has_the_same_run_read_the_disk_in_full",
     "`on_migrate` among several": "test_on_a_tie_finishing_wins_and_settings_tell_it",
     '`on_migrate = "requeue"`': "test_a_run_gives_way_to_moves_leaves_nothing_and_the_third_time_is_the_last",
     "a move to other storage during a run": "test_changes_that_were_asked_around_a_move_of_storage_are_not_committed",
@@ -194,7 +195,7 @@ def disks() -> None:
 @row(
     "several policies select one VM",
     "the highest `priority` that says something about it chooses schedule, consistency, transports,"
-    " `on_cbt_invalid` and `on_migrate`, each on its own",
+    " `on_cbt_invalid`, `tracking_sample` and `on_migrate`, each on its own",
 )
 def several() -> None:
     low = policy('rpo = "4h"\nconsistency.fallback = "application"\ntransports = ["nbd"]', "low")
@@ -229,6 +230,20 @@ def doubts() -> None:
     assert come_to("full", "verify", "fail") == "verify"
     high = policy('on_cbt_invalid = "fail"\npriority = 9', "high")
     assert protection(policies(high + policy('on_cbt_invalid = "verify"')), VM).on_cbt_invalid == "fail"
+
+
+@row(
+    "`tracking_sample`",
+    "so many blocks of each disk are read again by an incremental run and compared with the last restore point,"
+    " others in each run; on a tie of priorities the most",
+)
+def samples() -> None:
+    def come_to(*keys: str) -> int:
+        return protection(policies("".join(policy(key, f"p{at}") for at, key in enumerate(keys))), VM).tracking_sample
+
+    assert [come_to(""), come_to("tracking_sample = 0"), come_to("tracking_sample = 0", "")] == [100, 0, 0]
+    assert come_to("tracking_sample = 7", "tracking_sample = 9") == 9
+    assert come_to("tracking_sample = 7\npriority = 9", "tracking_sample = 9") == 7
 
 
 @row("rules of retention", "a union: what one rule keeps stays, whatever the others say")

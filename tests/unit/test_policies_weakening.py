@@ -62,7 +62,6 @@ tracking_sample = 200
         ('every = "7d"', 'every = "30d"', ["verify every 7 d → every 30 d"], []),
         ('verify.every = "7d"', "", ["verify every 7 d → none"], []),
         ("200", "0", ["tracking_sample 200 → 0"], []),
-        ("200", "900", [], ["tracking_sample 200 → 900"]),
         ("tracking_sample = 200", "", ["tracking_sample 200 → none"], []),
         ('"verify"', '"fail"', ["on_cbt_invalid verify → fail"], []),
         ('rpo = "4h"', 'rpo = "4h"\ndisks.exclude = ["number:2"]', ["disks none → without gold: number:2"], []),
