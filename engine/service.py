@@ -95,6 +95,8 @@ async def connect(
         ),
         transports=TransportSettings(
             order=transport.order,
+            hotadd=transport.hotadd,
+            compression=transport.compression or "",
             nbdkit=transport.nbdkit[0],
             plugin=transport.plugin,
             libdir=str(transport.libdir or ""),
