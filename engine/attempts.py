@@ -17,7 +17,7 @@ from policies.facts import Disk, Vm
 from policies.policy import OnCbtInvalid
 from storage.repository import Repository
 
-DEFAULT_TRANSPORTS = ("hotadd", "nbd")
+DEFAULT_TRANSPORTS = ("hotadd", "nbd", "https")
 
 
 @dataclass(slots=True)

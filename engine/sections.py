@@ -60,7 +60,7 @@ Size = Annotated[int, BeforeValidator(_size)]
 Argv = Annotated[tuple[str, ...], BeforeValidator(_argv)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-TransportName = Literal["hotadd", "nbd"]
+TransportName = Literal["hotadd", "nbd", "https"]
 
 
 class VCenter(_Section):
@@ -182,16 +182,20 @@ class Bus(_Section):
 class Transport(_Section):
     """`[transport]`: the ways to a disk, tried in order.
 
-    `proxy` names the VM that this engine runs in (name or BIOS uuid) for hot-add; `nbdkit` and `plugin` are
-    argument lists, to which the connector adds the parameters that the vddk plugin takes.
+    `hotadd` is whether disks are attached to the VM that this engine runs in: "auto" as far as the edition of vSphere
+    is known to allow it, "always" whatever the edition, "never" not at all. `proxy` names that VM (name or BIOS uuid).
+    `nbdkit` and `plugin` are argument lists, to which the connector adds the parameters that the vddk plugin takes;
+    `compression` is VDDK's between here and the ESXi host.
     """
 
-    order: tuple[TransportName, ...] = ("hotadd", "nbd")
+    order: tuple[TransportName, ...] = ("hotadd", "nbd", "https")
+    hotadd: Literal["auto", "always", "never"] = "auto"
     proxy: str = ""
     device_folder: Path = Path("/dev/disk/by-id")
     nbdkit: Argv = ("nbdkit",)
     plugin: Argv = ("vddk",)
     libdir: Path | None = None
+    compression: Literal["none", "zlib", "fastlz", "skipz"] | None = None
 
 
 class Limits(_Section):

@@ -39,7 +39,7 @@ STAGES = ("queued", "snapshot", "changes", "open", "read", "close", "release", "
 """In the order of a run. "read" ends when what was read is hashed, compressed and written."""
 
 OPERATIONS = ("restore", "expire", "reclaim", "verify", "copy", OTHER)
-TRANSPORTS = ("hotadd", "nbd", OTHER)
+TRANSPORTS = ("hotadd", "nbd", "https", OTHER)
 FULL_READ_REASONS = (
     "first",
     "no_base",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from connectors.errors import ConnectorError, Gone, TransportFailed
+from connectors.vsphere.editions import Verdict, judge
 from connectors.vsphere.session import Session
 from connectors.vsphere.transport_settings import TransportSettings
 from policies.facts import Disk
@@ -24,6 +25,9 @@ MARK_PREFIX = "backstay.attached."
 
 _UNITS = tuple(unit for unit in range(16) if unit != 7)
 """The places on a SCSI controller; 7 is the controller's own."""
+
+VSAN = frozenset({"vsan", "vsanD"})
+"""What summary.type says of a vSAN datastore, of this cluster or mounted from another."""
 
 _MACHINE_UUID = Path("/sys/class/dmi/id/product_uuid")
 
@@ -55,7 +59,11 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """The proxy as vCenter tells it now. `devices` are its virtual devices as pyVmomi read them."""
+    """The proxy as vCenter tells it now. `devices` are its virtual devices as pyVmomi read them.
+
+    `datastores` are those that its host can read now, `kinds` their types ("VMFS", "NFS", "vsan", ...). `version` is
+    its host's, `edition` what is known of hot-add there. `tells_uuids` is disk.EnableUUID, None where it is not set.
+    """
 
     moref: str
     name: str
@@ -65,6 +73,15 @@ class Proxy:
     datastores: frozenset[str]
     devices: tuple[Any, ...] = field(repr=False)
     marks: tuple[Mark, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    edition: Verdict = field(default_factory=Verdict)
+    version: str = ""
+    tells_uuids: bool | None = None
+
+    @property
+    def foreign(self) -> frozenset[str]:
+        """The files of the disks that are attached for a run and are not its own."""
+        return frozenset(mark.file_name for mark in self.marks)
 
     def disks(self) -> list[Any]:
         """Its disks, those of others included."""
@@ -82,8 +99,12 @@ def refusal(proxy: Proxy, *, vm_moref: str, datacenter: str, encrypted: bool, di
         return disk.unprotected
     if vm_moref == proxy.moref:
         return "the disk belongs to the proxy itself"
+    if not proxy.edition.tried:
+        return proxy.edition.said
     if not proxy.powered_on:
         return f"the proxy {proxy.name} is not powered on"
+    if proxy.tells_uuids is False:
+        return f"the proxy {proxy.name} has disk.EnableUUID = FALSE, so no disk could be told from another there"
     if disk.controller == "ide":
         return "the disk is on an IDE controller, which hot-add does not support"
     if len(plain_uuid(disk.uuid)) != 32:
@@ -94,12 +115,28 @@ def refusal(proxy: Proxy, *, vm_moref: str, datacenter: str, encrypted: bool, di
         )
     if disk.datastore not in proxy.datastores:
         return f"the host of the proxy {proxy.name} does not see datastore {disk.datastore}"
+    if why := _vsan_refusal(proxy, disk):
+        return why
     if encrypted and not proxy.encrypted:
         return f"the VM is encrypted and the proxy {proxy.name} is not"
     if any(plain_uuid(_backing_uuid(d)) == plain_uuid(disk.uuid) for d in proxy.disks()):
         return f"a disk with the UUID {disk.uuid} is attached to the proxy {proxy.name} already"
     if free_slot(proxy.devices) is None:
         return f"the proxy {proxy.name} has no free place on a SCSI controller"
+    return ""
+
+
+def _vsan_refusal(proxy: Proxy, disk: Disk) -> str:
+    """The two ways in which vSAN keeps a disk from being attached (VDDK: HotAdd transport; KB on vSAN proxies)."""
+    lies_on = {proxy.kinds.get(_datastore(d)) for d in proxy.disks() if d.backing.fileName not in proxy.foreign}
+    kind = proxy.kinds.get(disk.datastore, "")
+    if kind in VSAN and not lies_on & VSAN:
+        return f"datastore {disk.datastore} is vSAN, which needs a proxy that lies on vSAN, and {proxy.name} does not"
+    if kind and kind not in VSAN and lies_on & VSAN and proxy.version.startswith("6."):
+        return (
+            f"the proxy {proxy.name} lies on vSAN and its host runs ESXi {proxy.version}: "
+            f"there a snapshot's disk on {kind} cannot be attached"
+        )
     return ""
 
 
@@ -160,6 +197,9 @@ def _mark(value: str) -> Mark | None:
         return None
 
 
+_licences: WeakKeyDictionary[Session, dict[str, str]] = WeakKeyDictionary()
+"""The edition of each host that a proxy stood on, for as long as the login lasts: it hardly ever changes."""
+
 _found: WeakKeyDictionary[Session, dict[str, str]] = WeakKeyDictionary()
 """The moRefs under which proxies were found, since a search by name asks for every VM."""
 
@@ -196,9 +236,13 @@ async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:
         paths = ["name", "runtime.powerState", "runtime.host", "config.keyId", "config.hardware.device"]
         told = await session.properties(vm, [*paths, "config.extraConfig"])
         host = told.get("runtime.host")
-        datastores = (await session.properties(host, ["datastore"])).get("datastore") or [] if host else []
-        named = await session.read(datastores, vim.Datastore, ["name"])
+        of_host = await session.properties(host, ["datastore", "config.product.version"]) if host else {}
+        named = await session.read(
+            of_host.get("datastore") or [], vim.Datastore, ["name", "summary.type", "summary.accessible"]
+        )
         datacenter = await datacenter_of(session, host)
+        version = str(of_host.get("config.product.version") or session.content.about.version)
+        licence = await _licence(session, host) if settings.hotadd == "auto" else ""
     except Gone as exc:
         known.pop(settings.proxy, None)
         raise TransportFailed(f"the proxy {settings.proxy} is not there", where=session.where) from exc
@@ -208,9 +252,15 @@ async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:
         datacenter=datacenter,
         powered_on=told.get("runtime.powerState") == vim.VirtualMachine.PowerState.poweredOn,
         encrypted="config.keyId" in told,
-        datastores=frozenset(str(n["name"]) for n in named.values() if "name" in n),
+        datastores=frozenset(
+            str(n["name"]) for n in named.values() if "name" in n and n.get("summary.accessible") is not False
+        ),
         devices=tuple(told.get("config.hardware.device") or ()),
         marks=read_marks(told.get("config.extraConfig") or ()),
+        kinds={str(n["name"]): str(n.get("summary.type") or "") for n in named.values() if "name" in n},
+        edition=judge(settings.hotadd, version, licence),
+        version=version,
+        tells_uuids=_tells_uuids(told.get("config.extraConfig") or ()),
     )
 
 
@@ -223,6 +273,38 @@ async def datacenter_of(session: Session, host: Any) -> str:
             return str(told.get("name", ""))
         place = told.get("parent")
     return ""
+
+
+async def _licence(session: Session, host: Any) -> str:
+    """The key of the edition that the host is licensed with; empty where the account may not see it."""
+    known = _licences.setdefault(session, {})
+    if host is None:
+        return ""
+    if host._moId not in known:
+        known[host._moId] = await session.call(_read_licence, session, host._moId)
+    return known[host._moId]
+
+
+def _read_licence(session: Session, host: str) -> str:
+    try:
+        manager = session.content.licenseManager.licenseAssignmentManager
+        found = manager.QueryAssignedLicenses(host) if manager is not None else ()
+    except vim.fault.NotAuthenticated:
+        raise
+    except vmodl.MethodFault:
+        # Who may not see licences, or a vCenter that tells none, is no reason against the disk.
+        return ""
+    return next((str(one.assignedLicense.editionKey) for one in found or () if one.assignedLicense), "")
+
+
+def _tells_uuids(extra_config: Iterable[Any]) -> bool | None:
+    said = {str(o.key).lower(): str(o.value).lower() for o in extra_config}.get("disk.enableuuid", "")
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(said)
+
+
+def _datastore(device: Any) -> str:
+    file_name = str(getattr(device.backing, "fileName", None) or "")
+    return file_name[1:].partition("]")[0] if file_name.startswith("[") else ""
 
 
 def _backing_uuid(device: Any) -> str:

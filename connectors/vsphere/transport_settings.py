@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from connectors.nbd import NbdLimits
 
 HOT_ADD = "hotadd"
 NBD = "nbd"
-TRANSPORTS = (HOT_ADD, NBD)
+HTTPS = "https"
+TRANSPORTS = (HOT_ADD, NBD, HTTPS)
 """Every transport there is, the one that is usually the fastest first."""
+
+HotAddWish = Literal["auto", "always", "never"]
+"""Whether disks are hot-added: as the table of editions says, whatever it says, or not at all."""
+
+Compression = Literal["", "none", "zlib", "fastlz", "skipz"]
+"""What VDDK compresses with on the network; empty leaves it to VDDK."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,8 @@ class TransportSettings:
     nbdkit: the program; `plugin` its plugin by name or path, with further words where the plugin is a script.
     libdir: the folder of VMware's VDDK, which the user brings; NBD is refused without it when plugin is "vddk".
     vddk_transports: what VDDK may use below, in its own words.
+    compression: what VDDK compresses with on its way from the host; "none" suits a fast network.
+    hotadd: whether disks are hot-added; see editions.py for "auto".
     retries: how often nbdkit reopens the disk after an error before it reports it.
     ready_seconds: how long nbdkit may take until it listens; stop_seconds: until it has stopped by itself.
     proxy: the VM that this engine runs in, by moRef, UUID or name; empty finds it by this machine's own UUID.
@@ -56,6 +66,8 @@ class TransportSettings:
     plugin: tuple[str, ...] = ("vddk",)
     libdir: str = ""
     vddk_transports: str = "nbdssl:nbd"
+    compression: Compression = ""
+    hotadd: HotAddWish = "auto"
     retries: int = 3
     ready_seconds: float = 60.0
     stop_seconds: float = 30.0

@@ -80,6 +80,7 @@ def command(disk: NetworkDisk, session: Session, settings: TransportSettings, th
         f"thumbprint={thumbprint}",
         *which,
         f"transports={settings.vddk_transports}",
+        *([f"compression={settings.compression}"] if settings.compression else []),
         *parameters,
     ]
 
