@@ -136,7 +136,7 @@ class Controls:
         return await explaining.vm_explained(parts, vm_id)
 
     async def explain_point(self, reference: str) -> Mapping[str, Any]:
-        return await explaining.point_explained(self.parts, await self._find(reference))
+        return await explaining.point_explained(self.parts, reference)
 
     async def try_notify(self, target: str) -> str:
         parts = self.parts

@@ -10,9 +10,10 @@ from engine.jobs import Job, JobKind, JobState
 from engine.parts import Parts
 from engine.threads import settled
 from policies.explanation import explain
-from policies.facts import PointId, VmId
-from policies.staying import explain_point, provenance
+from policies.facts import VmId
+from policies.staying import explain_point, find_point, provenance
 from policies.units import clock
+from storage.errors import NoSuchPoint
 
 _COLUMNS = (
     "at", "kind", "policy", "rule", "reason", "event", "job", "commit",
@@ -33,8 +34,20 @@ async def vm_explained(parts: Parts, vm: VmId) -> Mapping[str, Any]:
     }
 
 
-async def point_explained(parts: Parts, id: PointId) -> Mapping[str, Any]:
-    """Why a restore point stays and until when, with what its manifest records of how it came about."""
+async def point_explained(parts: Parts, reference: str) -> Mapping[str, Any]:
+    """Why a restore point stays and until when, with what its manifest records of how it came about.
+
+    One that only second copies have is found too, but its manifest is not read.
+    """
+    try:
+        id = await settled(parts.threads.repository, parts.repository.find, reference)
+    except NoSuchPoint:
+        facts = parts.world.facts(parts.now())
+        found = find_point(replace(facts, points={}), reference)
+        if len(found) != 1:
+            raise
+        said = explain_point(parts.rulebook.in_force, found[0][1], facts)
+        return {**said.as_json(), "recorded": {}, "text": said.render()}
     detail = await settled(parts.threads.repository, parts.repository.detail, id)
     policies, facts = parts.rulebook.in_force, parts.world.facts(parts.now())
     point = next(one for one in await settled(parts.threads.repository, parts.repository.points, detail.head.vm)

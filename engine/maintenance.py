@@ -86,15 +86,17 @@ def plan_run(
     max_expire: int | None = None,
     left: Container[VmId] = (),
     look: Callable[[], None] = lambda: None,
+    copy: str = "",
 ) -> RetentionRun:
     """Plan retention for every VM and hold the sum against the guards; `left` are VMs known to be gone. Pure.
 
-    `look` is called before each VM; what it raises ends the plan.
+    `copy` is the second copy that the points are in. `look` is called before each VM; what it raises ends the plan.
     """
     plans = []
     for vm, listed in points.items():
         look()
-        plans.append(plan_retention(vm, listed, policies.retaining(vms.get(vm), listed, removed=vm in left), now))
+        retaining = policies.retaining(vms.get(vm), listed, removed=vm in left, copy=copy)
+        plans.append(plan_retention(vm, listed, retaining, now))
     refusal = mass_expiry(plans, policies.guard.max_expire_share)
     going = sum(len(plan.expire) for plan in plans)
     if refusal:
@@ -113,6 +115,7 @@ async def plan_apart(
     *,
     now: datetime,
     max_expire: int | None,
+    copy: str = "",
 ) -> RetentionRun:
     """`plan_run` in its thread, for the VMs as they are now. A cancellation ends it between two VMs."""
     stop = threading.Event()
@@ -120,7 +123,7 @@ async def plan_apart(
 
     def work() -> RetentionRun:
         look = partial(stop_if, stop)
-        return plan_run(points, vms, policies, now=now, max_expire=max_expire, left=left, look=look)
+        return plan_run(points, vms, policies, now=now, max_expire=max_expire, left=left, look=look, copy=copy)
 
     return await interruptible(threads.planning, stop, work)
 

@@ -151,6 +151,7 @@ def problems(parts: Parts) -> list[str]:
     found += [f"notices to {name} wait: {box.trouble}" for name, box in parts.outboxes.items() if box.trouble]
     if parts.retention_refused:
         found.append(f"retention: {parts.retention_refused}")
+    found += [f"retention in the copy {name}: {why}" for name, why in sorted(parts.copies_refused.items())]
     found += [sentence for vm, sentence in parts.world.alerts.items() if vm in parts.world.vms]
     return found
 

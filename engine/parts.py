@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,14 +89,19 @@ class Parts:
     wishes_of: str = ""
     """The hash of the policies whose wishes these are."""
     retention_refused: str = ""
+    copies_refused: dict[str, str] = field(default_factory=dict)
+    """Why the newest run of retention in a second copy removed nothing, by the copy's name."""
+    copies_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who has second copies open."""
     copies_reclaimed: dict[str, datetime] = field(default_factory=dict)
     """When reclaim last ran in a second copy, or was first thought of, by the copy's name."""
     unreachable: dict[str, str] = field(default_factory=dict)
     """Configured vCenters that were not reached yet, with why."""
 
-    def still_going(self, vm: VmId, points: Sequence[RestorePoint]) -> frozenset[PointId]:
+    def still_going(self, vm: VmId, points: Sequence[RestorePoint], *, copy: str = "") -> frozenset[PointId]:
         """Which of a VM's restore points expire by all that is known now; none while the clock is in doubt."""
         if self.sources.clock_doubt:
             return frozenset()
-        run = plan_run({vm: points}, self.world.vms, self.rulebook.in_force, now=self.now(), left=self.world.left)
+        policies, world = self.rulebook.in_force, self.world
+        run = plan_run({vm: points}, world.vms, policies, now=self.now(), left=world.left, copy=copy)
         return frozenset(one.point for one in run.expire)

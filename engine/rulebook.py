@@ -270,4 +270,6 @@ def standing_still(facts: Facts) -> Facts:
         dict(facts.points),
         dict(facts.fired),
         dict(facts.left),
+        dict(facts.copies),
+        facts.unseen_copies,
     )

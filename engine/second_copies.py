@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
 
 from engine import maintenance, sections
 from engine.copying import stop_if
 from engine.parts import Parts
 from engine.records import Audited
 from engine.threads import interruptible, settled
+from engine.world import by_vm
+from policies.copied import lock_in, own_retention
 from policies.facts import PointId, RestorePoint, VmId
+from policies.keeping import rows_of, unkept
+from policies.policy import Policy
 from policies.policyset import PolicySet
 from policies.protection import copies_of
 from policies.units import counted
@@ -44,15 +52,39 @@ class Pass:
         )
 
 
-def wanted(parts: Parts, name: str) -> list[PointId]:
-    """The restore points that belong in a second copy."""
+def wanted(parts: Parts, name: str) -> list[RestorePoint]:
+    """The restore points that policies want in a second copy."""
     policies, vms = parts.rulebook.in_force, parts.world.vms
     return [
-        point.id
+        point
         for vm, points in parts.world.points.items()
         for point in points
         if not point.damaged and name in copies_of(policies, vms.get(vm), point)
     ]
+
+
+def worth_copying(
+    points: Iterable[RestorePoint],
+    there: Mapping[VmId, Sequence[RestorePoint]],
+    retaining: Callable[[VmId, Sequence[RestorePoint]], Sequence[Policy]],
+    copy: str,
+    now: datetime,
+) -> list[PointId]:
+    """Those of the points that the copy has or would keep, beside what is there and each other. Pure.
+
+    Only where a policy has rules for this copy does any stay away: it would be copied to be expired again.
+    """
+    found: list[PointId] = []
+    for vm, several in by_vm(points).items():
+        held = {point.id: point for point in there.get(vm, ())}
+        together = [*held.values(), *(point for point in several if point.id not in held)]
+        policies = retaining(vm, together)
+        rows = rows_of(together)
+        going: set[PointId] = set()
+        if any(own_retention(policy, copy) is not None for policy in policies):
+            going = {rows[position].point.id for position in unkept(rows, policies, now)}
+        found += [point.id for point in several if point.id in held or point.id not in going]
+    return found
 
 
 def unknown(policies: PolicySet, known: dict[str, sections.Copy]) -> list[str]:
@@ -67,6 +99,23 @@ async def copy_all(parts: Parts) -> str:
         log.error("second copy not made", extra={"copy": name, "why": UNKNOWN.format(name)})
     if not parts.world.inventory_known:
         return "waits until every vCenter's inventory is known"
+    async with parts.copies_busy:
+        return "; ".join(await _all(parts)) or "no second copy is configured"
+
+
+async def look(parts: Parts) -> None:
+    """List every second copy, as a change of policies is planned with what is there; later passes list anew."""
+    for name, section in parts.config.copies.items():
+        async with parts.copies_busy:
+            if name not in parts.world.unseen_copies:
+                continue
+            try:
+                parts.world.set_copy(name, await settled(parts.threads.long, _listed, parts, section))
+            except StorageError as error:
+                log.warning("second copy not listed", extra={"copy": name, "why": str(error)})
+
+
+async def _all(parts: Parts) -> list[str]:
     said = []
     for name, section in parts.config.copies.items():
         try:
@@ -79,48 +128,90 @@ async def copy_all(parts: Parts) -> str:
         else:
             parts.metrics.operation_finished("copy", "failed" if done.outcome.failed else "done")
             said.append(f"{name}: {done}")
-    return "; ".join(said) or "no second copy is configured"
+    return said
 
 
 async def _one(parts: Parts, name: str, section: sections.Copy) -> Pass:
-    points, stop = wanted(parts, name), threading.Event()
     target = await settled(parts.threads.long, _open, parts, section)
     try:
-
-        def copy() -> CopyOutcome:
-            plan = plan_copy(parts.repository, target, points)
-            parts.metrics.copy_lacks(name, len(plan.missing))
-            return copy_points(parts.repository, target, plan, now=parts.now, progress=lambda _: stop_if(stop))
-
-        with parts.queue.using_repository():
-            outcome = await interruptible(parts.threads.long, stop, copy)
-        plan = await settled(parts.threads.long, plan_copy, parts.repository, target, points)
-        parts.metrics.copy_lacks(name, len(plan.missing))
+        parts.world.set_copy(name, await settled(parts.threads.long, target.points))
+        outcome = await _copy(parts, name, target, [])
+        if outcome.failed:  # what stayed away beside a better one that cannot be read may be needed now
+            outcome = _joined(outcome, await _copy(parts, name, target, [point for point, _ in outcome.failed]))
         expired = await _retain(parts, name, target)
         freed = await _reclaim(parts, name, target)
         if outcome.copied or freed:
             await settled(parts.threads.long, target.renew_locks, parts.now())
+        parts.world.set_copy(name, await settled(parts.threads.long, target.points))
     finally:
         await settled(parts.threads.long, target.close)
     return Pass(outcome, expired, freed)
+
+
+async def _copy(parts: Parts, name: str, target: Repository, without: Collection[PointId]) -> CopyOutcome:
+    """Copy what belongs there and is not among those that cannot be read."""
+    world, policies, stop = parts.world, parts.rulebook.in_force, threading.Event()
+    candidates = [point for point in wanted(parts, name) if point.id not in without]
+    vms, left, there = dict(world.vms), dict(world.left), world.copies[name]
+    now = None if parts.sources.clock_doubt else parts.now()
+
+    def retaining(vm: VmId, points: Sequence[RestorePoint]) -> Sequence[Policy]:
+        return policies.retaining(vms.get(vm), points, removed=vm in left, copy=name)
+
+    def locks() -> dict[PointId, datetime]:
+        found = {}
+        for point in candidates:
+            vm = vms.get(point.vm)
+            if vm is not None and (lock := lock_in(policies.matching(vm), name)):
+                found[point.id] = point.taken_at + lock
+        return found
+
+    def copy() -> CopyOutcome:
+        wants = [point.id for point in candidates]
+        if now is not None:  # whom to leave out depends on the time
+            wants = worth_copying(candidates, there, retaining, name, now)
+        plan = plan_copy(parts.repository, target, wants)
+        parts.metrics.copy_lacks(name, len(plan.missing) + len(without))
+        progress = lambda _: stop_if(stop)  # noqa: E731
+        done = copy_points(parts.repository, target, plan, now=parts.now, progress=progress, locked_until=locks())
+        after = plan_copy(parts.repository, target, wants)
+        parts.metrics.copy_lacks(name, len(after.missing) + len(without))
+        return done
+
+    with parts.queue.using_repository():
+        return await interruptible(parts.threads.long, stop, copy)
+
+
+def _joined(first: CopyOutcome, second: CopyOutcome) -> CopyOutcome:
+    return CopyOutcome(
+        copied=first.copied + second.copied,
+        there=first.there,
+        expired=first.expired,
+        moved_bytes=first.moved_bytes + second.moved_bytes,
+        stored_bytes=first.stored_bytes + second.stored_bytes,
+        failed=first.failed + second.failed,
+    )
 
 
 async def _retain(parts: Parts, name: str, target: Repository) -> int:
     """Retention in the copy, by the same policies and under the same guards; how many restore points expired."""
     if parts.sources.clock_doubt:
         return 0
-    by_vm: dict[VmId, list[RestorePoint]] = {}
-    for point in await settled(parts.threads.long, target.points):
-        by_vm.setdefault(point.vm, []).append(point)
+    parts.world.set_copy(name, await settled(parts.threads.long, target.points))
     run = await maintenance.plan_apart(
-        by_vm,
+        parts.world.copies[name],
         parts.world,
         parts.rulebook.in_force,
         parts.threads,
         now=parts.now(),
         max_expire=parts.config.maintenance.max_expire,
+        copy=name,
     )
-    done = await maintenance.carry_out_run(run, target, parts.threads, parts.still_going, now=parts.now())
+    parts.copies_refused.pop(name, None)
+    if run.refusal:
+        parts.copies_refused[name] = run.refusal
+    going = partial(parts.still_going, copy=name)
+    done = await maintenance.carry_out_run(run, target, parts.threads, going, now=parts.now())
     entries = [Audited(parts.now(), f"copy {name}", "expire", one.point, one.reason) for one in done.expired]
     if entries:
         await settled(parts.threads.state, parts.state.audit, *entries)
@@ -139,12 +230,22 @@ async def _reclaim(parts: Parts, name: str, target: Repository) -> int:
     return (await maintenance.reclaim(target, plan, parts.threads, now=parts.now())).freed_bytes
 
 
+def _listed(parts: Parts, section: sections.Copy) -> list[RestorePoint]:
+    with _open(parts, section) as target:
+        return target.points()
+
+
 def _open(parts: Parts, section: sections.Copy) -> Repository:
+    return open_copy(section, parts.config.state_dir, parts.now, "the second copies of an engine")
+
+
+def open_copy(section: sections.Copy, state_dir: Path, now: Callable[[], datetime], owner: str) -> Repository:
+    """The repository of a second copy. Blocking."""
     passphrase = section.passphrase
     return open_repository(
-        section.place(parts.config.state_dir),
+        section.place(state_dir),
         passphrase=passphrase.read if passphrase is not None else None,
         must_be_encrypted=passphrase is not None,
-        now=parts.now,
-        owner="the second copies of an engine",
+        now=now,
+        owner=owner,
     )

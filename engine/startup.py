@@ -61,7 +61,9 @@ def assemble(
     reconcile_grace: timedelta = timedelta(seconds=30),
 ) -> Parts:
     """Put the parts together. Nothing runs yet, and no vCenter is known."""
-    world = World(mint=lambda: VmId(f"vm-{secrets.token_hex(8)}"), vcenters=len(config.vcenter))
+    world = World(
+        mint=lambda: VmId(f"vm-{secrets.token_hex(8)}"), vcenters=len(config.vcenter), unseen_copies=set(config.copies)
+    )
     inbox = Inbox()
     hypervisors: dict[str, Hypervisor] = {}
     names: dict[str, str] = {}

@@ -143,6 +143,14 @@ def _of_the_engine(parts: Parts, targets: tuple[str, ...]) -> Iterator[Trouble]:
             "retention goes on",
             targets,
         )
+    for name, why in sorted(parts.copies_refused.items()):
+        yield Trouble(
+            f"retention:{name}",
+            Topic.RETENTION_REFUSED,
+            f"retention removes nothing in the copy {name}: {why}",
+            f"retention goes on in the copy {name}",
+            targets,
+        )
     if rulebook.plan is not None:
         lost = counted(len(rulebook.plan.losing), "VM")
         gone = counted(len(rulebook.plan.expiring), "restore point")

@@ -60,6 +60,14 @@ def _with_new_parts(accounted: Mapping[str, str], vm: Vm) -> Mapping[str, str]:
     return {**{part: value for part, value in look.items() if part not in accounted}, **accounted}
 
 
+def by_vm(points: Iterable[RestorePoint]) -> dict[VmId, tuple[RestorePoint, ...]]:
+    """Restore points by their VM, of each the oldest first."""
+    found: dict[VmId, list[RestorePoint]] = {}
+    for point in sorted(points, key=lambda one: one.taken_at):
+        found.setdefault(point.vm, []).append(point)
+    return {vm: tuple(several) for vm, several in found.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Sighting:
     """A VM of the inventory under our id. `row` is what the state must remember of it, None when nothing changed."""
@@ -117,6 +125,10 @@ class World:
     """Of each VM that a run reads now the host on which it stood when the run began."""
     called_back: dict[VmId, int] = field(default_factory=dict)
     """How often in a row a VM's run gave way to a move; not remembered beyond the engine's end."""
+    copies: dict[str, Mapping[VmId, tuple[RestorePoint, ...]]] = field(default_factory=dict)
+    """The restore points of second copies by name, as they were listed last."""
+    unseen_copies: set[str] = field(default_factory=set)
+    """Second copies that were not listed yet."""
     vcenters: int = 0
     """How many vCenters are followed."""
 
@@ -148,7 +160,16 @@ class World:
 
     def facts(self, now: datetime) -> Facts:
         """What a rule may look at. A view on living tables: use it up before the next await."""
-        return Facts(now=now, vms=self.vms, history=self.history, points=self.points, fired=self.fired, left=self.left)
+        return Facts(
+            now=now,
+            vms=self.vms,
+            history=self.history,
+            points=self.points,
+            fired=self.fired,
+            left=self.left,
+            copies=self.copies,
+            unseen_copies=tuple(sorted(self.unseen_copies)),
+        )
 
     def refresh(self, vm: VmId) -> None:
         """Make the history of a VM again from its restore points, runs and open jobs."""
@@ -188,6 +209,11 @@ class World:
         else:
             self.points.pop(vm, None)
         self.refresh(vm)
+
+    def set_copy(self, name: str, points: Iterable[RestorePoint]) -> None:
+        """The restore points of a second copy as it lists them now."""
+        self.copies[name] = by_vm(points)
+        self.unseen_copies.discard(name)
 
     def set_job(self, job: Job) -> None:
         """A job as it is now; settled ones are forgotten."""

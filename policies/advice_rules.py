@@ -45,30 +45,37 @@ _POWER_AFTER = {
 
 def retention_advice(policy: Policy, advise: Advise, now: datetime) -> Iterable[Advice]:
     """Warnings about what is kept."""
-    retention = policy.retention
+    yield from _kept_advice(policy, policy.retention, ("retention",), "", advise, now)
+    for copy, retention in policy.kept_in_copies:
+        yield from _kept_advice(policy, retention, ("copy", copy, "retention"), f" in the copy {copy}", advise, now)
+
+
+def _kept_advice(
+    policy: Policy, retention: Retention, at: tuple[str, ...], where: str, advise: Advise, now: datetime
+) -> Iterable[Advice]:
     if retention.empty:
-        what = "has no retention rule and keeps everything"
-        yield advise(("retention",), what, "write keep_daily = 14 or the like")
+        what = f"has no retention rule{where} and keeps everything"
+        yield advise(at, what, "write keep_daily = 14 or the like")
         return
     apart = interval(policy.timing, now)
     rule, reach = furthest(retention, apart)
-    path = ("retention", rule)
+    path = (*at, rule)
     if policy.timing.rpo is not None and reach < policy.timing.rpo:
-        what = f"keeps restore points for less than its rpo of {span(policy.timing.rpo)}"
+        what = f"keeps restore points{where} for less than its rpo of {span(policy.timing.rpo)}"
         yield advise(path, what, f'write keep_within = "{_twice(policy.timing.rpo)}" or keep_last = 2 at least')
     elif apart is not None and reach < SHORTEST_REACH:
-        what = f"keeps restore points of the last {span(reach)} only ({rule}, one every {span(apart)})"
+        what = f"keeps restore points{where} of the last {span(reach)} only ({rule}, one every {span(apart)})"
         yield advise(path, what, "write keep_daily = 7 or the like beside it")
     if not retention.grace:
-        what = "has no grace: what a mistaken change lets go expires at once"
-        yield advise(("retention", "grace"), what, 'write grace = "7d" or leave the key out')
+        what = f"has no grace{where}: what a mistaken change lets go expires at once"
+        yield advise((*at, "grace"), what, 'write grace = "7d" or leave the key out')
     if apart is not None and retention.lock > max(reach, timedelta()) and rule != "keep_within":
-        what = f"locks restore points for {span(retention.lock)}, but its rules keep them for some {span(reach)}"
-        yield advise(("retention", "lock"), what, "write a shorter lock, or rules that keep as long")
+        what = f"locks restore points{where} for {span(retention.lock)}, but its rules keep them for some {span(reach)}"
+        yield advise((*at, "lock"), what, "write a shorter lock, or rules that keep as long")
     only = [number for name, number in retention.counts if name == "last"]
     if len(retention.counts) == 1 and only and retention.keep_within is None and retention.min_good > only[0]:
-        what = f"keeps {retention.min_good} restore points by min_good: keep_last = {only[0]} has no effect"
-        yield advise(("retention", "keep_last"), what, "write keep_last higher than min_good")
+        what = f"keeps {retention.min_good} restore points{where} by min_good: keep_last = {only[0]} has no effect"
+        yield advise((*at, "keep_last"), what, "write keep_last higher than min_good")
 
 
 def furthest(retention: Retention, apart: timedelta | None) -> tuple[str, timedelta]:

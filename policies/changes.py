@@ -60,7 +60,7 @@ class PointChange:
     """A restore point that would expire, and before would not, or only later (`instead_of`).
 
     `expires_at` is when retention may expire it, grace and lock included, were no further backup made. `kept` says
-    what keeps it until now.
+    what keeps it until now. `copy` is the second copy that it is in, "" in the first repository.
     """
 
     vm: VmId
@@ -71,13 +71,24 @@ class PointChange:
     instead_of: datetime | None
     kept: str
     stored_bytes: int
+    copy: str = ""
+
+    @property
+    def key(self) -> str:
+        """Which restore point in which repository."""
+        return f"{self.copy}/{self.point}" if self.copy else self.point
+
+    @property
+    def where(self) -> str:
+        """Such as " in the copy offsite"."""
+        return f" in the copy {self.copy}" if self.copy else ""
 
     @property
     def sentence(self) -> str:
         """For a person."""
         sooner = f", instead of {_shown(self.instead_of)}" if self.instead_of is not None else ""
         return (
-            f"{self.name}: restore point {self.point} of {_shown(self.taken_at)} would expire on "
+            f"{self.name}: restore point {self.point} of {_shown(self.taken_at)}{self.where} would expire on "
             f"{_shown(self.expires_at)}{sooner}, kept until now ({self.kept})"
         )
 
@@ -92,6 +103,7 @@ class PointChange:
             "instead_of": self.instead_of.isoformat() if self.instead_of is not None else None,
             "kept_until_now": self.kept,
             "stored_bytes": self.stored_bytes,
+            "copy": self.copy,
             "sentence": self.sentence,
         }
 
@@ -153,7 +165,7 @@ class ReloadPlan:
         }
 
 
-def plan_id(old: PolicySet, new: PolicySet, losing: Iterable[VmId], expiring: Iterable[PointId]) -> str:
+def plan_id(old: PolicySet, new: PolicySet, losing: Iterable[VmId], expiring: Iterable[str]) -> str:
     """16 hexadecimal digits of what a change is from, leads to and takes away."""
     parts = [old.hash, new.hash, *sorted(losing), "", *sorted(expiring)]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from policies.deciding import decided_by, due_words
@@ -31,7 +31,7 @@ class Explanation:
     `matches` has every policy, those that select the VM first. `origins` tell of each of `settings` which policy it
     comes from. `because` says why the next run is due when it is, `blocked` why nothing runs now although it is due,
     or ever. `kept` are policies that protect it only because a change is pending. `vain` is what its policies say that
-    does not count.
+    does not count. `copies` are its restore points in second copies.
     """
 
     vm: Vm
@@ -47,6 +47,7 @@ class Explanation:
     kept: tuple[str, ...]
     sources: dict[str, str]
     vain: tuple[Ineffective, ...] = ()
+    copies: Mapping[str, RetentionPlan] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -85,10 +86,8 @@ class Explanation:
             "due": due,
             "blocked": [*self.blocked],
             "pending_change_keeps": [*self.kept],
-            "points": [
-                *({"point": one.point, "keep": True, "reasons": [*one.reasons]} for one in self.retention.keep),
-                *({"point": one.point, "keep": False, "reasons": [one.reason]} for one in self.retention.expire),
-            ],
+            "points": _kept_as_json(self.retention),
+            "copies": {copy: _kept_as_json(plan) for copy, plan in self.copies.items()},
         }
 
     def render(self) -> str:
@@ -104,10 +103,11 @@ class Explanation:
         if self.settings:
             lines += ["", "in effect:", *(self._setting(key, words) for key, words in self.settings.items())]
         lines += [f"  {one.sentence}" for one in self.vain]
-        if self.retention.keep or self.retention.expire:
-            lines += ["", "restore points:"]
-        lines += [f"  {kept.point} stays: {'; '.join(kept.reasons)}" for kept in self.retention.keep]
-        lines += [f"  {gone.point} expires: {gone.reason}" for gone in self.retention.expire]
+        for copy, plan in {"": self.retention, **self.copies}.items():
+            if plan.keep or plan.expire:
+                lines += ["", f"restore points in the copy {copy}:" if copy else "restore points:"]
+            lines += [f"  {kept.point} stays: {'; '.join(kept.reasons)}" for kept in plan.keep]
+            lines += [f"  {gone.point} expires: {gone.reason}" for gone in plan.expire]
         if several:
             refusing = [one for one in self.matches if not one.selected]
             lines += ["", "these policies do not select it (--json has their clauses):"]
@@ -126,6 +126,13 @@ class Explanation:
     def _setting(self, key: str, words: str) -> str:
         said = f"  {key:<12} {words}"
         return said if len(self.protection.policies) == 1 else f"{said}   (from {self.origins[key]})"
+
+
+def _kept_as_json(plan: RetentionPlan) -> list[dict[str, Any]]:
+    return [
+        *({"point": one.point, "keep": True, "reasons": [*one.reasons]} for one in plan.keep),
+        *({"point": one.point, "keep": False, "reasons": [one.reason]} for one in plan.expire),
+    ]
 
 
 def explain(policies: PolicySet, vm: Vm, facts: Facts, waits: Sequence[str] = ()) -> Explanation:
@@ -147,11 +154,17 @@ def explain(policies: PolicySet, vm: Vm, facts: Facts, waits: Sequence[str] = ()
         because=due_words(*found, effective, vm.id, facts) if found is not None and found[1].at > facts.now else "",
         status=_status(effective, found, vm, facts),
         blocked=tuple(_blocked(effective, vm, facts, waits)),
-        retention=plan_retention(vm.id, facts.points.get(vm.id, ()), policies.retaining_of(vm.id, facts), facts.now),
+        retention=_retention(policies, vm, facts, ""),
+        copies={copy: _retention(policies, vm, facts, copy) for copy in facts.copies},
         kept=tuple(policy.name for policy in policies.retaining(vm) if policy.name not in selecting),
         sources={policy.name: policy_line(policy) for policy in policies.policies},
         vain=ineffective(effective, vm),
     )
+
+
+def _retention(policies: PolicySet, vm: Vm, facts: Facts, copy: str) -> RetentionPlan:
+    points = facts.points_in(copy).get(vm.id, ())
+    return plan_retention(vm.id, points, policies.retaining_of(vm.id, facts, copy), facts.now)
 
 
 def _status(effective: Protection, found: tuple[Policy, Due] | None, vm: Vm, facts: Facts) -> str:

@@ -21,7 +21,7 @@ from policies.facts import Address, Disk, Facts, RestorePoint, Vm, VmHistory, Vm
 FORMAT = 1
 """A document with a higher number was written by a newer Backstay."""
 
-KEYS = ("format", "now", "policies", "vms", "points", "history", "fired", "left")
+KEYS = ("format", "now", "policies", "vms", "points", "history", "fired", "left", "copies", "unseen_copies")
 """What a document may hold. `policies` are the files in force, by name; facts do not carry them."""
 
 PAIRS = ("history", "left")
@@ -67,6 +67,16 @@ def facts_pieces(facts: Facts) -> Iterator[tuple[str, Iterable[Any]]]:
             for (policy, rule, vm), at in facts.fired.items()
         ),
     )
+    yield (
+        "copies",
+        (
+            {"copy": copy, **_point_as_json(point, facts)}
+            for copy, by_vm in facts.copies.items()
+            for points in by_vm.values()
+            for point in points
+        ),
+    )
+    yield "unseen_copies", facts.unseen_copies
 
 
 def facts_from_json(data: Mapping[str, Any], name: str, *, now: datetime | None = None) -> Facts:
@@ -89,14 +99,13 @@ def facts_from_json(data: Mapping[str, Any], name: str, *, now: datetime | None 
             if vm.id in vms:
                 problems.add(place, f"has the id {quoted(vm.id)} of another VM", "give each VM an id of its own")
             vms[vm.id] = vm
-    points: dict[VmId, list[RestorePoint]] = {}
-    ids: set[str] = set()
-    for place, record in problems.records("points", data.get("points", ())):
-        if (point := problems.read(place, _to_point(vms), record)) is not None:
-            if point.id in ids:
-                problems.add(place, f"has the id {quoted(point.id)} of another restore point", "leave one of them out")
-            ids.add(point.id)
-            points.setdefault(point.vm, []).append(point)
+    points = _points(problems.records("points", data.get("points", ())), problems, vms)
+    copied: dict[str, list[tuple[str, object]]] = {}
+    for place, record in problems.records("copies", data.get("copies", ())):
+        if (one := problems.read(place, _to_copied, record)) is not None:
+            copied.setdefault(one[0], []).append((place, one[1]))
+    copies = {copy: _points(records, problems, vms) for copy, records in copied.items()}
+    unseen = problems.read("unseen_copies", _to_names, data.get("unseen_copies", ()))
     history = {
         VmId(vm): one
         for vm, record in problems.table("history", data.get("history", {}))
@@ -113,7 +122,23 @@ def facts_from_json(data: Mapping[str, Any], name: str, *, now: datetime | None 
         if (at := problems.read(f"left.{vm}", _to_instant, record)) is not None
     }
     problems.finish()
-    return Facts(instant or _NOW, vms, history, {vm: tuple(several) for vm, several in points.items()}, fired, left)
+    return Facts(instant or _NOW, vms, history, points, fired, left, copies, unseen or ())
+
+
+def _points(
+    records: Iterable[tuple[str, object]], problems: _Problems, vms: Mapping[VmId, Vm]
+) -> Mapping[VmId, tuple[RestorePoint, ...]]:
+    """The restore points of one repository, by VM."""
+    points: dict[VmId, list[RestorePoint]] = {}
+    ids: set[str] = set()
+    decode = _to_point(vms)
+    for place, record in records:
+        if (point := problems.read(place, decode, record)) is not None:
+            if point.id in ids:
+                problems.add(place, f"has the id {quoted(point.id)} of another restore point", "leave one of them out")
+            ids.add(point.id)
+            points.setdefault(point.vm, []).append(point)
+    return {vm: tuple(several) for vm, several in points.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +365,7 @@ _SIMPLE: dict[Any, tuple[_Encode, _Decode]] = {
     bool: (_plain, _of(bool, "write true or false")),
     datetime: (instant_text, _to_instant),
 }
+_to_names = _list_codec(_plain, _of(str, "write a text"), tuple)[1]
 _NOW = datetime(1970, 1, 1, tzinfo=UTC)  # Only ever in facts that are refused.
 _DISK = _Shape(Disk)
 _UNSAID = {"capacity_bytes": 0, "datastore": "", "file_name": "", "mode": "persistent"}
@@ -382,6 +408,13 @@ def _point_as_json(point: RestorePoint, facts: Facts) -> dict[str, Any]:
     if point.vm_name == (vm.name if vm else point.vm):
         del written["vm_name"]
     return written
+
+
+def _to_copied(value: object) -> tuple[str, object]:
+    """The copy that a restore point is in, and the rest of its record."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("copy"), str):
+        raise Unusable("does not say in which copy it is", 'write a table with copy = "NAME"')
+    return value["copy"], {key: one for key, one in value.items() if key != "copy"}
 
 
 def _to_point(vms: Mapping[VmId, Vm]) -> Callable[[object], RestorePoint]:

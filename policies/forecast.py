@@ -111,8 +111,8 @@ def plan(old: PolicySet, new: PolicySet, facts: Facts, horizon: timedelta = DEFA
 
 
 def stored_bytes(expiring: Iterable[PointChange], end: datetime) -> int:
-    """What was stored for the points that expire up to an instant."""
-    return sum(one.stored_bytes for one in expiring if one.expires_at <= end)
+    """What was stored in the first repository for the points that expire up to an instant."""
+    return sum(one.stored_bytes for one in expiring if one.expires_at <= end and not one.copy)
 
 
 def _next_run(old: PolicySet, new: PolicySet, vm: VmId, facts: Facts) -> NextRun:

@@ -51,7 +51,7 @@ def planned_of(plan: ReloadPlan) -> Planned:
         plan.old.hash,
         plan.new.hash,
         {change.vm: change.name for change in plan.losing},
-        {change.point: change.name for change in plan.expiring},
+        {change.key: change.name for change in plan.expiring},
     )
 
 

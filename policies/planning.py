@@ -8,24 +8,24 @@ restore points. Pure: the plan is a value to print, refuse or confirm.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 
 from policies.changes import PointChange, ReloadPlan, VmChange, plan_id
+from policies.copied import in_copy
 from policies.expiry import dated, expiries, kept_until_now
 from policies.facts import Facts, PointId, RestorePoint, Vm, VmId
 from policies.policy import Policy
-from policies.policyset import Guard, PolicySet
+from policies.policyset import HELD_UNTIL_CONFIRMED, Guard, PolicySet
 from policies.protection import combine, nothing_wanted
 from policies.retention import SMALLEST_MASS
 from policies.selection import match
 from policies.settings import retention_words, settings_of, trigger_words
 from policies.units import counted
 from policies.weakening import weaker_settings
-
-_HELD = Policy(name="(restore points held until the change is confirmed)", hash="")
 
 
 def plan_reload(old: PolicySet, new: PolicySet, facts: Facts, *, look: Callable[[], None] = lambda: None) -> ReloadPlan:
@@ -43,11 +43,12 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts, *, look: Callable[
         refusal = "the inventory is not known yet, so nobody can tell which VMs would lose protection"
         return ReloadPlan(old, new, old, added, removed, changed, (), (), (refusal,), plan_id(old, new, (), ()))
     found_expiring: list[PointChange] = []
-    for id, points in facts.points.items():
-        look()
-        found_expiring += _expiring(old, new, id, points, facts)
+    for copy in ("", *facts.copies):
+        for id, points in facts.points_in(copy).items():
+            look()
+            found_expiring += _expiring(old, new, id, points, facts, copy)
     expiring = tuple(found_expiring)
-    going = {change.point for change in expiring}
+    going = {change.point for change in expiring if not change.copy}
     changing: list[VmChange] = []
     for vm in facts.vms.values():
         look()
@@ -55,12 +56,17 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts, *, look: Callable[
             changing.append(change)
     vms = tuple(changing)
     losing = tuple(change for change in vms if change.kind == "loses")
-    refusals = _refusals(old, len(losing), len(expiring), facts)
+    unsure = tuple(name for name in facts.unseen_copies if old.policies and _may_weaken(old, new, name, facts, look))
+    refusals = (*_refusals(old, len(losing), expiring, facts), *map(_unseen, unsure))
     effective = replace(
         new,
         guard=_stricter(old.guard, new.guard) if losing or expiring or refusals else new.guard,
         kept_protection={change.vm: old.matching(facts.vms[change.vm]) for change in losing},
-        kept_retention={vm: old.retaining_of(vm, facts) or (_HELD,) for vm in {one.vm for one in expiring}},
+        kept_retention={
+            vm: old.retaining_of(vm, facts) or (HELD_UNTIL_CONFIRMED,)
+            for vm in {one.vm for one in expiring if not one.copy}
+        },
+        kept_copies={copy: old for copy in {*unsure, *(one.copy for one in expiring if one.copy)}},
     )
     return ReloadPlan(
         old,
@@ -72,7 +78,7 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts, *, look: Callable[
         vms,
         expiring,
         refusals,
-        plan_id(old, new, (change.vm for change in losing), (change.point for change in expiring)),
+        plan_id(old, new, (change.vm for change in losing), (change.key for change in expiring)),
     )
 
 
@@ -187,10 +193,10 @@ def _why_more(after: Sequence[Policy], old: PolicySet, vm: Vm) -> str:
 
 
 def _expiring(
-    old: PolicySet, new: PolicySet, vm_id: VmId, points: Sequence[RestorePoint], facts: Facts
+    old: PolicySet, new: PolicySet, vm_id: VmId, points: Sequence[RestorePoint], facts: Facts, copy: str
 ) -> tuple[PointChange, ...]:
     vm = facts.vms.get(vm_id)
-    before, after = old.retaining_of(vm_id, facts), new.retaining_of(vm_id, facts)
+    before, after = old.retaining_of(vm_id, facts, copy), new.retaining_of(vm_id, facts, copy)
     if _keeping(before) == _keeping(after):
         return ()
     known = dated(points, facts.now)
@@ -212,6 +218,7 @@ def _expiring(
             went.get(point.id),
             kept[point.id][0] if point.id in kept else "its grace, or a lock",
             point.stored_bytes,
+            copy,
         )
         for point in sooner
     )
@@ -230,6 +237,28 @@ def _keeping(policies: tuple[Policy, ...]) -> tuple[object, ...]:
     )
 
 
+def _may_weaken(old: PolicySet, new: PolicySet, copy: str, facts: Facts, look: Callable[[], None]) -> bool:
+    """Whether restore points of a copy that nobody has listed could expire which would not have before."""
+    for name in (policy.name for policy in old.policies):
+        was, now = old.policy(name), new.policy(name)
+        if was is not None and now is not None and _left_by(in_copy(was, copy)) != _left_by(in_copy(now, copy)):
+            return True
+    for vm in facts.vms.values():
+        look()
+        before, after = _keeping(old.retaining(vm, copy=copy)), _keeping(new.retaining(vm, copy=copy))
+        if after and (not before or not set(before) <= set(after)):
+            return True
+    return False
+
+
+def _left_by(policy: Policy) -> tuple[object, ...]:
+    return (*_keeping((policy,)), policy.on_unmatched, policy.on_removed)
+
+
+def _unseen(copy: str) -> str:
+    return f"the restore points of the copy {copy} are not known, so nobody can tell which of them would expire"
+
+
 def _stricter(one: Guard, other: Guard) -> Guard:
     """What both allow: a change that waits for confirmation must not loosen the guard of retention meanwhile."""
     return Guard(
@@ -238,7 +267,7 @@ def _stricter(one: Guard, other: Guard) -> Guard:
     )
 
 
-def _refusals(guarded: PolicySet, losing: int, expiring: int, facts: Facts) -> tuple[str, ...]:
+def _refusals(guarded: PolicySet, losing: int, expiring: Sequence[PointChange], facts: Facts) -> tuple[str, ...]:
     """By the guard in force: a change cannot loosen the guard that judges it."""
     guard = guarded.guard
     refusals = []
@@ -247,10 +276,13 @@ def _refusals(guarded: PolicySet, losing: int, expiring: int, facts: Facts) -> t
             f"{counted(losing, 'VM')} would lose protection, more than the {guard.max_vms_losing_protection} of "
             "guard.max_vms_losing_protection"
         )
-    total = sum(len(points) for points in facts.points.values())
-    if expiring >= SMALLEST_MASS and expiring > guard.max_expire_share * total:
-        refusals.append(
-            f"{expiring} of {total} restore points would expire, more than the {guard.max_expire_share:.0%} of "
-            "guard.max_expire_share"
-        )
+    going = Counter(change.copy for change in expiring)
+    for copy in ("", *facts.copies):
+        total = sum(len(points) for points in facts.points_in(copy).values())
+        if going[copy] >= SMALLEST_MASS and going[copy] > guard.max_expire_share * total:
+            where = f" in the copy {copy}" if copy else ""
+            refusals.append(
+                f"{going[copy]} of {total} restore points{where} would expire, more than the "
+                f"{guard.max_expire_share:.0%} of guard.max_expire_share"
+            )
     return tuple(refusals)

@@ -80,7 +80,8 @@ def plan_words(plan: ChangePlan, *, everything: bool = False, size: Callable[[in
     lines += _points(plan.expiring, everything, span(plan.horizon))
     if plan.expiring:
         what = "Bytes that reclaim frees then" if plan.bytes.exact else "Bytes that reclaim frees then, at most"
-        lines += [f"  {what}: {size(plan.bytes.count)}", f"  {_DELETIONS}"]
+        apart = " (second copies are not counted)" if any(one.copy for one in plan.expiring) else ""
+        lines += [f"  {what}: {size(plan.bytes.count)}{apart}", f"  {_DELETIONS}"]
     if plan.later:
         lines += ["", f"After that: {counted(plan.later, 'restore point')} more would expire."]
     lines += _load(plan.load)
@@ -205,10 +206,10 @@ def _points(changes: Sequence[PointChange], everything: bool, horizon: str = "")
 
 
 def _point_groups(changes: Sequence[PointChange]) -> list[list[PointChange]]:
-    """Restore points by what keeps them until now. The largest group first."""
-    groups: dict[tuple[str, bool], list[PointChange]] = {}
+    """Restore points by where they are and what keeps them until now. The largest group first."""
+    groups: dict[tuple[str, str, bool], list[PointChange]] = {}
     for change in changes:
-        groups.setdefault((_rule(change), change.instead_of is not None), []).append(change)
+        groups.setdefault((change.copy, _rule(change), change.instead_of is not None), []).append(change)
     return sorted(groups.values(), key=lambda group: -len(group))
 
 
@@ -220,7 +221,8 @@ def _points_words(group: Sequence[PointChange]) -> str:
     taken = f"{min(c.taken_at for c in group):%Y-%m-%d} to {max(c.taken_at for c in group):%Y-%m-%d}"
     sooner = ", sooner than before" if group[0].instead_of is not None else ""
     return (
-        f"{counted(len(group), 'restore point')} of {counted(len(names), 'VM')} ({_names(names)}), taken {taken}, "
+        f"{counted(len(group), 'restore point')}{group[0].where} of {counted(len(names), 'VM')} ({_names(names)}), "
+        f"taken {taken}, "
         f"on {when}{sooner}; kept until now: {_rule(group[0])}"
     )
 

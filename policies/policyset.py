@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from policies.copied import in_copy
 from policies.facts import Facts, RestorePoint, Vm, VmId
 from policies.leaving import left_with
 from policies.policy import Policy
@@ -13,6 +14,10 @@ from policies.selection import Index
 
 DEFAULT_MAX_EXPIRE_SHARE = 0.50
 """Retention of a few points a VM expires a good part of them day by day; more than half is a mistake."""
+
+
+HELD_UNTIL_CONFIRMED = Policy(name="(restore points held until the change is confirmed)", hash="")
+"""Stands for no policy at all, under which nothing expired until now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,8 @@ class PolicySet:
 
     `texts` are the files that it was made from: keep them to make the same set again with `load_texts`.
     While a change is pending, `kept_protection` names policies that still protect a VM which the new files leave
-    without any, and `kept_retention` policies whose retention a VM's restore points still enjoy.
+    without any, `kept_retention` policies whose retention a VM's restore points still enjoy, and `kept_copies` for
+    second copies the policies whose retention all restore points there still enjoy.
     """
 
     policies: tuple[Policy, ...] = ()
@@ -37,6 +43,7 @@ class PolicySet:
     texts: Mapping[str, str] = field(default_factory=dict)
     kept_protection: Mapping[VmId, tuple[Policy, ...]] = field(default_factory=dict)
     kept_retention: Mapping[VmId, tuple[Policy, ...]] = field(default_factory=dict)
+    kept_copies: Mapping[str, PolicySet] = field(default_factory=dict)
     _index: Index = field(init=False, repr=False, compare=False)
     _by_name: Mapping[str, Policy] = field(init=False, repr=False, compare=False)
 
@@ -77,13 +84,15 @@ class PolicySet:
         return self._index.excluding(vm)
 
     def retaining(
-        self, vm: Vm | None, points: Sequence[RestorePoint] = (), *, removed: bool = False
+        self, vm: Vm | None, points: Sequence[RestorePoint] = (), *, removed: bool = False, copy: str = ""
     ) -> tuple[Policy, ...]:
         """The policies whose retention counts for the VM's restore points, all of which are `points`; none keeps all.
 
         `vm` is None where it is not in the inventory. Only with `removed` is it known to have left; otherwise its
-        vCenter may just not be known, so nothing of it expires.
+        vCenter may just not be known, so nothing of it expires. With `copy` they are those of this second copy.
         """
+        if copy:
+            return self._retaining_in(copy, vm, points, removed)
         found = self.matching(vm) if vm is not None else ()
         if not found and (vm is not None or removed):
             found = left_with(points, self.policy, removed=vm is None)
@@ -92,9 +101,26 @@ class PolicySet:
         kept = self.kept_retention.get(vm.id if vm is not None else points[0].vm)
         return _distinct((*found, *kept)) if kept else found
 
-    def retaining_of(self, vm: VmId, facts: Facts) -> tuple[Policy, ...]:
+    def _retaining_in(
+        self, copy: str, vm: Vm | None, points: Sequence[RestorePoint], removed: bool
+    ) -> tuple[Policy, ...]:
+        def made_it(name: str) -> Policy | None:
+            policy = self.policy(name)
+            return in_copy(policy, copy) if policy is not None else None
+
+        found = tuple(in_copy(policy, copy) for policy in self.matching(vm)) if vm is not None else ()
+        if not found and (vm is not None or removed):
+            found = left_with(points, made_it, removed=vm is None)
+        before = self.kept_copies.get(copy) if found else None
+        if before is None:
+            return found
+        kept = before.retaining(vm, points, removed=removed, copy=copy) or (HELD_UNTIL_CONFIRMED,)
+        return _distinct((*found, *kept))
+
+    def retaining_of(self, vm: VmId, facts: Facts, copy: str = "") -> tuple[Policy, ...]:
         """The same for a VM of these facts."""
-        return self.retaining(facts.vms.get(vm), facts.points.get(vm, ()), removed=vm in facts.left)
+        points = facts.points_in(copy).get(vm, ())
+        return self.retaining(facts.vms.get(vm), points, removed=vm in facts.left, copy=copy)
 
     def unprotected(self, vms: Iterable[Vm]) -> tuple[Vm, ...]:
         """The VMs that no policy selects."""

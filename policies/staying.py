@@ -28,7 +28,8 @@ class Stay:
 
     `expires` is when it goes if no other restore point comes, None where it stays for ever then. `about` is when it
     would go if backups went on as its VM's policies ask, None where that is not foreseen. `provenance` is told by who
-    knows more than the facts do: what the manifest recorded.
+    knows more than the facts do: what the manifest recorded. `copy` is the second copy that this is about, "" for the
+    first repository, and `copies` what is said of it in others.
     """
 
     point: RestorePoint
@@ -40,6 +41,8 @@ class Stay:
     until: str
     policies: tuple[str, ...]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    copy: str = ""
+    copies: tuple[Stay, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -62,7 +65,13 @@ class Stay:
             "expiring_since": point.expiring_since.isoformat() if point.expiring_since else None,
             "policies": [*self.policies],
             "provenance": dict(self.provenance),
+            "copy": self.copy,
+            "copies": [one.as_json() for one in self.copies],
         }
+
+    @property
+    def _where(self) -> str:
+        return f" in the copy {self.copy}" if self.copy else ""
 
     def render(self) -> str:
         """For a person."""
@@ -70,7 +79,7 @@ class Stay:
         state = "" if point.complete else ", incomplete"
         state += ", damaged" if point.damaged else ""
         lines = [
-            f"{point.id}: {self.status}",
+            f"{point.id}{self._where}: {self.status}",
             f"  of {self.name}, taken {point.taken_at:%Y-%m-%d %H:%M} UTC, {point.consistency} consistent{state}",
             "",
             "kept by:" if self.reasons else "kept by nothing",
@@ -80,16 +89,29 @@ class Stay:
         ]
         if self.policies:
             lines += ["", "under:", *(f"  {words}" for words in self.policies)]
+        for one in self.copies:
+            lines += ["", f"in the copy {one.copy}: {one.status}", *(f"  {reason}" for reason in one.reasons)]
+            lines += [f"  until: {one.until}"]
         if self.provenance:
             lines += ["", "it came about by:", *(f"  {key:<12} {words}" for key, words in self.provenance.items())]
         return "\n".join(map(printable, lines)) + "\n"
 
 
 def explain_point(policies: PolicySet, point: RestorePoint, facts: Facts) -> Stay:
-    """Why this restore point of the facts stays or goes."""
+    """Why this restore point of the facts stays or goes, in the first repository and in each copy that has it."""
+    found = [
+        _explained(policies, one, facts, copy)
+        for copy in ("", *facts.copies)
+        for one in facts.points_in(copy).get(point.vm, ())
+        if one.id == point.id
+    ]
+    return replace(found[0], copies=tuple(found[1:])) if found else _explained(policies, point, facts, "")
+
+
+def _explained(policies: PolicySet, point: RestorePoint, facts: Facts, copy: str) -> Stay:
     vm, now = facts.vms.get(point.vm), facts.now
-    points = facts.points.get(point.vm, ())
-    retaining = policies.retaining_of(point.vm, facts)
+    points = facts.points_in(copy).get(point.vm, ())
+    retaining = policies.retaining_of(point.vm, facts, copy)
     plan = plan_retention(point.vm, points, retaining, now)
     kept = next((one.reasons for one in plan.keep if one.point == point.id), ())
     gone = next((one.reason for one in plan.expire if one.point == point.id), "")
@@ -105,6 +127,7 @@ def explain_point(policies: PolicySet, point: RestorePoint, facts: Facts) -> Sta
         until=_until(point, retaining, gone, ends, about, facts),
         policies=tuple(f"{policy_line(one)}: {retention_words(one.retention)}" for one in retaining),
         provenance=provenance({"policy": point.policy, "rule": point.rule, "reason": point.reason}, policies),
+        copy=copy,
     )
 
 
@@ -208,9 +231,18 @@ def _with_backups(
 
 
 def find_point(facts: Facts, reference: str) -> list[tuple[VmId, RestorePoint]]:
-    """The restore points whose id is, or begins with, what a person writes; NAME@latest is the newest of a VM."""
+    """The restore points whose id is, or begins with, what a person writes; NAME@latest is the newest of a VM.
+
+    One that is in several repositories is found once.
+    """
     name, at, which = reference.partition("@")
-    found = [(vm, point) for vm, points in facts.points.items() for point in points]
+    once = {
+        point.id: (vm, point)
+        for copy in (*facts.copies, "")
+        for vm, points in facts.points_in(copy).items()
+        for point in points
+    }
+    found = [*once.values()]
     if at and which == "latest":
         mine = [(vm, point) for vm, point in found if name in (vm, point.vm_name)]
         return sorted(mine, key=lambda one: one[1].taken_at)[-1:]

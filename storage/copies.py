@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -106,20 +106,22 @@ def copy_points(
     now: Callable[[], datetime],
     threads: int = 2,
     progress: Callable[[int], None] | None = None,
+    locked_until: Mapping[PointId, datetime] | None = None,
 ) -> CopyOutcome:
     """Carry a plan out. Each restore point is complete in the target as soon as it is committed there.
 
     Every chunk is verified as it is read. A point that cannot be read is left out and told; another error of the
-    target ends the copy. Holds and locks of all points that both have are carried over. `progress` gets the bytes
-    read so far.
+    target ends the copy. Holds and locks of all points that both have are carried over; the copies of those in
+    `locked_until` are locked for as long at least. `progress` gets the bytes read so far.
     """
+    locks = locked_until or {}
     count = _Count(progress)
     copied: list[PointId] = []
     failed: list[tuple[PointId, str]] = []
     stored, there = 0, plan.there
     for point in plan.missing:
         try:
-            stored += _copy_point(source, target, point.id, threads, count)
+            stored += _copy_point(source, target, point.id, locks.get(point.id), threads, count)
         except NoSuchPoint:
             continue  # expired since the plan
         except AlreadyExists:
@@ -182,10 +184,17 @@ class _Count:
             self._progress(total)
 
 
-def _copy_point(source: Repository, target: Repository, point: PointId, threads: int, count: _Count) -> int:
+def _copy_point(
+    source: Repository, target: Repository, point: PointId, lock: datetime | None, threads: int, count: _Count
+) -> int:
     detail = source.detail(point)
     origin = detail.head.attributes.get(COPIED_FROM, source.repository_id)
-    head = replace(detail.head, attributes={**detail.head.attributes, COPIED_FROM: origin})
+    locks = [until for until in (detail.head.locked_until, lock) if until is not None]
+    head = replace(
+        detail.head,
+        attributes={**detail.head.attributes, COPIED_FROM: origin},
+        locked_until=max(locks, default=None),
+    )
     shared = _newest_shared(source, target, detail.head.vm, detail)
     if shared is not None:
         try:

@@ -12,6 +12,7 @@ from engine.client import Engine
 from engine.config import Config, load
 from engine.failures import NotReachable
 from engine.records import Recalled, VmRow
+from engine.second_copies import open_copy
 from engine.service import connect
 from engine.startup import recorded_traits
 from engine.state import State
@@ -48,7 +49,18 @@ def found_offline(repo: str | None, config_file: Path | None, passphrase_file: P
     known = _world(recalled, points, asyncio.run(_inventories(config)))
     if accepted is None:
         say(f"No engine ever ran here: the policies of {config.policies} count as in force.")
+    _see_copies(known, config)
     return Standing(known.facts(utc_now()), accepted or load_policies(config.policies))
+
+
+def _see_copies(world: World, config: Config) -> None:
+    for name, section in config.copies.items():
+        world.unseen_copies.add(name)
+        try:
+            with open_copy(section, config.state_dir, utc_now, "backstay policy plan") as copy:
+                world.set_copy(name, copy.points())
+        except StorageError as error:
+            say(f"The restore points of the copy {name} are not known: {error}")
 
 
 def _recalled(config: Config) -> tuple[Recalled, PolicySet | None]:

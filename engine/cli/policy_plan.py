@@ -120,5 +120,5 @@ def _in_force(known: Standing) -> PolicySet:
 
 
 def _weighed(found: ChangePlan, sources: Sources) -> ChangePlan:
-    exact = freed_by(sources, [one.point for one in found.expiring])
+    exact = freed_by(sources, [one.point for one in found.expiring if not one.copy])
     return found if exact is None else replace(found, bytes=Bytes(exact, exact=True))
