@@ -45,6 +45,10 @@ class Rejected(ConnectorError):
     """The other side refused the call as it was put; putting it again the same way will not help."""
 
 
+class NotOurs(ConnectorError):
+    """What looked like a left-over belongs to somebody else, and stays."""
+
+
 class Busy(ConnectorError):
     """Another task holds the object; later it will not."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
-from connectors.errors import ConnectorError
+from connectors.errors import ConnectorError, NotOurs
 from connectors.hypervisor import Leftover
 from engine.copying import stop_if
 from engine.ports import Hypervisor
@@ -50,6 +50,8 @@ async def sweep(
     for leftover in sorted(found, key=lambda one: one.kind == "snapshot"):
         try:
             await hypervisor.remove(leftover)
+        except NotOurs as error:
+            log.info("no left-over of ours", extra={"vm": leftover.vm_name, "what": leftover.kind, "why": str(error)})
         except ConnectorError as error:
             stuck.append((leftover, str(error)))
             log.warning("left-over stays", extra={"vm": leftover.vm_name, "what": leftover.name, "why": str(error)})

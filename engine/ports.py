@@ -106,7 +106,11 @@ class Hypervisor(Protocol):
         ...
 
     async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
-        """Make a powered-off VM with empty disks from a saved configuration."""
+        """Make a powered-off VM with empty disks from a saved configuration, or take up the half-restored one."""
+        ...
+
+    async def finish_vm(self, vm: CreatedVm) -> None:
+        """Everything is written: take away what marks the VM as half restored. Idempotent."""
         ...
 
     def write_disk(

@@ -390,6 +390,9 @@ func (f *Folder) adopt(entity mo.Entity) {
 // drsMove is what DRS does by itself: no user, and its own event.
 func drsMove(vm *VirtualMachine, host *HostSystem) error {
 	var fault types.BaseMethodFault
+	if source := disabled.source(vm.Self, "MigrateVM_Task"); source != "" {
+		return fmt.Errorf("migration is disabled by %s", source)
+	}
 	ref := host.Self
 	task := CreateTask(vm, "drsMigrate", func(t *Task) (types.AnyType, types.BaseMethodFault) {
 		fault = vm.migrate(internalContext, move{host: &ref, drs: true})
