@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh Debian 12: `make demo` and `make test`.
-.PHONY: setup demo test soak check bench clean
+.PHONY: setup demo test day soak check bench clean
 PY := .venv/bin/python
 
 setup:  ## system packages, .venv with locked packages, the lab's vCenter
@@ -10,6 +10,11 @@ demo: setup  ## the main job, end to end, on a simulated vCenter
 
 test: setup  ## every test; arguments by ARGS="…"
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+SEED ?= 1
+VMS ?= 20
+day: setup  ## a day on a vCenter, in minutes: moves, faults, kills; SEED=7 VMS=100; the last line is JSON
+	@$(PY) -m tests.acceptance.day --seed $(SEED) --vms $(VMS) $(ARGS)
 
 soak: setup  ## half an hour of kills, faults and power cuts; ARGS="--minutes 10 --kills 100" bounds it
 	@$(PY) -m tests.crash.soak $(ARGS)

@@ -190,13 +190,14 @@ class EngineProcess:
         """The sum of a metric over its labels."""
         found = [
             float(line.rsplit(" ", 1)[1])
-            for line in self._metrics().splitlines()
+            for line in self.metrics().splitlines()
             if line.partition("{")[0].partition(" ")[0] == name
         ]
         assert found, f"no metric {name}"
         return sum(found)
 
-    def _metrics(self) -> str:
+    def metrics(self) -> str:
+        """What a scrape gets."""
         address = self.status()["engine"]["addresses"]["metrics"]
         with urlopen(address, timeout=10) as answer:
             return str(answer.read().decode())

@@ -1,0 +1,210 @@
+"""What happens on a day, and when: a pure function of a seed, a number of VMs and a length in seconds.
+
+Names of VMs are those that the day itself leads to: a clone of 9 o'clock may move at 11. Whether a person's action
+succeeds is the lab's to say; one that is refused is told and the day goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.lab.machines import MIB, Machine, company
+
+DISK_BYTES = 16 * MIB
+BIG_BYTES = 64 * MIB
+STORES = ("fast-1", "bulk-1")
+
+PROXY = Machine(name="backstay-proxy", disks=(8 * MIB,), content=False, datastore=STORES[0])
+BIG = {
+    "hotadd": Machine(name="big-near", disks=(BIG_BYTES,), datastore=STORES[0], tracking=True),
+    "nbd": Machine(name="big-far", disks=(BIG_BYTES,), datastore=STORES[1], tracking=True, host=1),
+}
+"""What moves while it is read, by the transport that the policies choose for it."""
+
+MOVES = ("migrate", "drs_move", "relocate")
+
+FAULTY_CALLS: Mapping[str, tuple[str, ...]] = {
+    "CreateSnapshotEx_Task": ("SystemError", "TaskInProgress", "FileFault"),
+    "RemoveSnapshot_Task": ("SystemError", "FileLocked", "TaskInProgress"),
+    "ReconfigVM_Task": ("SystemError", "FileLocked", "TaskInProgress"),
+    "QueryChangedDiskAreas": ("SystemError", "FileFault"),
+    "RetrievePropertiesEx": ("SystemError",),
+    "WaitForUpdatesEx": ("SystemError", "InvalidCollectorVersion"),
+    "CancelWaitForUpdates": ("SystemError",),
+    "CreateContainerView": ("SystemError",),
+    "DestroyView": ("SystemError",),
+    "CreateFilter": ("SystemError",),
+    "CreatePropertyCollector": ("SystemError",),
+    "DestroyPropertyCollector": ("SystemError",),
+    "CreateCollectorForEvents": ("SystemError",),
+    "ReadNextEvents": ("SystemError", "NotAuthenticated"),
+    "DestroyCollector": ("SystemError",),
+    "CurrentTime": ("SystemError",),
+    "ConsolidateVMDisks_Task": ("SystemError", "FileLocked"),
+}
+"""Calls that the engine makes, and faults that they can meet; each can lose its answer too."""
+
+DEATHS = (
+    "at once", "nbd", "hotadd", "pack.sealed:2", "commit.packs_sealed:2", "commit.manifest_written:2",
+    "commit.catalog_written",
+)  # fmt: skip
+"""How the engine is killed: from outside, while it reads a disk by a transport, or at a failpoint of its next life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that is done at a time, in seconds from the day's begin."""
+
+    at: float
+    what: str
+    vm: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ".join([self.what, self.vm, *(f"{name}={value}" for name, value in self.more.items())])
+
+
+def machines(vms: int) -> list[Machine]:
+    """The VMs of the morning, the proxy not among them."""
+    small = company(
+        max(1, vms - len(BIG)), disks=None, size=DISK_BYTES, hosts=3, clusters=1, datastores=STORES, tracking=True,
+        tools=True, content=True,
+    )  # fmt: skip
+    return [*small, *BIG.values()][: max(3, vms)]
+
+
+def script(seed: int, vms: int, seconds: float) -> tuple[Step, ...]:
+    """The day. At least one kill, one lost session, and one move while a disk is read for each transport."""
+    chance = Random(f"day {seed} {vms}")
+    day = _Day(chance, [machine.name for machine in machines(vms) if machine not in BIG.values()])
+    steps = [_one_of(day, at) for at in sorted(chance.uniform(0, seconds) for _ in range(round(2.5 * vms)))]
+    steps += _lost_and_faulty(chance, seconds)
+    steps += _lives(chance, seconds)
+    steps += _moves_while_read(chance, seconds)
+    return tuple(sorted(steps, key=lambda step: step.at))
+
+
+@dataclass(slots=True)
+class _Day:
+    """What is there by now, as far as the script knows."""
+
+    chance: Random
+    alive: list[str]
+    power: dict[str, bool] = field(default_factory=dict)
+    made: int = 0
+
+    def any(self) -> str:
+        return self.chance.choice(self.alive)
+
+
+def _one_of(day: _Day, at: float) -> Step:
+    """Something that people, guests or DRS do at this time."""
+    kinds: tuple[tuple[int, Callable[[_Day, float], Step]], ...] = (
+        (10, _write), (5, _move), (4, _power), (2, _appear), (1, _disappear), (2, _change),
+    )  # fmt: skip
+    [chosen] = day.chance.choices([make for _, make in kinds], [weight for weight, _ in kinds])
+    return chosen(day, at)
+
+
+def _write(day: _Day, at: float) -> Step:
+    share = day.chance.choice((0.002, 0.01, 0.05, 0.3))
+    return Step(at, "write", day.any(), {"share": share, "seed": day.chance.randrange(10**6)})
+
+
+def _move(day: _Day, at: float) -> Step:
+    what = day.chance.choice(MOVES)
+    return Step(at, what, day.any(), {"datastore": day.chance.choice(STORES)} if what == "relocate" else {})
+
+
+def _power(day: _Day, at: float) -> Step:
+    vm = day.any()
+    on = day.power.get(vm, True)
+    day.power[vm] = not on
+    return Step(at, day.chance.choice(("power_off", "suspend")) if on else "power_on", vm)
+
+
+def _appear(day: _Day, at: float) -> Step:
+    day.made += 1
+    if day.chance.random() < 0.5:
+        source, name = day.any(), f"clone-{day.made:02d}"
+        day.alive.append(name)
+        return Step(at, "clone", source, {"name": name})
+    name = f"new-{day.made:02d}"
+    day.alive.append(name)
+    day.power[name] = True
+    return Step(at, "create", name, {"datastore": day.chance.choice(STORES)})
+
+
+def _disappear(day: _Day, at: float) -> Step:
+    if len(day.alive) < 4:
+        return _write(day, at)
+    vm = day.any()
+    day.alive.remove(vm)
+    return Step(at, "remove", vm)
+
+
+def _change(day: _Day, at: float) -> Step:
+    match day.chance.randrange(5):
+        case 0:
+            return Step(at, "add_disk", day.any(), {"bytes": 8 * MIB})
+        case 1:
+            return Step(at, "register_again", day.any())
+        case 2:
+            vm = day.any()
+            day.alive.remove(vm)
+            day.made += 1
+            day.alive.append(name := f"named-{day.made:02d}")
+            if vm in day.power:
+                day.power[name] = day.power.pop(vm)
+            return Step(at, "rename", vm, {"name": name})
+        case 3:
+            return Step(at, "snapshot_by_hand", day.any())
+        case _:
+            return Step(at, "need_consolidation", day.any())
+
+
+def _lost_and_faulty(chance: Random, seconds: float) -> list[Step]:
+    """What goes wrong with vCenter."""
+    steps = [Step(chance.uniform(0.1, 0.9) * seconds, "lose_sessions") for _ in range(1 + int(seconds / 30))]
+    steps += [
+        Step(chance.uniform(0, 0.9) * seconds, "outage", more={"seconds": round(chance.uniform(0.2, 2), 1)})
+        for _ in range(int(seconds / 40))
+    ]
+    for _ in range(max(4, int(seconds / 3))):
+        method = chance.choice(list(FAULTY_CALLS))
+        order: dict[str, Any] = {"method": method}
+        way = chance.random()
+        if way < 0.35:
+            order["drop"] = True
+        elif way < 0.5:
+            order["delay_seconds"] = round(chance.uniform(0.1, 1.5), 1)
+        else:
+            order["fault"] = chance.choice(FAULTY_CALLS[method])
+            order["in_task"] = method.endswith("_Task") and order["fault"] != "TaskInProgress" and chance.random() < 0.6
+        steps.append(Step(chance.uniform(0, 0.9) * seconds, "fault", more=order))
+    return steps
+
+
+def _lives(chance: Random, seconds: float) -> list[Step]:
+    """The engine's deaths and its births after them, the first ones spread so that it also lives for a while."""
+    steps = []
+    count = 1 + int(seconds / 30)
+    for n in range(count):
+        begin = (n + 0.25) / count * seconds
+        at = begin + chance.uniform(0, 0.3) * seconds / count
+        steps.append(Step(at, "kill", more={"how": chance.choice(DEATHS)}))
+        steps.append(Step(at + chance.uniform(0.3, 1.5), "start"))
+    return steps
+
+
+def _moves_while_read(chance: Random, seconds: float) -> list[Step]:
+    steps = []
+    for transport, machine in BIG.items():
+        for n in range(1 + int(seconds / 60)):
+            move = "migrate" if n == 0 else chance.choice(MOVES)
+            at = chance.uniform(0.3, 1) * seconds
+            steps.append(Step(at, "move_while_read", machine.name, {"transport": transport, "move": move}))
+    return steps
