@@ -15,9 +15,10 @@ import tomli
 
 from policies.errors import PolicyError, Problem
 from policies.facts import Facts
-from policies.factsfile import FORMAT, PAIRS, facts_from_json, facts_pieces, instant_text
+from policies.factsfile import FORMAT, PAIRS, facts_from_json, facts_pieces
 from policies.loading import load_texts
 from policies.policyset import PolicySet
+from policies.shapes import instant_text
 
 GZIP = b"\x1f\x8b"
 

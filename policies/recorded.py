@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from policies.errors import PolicyError, Problem
 from policies.facts import CONSISTENCY_ORDER, Address, Event, EventType, Facts, RestorePoint, Vm, VmHistory, VmId
-from policies.factsfile import YEARS
+from policies.shapes import YEARS
 
 _FIRST_SIGHT = frozenset({EventType.CREATED, EventType.CLONED, EventType.REGISTERED})
 _QUALITY = {level: number for number, level in enumerate(CONSISTENCY_ORDER)}

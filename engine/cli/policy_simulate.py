@@ -23,10 +23,10 @@ from policies.aging import Asked
 from policies.assumptions import Assumptions
 from policies.errors import Unusable, quoted
 from policies.facts import Facts, Vm, VmId
-from policies.factsfile import YEARS
 from policies.fleet import daily_events, synthetic_fleet
 from policies.loading import load as load_policies
 from policies.recorded import Recorded, recorded_from_json, rewound
+from policies.shapes import YEARS
 from policies.units import parse_share
 
 MOST_DAYS = 3_660
