@@ -22,6 +22,7 @@ from engine.jobs import Check, DiskOutcome, Sampled
 from engine.sampling import Sample
 from engine.streaming import stream_disk
 from engine.threads import interruptible, settled
+from engine.ways import left_after
 from policies.policy import OnCbtInvalid
 from storage.errors import StorageError
 from storage.ingest import DiskIngest
@@ -173,24 +174,25 @@ class DiskRead:
     async def _read(
         self, changes: Changes, claimed: Changes | None, base: DiskHead | None, *, sampling: bool
     ) -> _Read | Sampled:
-        """Copy the disk; when the way to it breaks, once more from the start by the ways that are left.
+        """Copy the disk; when the way to it breaks, again from the start by the ways that are left.
 
         With `sampling`, blocks that change tracking calls unchanged are held against the last restore point before
         anything is written; where one differs that is the answer, and nothing is copied.
         """
         ways = self.attempt.job.transports or self.means.transports
-        broken: tuple[Fallback, ...] = ()
+        none: tuple[Fallback, ...] = ()
+        broken = none
         pool = self.means.threads.repository
         ingest: DiskIngest | None = None
         sampled: Sampled | None = None
         while True:
-            used = ""
+            used, refusals = "", none
             began, tally = monotonic(), self.attempt.tally
             try:
                 async with self.means.hypervisor.open_disk(
                     self.snapshot, self.disk, transports=ways, run=self.attempt.run
                 ) as opened:
-                    used = opened.transport
+                    used, refusals = opened.transport, opened.fallbacks
                     began = tally.lap("open", began)
                     self._measure(opened)
                     if sampling and sampled is None and isinstance(changes, Incremental):
@@ -205,11 +207,10 @@ class DiskRead:
                 check = await settled(pool, compared.result) if compared else None
                 return _Read(opened, (*broken, *opened.fallbacks), copied, check, ingest, sampled)
             except (TransportFailed, ReadFailed) as error:
-                # The same way once more where it is the only one: after a move a new opening asks for the new host.
-                if not used or broken:
+                left = left_after(ways, used, [one.transport for one in broken]) if used else ()
+                if not left:
                     raise
-                broken = (Fallback(used, str(error)),)
-                ways = tuple(w for w in ways if w != used) or ways
+                broken, ways = (*broken, *refusals, Fallback(used, str(error))), left
                 log.warning(
                     "disk starts again on another way",
                     extra={"vm": self.snapshot.vm.name, "disk": self.name, "failed": used, "why": str(error)},

@@ -155,7 +155,7 @@ async def test_a_run_that_only_lacks_what_policies_leave_out_is_done(bench: Benc
     assert (done.left_out, done.lacking, done.partial) == (("Hard disk 2",), False, False)
 
 
-async def test_a_way_that_breaks_in_the_middle_gives_way_to_the_next_for_the_whole_disk(bench: Bench) -> None:
+async def test_a_way_that_breaks_twice_gives_way_to_the_next_for_the_whole_disk(bench: Bench) -> None:
     vm = bench.hypervisor.add("web", mib=8, data=os.urandom(8 * MIB))
     bench.hypervisor.on_read = broken_after(3, "nbd")
     done = await bench.back_up(vm, transports=("nbd", "hotadd"))
@@ -163,8 +163,18 @@ async def test_a_way_that_breaks_in_the_middle_gives_way_to_the_next_for_the_who
     assert "the connection broke" in done.disks[0].fallbacks[0]
     assert bench.content(done.point) == bench.hypervisor.disk_file(vm).read_bytes()
     assert bench.hypervisor.log == [
-        "snapshot web", "open nbd", "close nbd", "open hotadd", "close hotadd", "remove snapshot web"
+        "snapshot web", "open nbd", "close nbd", "open nbd", "close nbd", "open hotadd", "close hotadd",
+        "remove snapshot web",
     ]  # fmt: skip
+
+
+async def test_why_a_way_was_not_opened_is_kept_when_the_next_one_breaks(bench: Bench) -> None:
+    vm = bench.hypervisor.add("web", mib=8, data=os.urandom(8 * MIB))
+    bench.hypervisor.fail_transports = {"hotadd"}
+    bench.hypervisor.on_read = broken_after(3, "nbd")
+    done = await bench.back_up(vm, transports=("hotadd", "nbd", "https"))
+    assert done.disks[0].transport == "https"
+    assert [told.partition(":")[0] for told in done.disks[0].fallbacks] == ["hotadd", "nbd", "nbd"]
 
 
 async def test_a_disk_that_no_way_can_read_leaves_no_restore_point_and_no_snapshot(bench: Bench) -> None:

@@ -1,0 +1,35 @@
+"""The ways to a disk that are left when one breaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.ways import left_after
+
+WAYS = ("hotadd", "nbd", "https")
+
+
+@pytest.mark.parametrize(
+    ("used", "broken", "left"),
+    [
+        ("hotadd", (), ("hotadd", "nbd", "https")),
+        ("hotadd", ("hotadd",), ("nbd", "https")),
+        ("nbd", ("hotadd", "hotadd"), ("nbd", "https")),
+        ("nbd", ("hotadd", "hotadd", "nbd"), ("https",)),
+        ("https", (), ("https",)),
+        ("https", ("https",), ()),
+    ],
+)
+def test_a_way_is_opened_once_more_and_then_given_up_for_the_next(
+    used: str, broken: tuple[str, ...], left: tuple[str, ...]
+) -> None:
+    assert left_after(WAYS, used, broken) == left
+
+
+def test_a_reading_ends_however_often_ways_break() -> None:
+    ways, broken = WAYS, list[str]()
+    while ways:
+        used = ways[0]
+        ways = left_after(ways, used, broken)
+        broken.append(used)
+    assert broken == [way for way in WAYS for _ in range(2)]
