@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 
 from connectors.disks import DiskReader
 from policies.facts import Address, Consistency, Disk, Event, Vm
@@ -46,11 +47,16 @@ class InventoryUpdate:
 
 @dataclass(frozen=True, slots=True)
 class TrackedBase:
-    """What the last committed restore point remembers of a disk, for the next query of changes."""
+    """What the last committed restore point remembers of a disk, for the next query of changes.
+
+    `file_name` is where the disk lay, `host_build` what its host ran; empty where that was not remembered.
+    """
 
     change_id: str
     disk_uuid: str
     capacity_bytes: int
+    file_name: str = ""
+    host_build: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,8 @@ class Snapshot:
 
     `consistency` is what was achieved, `consistency_reason` why it is not more. `configuration` is the typed VM
     configuration of the same instant, serialised by the connector and given back to it on restore.
-    `tracking_reason` says why changed block tracking is off, where it is.
+    `tracking_reason` says why changed block tracking is off, where it is; `host_build` is what the host runs. vCenter
+    took `made_in_seconds` to make it; `slow` warns of that where it was long.
     """
 
     moref: str
@@ -81,6 +88,9 @@ class Snapshot:
     unprotected: tuple[Disk, ...]
     configuration: bytes
     tracking_reason: str = ""
+    made_in_seconds: float = 0.0
+    slow: str = ""
+    host_build: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +131,27 @@ class DatastoreSpace:
     free_bytes: int
 
 
+class Identity(StrEnum):
+    """Which UUIDs and MAC addresses a restored VM gets.
+
+    AUTO: those of the original, where the original is gone and nobody else has one of them; else new ones. KEEP: those
+    of the original, or no VM at all. NEW: new ones.
+    """
+
+    AUTO = "auto"
+    KEEP = "keep"
+    NEW = "new"
+
+
 @dataclass(frozen=True, slots=True)
 class RestoreTarget:
     """How and where a VM is made again. Empty fields take what the restore point remembers.
 
     `disks` are the device keys of those that the restore point holds, in its order; empty means that it holds all
-    which a snapshot can hold.
+    which a snapshot can hold. `disk_datastores` puts single disks elsewhere, by device key. `connect` says whether
+    network cards are connected at power-on; None leaves that to the identity: as they were for the original's, not
+    at all for a new one. With `cards` false the VM gets no network card. `point` and `run` are written on the VM
+    until its restore is finished.
     """
 
     name: str
@@ -136,12 +161,29 @@ class RestoreTarget:
     host: str = ""
     network_map: Mapping[str, str] = field(default_factory=dict)
     disks: tuple[int, ...] = ()
+    disk_datastores: Mapping[int, str] = field(default_factory=dict)
+    identity: Identity = Identity.AUTO
+    connect: bool | None = None
+    cards: bool = True
+    point: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CreatedVm:
-    """A VM that a restore made: powered off, its empty disks in the order of the restore point's disks."""
+    """A VM whose disks a restore writes: powered off, its disks in the order of the restore point's disks.
+
+    `identity` says whose UUIDs and MAC addresses it has, and why. `warnings` are what it lacks of the original.
+    `resumed` when an earlier, interrupted restore of the same restore point had made it. `version` changes whenever
+    something but this restore changes the VM, its being switched on included. `safety` names the snapshot above which
+    its disks are written, if there is one.
+    """
 
     address: Address
     name: str
     disks: tuple[Disk, ...]
+    identity: str = ""
+    warnings: tuple[str, ...] = ()
+    resumed: bool = False
+    version: str = ""
+    safety: str = ""

@@ -22,7 +22,7 @@ from connectors.hypervisor import (
     SnapshotDisk,
     TrackedBase,
 )
-from policies.facts import Address, Consistency, Vm
+from policies.facts import USUAL_QUIESCING, Address, Consistency, Quiescing, Vm
 
 
 class Hypervisor(Protocol):
@@ -61,11 +61,19 @@ class Hypervisor(Protocol):
         ...
 
     def snapshot(
-        self, vm: Vm, *, run: str, want: Consistency, fallback: Consistency, track: bool
+        self,
+        vm: Vm,
+        *,
+        run: str,
+        want: Consistency,
+        fallback: Consistency,
+        track: bool,
+        quiescing: Quiescing = USUAL_QUIESCING,
     ) -> AbstractAsyncContextManager[Snapshot]:
         """A snapshot named after the run; removed on every way out, a cancellation during creation included.
 
-        With track, changed block tracking is enabled first where that is safe.
+        With track, changed block tracking is enabled first where that is safe. `quiescing` says how patiently the
+        guest is asked to hold still before a weaker level is tried.
         """
         ...
 

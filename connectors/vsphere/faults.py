@@ -124,6 +124,16 @@ def _fault(error: BaseException, where: str) -> ConnectorError:
         return Unreachable(f"vCenter does not reach the ESXi host: {text}", where=where)
     if isinstance(error, vim.fault.NoDiskSpace):
         return SnapshotFailed(f"the datastore {error.datastore} is full", where=where, hint="free space on it")
+    if isinstance(error, vim.fault.SnapshotIncompatibleDeviceInVm):
+        cause = getattr(error.fault, "fault", None) or error.fault
+        told = ": ".join(
+            filter(None, (str(getattr(cause, "device", "") or ""), str(getattr(cause, "reason", "") or "")))
+        )
+        return SnapshotFailed(
+            f"a device of the VM does not allow snapshots: {told or _text(cause)}",
+            where=where,
+            hint="take the device out, or back the VM up while it is powered off",
+        )
     if isinstance(error, vim.fault.SnapshotFault):
         return SnapshotFailed(text, where=where)
     if isinstance(error, _HOPELESS):

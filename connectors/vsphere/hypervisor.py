@@ -28,13 +28,15 @@ from connectors.hypervisor import (
 from connectors.vsphere import cbt, datastores, hotadd, janitor, provision, transport
 from connectors.vsphere.events import FollowSettings, follow
 from connectors.vsphere.inventory import Inventory
+from connectors.vsphere.making import SnapshotSettings
 from connectors.vsphere.migration_lock import MIGRATION_LOCK, LockSettings, MigrationLocks
 from connectors.vsphere.removal import consolidate
 from connectors.vsphere.session import Session, SessionSettings
-from connectors.vsphere.snapshot import SnapshotSettings, hold_snapshot
+from connectors.vsphere.snapshot import hold_snapshot
 from connectors.vsphere.tags import TagReader
+from connectors.vsphere.tracking_defects import DEFECTS, Defect
 from connectors.vsphere.transport_settings import TransportSettings
-from policies.facts import Address, Consistency, Vm
+from policies.facts import USUAL_QUIESCING, Address, Consistency, Quiescing, Vm
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class VCenterSettings:
     events: FollowSettings = field(default_factory=FollowSettings)
     locks: LockSettings = field(default_factory=LockSettings)
     tags_every_seconds: float = 300.0
+    defects: tuple[Defect, ...] = ()
+    """More builds of ESXi whose change tracking is not believed."""
 
 
 class VCenter:
@@ -104,7 +108,14 @@ class VCenter:
         return self._locks.hold(vm, run)
 
     def snapshot(
-        self, vm: Vm, *, run: str, want: Consistency, fallback: Consistency, track: bool
+        self,
+        vm: Vm,
+        *,
+        run: str,
+        want: Consistency,
+        fallback: Consistency,
+        track: bool,
+        quiescing: Quiescing = USUAL_QUIESCING,
     ) -> AbstractAsyncContextManager[Snapshot]:
         """A snapshot named after the run, removed on every way out. See hold_snapshot."""
         return hold_snapshot(
@@ -116,13 +127,15 @@ class VCenter:
             fallback=fallback,
             track=track,
             settings=self.settings.snapshots,
+            quiescing=quiescing,
         )
 
     async def changes(
         self, snapshot: Snapshot, disk: SnapshotDisk, base: TrackedBase | None, *, distrust: str = ""
     ) -> Changes:
         """What changed on the disk since base; Whole with the reason on any doubt."""
-        return await cbt.changes(self.session, snapshot, disk, base, distrust=distrust)
+        defects = (*DEFECTS, *self.settings.defects)
+        return await cbt.changes(self.session, snapshot, disk, base, distrust=distrust, defects=defects)
 
     def open_disk(
         self, snapshot: Snapshot, disk: SnapshotDisk, *, transports: Sequence[str], run: str
@@ -149,14 +162,21 @@ class VCenter:
         await consolidate(self.session, vm, self.settings.snapshots.removal)
 
     async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
-        """What dead runs of this engine left, in the order in which it is to be removed: attached disks first."""
+        """What dead runs of this engine left, in the order in which it is to be removed.
+
+        VMs that nobody can move come first, as removing a snapshot may take hours; attached disks before snapshots.
+        """
+        kept = await self._locks.leftovers(is_active)
         attached = await hotadd.attached_leftovers(self.session, self.settings.transports, is_active)
         snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active)
-        return [*attached, *snapshots]
+        return [*kept, *attached, *snapshots]
 
     async def remove(self, leftover: Leftover) -> None:
         """Take one left-over away. Disks of its run are detached before a snapshot goes. Idempotent."""
         transports = self.settings.transports
+        if leftover.kind == MIGRATION_LOCK:
+            await self._locks.remove(leftover)
+            return
         if leftover.kind == hotadd.ATTACHED_DISK:
             await hotadd.detach_leftover(self.session, transports, leftover)
             return
@@ -166,7 +186,11 @@ class VCenter:
 
     async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
         """Make a powered-off VM with empty disks from a saved configuration."""
-        return await provision.create_vm(self.session, configuration, target)
+        return await provision.create_vm(self.session, self._tags, configuration, target)
+
+    async def finish_vm(self, vm: CreatedVm) -> None:
+        """Everything is written: take away what marks the VM as half restored. Idempotent."""
+        await provision.finish_vm(self.session, vm.address.moref)
 
     def write_disk(
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from pyVmomi import vim
@@ -30,23 +31,14 @@ class Ladder:
     reason: str = ""
 
 
-def ladder(vm: Vm, want: Consistency, fallback: Consistency, *, timeout_minutes: int) -> Ladder:
-    """The ways to a snapshot of at most `want` and at least `fallback`."""
+def ladder(vm: Vm, want: Consistency, fallback: Consistency, *, timeout: timedelta) -> Ladder:
+    """The ways to a snapshot of at most `want` and at least `fallback`; what is out of the VM's reach is not tried."""
     if vm.power is PowerState.OFF:
-        return Ladder((Step(want, None),), "it is powered off, so nothing was being written")
-    reachable = Consistency.APPLICATION
-    reason = ""
-    if vm.power is PowerState.SUSPENDED:
-        reachable, reason = Consistency.CRASH, "it is suspended, and its memory is not part of the snapshot"
-    elif not vm.tools_running:
-        reachable, reason = Consistency.CRASH, "VMware Tools do not run in the guest"
-    elif not _windows(vm):
-        reachable, reason = Consistency.FILESYSTEM, "only Windows guests have an application level without scripts"
-    wanted = [c for c in CONSISTENCY_ORDER if _rank(fallback) <= _rank(c) <= _rank(want)]
-    steps = tuple(
-        Step(level, _spec(level, timeout_minutes)) for level in reversed(wanted) if _rank(level) <= _rank(reachable)
-    )
-    return Ladder(steps, reason if _rank(want) > _rank(reachable) else "")
+        return Ladder((Step(want, None),), vm.reach_why)
+    reachable = vm.reach or Consistency.APPLICATION
+    wanted = [level for level in CONSISTENCY_ORDER if _rank(fallback) <= _rank(level) <= _rank(want)]
+    steps = tuple(Step(level, _spec(level, timeout)) for level in reversed(wanted) if _rank(level) <= _rank(reachable))
+    return Ladder(steps, vm.reach_why if _rank(want) > _rank(reachable) else "")
 
 
 def achieved(step: Step, vm: Vm, node: TreeNode) -> tuple[Consistency, str]:
@@ -65,24 +57,21 @@ def at_least(level: Consistency, floor: Consistency) -> bool:
     return _rank(level) >= _rank(floor)
 
 
-def _spec(level: Consistency, timeout_minutes: int) -> Any:
+def _spec(level: Consistency, timeout: timedelta) -> Any:
+    minutes = round(timeout.total_seconds() / 60)
     match level:
         case Consistency.CRASH:
             return None
         case Consistency.FILESYSTEM:
-            return vim.vm.GuestQuiesceSpec(timeout=timeout_minutes)
+            return vim.vm.GuestQuiesceSpec(timeout=minutes)
         case Consistency.APPLICATION:
             return vim.vm.WindowsQuiesceSpec(
-                timeout=timeout_minutes,
+                timeout=minutes,
                 vssBackupType=VSS_COPY_BACKUP,
                 vssBootableSystemState=True,
                 vssPartialFileSupport=False,
                 vssBackupContext="ctx_auto",
             )
-
-
-def _windows(vm: Vm) -> bool:
-    return "windows" in vm.guest_os.lower()
 
 
 def _rank(level: Consistency) -> int:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from pyVmomi import vim
 
+from connectors.vsphere.consistency import Machine, expected, free_scsi_places
 from connectors.vsphere.naming import tree_nodes
 from policies.facts import Address, Disk, ForeignSnapshot, PowerState, Vm, VmId
 
@@ -23,8 +24,12 @@ VM_PATHS: tuple[str, ...] = (
     "config.changeVersion",
     "config.changeTrackingEnabled",
     "config.guestFullName",
+    "config.guestId",
+    "config.keyId",
+    "config.flags.diskUuidEnabled",
     "config.hardware.device",
     "capability.changeTrackingSupported",
+    "capability.diskOnlySnapshotOnSuspendedVMSupported",
     "runtime.host",
     "runtime.powerState",
     "runtime.connectionState",
@@ -36,8 +41,12 @@ VM_PATHS: tuple[str, ...] = (
     "network",
     "snapshot",
     "guest.toolsRunningStatus",
+    "guest.toolsVersion",
 )
 """All that the facts of a VM are made of: narrow paths, since `config` as a whole is heavy on thousands of VMs."""
+
+LONGEST_CHAIN = 20
+"""On a longer chain of snapshots no other is made: vSphere allows 32, and each one slows the VM down."""
 
 MISSING = "backstay.missing"
 """The key under which a reader puts the sentence that tells which properties the account may not read."""
@@ -78,6 +87,8 @@ def vm_facts(
     host = places.by_moref.get(_moref(properties.get("runtime.host")), {})
     folder, datacenter = _folder(properties, places)
     connection = str(properties.get("runtime.connectionState") or "connected")
+    power = _POWER.get(str(properties.get("runtime.powerState")), PowerState.OFF)
+    reach, reach_why = expected(_machine(properties, devices, disks, power))
     return Vm(
         id=VmId(f"{vcenter}/{moref}"),
         address=Address(vcenter, moref),
@@ -93,7 +104,7 @@ def vm_facts(
         networks=_names(properties.get("network"), places),
         tags=tags,
         attributes=_attributes(properties, places),
-        power=_POWER.get(str(properties.get("runtime.powerState")), PowerState.OFF),
+        power=power,
         guest_os=str(properties.get("config.guestFullName") or ""),
         tools_running=str(properties.get("guest.toolsRunningStatus")) == "guestToolsRunning",
         template=bool(properties.get("config.template")),
@@ -106,6 +117,8 @@ def vm_facts(
         connected=connection == "connected",
         change_version=str(properties.get("config.changeVersion") or ""),
         refusal=refusal(properties, devices),
+        reach=reach,
+        reach_why=reach_why,
     )
 
 
@@ -134,6 +147,9 @@ def refusal(properties: Mapping[str, Any], devices: Iterable[Any]) -> str:
         return "vCenter does not tell its configuration"
     if str(properties.get("runtime.faultToleranceState") or "notConfigured") != "notConfigured":
         return "it is protected by Fault Tolerance, which does not allow snapshots"
+    suspended = str(properties.get("runtime.powerState")) == "suspended"
+    if suspended and not properties.get("capability.diskOnlySnapshotOnSuspendedVMSupported"):
+        return "it is suspended, and its host would put its memory into the snapshot; resume it or power it off"
     if (question := properties.get("runtime.question")) is not None:
         return f"it waits for an answer to a question: {str(question.text).strip()}"
     known = list(devices)
@@ -143,7 +159,40 @@ def refusal(properties: Mapping[str, Any], devices: Iterable[Any]) -> str:
             shared = _shared(disk, controllers.get(disk.controllerKey))
             if shared:
                 return f"{_label(disk)} is shared ({shared}), and vSphere makes no snapshot of a VM with a shared disk"
-    return ""
+    return _pointless(disk_facts(known)) or _too_deep(properties)
+
+
+def _pointless(disks: tuple[Disk, ...]) -> str:
+    """Why a restore point of the VM would hold nothing."""
+    if not disks:
+        return "it has no disks"
+    if not all(disk.unprotected for disk in disks):
+        return ""
+    return f"a snapshot holds none of its disks: {'; '.join(f'{disk.label}: {disk.unprotected}' for disk in disks)}"
+
+
+def _too_deep(properties: Mapping[str, Any]) -> str:
+    nodes = tree_nodes(getattr(properties.get("snapshot"), "rootSnapshotList", None))
+    depth = max((node.depth for node in nodes), default=0)
+    return f"it has a chain of {depth} snapshots already, of 32 that vSphere allows" if depth >= LONGEST_CHAIN else ""
+
+
+def _machine(
+    properties: Mapping[str, Any], devices: Iterable[Any], disks: tuple[Disk, ...], power: PowerState
+) -> Machine:
+    """What the prediction of the consistency looks at."""
+    version = str(properties.get("guest.toolsVersion") or "")
+    return Machine(
+        guest_id=str(properties.get("config.guestId") or ""),
+        guest_name=str(properties.get("config.guestFullName") or ""),
+        power=power,
+        tools_running=str(properties.get("guest.toolsRunningStatus")) == "guestToolsRunning",
+        tools_version=int(version) if version.isascii() and version.isdigit() else 0,
+        controllers=tuple(disk.controller for disk in disks),
+        free_scsi_places=free_scsi_places(devices),
+        disk_uuids=properties.get("config.flags.diskUuidEnabled"),
+        encrypted=properties.get("config.keyId") is not None,
+    )
 
 
 def _disk(disk: Any, controller: Any) -> Disk:

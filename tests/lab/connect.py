@@ -7,15 +7,14 @@ from pathlib import Path
 
 from connectors.vsphere.events import FollowSettings
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
+from connectors.vsphere.making import SnapshotSettings
 from connectors.vsphere.removal import RemovalSettings
 from connectors.vsphere.session import SessionSettings
-from connectors.vsphere.snapshot import SnapshotSettings
 from connectors.vsphere.transport_settings import TransportSettings
 from tests.lab.vcenter import Lab
 
 QUICK_EVENTS = FollowSettings(idle_seconds=0.05, heartbeat_seconds=0.2, stall_seconds=1.0)
 QUICK_SNAPSHOTS = SnapshotSettings(
-    quiesce_pause=0.01,
     create_seconds=30,
     removal=RemovalSettings(seconds=30, attempts=8, first_pause=0.05, longest_pause=0.2),
 )

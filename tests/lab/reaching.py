@@ -12,8 +12,8 @@ from typing import Any
 from connectors.disks import AsyncReader, BlockingReader, DiskReader
 from connectors.hypervisor import Snapshot
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
+from connectors.vsphere.making import SnapshotSettings
 from connectors.vsphere.session import SessionSettings
-from connectors.vsphere.snapshot import SnapshotSettings
 from connectors.vsphere.transport_settings import TransportSettings
 from policies.facts import Address, Consistency
 from tests.lab.vcenter import Lab

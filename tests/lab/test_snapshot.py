@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import pytest
@@ -12,12 +13,13 @@ from connectors.errors import Busy, ConnectorError, Gone, Rejected, SnapshotFail
 from connectors.hypervisor import Snapshot
 from connectors.kept_vm import unpack
 from connectors.vsphere.hypervisor import VCenter
-from policies.facts import Consistency, Vm
+from policies.facts import Consistency, Quiescing, Vm
 from tests.lab.connect import connected, until
 from tests.lab.vcenter import MIB, Lab, Machine
 
 Start = Callable[..., Lab]
 T = TypeVar("T")
+ONE_RETRY = Quiescing(retries=1, retry_wait=timedelta(milliseconds=10))
 CRASH, FILESYSTEM, APPLICATION = Consistency.CRASH, Consistency.FILESYSTEM, Consistency.APPLICATION
 
 
@@ -33,10 +35,13 @@ async def take(
     fallback: Consistency = CRASH,
     track: bool = False,
     run: str = "run-1",
+    quiescing: Quiescing = ONE_RETRY,
 ) -> Snapshot:
     """Take a snapshot, let it go again, and tell what it was."""
     vm = await vm_named(vcenter, name)
-    async with vcenter.snapshot(vm, run=run, want=want, fallback=fallback, track=track) as snapshot:
+    async with vcenter.snapshot(
+        vm, run=run, want=want, fallback=fallback, track=track, quiescing=quiescing
+    ) as snapshot:
         return snapshot
 
 
@@ -360,7 +365,7 @@ async def test_a_removal_that_overruns_every_deadline_is_told_as_one_that_may_be
         await release(made)
         raise TimeoutError("not done in time")
 
-    monkeypatch.setattr("connectors.vsphere.snapshot.acquired", overrunning)
+    monkeypatch.setattr("connectors.vsphere.making.acquired", overrunning)
     async with connected(lab) as vcenter:
         with pytest.raises(Busy, match="not made or removed"):
             await take(vcenter)

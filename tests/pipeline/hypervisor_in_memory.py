@@ -33,7 +33,7 @@ from connectors.hypervisor import (
     SnapshotDisk,
     TrackedBase,
 )
-from policies.facts import Address, Consistency, Disk, Event, EventType, PowerState, Vm, VmId
+from policies.facts import USUAL_QUIESCING, Address, Consistency, Disk, Event, EventType, PowerState, Quiescing, Vm, VmId
 
 MIB = 1 << 20
 
@@ -105,6 +105,7 @@ class HypervisorInMemory:
         self._changed = asyncio.Event()
         self._number = 0
         self.asked_to_make: tuple[int, ...] = ()
+        self.asked_to_quiesce = USUAL_QUIESCING
         self.half_restored: dict[Address, tuple[str, str]] = {}
         self.free: dict[str, int] = {}
         """Free bytes of datastores of 1 TiB; half of it where nothing is said."""
@@ -258,7 +259,14 @@ class HypervisorInMemory:
 
     @asynccontextmanager
     async def snapshot(
-        self, vm: Vm, *, run: str, want: Consistency, fallback: Consistency, track: bool
+        self,
+        vm: Vm,
+        *,
+        run: str,
+        want: Consistency,
+        fallback: Consistency,
+        track: bool,
+        quiescing: Quiescing = USUAL_QUIESCING,
     ) -> AsyncIterator[Snapshot]:
         guest = self.guests.get(vm.address)
         if guest is None:
@@ -270,6 +278,7 @@ class HypervisorInMemory:
             shutil.copyfile(path, folder / str(key))
         self.snapshots.setdefault(vm.address, {})[name] = run
         self.log.append(f"snapshot {vm.name}")
+        self.asked_to_quiesce = quiescing
         disks = tuple(
             SnapshotDisk(disk, f"{guest.tracking}/{len(guest.writes[disk.key])}") for disk in guest.vm.disks
             if not disk.unprotected
