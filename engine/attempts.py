@@ -11,9 +11,11 @@ from time import monotonic
 
 from connectors.errors import TrackingUnusable
 from engine.jobs import Job, RunId, Sampled
+from engine.leases import Leases
 from engine.ports import Hypervisor
+from engine.room import RoomKeeper
 from engine.threads import Threads
-from policies.facts import Disk, Vm
+from policies.facts import USUAL_QUIESCING, Disk, Quiescing, Vm
 from policies.policy import OnCbtInvalid
 from storage.repository import Repository
 
@@ -28,6 +30,7 @@ class Tally:
     planned: dict[str, int] = field(default_factory=dict)
     done: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    leases: Leases = field(default_factory=Leases)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def lap(self, step: str, began: float) -> float:
@@ -89,6 +92,7 @@ class Means:
     disks_per_vm: int = 2
     lanes: int = 4
     copy_threads: int = 0
+    room: RoomKeeper = field(default_factory=RoomKeeper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Attempt:
     point for as long as `lock` says. `left_out` tells why the policies want a disk left out, "" when they do not.
     `recall` has it give way while it reads, `was_read` hears when it has read everything. Where it `gives_way` no
     more, a move of storage that it does not survive is a failure. `sample` is how many blocks of each disk are read
-    again although change tracking calls them unchanged.
+    again although change tracking calls them unchanged, `quiescing` how patiently its guest is asked to hold still.
     """
 
     job: Job
@@ -114,3 +118,4 @@ class Attempt:
     was_read: Callable[[], None] = lambda: None
     gives_way: bool = True
     sample: int = 0
+    quiescing: Quiescing = USUAL_QUIESCING

@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
 
-from connectors.errors import ConnectorError, ReadFailed, TransportFailed
+from connectors.errors import ConnectorError, ReadFailed, TransportFailed, Unconsolidated
 from connectors.hypervisor import Snapshot, SnapshotDisk
 from engine.attempts import Attempt, CalledBack, Means
 from engine.diskchoice import leaving_out, names_of
 from engine.diskreading import DiskRead
 from engine.jobs import DiskOutcome, Done
+from engine.leases import SNAPSHOT
 from engine.plain import show_time
 from engine.ports import Hypervisor
 from engine.streaming import first_of
@@ -48,11 +49,22 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
     read_through = False
     warnings: list[str] = []
     async with AsyncExitStack() as held:
+        held.enter_context(means.room.promise(run))
+        points = await settled(means.threads.repository, means.repository.points, vm.id)
+        await means.room.check(means.hypervisor, vm, run, points)
+        started = monotonic()
         try:
             async with means.hypervisor.snapshot(
-                vm, run=run, want=job.consistency, fallback=job.fallback, track=vm.tracking_supported
+                vm,
+                run=run,
+                want=job.consistency,
+                fallback=job.fallback,
+                track=vm.tracking_supported,
+                quiescing=attempt.quiescing,
             ) as whole:
+                held.enter_context(tally.leases.hold(SNAPSHOT, whole.name))
                 snapshot = leaving_out(whole, attempt.left_out)
+                warnings += [snapshot.slow] if snapshot.slow else []
                 if not snapshot.disks:
                     raise ConnectorError(
                         "no disk of this VM is held by a snapshot",
@@ -77,11 +89,14 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
             if not read_through:
                 raise
             # Everything was read while the snapshot stood: the restore point is good, and the janitor finds the rest.
-            warnings.append(f"the snapshot could not be removed yet: {error}")
+            what = "its disks are not merged" if isinstance(error, Unconsolidated) else "it could not be removed"
+            warnings.append(f"the snapshot is left to the janitor, as {what} yet: {error}")
             log.warning("snapshot left for the janitor", extra={"vm": vm.name, "run": run, "why": str(error)})
         stage("commit")
         point: RestorePoint = await settled(means.threads.repository, pending.commit)
         stage("done")
+        read, spent = sum(disk.read_bytes for disk in disks), monotonic() - started
+        means.room.took(vm.id, read, tally.seconds.get("read", 0.0), spent)
     return Done(
         point=point.id,
         vm=vm.id,
@@ -130,6 +145,7 @@ def _head(attempt: Attempt, snapshot: Snapshot, engine: str) -> PointHead:
             "policy_commit": job.policy_commit,
             "consistency_wanted": job.consistency.value,
             "consistency_reason": snapshot.consistency_reason,
+            "snapshot_seconds": f"{snapshot.made_in_seconds:.1f}",
             "host": snapshot.vm.host,
             "run": attempt.run,
             "engine": engine,
@@ -213,9 +229,13 @@ async def _copy_disks(
 
     try:
         async with asyncio.TaskGroup() as group:
-            recall = group.create_task(attempt.recall.heard())
+            watchers = [
+                group.create_task(attempt.recall.heard()),
+                group.create_task(means.room.watch(means.hypervisor, snapshot.vm)),
+            ]
             await asyncio.wait([group.create_task(one(index, disk)) for index, disk in enumerate(snapshot.disks)])
-            recall.cancel()
+            for watcher in watchers:
+                watcher.cancel()
     except BaseExceptionGroup as errors:
         raise first_of(errors) from errors
     return [outcomes[index] for index in range(len(snapshot.disks))]

@@ -100,6 +100,7 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     attempt = Attempt(
         job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective), on_cbt_invalid,
         sample=effective.tracking_sample,
+        quiescing=effective.quiescing,
         was_read=partial(crew.world.reads, vm.id, ""),
         gives_way=crew.world.called_back.get(vm.id, 0) < CALLED_BACK_AT_MOST,
     )  # fmt: skip
