@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -12,6 +13,8 @@ from pyVmomi import vim
 
 from connectors.errors import ConnectorError, Gone, NotPermitted, Rejected, Unreachable
 from connectors.vsphere.session import Session
+
+T = TypeVar("T")
 
 MAX_BYTES = 16 << 20
 """NVRAM has 8 KiB to about 1 MiB; what is much larger is something else."""
@@ -78,7 +81,7 @@ async def datacenter_path(session: Session, managed: Any) -> str:
     return "/".join(reversed(names[:-1])) or names[0]
 
 
-async def _answered(session: Session, file: FolderFile, ask: Any) -> Any:
+async def _answered(session: Session, file: FolderFile, ask: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
     settings = session.settings
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     for again in (True, False):

@@ -24,6 +24,7 @@ _PATHS: Mapping[Any, tuple[str, ...]] = {
     vim.HostSystem: ("name", "parent", "datastore"),
     vim.Datastore: ("name", "parent"),
     vim.Network: ("name", "parent"),
+    vim.OpaqueNetwork: ("name", "parent", "summary"),
 }
 
 _SHOWN = 12
@@ -34,7 +35,8 @@ class Place:
     """Where a VM is to be made.
 
     `networks` holds the backing of a network card for each network that its hosts offer, by name; `portgroups` the
-    names of distributed port groups by their keys.
+    names of distributed port groups by their keys. `datacenter` is its inventory path, `datastores` the names of those
+    that its hosts see.
     """
 
     folder: Any
@@ -44,6 +46,20 @@ class Place:
     networks: Mapping[str, Any]
     portgroups: Mapping[str, str]
     browser: Any | None
+    datacenter: str
+    datastores: frozenset[str]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Where the VM was. What of it is there still is taken where the target names nothing."""
+
+    datastore: str = ""
+    datacenter: str = ""
+    folder: str = ""
+    cluster: str = ""
+    resource_pool: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +77,52 @@ class _Node:
 _Nodes = Mapping[str, _Node]
 
 
-async def find_place(session: Session, target: RestoreTarget, remembered_datastore: str) -> Place:
+async def find_place(session: Session, target: RestoreTarget, remembered: Remembered) -> Place:
     """The place that the target names, completed by what fits; Rejected names what exists where a name is wrong."""
     nodes = await _read(session)
     datacenters = _of(nodes, vim.Datacenter)
     compute, host = _compute(nodes, target)
-    datastore = _datastore(nodes, target.datastore or remembered_datastore, compute)
+    datastore = _datastore(nodes, target.datastore or remembered.datastore, compute, remembered.datacenter)
     datacenter = _above(nodes, datastore, vim.Datacenter)
     if datacenter is None:
         raise Rejected(f"datastore {datastore.name} belongs to no datacenter", hint=_there_are(datacenters))
-    compute = compute or _compute_that_sees(nodes, datastore, target.resource_pool)
-    pool = _pool(nodes, compute, target.resource_pool)
-    folder = _folder(nodes, datacenter, target.folder)
+    warnings: list[str] = []
+    compute = compute or _compute_that_sees(nodes, datastore, target.resource_pool, remembered)
+    if not target.resource_pool and _pool_below(nodes, compute, remembered.resource_pool) is None:
+        warnings.append(f"its resource pool {remembered.resource_pool} is not there any more: it is in the root pool")
+        pool = _pool(nodes, compute, "")
+    else:
+        pool = _pool(nodes, compute, target.resource_pool or remembered.resource_pool)
+    if not target.folder and _folder_below(nodes, datacenter, remembered.folder) is None:
+        warnings.append(f"its folder {remembered.folder} is not there any more: it is in the datacenter's own folder")
+        folder = _folder(nodes, datacenter, "")
+    else:
+        folder = _folder(nodes, datacenter, target.folder or remembered.folder)
     offered = [nodes[n._moId] for n in compute.told.get("network") or () if n._moId in nodes]
     networks, portgroups = await _networks(session, offered)
-    return Place(folder, pool, host, datastore.name, networks, portgroups, compute.told.get("environmentBrowser"))
+    seen = {d._moId for d in compute.told.get("datastore") or ()}
+    return Place(
+        folder,
+        pool,
+        host,
+        datastore.name,
+        networks,
+        portgroups,
+        compute.told.get("environmentBrowser"),
+        _path(nodes, datacenter),
+        frozenset(d.name for d in _of(nodes, vim.Datastore) if d.managed._moId in seen),
+        tuple(warnings),
+    )
+
+
+def _path(nodes: _Nodes, node: _Node) -> str:
+    """The inventory path below the root folder."""
+    names = [node.name]
+    at = nodes.get(node.parent)
+    while at is not None and at.parent:
+        names.append(at.name)
+        at = nodes.get(at.parent)
+    return "/".join(reversed(names))
 
 
 async def _networks(session: Session, offered: list[_Node]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -94,6 +141,12 @@ async def _networks(session: Session, offered: list[_Node]) -> tuple[dict[str, A
             port = vim.dvs.PortConnection(switchUuid=uuids.get(switch._moId, {}).get("uuid"), portgroupKey=group["key"])
             backings[node.name] = card.DistributedVirtualPortBackingInfo(port=port)
             names[str(group["key"])] = node.name
+        elif isinstance(node.managed, vim.OpaqueNetwork):
+            opaque = node.told.get("summary")
+            backings[node.name] = card.OpaqueNetworkBackingInfo(
+                opaqueNetworkId=getattr(opaque, "opaqueNetworkId", ""),
+                opaqueNetworkType=getattr(opaque, "opaqueNetworkType", ""),
+            )
         elif not isinstance(node.managed, portgroup):
             backings[node.name] = card.NetworkBackingInfo(deviceName=node.name, network=node.managed)
     return backings, names
@@ -108,12 +161,16 @@ async def _read(session: Session) -> dict[str, _Node]:
         await session.call(view.DestroyView)
     nodes: dict[str, _Node] = {}
     for kind, paths in _PATHS.items():
-        mine = [o for o in objects if isinstance(o, kind)]
+        mine = [o for o in objects if isinstance(o, kind) and (kind is not vim.Network or not _opaque(o))]
         told = await session.read(mine, kind, paths) if mine else {}
         for managed in mine:
             if (found := told.get(managed._moId)) is not None:
                 nodes[managed._moId] = _Node(managed, unquote(str(found.get("name", ""))), found)
     return nodes
+
+
+def _opaque(managed: Any) -> bool:
+    return isinstance(managed, vim.OpaqueNetwork)
 
 
 def _compute(nodes: _Nodes, target: RestoreTarget) -> tuple[_Node | None, Any | None]:
@@ -129,7 +186,7 @@ def _compute(nodes: _Nodes, target: RestoreTarget) -> tuple[_Node | None, Any | 
     return compute, named[0].managed
 
 
-def _datastore(nodes: _Nodes, name: str, compute: _Node | None) -> _Node:
+def _datastore(nodes: _Nodes, name: str, compute: _Node | None, datacenter: str) -> _Node:
     datastores = _of(nodes, vim.Datastore)
     if compute is not None:
         seen = {d._moId for d in compute.told.get("datastore") or ()}
@@ -137,13 +194,16 @@ def _datastore(nodes: _Nodes, name: str, compute: _Node | None) -> _Node:
     if not name:
         raise Rejected("no datastore is named, and the restore point remembers none", hint=_there_are(datastores))
     named = [d for d in datastores if d.name == name]
+    if len(named) > 1:  # each datacenter has names of its own
+        above = [(d, _above(nodes, d, vim.Datacenter)) for d in named]
+        named = [d for d, dc in above if dc is not None and dc.name == datacenter] or named
     if len(named) != 1:
         raise Rejected(f"there {_so_many(named)} datastore called {name}", hint=_there_are(datastores))
     return named[0]
 
 
-def _compute_that_sees(nodes: _Nodes, datastore: _Node, pool: str) -> _Node:
-    """A cluster or host that sees the datastore; one that has the pool, where one does."""
+def _compute_that_sees(nodes: _Nodes, datastore: _Node, pool: str, remembered: Remembered) -> _Node:
+    """A cluster or host that sees the datastore: one that has the pool, the remembered one, or any."""
     seeing = [
         c
         for c in _of(nodes, vim.ComputeResource)
@@ -151,7 +211,9 @@ def _compute_that_sees(nodes: _Nodes, datastore: _Node, pool: str) -> _Node:
     ]
     if not seeing:
         raise Rejected(f"no host sees datastore {datastore.name}")
-    return next((c for c in seeing if pool and _pool_below(nodes, c, pool) is not None), seeing[0])
+    seeing.sort(key=lambda c: c.name != remembered.cluster)
+    wanted = pool or remembered.resource_pool
+    return next((c for c in seeing if wanted and _pool_below(nodes, c, wanted) is not None), seeing[0])
 
 
 def _pool(nodes: _Nodes, compute: _Node, path: str) -> Any:
@@ -186,6 +248,13 @@ def _folder(nodes: _Nodes, datacenter: _Node, path: str) -> Any:
             )
         at = found.managed._moId
     return nodes[at].managed
+
+
+def _folder_below(nodes: _Nodes, datacenter: _Node, path: str) -> Any | None:
+    try:
+        return _folder(nodes, datacenter, path)
+    except Rejected:
+        return None
 
 
 def _above(nodes: _Nodes, node: _Node, kind: Any) -> _Node | None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyVmomi import vim
 
 from connectors.cleanup import finish
-from connectors.errors import ConnectorError, Rejected
+from connectors.errors import ConnectorError, Gone, Rejected
 from connectors.hypervisor import CreatedVm, RestoreTarget
-from connectors.vsphere.placement import Place, find_place
+from connectors.kept_vm import KeptVm, unpack
+from connectors.vsphere.belongings import put_labels, put_nvram
+from connectors.vsphere.identities import Chosen, choose, taken
+from connectors.vsphere.placement import Place, Remembered, find_place
+from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark
 from connectors.vsphere.session import Session
+from connectors.vsphere.tags import TagReader
 from connectors.vsphere.vmfacts import disk_facts
-from connectors.vsphere.vmspec import add_disk, matching_controller, new_vm, read_configuration
+from connectors.vsphere.vmspec import NewVm, add_disk, matching_controller, new_vm, read_configuration
 from policies.facts import Address
 
 log = logging.getLogger(__name__)
@@ -22,18 +27,27 @@ log = logging.getLogger(__name__)
 TASK_SECONDS = 600.0
 
 
-async def create_vm(session: Session, configuration: bytes, target: RestoreTarget) -> CreatedVm:
+async def create_vm(session: Session, tags: TagReader, configuration: bytes, target: RestoreTarget) -> CreatedVm:
     """A new VM like the saved one, with empty disks in the order of the restore point's.
 
     Its disks are made one by one, so that each is known by its place. On any failure, a cancellation included, the
-    half-made VM is removed again. Raises Rejected, naming what exists, for a wrong name.
+    half-made VM is removed again. A VM of this name that carries this engine's mark for the same restore point is
+    what an interrupted restore left: it is taken up and completed. It carries the mark until `finish_vm`. Raises
+    Rejected, naming what exists, for a wrong name.
     """
+    kept = unpack(configuration)
     saved = read_configuration(configuration)
-    place = await find_place(session, target, _datastore_in(saved.files.vmPathName))
+    place = await find_place(session, target, _remembered(kept, saved))
+    _check(saved, kept, place, target)
+    found = await _earlier(session, place, target)
+    chosen = choose(target.identity, await taken(session, saved)) if found is None else _identity_of(found, saved)
     version = await _offered_version(session, place, str(saved.version or ""))
+    warnings = list(place.warnings)
+    if version != str(saved.version or ""):
+        warnings.append(f"its hardware version is {version}: {saved.version} is not offered there")
 
     def network_of(card: Any) -> Any:
-        return _network(card, place, target.network_map)
+        return _network(card, place, target.network_map, kept)
 
     plan = new_vm(
         saved,
@@ -42,39 +56,132 @@ async def create_vm(session: Session, configuration: bytes, target: RestoreTarge
         version=version,
         network_of=network_of,
         keys=target.disks,
+        keep_identity=chosen.kept,
+        connect=target.connect,
+        cards=target.cards,
     )
-    for what in plan.left_out:
-        log.warning("restored without", extra={"vm": target.name, "device": what})
-    vm = await _create(session, plan.config, place, target)
+    warnings += [f"without {what}" for what in plan.left_out]
+    vm = session.managed(vim.VirtualMachine, found["moref"]) if found is not None else None
+    if vm is None:
+        if target.point:
+            mark = RestoreMark(session.settings.engine_id, target.point, target.run)
+            plan.config.extraConfig.append(option(mark))
+            plan.config.annotation = marked(str(saved.annotation or ""), target.point)
+        vm = await _create(session, plan.config, place, target)
     try:
-        for disk in plan.disks:
-            present = await _devices(session, vm)
-            spec = add_disk(saved, disk, present, place.datastore)
-            await _reconfigure(session, vm, spec)
-        made = await _devices(session, vm)
-        by_key = {fact.key: fact for fact in disk_facts(made)}
-        disks = []
-        for disk in plan.disks:
-            place_of = (matching_controller(saved, disk, made).key, disk.unitNumber)
-            key = next((d.key for d in made if (d.controllerKey, d.unitNumber) == place_of and d.key in by_key), None)
-            if key is None:
-                raise Rejected(f"vCenter made no disk at {place_of} of {target.name}", where=session.where)
-            disks.append(by_key[key])
+        disks = await _disks(session, vm, saved, plan, place, target)
+        warnings += await put_nvram(session, vm, kept, place.datacenter, encrypted=saved.keyId is not None)
+        warnings += await put_labels(session, tags, vm, kept.summary)
+        told = await session.properties(vm, ["config.changeVersion"])
     except BaseException as failure:
-        await _discard(session, vm, failure)
+        if found is None:
+            await _discard(session, vm, failure)
         raise
+    for what in warnings:
+        log.warning("restored VM differs", extra={"vm": target.name, "what": what})
     log.info("VM created", extra={"vm": target.name, "moref": vm._moId, "disks": len(disks)})
-    return CreatedVm(Address(session.vcenter, vm._moId), target.name, tuple(disks))
+    return CreatedVm(
+        Address(session.vcenter, vm._moId),
+        target.name,
+        tuple(disks),
+        identity=chosen.sentence,
+        warnings=tuple(warnings),
+        resumed=found is not None,
+        version=str(told.get("config.changeVersion") or ""),
+    )
 
 
-async def _create(session: Session, config: Any, place: Place, target: RestoreTarget) -> Any:
-    taken = Rejected(
+async def finish_vm(session: Session, moref: str) -> None:
+    """All is written: take the mark and the warning away. Idempotent."""
+    vm = session.managed(vim.VirtualMachine, moref)
+    notes = str((await session.properties(vm, ["config.annotation"])).get("config.annotation") or "")
+    await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=cleared(notes), extraConfig=[option(None)]))
+
+
+async def _disks(session: Session, vm: Any, saved: Any, plan: NewVm, place: Place, target: RestoreTarget) -> list[Any]:
+    """Make those that are not there yet; the facts of all, in the plan's order."""
+    for disk in plan.disks:
+        present = await _devices(session, vm)
+        if _at(saved, disk, present) is None:
+            datastore = target.disk_datastores.get(disk.key, place.datastore)
+            await _reconfigure(session, vm, add_disk(saved, disk, present, datastore))
+    made = await _devices(session, vm)
+    by_key = {fact.key: fact for fact in disk_facts(made)}
+    disks = []
+    for disk in plan.disks:
+        device = _at(saved, disk, made)
+        if device is None or device.key not in by_key:
+            raise Rejected(f"vCenter made no disk in the place of {disk.key} of {target.name}", where=session.where)
+        if by_key[device.key].capacity_bytes != (disk.capacityInBytes or disk.capacityInKB * 1024):
+            raise Rejected(f"{by_key[device.key].label} of {target.name} has another size", where=session.where)
+        disks.append(by_key[device.key])
+    return disks
+
+
+def _at(saved: Any, disk: Any, present: Sequence[Any]) -> Any | None:
+    """The disk that is in the saved one's place."""
+    place = (matching_controller(saved, disk, present).key, disk.unitNumber)
+    disks = (d for d in present if isinstance(d, vim.vm.device.VirtualDisk))
+    return next((d for d in disks if (d.controllerKey, d.unitNumber) == place), None)
+
+
+def _remembered(kept: KeptVm, saved: Any) -> Remembered:
+    told = kept.summary
+    return Remembered(
+        _datastore_in(saved.files.vmPathName),
+        *(str(told.get(name) or "") for name in ("datacenter", "folder", "cluster", "resource_pool")),
+    )
+
+
+def _check(saved: Any, kept: KeptVm, place: Place, target: RestoreTarget) -> None:
+    """Rejected for a name that the target tells and that is not there: of an old network, or of a disk's datastore."""
+    cards = [d for d in saved.hardware.device if isinstance(d, vim.vm.device.VirtualEthernetCard)]
+    were = {_saved_network(card, place, kept) for card in cards}
+    if unknown := sorted(set(target.network_map) - were):
+        raise Rejected(f"the VM was on no network {unknown[0]}", hint=f"it was on: {', '.join(sorted(were)) or 'none'}")
+    for datastore in target.disk_datastores.values():
+        if datastore not in place.datastores:
+            raise Rejected(
+                f"there is no datastore called {datastore} for its disks",
+                hint=f"there are: {', '.join(sorted(place.datastores))}",
+            )
+
+
+async def _earlier(session: Session, place: Place, target: RestoreTarget) -> Mapping[str, Any] | None:
+    """What is known of the VM that an interrupted restore of the same point left under the name; None when none did.
+
+    Rejected when something else has the name.
+    """
+    there = await session.call(session.content.searchIndex.FindChild, place.folder, target.name)
+    if there is None:
+        return None
+    if isinstance(there, vim.VirtualMachine) and target.point:
+        told = await session.properties(
+            session.managed(vim.VirtualMachine, there._moId),
+            ["config.extraConfig", "config.uuid", "config.instanceUuid", "runtime.powerState"],
+        )
+        mark = read_mark(told.get("config.extraConfig") or ())
+        if mark is not None and (mark.engine, mark.point) == (session.settings.engine_id, target.point):
+            log.info("half-restored VM found", extra={"vm": target.name, "moref": there._moId, "run": mark.run})
+            return {**told, "moref": there._moId}
+    raise _is_taken(session, target)
+
+
+def _identity_of(found: Mapping[str, Any], saved: Any) -> Chosen:
+    kept = str(found.get("config.uuid")) == str(saved.uuid)
+    whose = "of the original" if kept else "of its own"
+    return Chosen(kept, f"UUIDs and MAC addresses {whose}, as chosen before the break")
+
+
+def _is_taken(session: Session, target: RestoreTarget) -> Rejected:
+    return Rejected(
         f"a VM or folder called {target.name} is there already in the folder {target.folder or '/'}",
         where=session.where,
         hint="restore under another name, or into another folder",
     )
-    if await session.call(session.content.searchIndex.FindChild, place.folder, target.name) is not None:
-        raise taken
+
+
+async def _create(session: Session, config: Any, place: Place, target: RestoreTarget) -> Any:
     made: list[Any] = []
 
     async def create() -> None:
@@ -93,7 +200,7 @@ async def _create(session: Session, config: Any, place: Place, target: RestoreTa
         if made:
             await _discard(session, made[0], failure)
         if isinstance(failure.__cause__, (vim.fault.DuplicateName, vim.fault.AlreadyExists)):
-            raise taken from failure
+            raise _is_taken(session, target) from failure
         raise
     return made[0]
 
@@ -106,6 +213,8 @@ async def _discard(session: Session, vm: Any, failure: BaseException) -> None:
     """Remove the VM that was made for this restore; its disks are empty."""
     try:
         await session.task(vm.Destroy_Task, timeout=TASK_SECONDS, entity=vm, operation="Destroy")
+    except Gone:
+        return
     except ConnectorError as exc:
         failure.add_note(f"the half-made VM {vm._moId} could not be removed: {exc}")
         log.error("half-made VM left behind", extra={"moref": vm._moId, "error": str(exc)})
@@ -116,9 +225,9 @@ async def _devices(session: Session, vm: Any) -> list[Any]:
     return list(told.get("config.hardware.device") or ())
 
 
-def _network(card: Any, place: Place, network_map: Mapping[str, str]) -> Any:
+def _network(card: Any, place: Place, network_map: Mapping[str, str], kept: KeptVm) -> Any:
     """The backing of a new card for a saved one: the network of the same name, or the one that the map names."""
-    saved_name = _saved_network(card.backing, place)
+    saved_name = _saved_network(card, place, kept)
     wanted = network_map.get(saved_name, saved_name)
     backing = place.networks.get(wanted)
     if backing is None:
@@ -129,12 +238,15 @@ def _network(card: Any, place: Place, network_map: Mapping[str, str]) -> Any:
     return backing
 
 
-def _saved_network(backing: Any, place: Place) -> str:
-    """The saved network's name; of a distributed port group that is gone only its key is known."""
+def _saved_network(card: Any, place: Place, kept: KeptVm) -> str:
+    """The saved network's name; of a distributed port group that nothing tells the name of, its key."""
+    backing = card.backing
     if isinstance(backing, vim.vm.device.VirtualEthernetCard.DistributedVirtualPortBackingInfo):
+        told: Mapping[str, Any] = next((c for c in kept.summary.get("cards", ()) if c.get("key") == card.key), {})
         key = str(backing.port.portgroupKey or "")
-        return place.portgroups.get(key, key)
-    return str(getattr(backing, "deviceName", None) or "")
+        # The name first: in another vCenter the key may be another port group's.
+        return str(told.get("network") or "") or place.portgroups.get(key, key)
+    return str(getattr(backing, "deviceName", None) or getattr(backing, "opaqueNetworkId", None) or "")
 
 
 async def _offered_version(session: Session, place: Place, version: str) -> str:

@@ -59,6 +59,20 @@ class TagReader:
                     found[str(entry["object_id"]["id"])] = names
         return found
 
+    async def attach(self, moref: str, names: Sequence[str]) -> list[str]:
+        """Attach tags, written "category=name", to a VM; those that this vCenter does not have."""
+        if not names:
+            return []
+        ids: dict[str, str] = {}
+        for tag_id in await self._list("tag") or ():
+            if name := await self._tag_name(str(tag_id)):
+                ids[name] = str(tag_id)
+        body = {"object_id": {"id": moref, "type": "VirtualMachine"}}
+        for name in names:
+            if name in ids:
+                await self._attach(ids[name], body)
+        return [name for name in names if name not in ids]
+
     def forget_names(self) -> None:
         """Look names up again at the next reading: tags and categories can be renamed."""
         self._names.clear()
@@ -86,6 +100,19 @@ class TagReader:
             return await self._send("GET", f"{style.tagging}/{kind}/{style.item}{item_id}")
 
         return await self._request(ask, f"{kind} {item_id}")
+
+    async def _list(self, kind: str) -> Any:
+        async def ask(style: _Style) -> httpx.Response:
+            return await self._send("GET", f"{style.tagging}/{kind}")
+
+        return await self._request(ask, f"{kind}s")
+
+    async def _attach(self, tag_id: str, body: Any) -> None:
+        async def ask(style: _Style) -> httpx.Response:
+            path = f"{style.tagging}/tag-association/{style.item}{tag_id}"
+            return await self._send("POST", path, params={style.action: "attach"}, json=body)
+
+        await self._request(ask, f"tag {tag_id}")
 
     async def _post(self, path: str, action: str, body: Any) -> Any:
         async def ask(style: _Style) -> httpx.Response:
@@ -135,6 +162,8 @@ class TagReader:
             raise NotPermitted(f"the account may not read {what}", where=self._where, hint="Read-only on the root")
         if answer.status_code >= 400:
             raise ConnectorError(f"{what}: the REST API answered {answer.status_code}", where=self._where)
+        if answer.status_code == 204 or not answer.content:
+            return None
         try:
             told = answer.json()
         except ValueError as error:

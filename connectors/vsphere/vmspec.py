@@ -1,7 +1,6 @@
 """From the saved configuration of a VM to the specification of a new one with the same hardware. Pure.
 
-The new VM gets identities of its own: UUIDs and MAC addresses are not taken over, and its network cards stay
-disconnected at first, so that it can live beside the original.
+With identities of its own (UUIDs and MAC addresses are not taken over) it can live beside the original.
 """
 
 from __future__ import annotations
@@ -116,11 +115,14 @@ def new_vm(
     version: str,
     network_of: Callable[[Any], Any],
     keys: Sequence[int] = (),
+    keep_identity: bool = False,
+    connect: bool | None = None,
+    cards: bool = True,
 ) -> NewVm:
     """The specification of a VM like the saved one, on a datastore.
 
     network_of gives the backing of a new network card for the saved one, or raises. `keys` are the disks that were
-    backed up, in order; without them it is those that a snapshot holds.
+    backed up, in order; without them it is those that a snapshot holds. The rest is as in RestoreTarget.
     """
     hardware = saved.hardware
     config = vim.vm.ConfigSpec(
@@ -136,6 +138,10 @@ def new_vm(
         memoryAllocation=saved.memoryAllocation,
         extraConfig=kept_options(saved.extraConfig or ()),
     )
+    if keep_identity:
+        config.uuid, config.instanceUuid = saved.uuid, saved.instanceUuid
+        # Else the first power-on waits for an answer to whether the VM was moved or copied.
+        config.extraConfig.append(vim.option.OptionValue(key="uuid.action", value="keep"))
     for same in _SAME:
         if (value := getattr(saved, same, None)) is not None:
             setattr(config, same, value)
@@ -147,7 +153,10 @@ def new_vm(
         if isinstance(device, _CONTROLLERS):
             changes.append(_controller(device))
         elif isinstance(device, vim.vm.device.VirtualEthernetCard):
-            changes.append(_card(device, network_of(device)))
+            if cards:
+                changes.append(_card(device, network_of(device), keep_identity, connect))
+            else:
+                left_out.append(f"{_label(device)}: it is to have no network")
         elif isinstance(device, vim.vm.device.VirtualCdrom):
             changes.append(_cdrom(device))
         else:
@@ -216,17 +225,24 @@ def _controller(device: Any) -> Any:
     return made
 
 
-def _card(device: Any, backing: Any) -> Any:
-    return type(device)(
+def _card(device: Any, backing: Any, keep_identity: bool, connect: bool | None) -> Any:
+    was_connected = device.connectable is not None and bool(device.connectable.startConnected)
+    # Beside the original, with its address in the guest, a card must be connected by a person.
+    starts = connect if connect is not None else keep_identity and was_connected
+    made = type(device)(
         key=-device.key,
         backing=backing,
         addressType="generated",
         wakeOnLanEnabled=device.wakeOnLanEnabled,
-        # Beside the original, with its address in the guest, it must be connected by a person.
         connectable=vim.vm.device.VirtualDevice.ConnectInfo(
-            startConnected=False, allowGuestControl=True, connected=False
+            startConnected=starts, allowGuestControl=True, connected=False
         ),
     )
+    if keep_identity and device.macAddress:
+        made.macAddress = device.macAddress
+        # vCenter takes a given address as "assigned"; "manual" is only for those of VMware's range for it.
+        made.addressType = "manual" if str(device.addressType).lower() == "manual" else "assigned"
+    return made
 
 
 def _cdrom(device: Any) -> Any:

@@ -139,6 +139,11 @@ EDITS = (
         '\t\tif u == "" || p == "" {\n\t\t\treturn u, false\n\t\t}\n',
         "\t\tif !simulator.CheckLogin(u, p) {\n\t\t\treturn u, false\n\t\t}\n",
     ),
+    Edit(
+        "simulator/virtual_machine.go",
+        "strings.TrimPrefix(file.Name(), datastore.Info.GetDatastoreInfo().Url)",
+        'strings.TrimPrefix(path.Join(directory, file.Name()), datastore.Info.GetDatastoreInfo().Url+"/")',
+    ),
     Edit("simulator/host_datastore_system.go", '\tds.Self.Value += "@" + folder.Self.Value\n', ""),
     Edit(
         "simulator/custom_fields_manager.go",

@@ -106,6 +106,7 @@ class HypervisorInMemory:
         self._number = 0
         self.asked_to_make: tuple[int, ...] = ()
         self.asked_to_quiesce = USUAL_QUIESCING
+        self.slow_snapshot = ""
         self.half_restored: dict[Address, tuple[str, str]] = {}
         self.free: dict[str, int] = {}
         """Free bytes of datastores of 1 TiB; half of it where nothing is said."""

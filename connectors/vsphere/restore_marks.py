@@ -1,0 +1,55 @@
+"""The mark of a VM whose disks are being written by a restore: for this engine in its options, for people in its notes.
+
+It stays when a restore is cut off, so that the VM is found again and nobody takes it for whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyVmomi import vim
+
+KEY = "backstay.restoring"
+
+_LINE = re.compile(r"HALF RESTORED by Backstay [^\n]*\n?")
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreMark:
+    """Which engine restores which restore point into the VM, in which run. `safety` names its snapshot for safety."""
+
+    engine: str
+    point: str
+    run: str
+    safety: str = ""
+
+
+def option(mark: RestoreMark | None) -> Any:
+    """The option that says it; without a mark the one that takes it away."""
+    return vim.option.OptionValue(key=KEY, value=json.dumps(asdict(mark)) if mark is not None else "")
+
+
+def read_mark(options: Iterable[Any]) -> RestoreMark | None:
+    """The mark among a VM's options, if there is one of ours."""
+    text = next((str(o.value) for o in options if o.key == KEY), "")
+    try:
+        told = json.loads(text) if text else None
+    except ValueError:
+        return None
+    if not isinstance(told, dict):
+        return None
+    return RestoreMark(*(str(told.get(name, "")) for name in ("engine", "point", "run", "safety")))
+
+
+def marked(notes: str, point: str) -> str:
+    """A VM's notes with the warning on top."""
+    return f"HALF RESTORED by Backstay from {point}: do not power on, run the same restore again\n{cleared(notes)}"
+
+
+def cleared(notes: str) -> str:
+    """A VM's notes without the warning."""
+    return _LINE.sub("", notes)
