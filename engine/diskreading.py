@@ -19,6 +19,7 @@ from engine.attempts import Attempt, Means, TrackingLied
 from engine.comparing import Comparing
 from engine.copying import Advance, Copied, CopyPlan, Sink, copy_disk, plan_copy
 from engine.jobs import Check, DiskOutcome, Sampled
+from engine.leases import DISK
 from engine.sampling import Sample
 from engine.streaming import stream_disk
 from engine.threads import interruptible, settled
@@ -108,7 +109,7 @@ class DiskRead:
     async def _changes(self, base: DiskHead | None) -> tuple[Changes, Changes | None]:
         """What is to be read, and where all of it is read to be compared, what change tracking says."""
         attempt, began = self.attempt, monotonic()
-        tracked = None if base is None else TrackedBase(base.change_id, base.uuid, base.capacity_bytes)
+        tracked = None if base is None else _tracked(base)
         compared = bool(attempt.distrust) and tracked is not None and attempt.on_cbt_invalid is OnCbtInvalid.VERIFY
         distrust = "" if compared else attempt.distrust
         changes = await self.means.hypervisor.changes(self.snapshot, self.disk, tracked, distrust=distrust)
@@ -168,6 +169,7 @@ class DiskRead:
                 "controller": disk.controller,
                 "file_name": disk.file_name,
                 "datastore": disk.datastore,
+                "host_build": self.snapshot.host_build,
             },
         )
 
@@ -201,7 +203,8 @@ class DiskRead:
                             return sampled
                     ingest = ingest or await self._ingest(changes, base)
                     compared = await self._comparing(claimed, base, ingest)
-                    copied = await self._copy(opened, changes, compared or ingest)
+                    with tally.leases.hold(DISK, self.name, opened.transport):
+                        copied = await self._copy(opened, changes, compared or ingest)
                     began = tally.lap("read", began)
                 tally.lap("close", began)
                 check = await settled(pool, compared.result) if compared else None
@@ -295,6 +298,16 @@ class _Read:
     check: Check | None
     ingest: DiskIngest
     sampled: Sampled | None
+
+
+def _tracked(base: DiskHead) -> TrackedBase:
+    return TrackedBase(
+        base.change_id,
+        base.uuid,
+        base.capacity_bytes,
+        base.attributes.get("file_name", ""),
+        base.attributes.get("host_build", ""),
+    )
 
 
 def _told(changes: Changes) -> str:

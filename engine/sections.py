@@ -63,14 +63,22 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 TransportName = Literal["hotadd", "nbd", "https"]
 
 
+EsxiBuilds = Annotated[str, Field(pattern=r"^\d+(\.\d+)*( *< *\d+)?$")]
+
+
 class VCenter(_Section):
-    """`[vcenter.NAME]`: one vCenter. Without ca_file the system's authorities are trusted; one is always checked."""
+    """`[vcenter.NAME]`: one vCenter. Without ca_file the system's authorities are trusted; one is always checked.
+
+    `distrusted_builds` are versions of ESXi whose change tracking is not believed, besides those that are known:
+    "8.0.2" for all its builds, "8.0.2 < 22380479" for those below.
+    """
 
     host: str = Field(min_length=1)
     user: str = Field(min_length=1)
     password: SecretSource
     port: Port = 443
     ca_file: Path | None = None
+    distrusted_builds: tuple[EsxiBuilds, ...] = ()
 
 
 class Copy(RepositorySection):

@@ -26,6 +26,7 @@ from connectors.nats_login import BusSettings
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import SessionSettings
 from connectors.vsphere.strays import end_strays
+from connectors.vsphere.tracking_defects import parse_defect
 from connectors.vsphere.transport_settings import AttachIntent, TransportSettings, ignore_intent
 from engine import logs, second_copies, sections, upkeep
 from engine.api import serve
@@ -106,6 +107,7 @@ async def connect(
             environment=_for_nbdkit(),
             on_intent=on_intent,
         ),
+        defects=tuple(parse_defect(text) for text in vcenter.distrusted_builds),
     )
     return await VCenter.connect(settings)
 

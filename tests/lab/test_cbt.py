@@ -119,7 +119,7 @@ async def test_tracking_that_was_reset_is_not_trusted(tracked: Lab) -> None:
         tracked.set_tracking("web-01", False)
         tracked.set_tracking("web-01", True)
         found = await changes_since(vcenter, base)
-    assert found == Whole("change tracking was reset since the last restore point")
+    assert found == Whole("change tracking was reset since the last restore point", "tracking_reset")
 
 
 async def test_a_relocated_disk_is_read_in_full_where_its_tracking_began_anew(tracked: Lab) -> None:
@@ -131,16 +131,22 @@ async def test_a_relocated_disk_is_read_in_full_where_its_tracking_began_anew(tr
 
 
 @pytest.mark.parametrize(
-    ("fault", "keys", "fields", "says"),
+    ("fault", "keys", "fields", "says", "kind"),
     [
-        ("FileFault", ("vim.hostd.vmsvc.cbt.noTrack",), {}, "not active"),
-        ("FileFault", ("vim.hostd.vmsvc.cbt.noEpoch",), {}, "does not know the time"),
-        ("FileFault", ("vim.hostd.vmsvc.cbt.cannotGetChanges",), {}, "damaged"),
-        ("FileFault", (), {}, "cannot be read"),
-        ("InvalidArgument", (), {"InvalidProperty": "changeId"}, "does not know the change id"),
-        ("SystemError", (), {"Reason": "x"}, "failed to tell"),
-        ("NotSupported", (), {}, "does not tell changes"),
+        ("FileFault", ("vim.hostd.vmsvc.cbt.noTrack",), {}, "not active", "tracking_off"),
+        ("FileFault", ("vim.hostd.vmsvc.cbt.noEpoch",), {}, "does not know the time", "unknown_change_id"),
+        ("FileFault", ("vim.hostd.vmsvc.cbt.cannotGetChanges",), {}, "damaged", "tracking_damaged"),
+        ("FileFault", (), {}, "cannot be read", "tracking_damaged"),
+        ("InvalidArgument", (), {"InvalidProperty": "changeId"}, "does not know the change id", "unknown_change_id"),
+        ("InvalidArgument", (), {"InvalidProperty": "deviceKey"}, "refused the question", "query_failed"),
+        ("InvalidArgument", (), {"InvalidProperty": "startOffset"}, "refused the question", "query_failed"),
+        ("SystemError", (), {"Reason": "x"}, "failed to tell", "query_failed"),
+        ("NotSupported", (), {}, "does not tell changes", "tracking_unsupported"),
+        ("InvalidState", (), {}, "did not tell the changes", "query_failed"),
+        ("VmConfigFault", (), {}, "did not tell the changes", "query_failed"),
+        ("NoPermission", (), {"PrivilegeId": "VirtualMachine.Provisioning.DiskRandomRead"}, "lacks", "query_failed"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_a_fault_of_tracking_leads_to_the_whole_disk_with_a_reason(
     tracked: Lab,
@@ -149,6 +155,7 @@ async def test_a_fault_of_tracking_leads_to_the_whole_disk_with_a_reason(
     keys: tuple[str, ...],
     fields: dict[str, object],
     says: str,
+    kind: str,
 ) -> None:
     monkeypatch.setattr(cbt, "RETRY_SECONDS", 0.01)
     async with connected(tracked) as vcenter:
@@ -157,6 +164,7 @@ async def test_a_fault_of_tracking_leads_to_the_whole_disk_with_a_reason(
         found = await changes_since(vcenter, base)
     assert isinstance(found, Whole)
     assert says in found.reason
+    assert found.kind == kind
 
 
 async def test_a_passing_fault_is_asked_again(tracked: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
