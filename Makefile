@@ -16,7 +16,7 @@ VMS ?= 20
 day: setup  ## a day on a vCenter, in minutes: moves, faults, kills; SEED=7 VMS=100; the last line is JSON
 	@$(PY) -m tests.acceptance.day --seed $(SEED) --vms $(VMS) $(ARGS)
 
-soak: setup  ## half an hour of kills, faults and power cuts; ARGS="--minutes 10 --kills 100" bounds it
+soak: setup  ## an hour of kills, faults, power cuts and days; ARGS="--minutes 10 --days 20" bounds it
 	@$(PY) -m tests.crash.soak $(ARGS)
 
 check: setup  ## formatting, lint, types, import contracts

@@ -1,8 +1,8 @@
 """Single cases of the soak: which there are, and how a process of its own plays one.
 
 A case is a text that plays it again: `--kill SCENE/POINT:N`, `--kill SCENE/SECONDS`, `--fault SCENE/FAULT`,
-`--system-call SCENE/FAULT`, `--cut SCENE/MOMENT-WAY`. What is learnt of a scene is kept in the shared folder, so that
-each scene is counted and recorded once for all processes.
+`--system-call SCENE/FAULT`, `--cut SCENE/MOMENT-WAY`, `--day VMS/SEED`. What is learnt of a scene is kept in the shared
+folder, so that each scene is counted and recorded once for all processes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +31,10 @@ Result = tuple[bool, str]
 """Whether the moment of the case came, and why it failed; empty when it did not."""
 
 RECORDED = (*SCENES, "engine")
+
+ROOT = Path(__file__).parents[2]
+DAY_SECONDS = 900.0
+"""A day that takes longer hangs."""
 
 
 class Player:
@@ -90,6 +96,9 @@ class Player:
         """Play one and fail as an assertion does; False when its moment did not come."""
         what, _, rest = case.partition(" ")
         name, _, moment = rest.partition("/")
+        if what == "--day":
+            _day(name, moment)
+            return True
         location = self._own / "trial"
         clear(location)
         if what == "--cut":
@@ -142,6 +151,14 @@ class Player:
         part = self._own / path.name
         part.with_suffix(".part").write_bytes(data)
         part.with_suffix(".part").replace(path)
+
+
+def _day(vms: str, seed: str) -> None:
+    """A whole engine on a whole day, in processes of their own."""
+    command = [sys.executable, "-m", "tests.acceptance.day", "--vms", vms, "--seed", seed]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DAY_SECONDS, check=False)
+    if done.returncode:
+        raise AssertionError(f"exit {done.returncode}\n{done.stderr[-6000:]}{done.stdout}")
 
 
 def set_up_all(folder: Path) -> dict[str, Stage]:

@@ -1,9 +1,10 @@
 """Crashes for as long as they are wanted: `make soak`, or `python -m tests.crash.soak`.
 
-Every passing of every failpoint, kills at random moments, a fault at every call, and power cuts at every kind of
-moment, in one random order, on all processors, in a folder in memory that is removed at the end. A line tells of
-progress every ten seconds; a case that fails is printed with what plays it again. Ctrl-C or SIGTERM ends it after the
-cases under way. Exit codes: 0 all withstood, 1 a case failed, 130 ended by a signal.
+Every passing of every failpoint, kills at random moments, a fault at every call, power cuts at every kind of moment,
+and whole days on a simulated vCenter (`make day`), in one random order, on all processors. The folder is in memory and
+removed at the end; days lie on disk. A line tells of progress every ten seconds; a case that fails is printed with what
+plays it again. Ctrl-C or SIGTERM ends it after the cases under way. Exit codes: 0 all withstood, 1 a case failed, 130
+ended by a signal.
 """
 
 from __future__ import annotations
@@ -31,9 +32,18 @@ from tests.damage_kit import in_memory
 
 T = TypeVar("T")
 
-PARTS = {"kills": ("--kill",), "faults": ("--fault", "--system-call"), "power cuts": ("--cut",)}
+PARTS = {
+    "kills": ("--kill",),
+    "faults": ("--fault", "--system-call"),
+    "power cuts": ("--cut",),
+    "days": ("--day",),
+}
 SECONDS_BETWEEN_LINES = 10
 FAILURES_SHOWN = 20
+DAYS = 200
+DAYS_VMS = (12, 12, 16, 24)
+"""On how many VMs the whole engine plays days; most are short."""
+
 RANDOM_KILLS = 600
 """At random moments, beside every passing of every failpoint."""
 
@@ -136,6 +146,8 @@ def prepared(pool: ProcessPoolExecutor, arguments: argparse.Namespace, tally: Ta
         "faults": list(islice(rounds, len(by_call) if arguments.faults < 0 else arguments.faults)),
         "power cuts": _some(chance, [case for found in cuts for case in _result(found, [])], arguments.cuts),
     }
+    if arguments.days and not arguments.scenes:
+        chosen["days"] = [f"--day {chance.choice(DAYS_VMS)}/{chance.randrange(10**6)}" for _ in range(arguments.days)]
     tally.planned.update({part: len(found) for part, found in chosen.items()})
     together = list(chain.from_iterable(chosen.values()))
     chance.shuffle(together)
@@ -208,11 +220,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--faults", type=_count, default=-1, metavar="N", help="one at each call by default; 200,000: all"
     )
     parser.add_argument("--cuts", type=_count, default=5000, metavar="N", help="at most so many power cuts; 5,000")
+    parser.add_argument("--days", type=_count, default=DAYS, metavar="N", help="on a simulated vCenter; 200")
     parser.add_argument("--minutes", type=float, default=10**6, metavar="M", help="at most, all in all")
     parser.add_argument("--scenes", nargs="+", choices=cases.RECORDED, metavar="SCENE", help="only these")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     for what in ("kill", "fault", "system-call", "cut"):
         parser.add_argument(f"--{what}", metavar="SCENE/CASE", help="only this one")
+    parser.add_argument("--day", metavar="VMS/SEED", help="only this one")
     return parser.parse_args(argv)
 
 
