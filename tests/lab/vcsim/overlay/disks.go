@@ -41,12 +41,13 @@ type disk struct {
 	Capacity int64
 	UUID     string
 
-	tracked bool
-	track   string   // uuid part of the change ids
-	seq     uint32   // last state that has a change id
-	hashes  []uint64 // of each grain in that state, 0 for zeros
-	last    []uint32 // state in which each grain last changed
-	frozen  map[types.ManagedObjectReference]*frozenDisk
+	tracked    bool
+	awaitsStun bool
+	track      string   // uuid part of the change ids
+	seq        uint32   // last state that has a change id
+	hashes     []uint64 // of each grain in that state, 0 for zeros
+	last       []uint32 // state in which each grain last changed
+	frozen     map[types.ManagedObjectReference]*frozenDisk
 }
 
 // frozenDisk is what a snapshot knows about one of its disks.
@@ -133,7 +134,7 @@ func forgetDisk(flat string) {
 func (d *disk) setTracking(on bool) {
 	d.Lock()
 	defer d.Unlock()
-	d.tracked = on
+	d.tracked, d.awaitsStun = on, false
 	d.track, d.seq, d.hashes, d.last = "", 0, nil, nil
 	if on {
 		d.track = newTrack()

@@ -20,6 +20,7 @@ func (vm *VirtualMachine) ReconfigVMTask(ctx *Context, req *types.ReconfigVM_Tas
 		}
 		before, tracked := vm.Name, isTrue(vm.Config.ChangeTrackingEnabled)
 		vm.Config.Hardware.Device = copyDevices(vm.Config.Hardware.Device)
+		changes := changesOf(vm, &req.Spec)
 		if fault := vm.configure(&req.Spec); fault != nil {
 			return nil, fault
 		}
@@ -28,7 +29,7 @@ func (vm *VirtualMachine) ReconfigVMTask(ctx *Context, req *types.ReconfigVM_Tas
 		}
 		vm.bumpVersion()
 		touch(vm, "config", "summary", "guest")
-		ctx.postEvent(&types.VmReconfiguredEvent{VmEvent: vm.event(), ConfigSpec: req.Spec, ConfigChanges: changesOf(&req.Spec)})
+		ctx.postEvent(&types.VmReconfiguredEvent{VmEvent: vm.event(), ConfigSpec: req.Spec, ConfigChanges: changes})
 		vm.renamed(ctx, before)
 		return nil, nil
 	})
@@ -36,7 +37,7 @@ func (vm *VirtualMachine) ReconfigVMTask(ctx *Context, req *types.ReconfigVM_Tas
 }
 
 // changesOf tells in words what a change was, as the event does.
-func changesOf(spec *types.VirtualMachineConfigSpec) *types.ChangesInfoEventArgument {
+func changesOf(vm *VirtualMachine, spec *types.VirtualMachineConfigSpec) *types.ChangesInfoEventArgument {
 	told := new(types.ChangesInfoEventArgument)
 	if spec.ChangeTrackingEnabled != nil {
 		told.Modified += fmt.Sprintf("config.changeTrackingEnabled: -> %t; ", *spec.ChangeTrackingEnabled)
@@ -51,6 +52,9 @@ func changesOf(spec *types.VirtualMachineConfigSpec) *types.ChangesInfoEventArgu
 			told.Deleted += line
 		default:
 			told.Modified += line
+			if disk, ok := device.Device.(*types.VirtualDisk); ok {
+				told.Modified += resized(vm, disk)
+			}
 		}
 	}
 	return told
@@ -63,7 +67,11 @@ func (vm *VirtualMachine) setTracking(on bool) {
 			continue
 		}
 		if d := diskOf(b.FileName); d != nil {
-			d.setTracking(on)
+			if on {
+				vm.startTracking(d)
+			} else {
+				d.setTracking(false)
+			}
 		}
 	}
 }

@@ -81,9 +81,13 @@ func (vm *VirtualMachine) takeSnapshot(ctx *Context, name, description string, h
 		Snapshot: snapshot.Self.Value, VM: vm.Self.Value, Name: vm.Name, Title: name, Description: description,
 		Created: time.Now().UTC(), Quiesced: quiesced, Memory: vm.holdsMemory(how), Minutes: how.minutes(),
 	}
+	if lab.settings.get().TrackingStarts == "stun" {
+		vm.stunned()
+	}
 	if fault := vm.freezeDisks(snapshot, &kept); fault != nil {
 		return nil, fault
 	}
+	vm.stunned()
 	keepRecord(snapshot.Self, &kept)
 	Map.Put(snapshot)
 

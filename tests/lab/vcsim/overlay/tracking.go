@@ -94,6 +94,7 @@ func changedGrains(d *disk, state *frozenDisk, id string) ([]bool, *soap.Fault) 
 	for i, last := range state.last {
 		changed[i] = last > uint32(seq)
 	}
+	forget(changed)
 	if more := lab.settings.get().SupersetGrains; more > 0 {
 		widened := make([]bool, len(changed))
 		for i, hit := range changed {
