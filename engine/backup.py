@@ -64,7 +64,8 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
             ) as whole:
                 held.enter_context(tally.leases.hold(SNAPSHOT, whole.name))
                 snapshot = leaving_out(whole, attempt.left_out)
-                warnings += [snapshot.slow] if snapshot.slow else []
+                if snapshot.slow:
+                    log.warning("snapshot took long", extra={"vm": vm.name, "run": run, "why": snapshot.slow})
                 if not snapshot.disks:
                     raise ConnectorError(
                         "no disk of this VM is held by a snapshot",
@@ -104,8 +105,9 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
         consistency=snapshot.consistency,
         disks=tuple(disks),
         unprotected=tuple((d.label, d.unprotected) for d in snapshot.unprotected),
-        left_out=tuple(d.label for d in snapshot.unprotected[len(whole.unprotected) :]),
+        left_out=tuple(d.label for d in snapshot.unprotected if attempt.left_out(d)),
         warnings=tuple(warnings),
+        remarks=(snapshot.slow,) if snapshot.slow else (),
         moved=moved,
         relocated=relocated,
     )
@@ -145,6 +147,7 @@ def _head(attempt: Attempt, snapshot: Snapshot, engine: str) -> PointHead:
             "policy_commit": job.policy_commit,
             "consistency_wanted": job.consistency.value,
             "consistency_reason": snapshot.consistency_reason,
+            **({"placement": attempt.placement} if attempt.placement else {}),
             "snapshot_seconds": f"{snapshot.made_in_seconds:.1f}",
             "host": snapshot.vm.host,
             "run": attempt.run,

@@ -192,7 +192,10 @@ class DiskOutcome:
 class Done:
     """The run reached its commit: the restore point exists. `warnings` are what it left for the janitor to do.
 
-    `unprotected` are the disks that are not in it, and why; of those `left_out` because policies say so.
+    `remarks` are what people should know although nothing is lacking.
+
+    `unprotected` are the disks that are not in it, and why; of those `left_out` because policies say so. `placement`
+    tells, where the policies want the VM kept in its place, whether it was.
     """
 
     point: PointId
@@ -204,7 +207,9 @@ class Done:
     warnings: tuple[str, ...] = ()
     moved: str = ""
     relocated: str = ""
+    placement: str = ""
     left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def lacking(self) -> bool:

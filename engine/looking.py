@@ -94,6 +94,8 @@ def _vm_row(
             for one in vm.snapshots
         ],
         "own_snapshots": list(vm.own_snapshots),
+        "consistency": vm.reach.value if vm.reach is not None and not vm.refusal else "",
+        "consistency_why": vm.reach_why if not vm.refusal else "",
         "consolidation_needed": vm.consolidation_needed,
         "policies": [policy.name for policy in policies.matching(vm)] if policies is not None else [],
     }

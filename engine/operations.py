@@ -11,9 +11,8 @@ from typing import Any
 
 from connectors.disk_files import is_nbd
 from connectors.disks import Extent
-from connectors.hypervisor import RestoreTarget
 from engine import maintenance, upkeep
-from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, RestoreToVm, Verify
+from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, Verify
 from engine.copying import stop_if
 from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict
 from engine.file_restore import restore_to_file
@@ -21,12 +20,10 @@ from engine.inbox import Told
 from engine.jobs import Abandoned, Done, Failed, JobId, Outcome
 from engine.parts import Parts
 from engine.plain import plain, point_row
-from engine.ports import Hypervisor
 from engine.rawdisk import RawDisk, back_up_file
 from engine.rawnbd import back_up_nbd
 from engine.records import FULL_READ_ASKED
 from engine.reports import plan_row, verify_row
-from engine.restore import restore_vm
 from engine.tasks import Body, Watch
 from engine.threads import interruptible, settled
 from policies.decision import BackUp
@@ -95,7 +92,8 @@ async def _made(parts: Parts, vm: VmId, done: Done) -> Mapping[str, Any]:
     return {
         **next((point_row(point) for point in listed if point.id == done.point), {}),
         "moved": done.moved,
-        "warnings": list(done.warnings),
+        "placement": done.placement,
+        "warnings": [*done.warnings, *done.remarks],
         "unprotected": [list(one) for one in done.unprotected],
         "disks": plain(done.disks),
         "exit_code": int(Exit.PARTIAL if done.lacking else Exit.DONE),
@@ -176,46 +174,6 @@ async def _write_file(parts: Parts, disk: PointDisk, target: Path, force: bool, 
 def _files(folder: Path, labels: list[str]) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     return {label: folder / f"{label.replace('/', '_')}.raw" for label in labels}
-
-
-def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: RestoreToVm) -> Body:
-    """A restore point becomes a new VM."""
-    target = RestoreTarget(
-        name=asked.name,
-        folder=asked.folder,
-        resource_pool=asked.resource_pool,
-        datastore=asked.datastore,
-        host=asked.host,
-        network_map=dict(asked.network_map),
-    )
-
-    async def body(watch: Watch) -> Mapping[str, Any]:
-        detail = await settled(parts.threads.repository, parts.repository.detail, point)
-        begin, advance = _steps(watch)
-        begin(f"{point} to {asked.name}", sum(record.mapped_bytes for record in detail.disks))
-        run = parts.mint_run()
-        with parts.crew.alive(run), parts.crew.restoring(hypervisor.vcenter, asked.name):
-            made = await restore_vm(
-                parts.repository,
-                point,
-                hypervisor,
-                target,
-                parts.threads,
-                run=run,
-                transports=parts.config.transport.order,
-                advance=advance,
-            )
-        parts.metrics.operation_finished("restore", "done")
-        return {
-            "point": point,
-            "vm": made.vm.name,
-            "moref": made.vm.address.moref,
-            "vcenter": parts.names.get(made.vm.address.vcenter, made.vm.address.vcenter),
-            "written_bytes": made.written_bytes,
-            "without": [list(one) for one in detail.unprotected],
-        }
-
-    return body
 
 
 def verify_repository(parts: Parts, points: list[PointId], asked: Verify) -> Body:

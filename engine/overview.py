@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from engine.jobs import JobKind, JobState, minted_at
+from engine import snapshot_report
+from engine.jobs import JobKind, JobState
 from engine.parts import Parts
 from engine.pauses import unhurried
 from engine.threads import settled
-from metrics.labels import CoverageState, RepositoryState, SnapshotState, VmCoverage
+from metrics.labels import CoverageState, RepositoryState, VmCoverage
 from policies.decision import BackUp
 from policies.facts import Vm, VmId
 from policies.naming import unknown_targets
@@ -45,7 +46,7 @@ def _covered(parts: Parts, policies: PolicySet, vm: Vm) -> VmCoverage:
         else (effective.winner.name if effective.winner else ""),
         rpo_seconds=min(goals).total_seconds() if goals else None,
         consecutive_failures=history.consecutive_failures if history is not None else 0,
-        unprotected_disks=sum(1 for disk in vm.disks if disk.unprotected),
+        unprotected_disks=sum(1 for disk in vm.disks if disk.unprotected and not left_out(effective, disk)),
         moref=vm.address.moref,
     )
 
@@ -63,10 +64,7 @@ def publish(parts: Parts) -> None:
     metrics.policy_files_checked(len(rulebook.problems))
     plan = rulebook.plan
     metrics.reload_pending(len(plan.losing) + len(plan.expiring) if plan else 0, rulebook.pending_since)
-    alone = _without_run(parts)
-    for vcenter in parts.hypervisors:
-        metrics.snapshots(_snapshots(parts, vcenter, parts.alone & alone))
-    parts.alone = alone
+    snapshot_report.publish(parts)
     jobs = parts.world.jobs.values()
     metrics.queue(
         waiting=sum(job.state is JobState.PENDING for job in jobs),
@@ -74,35 +72,6 @@ def publish(parts: Parts) -> None:
         quarantined=len(parts.crew.set_aside & parts.world.vms.keys()),
     )
     metrics.lateness(parts.queue.late(), overloaded=parts.queue.load.overloaded)
-
-
-def _without_run(parts: Parts) -> frozenset[str]:
-    """The names of our snapshots that no run of now uses."""
-    names = {name for vm in parts.world.vms.values() for name in vm.own_snapshots}
-    return frozenset(name for name in names if not parts.crew.is_active(name.rpartition("-")[2]))
-
-
-def _snapshots(parts: Parts, vcenter: str, orphans: frozenset[str]) -> SnapshotState:
-    """`orphans` had no run twice in a row: the inventory shows a snapshot a moment longer than it is there."""
-    vms = [vm for vm in parts.world.vms.values() if vm.address.vcenter == vcenter]
-    foreign = [snapshot.created_at for vm in vms for snapshot in vm.snapshots]
-    made = [minted_at(name.rpartition("-")[2]) for vm in vms for name in vm.own_snapshots if name in orphans]
-    return SnapshotState(
-        vcenter=parts.names.get(vcenter, vcenter),
-        orphans=len(made),
-        oldest_orphan=min((at for at in made if at is not None), default=None),
-        foreign=len(foreign),
-        oldest_foreign=min(foreign, default=None),
-        unprotected_disks=sum(bool(disk.unprotected) for vm in vms for disk in vm.disks),
-        left_out_disks=sum(len(_left_out(protection(parts.rulebook.in_force, vm), vm)) for vm in vms),
-        need_consolidation=sum(vm.consolidation_needed for vm in vms),
-    )
-
-
-def _left_out(effective: Protection, vm: Vm) -> list[list[str]]:
-    """The disks of the VM that policies leave out, and why."""
-    said = [[disk.label, left_out(effective, disk)] for disk in vm.disks if not disk.unprotected]
-    return [one for one in said if one[1]]
 
 
 async def publish_repository(parts: Parts) -> None:
@@ -147,6 +116,7 @@ def problems(parts: Parts) -> list[str]:
         found.append(f"bus: {waiting} about runs not sent: {parts.announcer.trouble}")
     if parts.queue.load.overloaded:
         found.append(f"queue: {parts.queue.load.sentence}")
+    found += snapshot_report.problems(parts)
     found += unknown_targets(parts.rulebook.in_force, parts.config.notify).values()
     found += [f"notices to {name} wait: {box.trouble}" for name, box in parts.outboxes.items() if box.trouble]
     if parts.retention_refused:
@@ -220,6 +190,7 @@ async def status(parts: Parts) -> Mapping[str, Any]:
             "hash": parts.rulebook.in_force.hash,
             "pending": parts.rulebook.plan.id if parts.rulebook.plan else "",
         },
+        **snapshot_report.standing(parts),
         "verification": [
             {
                 "policy": one.policy,
@@ -274,7 +245,7 @@ def _vm_row(parts: Parts, vm: Vm, now: datetime) -> dict[str, Any]:
         "refusal": refusal_of(effective, vm),
         "unprotected_disks": [
             *([disk.label, disk.unprotected] for disk in vm.disks if disk.unprotected),
-            *_left_out(effective, vm),
+            *snapshot_report.left_out_disks(effective, vm),
         ],
         "standing": _said(parts, vm.id),
     }

@@ -27,7 +27,7 @@ RPO_SLACK = SeriesDoc(
     "vm_rpo_slack_seconds", "gauge", "Time left until the RPO is missed; below 0 it is missed by that much", _VM
 )
 FAILURES = SeriesDoc("vm_consecutive_failures", "gauge", "Failed runs since the last good one", _VM)
-UNPROTECTED_DISKS = SeriesDoc("vm_unprotected_disks", "gauge", "Disks of the VM that no snapshot can hold", _VM)
+UNPROTECTED_DISKS = SeriesDoc("vm_unprotected_disks", "gauge", "Disks of the VM that no snapshot can hold and no policy leaves out", _VM)
 INFO = SeriesDoc(
     "vm_info", "gauge", "Always 1; joins a VM with its policy and its moRef", (*_VM, ("policy", ()), ("moref", ()))
 )

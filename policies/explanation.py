@@ -14,6 +14,7 @@ from policies.outranked import Ineffective, ineffective
 from policies.policy import Policy
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, last_good, protection, refusal_of
+from policies.reaching import Outlook, outlook
 from policies.retention import plan_retention
 from policies.schedule import Due
 from policies.selection import Match, match
@@ -47,6 +48,7 @@ class Explanation:
     kept: tuple[str, ...]
     sources: dict[str, str]
     vain: tuple[Ineffective, ...] = ()
+    outlook: Outlook | None = None
     copies: Mapping[str, RetentionPlan] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class Explanation:
             "settings": self.settings,
             "origins": self.origins,
             "does_not_count": [one.as_json() for one in self.vain],
+            "consistency": self.outlook.as_json() if self.outlook is not None else None,
             "due": due,
             "blocked": [*self.blocked],
             "pending_change_keeps": [*self.kept],
@@ -103,6 +106,7 @@ class Explanation:
         if self.settings:
             lines += ["", "in effect:", *(self._setting(key, words) for key, words in self.settings.items())]
         lines += [f"  {one.sentence}" for one in self.vain]
+        lines += [f"  a snapshot now would be {self.outlook.sentence}"] if self.outlook is not None else []
         for copy, plan in {"": self.retention, **self.copies}.items():
             if plan.keep or plan.expire:
                 lines += ["", f"restore points in the copy {copy}:" if copy else "restore points:"]
@@ -159,6 +163,7 @@ def explain(policies: PolicySet, vm: Vm, facts: Facts, waits: Sequence[str] = ()
         kept=tuple(policy.name for policy in policies.retaining(vm) if policy.name not in selecting),
         sources={policy.name: policy_line(policy) for policy in policies.policies},
         vain=ineffective(effective, vm),
+        outlook=outlook(effective, vm),
     )
 
 

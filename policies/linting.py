@@ -17,6 +17,7 @@ from policies.outranked import Ineffective, ineffective
 from policies.policy import Policy
 from policies.policyset import PolicySet
 from policies.protection import Protection, protection
+from policies.reaching import outlook
 from policies.termlogic import matches_nothing, taken_away, within
 from policies.units import counted, span
 from policies.weakening import goal_of
@@ -155,6 +156,7 @@ def _by_inventory(
     shared: dict[tuple[Policy, Policy], list[str]] = {}
     alone: list[str] = []
     lost: dict[tuple[Policy, str, str], list[str]] = {}
+    unreached: dict[Policy, list[str]] = {}
     for vm in facts.vms.values():
         effective = protection(policies, vm)
         selected.update(effective.policies)
@@ -164,6 +166,10 @@ def _by_inventory(
         for one in ineffective(effective, vm):
             if (vain := _vain(one, effective, told)) is not None:
                 lost.setdefault(vain, []).append(vm.name)
+        ahead = outlook(effective, vm)
+        if ahead is not None and not ahead.enough:
+            asking = (one for one in effective.policies if one.fallback is effective.fallback)
+            unreached.setdefault(next(asking), []).append(f"{vm.name} ({ahead.reached}: {ahead.why})")
         if not effective.policies and not vm.template:
             alone.append(vm.name)
         for pair in combinations(effective.policies, 2):
@@ -188,6 +194,9 @@ def _by_inventory(
             yield advise(next(iter(_settings(policy))), what, "write a higher priority, or remove the key")
     for (first, second), names in shared.items():
         yield _overlap(advisers[first], first, second, _listed(names))
+    for policy, names in unreached.items():
+        what = f"accepts no less than {policy.fallback} consistency, which cannot be reached by {_listed(names)}"
+        yield advisers[policy](("consistency", "fallback"), what, "mend these VMs, or write a weaker fallback")
     if alone:
         verb = "is" if len(alone) == 1 else "are"
         yield Advice("", 0, 0, f"{_listed(alone)} {verb} selected by no policy", "add a policy that selects them")

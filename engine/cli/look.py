@@ -46,7 +46,8 @@ def look(
     """Look at a vCenter without touching it: what can be protected, what cannot and why.
 
     Needs an account that may read, no repository and no snapshot. Shows change tracking, other people's snapshots
-    with their age, the transport that each disk would take, and what policies would select.
+    with their age, the consistency that a snapshot would reach now, the transport that each disk would take, and what
+    policies would select.
 
     Parameters
     ----------
@@ -119,11 +120,13 @@ def _trusted(vcenter: str, ca_file: Path | None, fingerprint: str | None) -> Ite
 
 def _tell(found: Mapping[str, Any], chosen: Path | None) -> None:
     show_table(
-        ("VM", "POWER", "DISK", "SIZE", "TRACKING", "TRANSPORT", "POLICIES", "REMARK"),
+        ("VM", "POWER", "LEVEL", "DISK", "SIZE", "TRACKING", "TRANSPORT", "POLICIES", "REMARK"),
         [row for vm in found["vms"] for row in _lines(vm)],
         right=frozenset({"SIZE"}),
     )
     show("")
+    for (level, why), vms in _levels(found).most_common():
+        show(printable(f"{vms} of {counted(found['summary']['vms'], 'VM')} at most {level} consistent: {why}"))
     for reason, disks in _obstacles(found).most_common():
         show(printable(f"{disks} of {counted(found['summary']['disks'], 'disk')} not by {reason}"))
     for one in found["policies"]:
@@ -150,12 +153,22 @@ def _lines(vm: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
     remarks += ["disks need consolidation"] if vm["consolidation_needed"] else []
     selected = ", ".join(vm["policies"])
     if not vm["disks"]:
-        yield vm["vm"], vm["power"], "", "", vm["tracking"], "", selected, "; ".join(remarks)
+        yield vm["vm"], vm["power"], vm["consistency"], "", "", vm["tracking"], "", selected, "; ".join(remarks)
     for number, disk in enumerate(vm["disks"]):
         own = [disk["why_not"]] if disk["why_not"] else []
         said = "; ".join([*(remarks if number == 0 else []), *own])
         size = show_size(disk["capacity_bytes"])
-        yield vm["vm"], vm["power"], disk["label"], size, vm["tracking"], disk["transport"] or "none", selected, said
+        way = disk["transport"] or "none"
+        yield vm["vm"], vm["power"], vm["consistency"], disk["label"], size, vm["tracking"], way, selected, said
+
+
+def _levels(found: Mapping[str, Any]) -> Counter[tuple[str, str]]:
+    """Why snapshots of running guests would be less than application consistent, and of how many."""
+    return Counter(
+        (vm["consistency"], vm["consistency_why"])
+        for vm in found["vms"]
+        if vm["consistency_why"] and vm["consistency"] != "application"
+    )
 
 
 def _obstacles(found: Mapping[str, Any]) -> Counter[str]:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from connectors.disk_files import FileReader, FileWriter
-from connectors.disks import AsyncWriter, BlockingWriter, Changes, DiskReader, Extent, Incremental, Whole, merge
+from connectors.disks import Changes, DiskReader, Extent, Incremental, Whole, merge
 from connectors.errors import ConnectorError, Gone, ReadFailed, TransportFailed, Unconsolidated
 from connectors.gates import Gates
 from connectors.hypervisor import (
@@ -28,12 +28,24 @@ from connectors.hypervisor import (
     InventoryUpdate,
     Leftover,
     OpenDisk,
+    OpenTarget,
     RestoreTarget,
     Snapshot,
     SnapshotDisk,
     TrackedBase,
 )
-from policies.facts import USUAL_QUIESCING, Address, Consistency, Disk, Event, EventType, PowerState, Quiescing, Vm, VmId
+from policies.facts import (
+    USUAL_QUIESCING,
+    Address,
+    Consistency,
+    Disk,
+    Event,
+    EventType,
+    PowerState,
+    Quiescing,
+    Vm,
+    VmId,
+)
 
 MIB = 1 << 20
 
@@ -288,7 +300,7 @@ class HypervisorInMemory:
             yield Snapshot(
                 moref=name, name=name, run=run, vm=guest.vm, taken_at=datetime.now(UTC), consistency=want,
                 consistency_reason="", disks=disks, unprotected=tuple(d for d in guest.vm.disks if d.unprotected),
-                configuration=b"configuration of " + vm.name.encode(),
+                configuration=b"configuration of " + vm.name.encode(), made_in_seconds=0.1, slow=self.slow_snapshot,
             )  # fmt: skip
         finally:
             self.log.append(f"remove snapshot {vm.name}")
@@ -397,9 +409,9 @@ class HypervisorInMemory:
     @asynccontextmanager
     async def write_disk(
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
-    ) -> AsyncIterator[BlockingWriter | AsyncWriter]:
+    ) -> AsyncIterator[OpenTarget]:
         with FileWriter(self.guests[vm.address].files[2000 + index]) as writer:
-            yield writer
+            yield OpenTarget(writer, "nbd")
 
     async def aclose(self) -> None:
         self.log.append("closed")

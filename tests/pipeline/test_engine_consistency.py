@@ -1,0 +1,87 @@
+"""How a run has its snapshot made, and what it tells of it: patience, time, and disks that no snapshot holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from engine import overview
+from engine.commands import BackUpVm
+from policies.facts import Quiescing
+from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
+from tests.pipeline.running import EVERYTHING, configure, running
+
+PATIENT = EVERYTHING.replace(
+    'fallback = "crash" }', 'fallback = "crash", retries = 5, retry_wait = "30s", quiesce_timeout = "20m" }'
+)
+
+
+@pytest.fixture
+def hypervisor(tmp_path: Path) -> HypervisorInMemory:
+    (tmp_path / "disks").mkdir()
+    return HypervisorInMemory(tmp_path / "disks")
+
+
+async def test_a_guest_is_asked_to_hold_still_as_patiently_as_its_policy_says(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path, PATIENT)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+    assert hypervisor.asked_to_quiesce == Quiescing(5, timedelta(seconds=30), timedelta(minutes=20))
+
+
+async def test_a_snapshot_that_took_long_is_told_and_makes_the_run_no_less(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    hypervisor.add("web")
+    hypervisor.slow_snapshot = "making the snapshot took 95 s"
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        result = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        assert (result["state"], result["exit"]) == ("done", 0)
+        assert result["warnings"] == ["making the snapshot took 95 s"]
+        point = (await engine.control.points("web"))[-1].id
+        assert (await engine.control.point(point))["attributes"]["snapshot_seconds"] == "0.1"
+
+
+async def test_rule_8_a_disk_that_no_snapshot_holds_is_in_each_result_the_status_and_the_metrics(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web", disks=2)
+    why = "its mode is independent_persistent: a snapshot does not hold independent disks"
+    hypervisor.set(vm, disks=(vm.disks[0], replace(vm.disks[1], unprotected=why)))
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        for _ in range(2):
+            result = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+            assert (result["exit"], result["unprotected"]) == (3, [["Hard disk 2", why]])
+        for point in await engine.control.points("web"):
+            assert (await engine.control.point(point.id))["unprotected"] == [["Hard disk 2", why]]
+        [row] = [row for row in (await engine.control.status())["vms"] if row["vm"] == "web"]
+        assert row["unprotected_disks"] == [["Hard disk 2", why]]
+        overview.publish(engine.parts)
+        await overview.publish_coverage(engine.parts)
+        value_of = engine.parts.metrics.registry.get_sample_value
+        assert value_of("backstay_unprotected_disks", {"vcenter": "lab"}) == 1
+        each = {m.labels["vm"]: m.value for f in engine.parts.metrics.registry.collect() for m in f.samples
+                if m.name == "backstay_vm_unprotected_disks"}  # fmt: skip
+        assert each == {"web": 1.0}
+
+
+async def test_a_disk_outside_of_snapshots_that_the_policy_leaves_out_is_listed_and_is_no_lack(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web", disks=2)
+    hypervisor.set(vm, disks=(vm.disks[0], replace(vm.disks[1], unprotected="its mode is independent_persistent")))
+    meant = EVERYTHING + '[policy.everything.disks]\nexclude = ["number:2"]\n'
+    async with running(tmp_path, hypervisor, configure(tmp_path, meant)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        result = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        assert (result["exit"], result["unprotected"]) == (0, [["Hard disk 2", "its mode is independent_persistent"]])
+        await overview.publish_coverage(engine.parts)
+        assert {m.value for f in engine.parts.metrics.registry.collect() for m in f.samples
+                if m.name == "backstay_vm_unprotected_disks"} == {0.0}  # fmt: skip
