@@ -47,6 +47,23 @@ FAULTY_CALLS: Mapping[str, tuple[str, ...]] = {
 }
 """Calls that the engine makes, and faults that they can meet; each can lose its answer too."""
 
+MANNERS: tuple[Mapping[str, int | str], ...] = (
+    {"superset_grains": 3},
+    {"superset_grains": 0},
+    {"page_areas": 7},
+    {"page_areas": 2000},
+    {"star": "whole"},
+    {"star": "fault"},
+    {"star": "allocated"},
+    {"leave_deltas": 2},
+    {"removal_delay_ms": 300},
+    {"removal_delay_ms": 0},
+    {"device_delay_ms": 300},
+    {"move_delay_ms": 200},
+    {"snapshot_delay_ms": 200},
+)
+"""How the lab's vCenter behaves from then on, each as some real one does."""
+
 DEATHS = (
     "at once", "nbd", "hotadd", "pack.sealed:2", "commit.packs_sealed:2", "commit.manifest_written:2",
     "commit.catalog_written",
@@ -95,6 +112,7 @@ class _Day:
     alive: list[str]
     power: dict[str, bool] = field(default_factory=dict)
     made: int = 0
+    by_hand: list[str] = field(default_factory=list)
 
     def any(self) -> str:
         return self.chance.choice(self.alive)
@@ -103,7 +121,7 @@ class _Day:
 def _one_of(day: _Day, at: float) -> Step:
     """Something that people, guests or DRS do at this time."""
     kinds: tuple[tuple[int, Callable[[_Day, float], Step]], ...] = (
-        (10, _write), (5, _move), (4, _power), (2, _appear), (1, _disappear), (2, _change),
+        (10, _write), (5, _move), (4, _power), (2, _appear), (1, _disappear), (4, _change),
     )  # fmt: skip
     [chosen] = day.chance.choices([make for _, make in kinds], [weight for weight, _ in kinds])
     return chosen(day, at)
@@ -147,12 +165,10 @@ def _disappear(day: _Day, at: float) -> Step:
 
 
 def _change(day: _Day, at: float) -> Step:
-    match day.chance.randrange(5):
-        case 0:
-            return Step(at, "add_disk", day.any(), {"bytes": 8 * MIB})
-        case 1:
-            return Step(at, "register_again", day.any())
-        case 2:
+    plain = ("add_disk", "extend_disk", "register_again", *("snapshot_by_hand",) * 3, "end_snapshot_by_hand", "revert",
+             "need_consolidation", "reset_tracking", "evacuate", "rename")  # fmt: skip
+    match day.chance.choice(plain):
+        case "rename":
             vm = day.any()
             day.alive.remove(vm)
             day.made += 1
@@ -160,10 +176,13 @@ def _change(day: _Day, at: float) -> Step:
             if vm in day.power:
                 day.power[name] = day.power.pop(vm)
             return Step(at, "rename", vm, {"name": name})
-        case 3:
-            return Step(at, "snapshot_by_hand", day.any())
-        case _:
-            return Step(at, "need_consolidation", day.any())
+        case "revert" | "end_snapshot_by_hand" as what if day.by_hand:
+            return Step(at, what, day.chance.choice(day.by_hand))
+        case "snapshot_by_hand":
+            day.by_hand.append(vm := day.any())
+            return Step(at, "snapshot_by_hand", vm)
+        case what:
+            return Step(at, what, day.any())
 
 
 def _lost_and_faulty(chance: Random, seconds: float) -> list[Step]:
@@ -173,9 +192,12 @@ def _lost_and_faulty(chance: Random, seconds: float) -> list[Step]:
         Step(chance.uniform(0, 0.9) * seconds, "outage", more={"seconds": round(chance.uniform(0.2, 2), 1)})
         for _ in range(int(seconds / 40))
     ]
-    for _ in range(max(4, int(seconds / 3))):
+    steps += [Step(chance.uniform(0, 0.9) * seconds, "restart_vcenter") for _ in range(int(seconds / 60))]
+    steps += [Step(chance.uniform(0, 0.9) * seconds, "read_errors") for _ in range(1 + int(seconds / 30))]
+    steps += [Step(chance.uniform(0, 0.9) * seconds, "manners", more=chance.choice(MANNERS)) for _ in range(4)]
+    for _ in range(max(8, int(seconds * 0.7))):
         method = chance.choice(list(FAULTY_CALLS))
-        order: dict[str, Any] = {"method": method}
+        order: dict[str, Any] = {"method": method, "times": chance.choice((1, 1, 1, 2, 4))}
         way = chance.random()
         if way < 0.35:
             order["drop"] = True
@@ -191,11 +213,12 @@ def _lost_and_faulty(chance: Random, seconds: float) -> list[Step]:
 def _lives(chance: Random, seconds: float) -> list[Step]:
     """The engine's deaths and its births after them, the first ones spread so that it also lives for a while."""
     steps = []
-    count = 1 + int(seconds / 30)
+    count = 1 + int(seconds / 15)
     for n in range(count):
         begin = (n + 0.25) / count * seconds
         at = begin + chance.uniform(0, 0.3) * seconds / count
-        steps.append(Step(at, "kill", more={"how": chance.choice(DEATHS)}))
+        stops = n > 0 and chance.random() < 0.15
+        steps.append(Step(at, "stop") if stops else Step(at, "kill", more={"how": chance.choice(DEATHS)}))
         steps.append(Step(at + chance.uniform(0.3, 1.5), "start"))
     return steps
 

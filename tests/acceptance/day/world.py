@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pyVmomi import vmodl
+from pyVmomi import vim, vmodl
 
 from engine.commands import BackUpVm
 from engine.failures import NotReachable, RemoteFailure
@@ -113,10 +113,45 @@ class World:
         self.lab.register(self.lab.unregister(step.vm))
 
     def _add_disk(self, step: Step) -> None:
-        self.lab.add_disk(step.vm, step.more["bytes"])
+        self.lab.add_disk(step.vm, 8 * MIB)
+
+    def _extend_disk(self, step: Step) -> None:
+        vm = self.lab.vm(step.vm)
+        if vm.snapshots:
+            say("          not under a snapshot: vCenter would refuse it")
+            return
+        self.lab.extend_disk(step.vm, 0, vm.disks[0].capacity_bytes + 4 * MIB)
 
     def _snapshot_by_hand(self, step: Step) -> None:
         self.lab.snapshot(step.vm, BY_HAND)
+
+    def _by_hand(self, vm: str) -> str:
+        """The moref of a person's snapshot; KeyError when there is none."""
+        here = self.lab.vm(vm)
+        for frozen in reversed(self.lab.frozen(here.moref)):
+            if frozen.name == BY_HAND and frozen.snapshot in here.snapshots:
+                return frozen.snapshot
+        raise KeyError(vm)
+
+    def _end_snapshot_by_hand(self, step: Step) -> None:
+        self.lab.remove_snapshot(self._by_hand(step.vm))
+
+    def _revert(self, step: Step) -> None:
+        moref = self._by_hand(step.vm)
+        with self.lab.session() as service:
+            snapshot = vim.vm.Snapshot(moref, service._stub)
+            self.lab.finish(lambda: snapshot.RevertToSnapshot_Task())
+
+    def _reset_tracking(self, step: Step) -> None:
+        self.lab.set_tracking(step.vm, False)
+        self.lab.set_tracking(step.vm, True)
+
+    def _evacuate(self, step: Step) -> None:
+        """DRS empties the host of this VM."""
+        host = self.lab.vm(step.vm).host
+        for vm in self.lab.vms():
+            if vm.host == host and vm.name != PROXY.name:
+                self.lab.drs_move(vm.name)
 
     def _need_consolidation(self, step: Step) -> None:
         self.lab.need_consolidation(step.vm)
@@ -128,6 +163,21 @@ class World:
 
     def _outage(self, step: Step) -> None:
         self.lab.outage(step.more["seconds"])
+
+    def _restart_vcenter(self, step: Step) -> None:
+        self.lab.restart(1.0)
+
+    def _manners(self, step: Step) -> None:
+        self.lab.settings(**step.more)
+
+    def _read_errors(self, step: Step) -> None:
+        """The disks' beginnings cannot be read over the network for a moment."""
+        with self.lab.nbd_fault(error_at=0, times=2):
+            time.sleep(0.5)
+
+    def _stop(self, step: Step) -> None:
+        if self.lives:
+            self.engine.stop()
 
     def _fault(self, step: Step) -> None:
         self.lab.inject(user=self.lab.user, **step.more)
@@ -176,7 +226,7 @@ class World:
     def _sigkill(self) -> None:
         process = self.engine.process
         assert process is not None
-        if process is self._buried:
+        if process is self._buried or process.returncode == 0:
             return
         process.kill()
         code = process.wait()
@@ -276,6 +326,7 @@ class World:
     def settle(self, *, seconds: float) -> None:
         """Nothing goes wrong any more; wait until the engine has done what it can, and ask for what failed."""
         self.lab.heal()
+        self.lab.settings(leave_deltas=0, removal_delay_ms=0, snapshot_delay_ms=0, move_delay_ms=0, device_delay_ms=20)
         self._start(Step(0, "start"))
         self.engine.until(self.engine.follows, seconds=seconds)
         asked: set[str] = set()
