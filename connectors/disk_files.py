@@ -130,6 +130,19 @@ class FileWriter(_DiskFile):
             os.close(fd)
         return cls(path)
 
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill view from offset on, as it is on the disk now."""
+        self._check(offset, view.nbytes, ReadFailed)
+        done = 0
+        try:
+            while done < view.nbytes:
+                count = os.preadv(self._fd, [view[done:] if done else view], offset + done)
+                if count == 0:
+                    raise ReadFailed(f"ended at offset {offset + done}", where=str(self.path))
+                done += count
+        except OSError as exc:
+            raise ReadFailed(f"reading at offset {offset + done}: {exc.strerror}", where=str(self.path)) from exc
+
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of view at offset."""
         length = view.nbytes

@@ -74,6 +74,10 @@ class BlockingWriter(Protocol):
 
     capacity_bytes: int
 
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill view from offset on, or raise ReadFailed; never short. Thread-safe."""
+        ...
+
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of view at offset. Thread-safe."""
         ...
@@ -87,6 +91,10 @@ class AsyncWriter(Protocol):
     """A disk that is written over a connection."""
 
     capacity_bytes: int
+
+    async def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill view from offset on, or raise ReadFailed; never short. Several calls may be under way."""
+        ...
 
     async def write(self, offset: int, view: memoryview) -> None:
         """Write all of view at offset. Several calls may be under way."""

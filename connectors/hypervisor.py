@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from connectors.disks import DiskReader
+from connectors.disks import DiskReader, DiskWriter
 from policies.facts import Address, Consistency, Disk, Event, Vm
 
 
@@ -111,6 +111,15 @@ class OpenDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenTarget:
+    """A disk of a VM that is restored, open for writing, with the way that was taken to it."""
+
+    writer: DiskWriter
+    transport: str
+    fallbacks: tuple[Fallback, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Leftover:
     """Something of ours that a dead run left in vCenter: a snapshot, or a hot-added disk."""
 
@@ -175,7 +184,8 @@ class CreatedVm:
 
     `identity` says whose UUIDs and MAC addresses it has, and why. `warnings` are what it lacks of the original.
     `resumed` when an earlier, interrupted restore of the same restore point had made it. `version` changes whenever
-    something but this restore changes the VM, its being switched on included. `safety` names the snapshot above which
+    something but this restore changes the VM, its being switched on included; `found_version` is what it was when an
+    earlier restore's VM was found. `safety` names the snapshot above which
     its disks are written, if there is one.
     """
 
@@ -186,4 +196,5 @@ class CreatedVm:
     warnings: tuple[str, ...] = ()
     resumed: bool = False
     version: str = ""
+    found_version: str = ""
     safety: str = ""

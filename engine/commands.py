@@ -51,7 +51,11 @@ class RestoreToFile:
 
 @dataclass(frozen=True, slots=True)
 class RestoreToVm:
-    """Make a new, powered-off VM from a restore point. Empty fields take what the restore point remembers."""
+    """Make a new, powered-off VM from a restore point, or go on with one whose restore was interrupted.
+
+    Empty fields take what the restore point remembers. `disk_datastores` are by the disks' labels; `identity` and
+    `connect` are as in RestoreTarget.
+    """
 
     point: str
     name: str
@@ -61,6 +65,9 @@ class RestoreToVm:
     datastore: str = ""
     host: str = ""
     network_map: Mapping[str, str] = field(default_factory=dict)
+    disk_datastores: Mapping[str, str] = field(default_factory=dict)
+    identity: Literal["auto", "keep", "new"] = "auto"
+    connect: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

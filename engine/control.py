@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from engine import explaining, maintenance, operations, outbox, overview, relink
+from engine import explaining, maintenance, operations, outbox, overview, relink, restore_tasks
 from engine.commands import (
     BackUpDisk,
     BackUpVm,
@@ -113,7 +113,7 @@ class Controls:
                 return "restore-file", operations.restore_file(self.parts, await self._find(task.point), task)
             case RestoreToVm():
                 hypervisor = self._hypervisor(task.vcenter)
-                return "restore-vm", operations.restore_to_vm(
+                return "restore-vm", restore_tasks.restore_to_vm(
                     self.parts, await self._find(task.point), hypervisor, task
                 )
             case Verify():

@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import ParamSpec
 
 from connectors.hypervisor import Leftover
 from engine.attempts import Attempt, Means
+from engine.cleaning import Merging
+from engine.failures import BadInput
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Job, JobId, Outcome, RunId
 from engine.maintenance import Sweep, sweep
@@ -53,6 +55,7 @@ class Crew:
     ended: Callable[[Job, Outcome], None] = lambda job, outcome: None
     active: dict[RunId, Attempt] = field(default_factory=dict)
     set_aside: set[VmId] = field(default_factory=set)
+    merging: Merging = field(default_factory=Merging)
     _others: set[RunId] = field(default_factory=set)
     _restoring: set[tuple[str, str]] = field(default_factory=set)
     _listing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -81,7 +84,9 @@ class Crew:
 
     @contextmanager
     def restoring(self, vcenter: str, name: str) -> Iterator[None]:
-        """No VM of this name is backed up meanwhile: its disks are being written."""
+        """No VM of this name is backed up meanwhile: its disks are being written. BadInput when they are already."""
+        if (vcenter, name) in self._restoring:
+            raise BadInput(f"{name} is being restored already", hint="wait for that to end")
         self._restoring.add((vcenter, name))
         try:
             yield
@@ -108,19 +113,25 @@ class Crew:
         """One janitor's pass over a vCenter, or over what a run waits for; closes intents of which nothing is left."""
         swept = await sweep(self.means[vcenter].hypervisor, self.is_active, wanted or (lambda left: True))
         left = {leftover.run for leftover, _ in swept.stuck}
+        unmovable = {leftover.vm for leftover, _ in swept.stuck if not leftover.run}
         gone = {leftover.run for leftover in swept.removed}
         intents = await settled(self.threads.state, self.state.intents)
         over = [
-            i.run
+            i
             for i in intents
             if i.address.vcenter == vcenter
             and i.run not in left
+            and i.address not in unmovable
             and not self.is_active(i.run)
             and (wanted is None or i.run in gone)
         ]
-        if over:
-            await settled(self.threads.state, self.state.resolve_intents, over)
-        return swept
+        # What a snapshot left to merge stays open, so that it is known as ours after a restart too.
+        snapshots = [i for i in over if i.kind == "snapshot"]
+        unmerged = await self.merging.merge(self.means[vcenter].hypervisor, snapshots, self.now())
+        done = [i.run for i in over if i.run not in unmerged]
+        if done:
+            await settled(self.threads.state, self.state.resolve_intents, done)
+        return replace(swept, unmerged=unmerged)
 
     async def remember(self, write: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Write to the state; when that fails too (a full disk), go on: at worst the job runs again after a start."""

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from connectors.disks import AsyncWriter, BlockingWriter, Changes
+from connectors.disks import Changes
 from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
@@ -17,6 +17,7 @@ from connectors.hypervisor import (
     InventoryUpdate,
     Leftover,
     OpenDisk,
+    OpenTarget,
     RestoreTarget,
     Snapshot,
     SnapshotDisk,
@@ -123,7 +124,7 @@ class Hypervisor(Protocol):
 
     def write_disk(
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
-    ) -> AbstractAsyncContextManager[BlockingWriter | AsyncWriter]:
+    ) -> AbstractAsyncContextManager[OpenTarget]:
         """The index-th disk of a VM that we made, open for writing."""
         ...
 

@@ -10,7 +10,8 @@ from typing import Self
 
 from pyVmomi import vim
 
-from connectors.disks import AsyncWriter, BlockingWriter, Changes
+from connectors.diagnosis import Diagnosis
+from connectors.disks import Changes
 from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
@@ -20,12 +21,13 @@ from connectors.hypervisor import (
     InventoryUpdate,
     Leftover,
     OpenDisk,
+    OpenTarget,
     RestoreTarget,
     Snapshot,
     SnapshotDisk,
     TrackedBase,
 )
-from connectors.vsphere import cbt, datastores, hotadd, janitor, provision, transport
+from connectors.vsphere import cbt, datastores, diagnosing, hotadd, janitor, provision, transport
 from connectors.vsphere.events import FollowSettings, follow
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.making import SnapshotSettings
@@ -156,6 +158,10 @@ class VCenter:
             return await datastores.space_of(self.session, vm.moref)
         return await datastores.all_space(self._inventory)
 
+    async def diagnose(self) -> Diagnosis:
+        """What this vCenter is, and what the account may and can do in it. Changes nothing."""
+        return await diagnosing.diagnose(self.session, self._inventory, self.settings.transports)
+
     async def consolidate(self, address: Address) -> None:
         """Merge deltas that no snapshot accounts for, if the VM has such."""
         vm = self.session.managed(vim.VirtualMachine, address.moref)
@@ -194,7 +200,7 @@ class VCenter:
 
     def write_disk(
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
-    ) -> AbstractAsyncContextManager[BlockingWriter | AsyncWriter]:
+    ) -> AbstractAsyncContextManager[OpenTarget]:
         """The index-th disk of a VM that we made, open for writing."""
         return transport.write_disk(
             self.session, vm, index, transports=transports, run=run, settings=self.settings.transports

@@ -88,6 +88,7 @@ async def create_vm(session: Session, tags: TagReader, configuration: bytes, tar
         warnings=tuple(warnings),
         resumed=found is not None,
         version=str(told.get("config.changeVersion") or ""),
+        found_version=str(found.get("config.changeVersion") or "") if found is not None else "",
     )
 
 
@@ -158,7 +159,7 @@ async def _earlier(session: Session, place: Place, target: RestoreTarget) -> Map
     if isinstance(there, vim.VirtualMachine) and target.point:
         told = await session.properties(
             session.managed(vim.VirtualMachine, there._moId),
-            ["config.extraConfig", "config.uuid", "config.instanceUuid", "runtime.powerState"],
+            ["config.extraConfig", "config.uuid", "config.changeVersion"],
         )
         mark = read_mark(told.get("config.extraConfig") or ())
         if mark is not None and (mark.engine, mark.point) == (session.settings.engine_id, target.point):

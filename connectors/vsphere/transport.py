@@ -16,14 +16,15 @@ from typing import TypeVar
 from pyVmomi import vim
 
 from connectors.disk_files import FileWriter
-from connectors.disks import AsyncWriter, BlockingWriter, DiskReader
+from connectors.disks import DiskReader
 from connectors.errors import ConnectorError, TransportFailed
 from connectors.gates import connection
-from connectors.hypervisor import CreatedVm, Fallback, OpenDisk, Snapshot, SnapshotDisk
+from connectors.hypervisor import CreatedVm, Fallback, OpenDisk, OpenTarget, Snapshot, SnapshotDisk
 from connectors.nbd import NbdDisk
 from connectors.vsphere import datastore_https, vddk
 from connectors.vsphere.datastore_https import datastore_kinds, open_folder_reader
 from connectors.vsphere.hotadd import AttachRequest, open_reader, open_writer
+from connectors.vsphere.naming import tree_nodes
 from connectors.vsphere.proxy import Proxy, datacenter_of, proxy_or_reason, refusal
 from connectors.vsphere.session import Session
 from connectors.vsphere.transport_settings import HOT_ADD, HTTPS, NBD, TRANSPORTS, TransportSettings
@@ -137,10 +138,11 @@ async def write_disk(
     transports: Sequence[str],
     run: str,
     settings: TransportSettings,
-) -> AsyncIterator[BlockingWriter | AsyncWriter]:
+) -> AsyncIterator[OpenTarget]:
     """The index-th disk of a VM that we made, open for writing by the first transport that works; closed afterwards.
 
-    The VM must be off and without snapshots, and stay so. Everything is durable when the block has ended well.
+    The VM must be off and without snapshots, but for the one for safety that `created` names, and stay so. Everything
+    is durable when the block has ended well.
     """
     facts = created.disks[index]
     moref = created.address.moref
@@ -148,11 +150,14 @@ async def write_disk(
     told = await session.properties(vm, ["runtime.powerState", "runtime.host", "snapshot", "config.keyId"])
     if told.get("runtime.powerState") != vim.VirtualMachine.PowerState.poweredOff:
         raise TransportFailed("the VM is not powered off, so its disks are in use", where=created.name)
-    if told.get("snapshot") is not None:
+    above = [node.name for node in tree_nodes(getattr(told.get("snapshot"), "rootSnapshotList", None))]
+    if above != ([created.safety] if created.safety else []):
         raise TransportFailed("the VM has a snapshot, so its disks may not be written", where=created.name)
 
     async def enter(stack: AsyncExitStack, name: str) -> FileWriter | NbdDisk:
         match name:
+            case "hotadd" if created.safety:
+                raise TransportFailed("above a snapshot a disk is not attached for writing")
             case "hotadd":
                 datacenter = await datacenter_of(session, told.get("runtime.host"))
                 request = AttachRequest(moref, datacenter, facts, run, "config.keyId" in told, writable=True)
@@ -167,9 +172,9 @@ async def write_disk(
             case _:
                 raise TransportFailed(_unknown(name))
 
-    async with _first_that_works(enter, transports or settings.order, facts) as (writer, name, _):
+    async with _first_that_works(enter, transports or settings.order, facts) as (writer, name, fallbacks):
         log.info("disk open for writing", extra={"disk": facts.file_name, "transport": name})
-        yield writer
+        yield OpenTarget(writer, name, fallbacks)
         if isinstance(writer, FileWriter):
             await asyncio.to_thread(writer.flush)
         else:

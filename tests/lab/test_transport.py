@@ -134,7 +134,8 @@ async def restore(vcenter: VCenter, made: CreatedVm, images: list[bytes], transp
     ways = []
     for index, image in enumerate(images):
         view = memoryview(bytearray(image))
-        async with vcenter.write_disk(made, index, transports=transports, run="restore-1") as writer:
+        async with vcenter.write_disk(made, index, transports=transports, run="restore-1") as opened:
+            writer = opened.writer
             for offset in range(0, len(view), MIB):
                 piece = view[offset : offset + MIB]
                 if isinstance(writer, NbdDisk):
@@ -142,7 +143,7 @@ async def restore(vcenter: VCenter, made: CreatedVm, images: list[bytes], transp
                 else:
                     assert isinstance(writer, FileWriter)
                     await asyncio.to_thread(writer.write, offset, piece)
-            ways.append("nbd" if isinstance(writer, NbdDisk) else "hotadd")
+            ways.append(opened.transport)
     return ways
 
 
