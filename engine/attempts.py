@@ -16,7 +16,7 @@ from engine.ports import Hypervisor
 from engine.room import RoomKeeper
 from engine.threads import Threads
 from policies.facts import USUAL_QUIESCING, Disk, Quiescing, Vm
-from policies.policy import OnCbtInvalid
+from policies.policy import OnCbtInvalid, OnMigrate
 from storage.repository import Repository
 
 DEFAULT_TRANSPORTS = ("hotadd", "nbd", "https")
@@ -117,5 +117,7 @@ class Attempt:
     recall: Recall = field(default_factory=Recall)
     was_read: Callable[[], None] = lambda: None
     gives_way: bool = True
+    on_migrate: OnMigrate = OnMigrate.FINISH
+    placement: str = ""
     sample: int = 0
     quiescing: Quiescing = USUAL_QUIESCING

@@ -122,6 +122,8 @@ _CONNECTOR: dict[type[connector.ConnectorError], tuple[Kind, Exit]] = {
     connector.Gone: (Kind.FAIL, Exit.USAGE),
     connector.Busy: (Kind.RETRY, Exit.TRY_LATER),
     connector.SnapshotFailed: (Kind.RETRY, Exit.TRY_LATER),
+    connector.Unconsolidated: (Kind.RETRY, Exit.TRY_LATER),
+    connector.NoRoom: (Kind.RETRY, Exit.NO_SPACE),
     connector.TrackingUnusable: (Kind.FAIL, Exit.TRY_LATER),
     connector.TransportFailed: (Kind.RETRY, Exit.UNREACHABLE),
     connector.ReadFailed: (Kind.RETRY, Exit.UNREACHABLE),

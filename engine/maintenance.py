@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -34,10 +34,14 @@ log = logging.getLogger("engine.maintenance")
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a janitor's pass found and took away; `stuck` pairs what stays with why."""
+    """What a janitor's pass found and took away; `stuck` pairs what stays with why.
+
+    `unmerged` tells by run why the VM of a snapshot that is gone still needs consolidation.
+    """
 
     removed: tuple[Leftover, ...] = ()
     stuck: tuple[tuple[Leftover, str], ...] = ()
+    unmerged: Mapping[str, str] = field(default_factory=dict)
 
 
 async def sweep(

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from connectors.hypervisor import DatastoreSpace
 from engine.announcing import Announcer
 from engine.attempts import Means
+from engine.cleaning import Cleaner
 from engine.config import Config
 from engine.crew import Crew
 from engine.dispatch import Dispatcher
@@ -19,6 +21,7 @@ from engine.jobs import RunId
 from engine.maintenance import plan_run
 from engine.outbox import Outbox
 from engine.ports import Bus, Hypervisor
+from engine.room import RoomKeeper
 from engine.rulebook import Rulebook
 from engine.sources import Sources
 from engine.state import State
@@ -95,6 +98,11 @@ class Parts:
     """Held by who has second copies open."""
     copies_reclaimed: dict[str, datetime] = field(default_factory=dict)
     """When reclaim last ran in a second copy, or was first thought of, by the copy's name."""
+    room: RoomKeeper = field(default_factory=RoomKeeper)
+    stores: dict[str, tuple[DatastoreSpace, ...]] = field(default_factory=dict)
+    """How full the datastores of each vCenter were when they were last looked at."""
+    cleaners: dict[str, Cleaner] = field(default_factory=dict)
+    """The janitor of each vCenter."""
     unreachable: dict[str, str] = field(default_factory=dict)
     """Configured vCenters that were not reached yet, with why."""
 

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BeforeValidator, Field, PlainValidator, field_validator, model_validator
 
 from engine.addresses import is_loopback, split_address
+from engine.headroom import Mark, parse_mark
 from engine.stores import RepositorySection, SecretSource
 from engine.stores import Section as _Section
 from engine.units import parse_size
@@ -54,10 +55,15 @@ def _zone(value: Any) -> Any:
         raise ValueError(f'"{value}" is no time zone; write for instance "Europe/Berlin"') from None
 
 
+def _free_space(value: object) -> Mark:
+    return value if isinstance(value, Mark) else parse_mark(value if isinstance(value, str) else repr(value))
+
+
 OpenHours = Annotated[tuple[Window, ...], PlainValidator(_windows)]
 TimeZone = Annotated[ZoneInfo, PlainValidator(_zone)]
 Size = Annotated[int, BeforeValidator(_size)]
 Argv = Annotated[tuple[str, ...], BeforeValidator(_argv)]
+FreeSpace = Annotated[Mark, PlainValidator(_free_space)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 TransportName = Literal["hotadd", "nbd", "https"]
@@ -220,9 +226,32 @@ class Limits(_Section):
     per_vcenter: Count | None = None
     per_repository: Count | None = None
     starts_per_minute: Count = 60
+    snapshots_per_vcenter: Count = 10
+    removals_per_vcenter: Count = 8
+    removals_per_datastore: Count = 2
+    nbd_per_host: Count = 8
+    """Snapshots that are made, and that are removed, at a time, and disks that are read from one host over the
+    network: what has to wait goes on by itself."""
+
+    datastore_free: FreeSpace = Mark(share=0.10)
+    """No snapshot is begun with less free on a datastore of the VM: a share such as "10%" or a size."""
+
+    datastore_low: FreeSpace = Mark(share=0.05)
+    """With less, a run that reads ends and its snapshot goes. What its deltas may come to is kept free above this."""
+
+    foreign_snapshot_age: Duration = timedelta(hours=72)
+    """Snapshots of others that are older are told."""
+
     disks_per_vm: Count = 2
     lanes: Count = 16
     threads: Count = Field(default_factory=lambda: max(2, min(os.cpu_count() or 2, 8)))
+
+    @model_validator(mode="after")
+    def _low_is_lower(self) -> Limits:
+        free, low = self.datastore_free, self.datastore_low
+        if (low.share > free.share and not free.fixed_bytes) or (low.fixed_bytes > free.fixed_bytes and not free.share):
+            raise ValueError('datastore_low is above datastore_free; write for instance "5%" and "10%"')
+        return self
 
 
 class Timers(_Section):

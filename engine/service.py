@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from connectors.bus import open_bus
+from connectors.diagnosis import NbdTools
 from connectors.errors import ConnectorError, LoginRefused
+from connectors.gates import Gates
 from connectors.nats_login import BusSettings
+from connectors.vsphere import vddk
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import SessionSettings
 from connectors.vsphere.strays import end_strays
@@ -42,7 +45,7 @@ from engine.parts import Parts
 from engine.ports import Hypervisor
 from engine.records import Intent
 from engine.sources import Patience
-from engine.startup import add_hypervisor, assemble, engine_id, policies_folder, recover
+from engine.startup import add_hypervisor, assemble, engine_id, gate_limits, policies_folder, recover
 from engine.state import State
 from engine.threads import Threads
 from engine.worker import work
@@ -82,9 +85,6 @@ async def connect(
     on_intent: Callable[[AttachIntent], None] = ignore_intent,
 ) -> VCenter:
     """Log in to one vCenter; LoginRefused or Unreachable."""
-    transport = config.transport
-    if len(transport.nbdkit) != 1:
-        raise BadInput("names a program without arguments", where="transport.nbdkit", hint="put them into plugin")
     settings = VCenterSettings(
         session=SessionSettings(
             host=vcenter.host,
@@ -93,23 +93,37 @@ async def connect(
             password=password_of(vcenter.password),
             engine_id=engine_id(config),
             ca_file=vcenter.ca_file,
+            gates=Gates(gate_limits(config)),
         ),
-        transports=TransportSettings(
-            order=transport.order,
-            hotadd=transport.hotadd,
-            compression=transport.compression or "",
-            nbdkit=transport.nbdkit[0],
-            plugin=transport.plugin,
-            libdir=str(transport.libdir or ""),
-            proxy=transport.proxy,
-            device_folder=transport.device_folder,
-            stats_folder=_stats_folder(),
-            environment=_for_nbdkit(),
-            on_intent=on_intent,
-        ),
+        transports=transports_of(config, on_intent),
         defects=tuple(parse_defect(text) for text in vcenter.distrusted_builds),
     )
     return await VCenter.connect(settings)
+
+
+def transports_of(config: Config, on_intent: Callable[[AttachIntent], None] = ignore_intent) -> TransportSettings:
+    """The ways to disks as the configuration names them."""
+    transport = config.transport
+    if len(transport.nbdkit) != 1:
+        raise BadInput("names a program without arguments", where="transport.nbdkit", hint="put them into plugin")
+    return TransportSettings(
+        order=transport.order,
+        hotadd=transport.hotadd,
+        compression=transport.compression or "",
+        nbdkit=transport.nbdkit[0],
+        plugin=transport.plugin,
+        libdir=str(transport.libdir or ""),
+        proxy=transport.proxy,
+        device_folder=transport.device_folder,
+        stats_folder=_stats_folder(),
+        environment=_for_nbdkit(),
+        on_intent=on_intent,
+    )
+
+
+async def nbd_tools(config: Config) -> NbdTools:
+    """What there is for NBD on this machine."""
+    return await vddk.tools(transports_of(config))
 
 
 def password_of(secret: Secret) -> Callable[[], str]:
@@ -201,6 +215,7 @@ class Service:
     async def run(self) -> None:
         """Until `stopping` is set."""
         parts, timers = self.parts, self.parts.config.timers
+        upkeep.call_the_janitor(parts)
         try:
             async with asyncio.TaskGroup() as loops:
                 loops.create_task(self._stop())
@@ -216,6 +231,7 @@ class Service:
                 loops.create_task(upkeep.every(parts, "reclaim", timers.reclaim, upkeep.reclaim))
                 loops.create_task(upkeep.verifying(parts, timers.verify))
                 loops.create_task(upkeep.every(parts, "locks", timers.locks, upkeep.renew_locks))
+                loops.create_task(second_copies.look(parts))
                 loops.create_task(upkeep.every(parts, "copies", timers.copies, second_copies.copy_all))
                 loops.create_task(self._publish())
                 loops.create_task(Notifier(parts).run())
@@ -254,6 +270,7 @@ class Service:
             log.info("vCenter followed", extra={"vcenter": name, "uuid": hypervisor.vcenter})
             async with asyncio.TaskGroup() as loops:
                 loops.create_task(upkeep.janitor(parts, hypervisor.vcenter, parts.config.timers.janitor))
+                loops.create_task(upkeep.look_at_datastores(parts, hypervisor.vcenter))
                 loops.create_task(parts.sources.follow_events(hypervisor))
                 loops.create_task(parts.sources.watch_inventory(hypervisor))
                 loops.create_task(parts.sources.reconcile(hypervisor, parts.config.timers.reconcile))

@@ -72,6 +72,8 @@ class Sources:
     """Whether each vCenter answered when it was last asked something."""
     skews: dict[str, float] = field(default_factory=dict)
     """By how many seconds each vCenter's clock is before ours."""
+    reconnected: Callable[[str], None] = lambda vcenter: None
+    """Told of each vCenter that is reached again."""
     elapsed: Callable[[], float] = time.monotonic
     """Seconds that go on evenly, whoever sets the clock."""
     _compared: tuple[datetime, float] | None = None
@@ -124,6 +126,7 @@ class Sources:
                     async for update in updates:
                         if update.complete and name in self.alive:
                             self.metrics.reconnected("vcenter")
+                            self.reconnected(hypervisor.vcenter)
                         await self.inbox.put(Seen(hypervisor.vcenter, update))
                         self._well(name)
                         self._answers(hypervisor.vcenter, True)

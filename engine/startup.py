@@ -10,13 +10,16 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from connectors.gates import GateLimits
 from connectors.messages import Subjects
 from engine.announcing import Announcer
 from engine.attempts import Means
 from engine.config import Config
 from engine.crew import Crew
 from engine.dispatch import Dispatcher, Noted
+from engine.doubts import kind_of
 from engine.failures import BadInput
+from engine.headroom import Marks
 from engine.identity import Traits
 from engine.inbox import Inbox
 from engine.jobqueue import JobQueue
@@ -25,6 +28,7 @@ from engine.outbox import outboxes
 from engine.parts import Parts, Verified
 from engine.ports import Hypervisor
 from engine.records import Distrust, RunRow, VmRow
+from engine.room import RoomKeeper
 from engine.rulebook import Rulebook
 from engine.sources import Sources
 from engine.state import State
@@ -138,6 +142,7 @@ def assemble(
         unreachable=unreachable,
         announcer=announcer,
         outboxes=outboxes(config, metrics, now),
+        room=RoomKeeper(Marks(config.limits.datastore_free, config.limits.datastore_low)),
     )
 
 
@@ -154,6 +159,12 @@ def admission_limits(config: Config) -> Limits:
     )
 
 
+def gate_limits(config: Config) -> GateLimits:
+    """How much may happen at once in one vCenter, as configured."""
+    own = config.limits
+    return GateLimits(own.snapshots_per_vcenter, own.removals_per_vcenter, own.removals_per_datastore, own.nbd_per_host)
+
+
 def _name(world: World, vm: VmId) -> str:
     row = world.rows.get(vm)
     return row.traits.name if row is not None else vm
@@ -167,7 +178,7 @@ def _noted(metrics: Metrics, now: Callable[[], datetime]) -> Noted:
             metrics.event_found_by_reconcile(seen.type.value)
 
     def distrusted(seen: Event) -> None:
-        metrics.tracking_distrusted(seen.type.value.removeprefix("vm."))
+        metrics.tracking_distrusted(kind_of(seen))
 
     return Noted(event=event, gap=lambda vcenter, why: metrics.event_gap("vcenter"), distrusted=distrusted)
 
@@ -198,6 +209,7 @@ def add_hypervisor(parts: Parts, name: str, hypervisor: Hypervisor) -> None:
         disks_per_vm=limits.disks_per_vm,
         lanes=limits.lanes,
         copy_threads=limits.threads,
+        room=parts.room,
     )
     parts.unreachable.pop(name, None)
 

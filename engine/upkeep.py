@@ -9,7 +9,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError
-from engine import maintenance, overview, rereading
+from engine import maintenance, overview, rereading, snapshot_report
+from engine.cleaning import Cleaner
 from engine.jobs import JobId, mint
 from engine.journal import DONE_KEYS_KEPT
 from engine.parts import Parts, Verified
@@ -17,7 +18,7 @@ from engine.plain import show_time
 from engine.records import Audited
 from engine.threads import settled
 from metrics.labels import VerifyState
-from policies.facts import PointId
+from policies.facts import Event, EventType, PointId
 from policies.units import counted
 from policies.windows import next_open, open_at
 from storage.errors import StorageError
@@ -35,6 +36,9 @@ RETRY_VERIFY = timedelta(minutes=10)
 
 FIRST_VERIFY = timedelta(minutes=5)
 """What a start has to do first comes before a verification that is overdue."""
+
+DATASTORES_SECONDS = 60.0
+"""How often it is looked how full datastores are, beside the looks of each run."""
 
 GONE_KEPT = timedelta(days=30)
 """How long a VM that left without a restore point is known: where VMs come and go by the hundred, they add up."""
@@ -60,16 +64,63 @@ async def once(parts: Parts, name: str, work: Callable[[Parts], Awaitable[str]])
 
 
 async def janitor(parts: Parts, vcenter: str, interval: timedelta) -> None:
-    """The janitor of one vCenter, at once and then each interval. A pass may take hours: merging a snapshot does."""
+    """The janitor of one vCenter: at once, when something happens that calls for it, and each interval.
+
+    A pass may take hours: merging a snapshot does.
+    """
+    cleaner = parts.cleaners.setdefault(vcenter, Cleaner(interval))
 
     async def sweep(parts: Parts) -> str:
+        why = cleaner.why
         swept = await parts.crew.sweep(vcenter)
-        return f"{counted(len(swept.removed), 'left-over')} removed, {len(swept.stuck)} stay"
+        cleaner.looked(parts.now(), stuck=bool(swept.stuck))
+        merge = f", {counted(len(swept.unmerged), 'VM')} still to be consolidated" if swept.unmerged else ""
+        return f"{counted(len(swept.removed), 'left-over')} removed, {len(swept.stuck)} stay{merge} (after: {why})"
 
     name = f"janitor of {parts.names.get(vcenter, vcenter)}"
     while True:
         await once(parts, name, sweep)
-        await asyncio.sleep(interval.total_seconds())
+        await cleaner.wait()
+
+
+SHOWS_LEFTOVERS = frozenset(
+    {EventType.POWERED_ON, EventType.POWERED_OFF, EventType.MIGRATED, EventType.RELOCATED, EventType.REGISTERED}
+)
+"""After these a snapshot that could not be removed before may go."""
+
+
+def call_the_janitor(parts: Parts) -> None:
+    """From now on have the janitor look when a vCenter is reached again, and at a VM's event that calls for it."""
+    told = parts.dispatcher.noted.event
+
+    def event(seen: Event, reconciled: bool) -> None:
+        told(seen, reconciled)
+        vm = parts.world.vms.get(seen.vm) if seen.vm is not None else None
+        if vm is None or seen.type not in SHOWS_LEFTOVERS:
+            return
+        cleaner = parts.cleaners.get(vm.address.vcenter)
+        if cleaner is not None and snapshot_report.unused(parts, [vm]):
+            cleaner.nudge(f"{vm.name} has a snapshot that no run uses")
+
+    def reconnected(vcenter: str) -> None:
+        if vcenter in parts.cleaners:
+            parts.cleaners[vcenter].nudge("the vCenter is reached again")
+
+    parts.dispatcher.noted = replace(parts.dispatcher.noted, event=event)
+    parts.sources.reconnected = reconnected
+
+
+async def look_at_datastores(parts: Parts, vcenter: str) -> None:
+    """How full the datastores of one vCenter are, now and then: for the status, the metrics and the alerts."""
+
+    async def look(parts: Parts) -> str:
+        spaces = tuple(await parts.hypervisors[vcenter].space())
+        parts.stores[vcenter] = spaces
+        return f"{counted(len(spaces), 'datastore')} seen"
+
+    while True:
+        await once(parts, f"datastores of {parts.names.get(vcenter, vcenter)}", look)
+        await asyncio.sleep(DATASTORES_SECONDS)
 
 
 async def retain(parts: Parts) -> str:

@@ -16,11 +16,31 @@ class SnapshotMetrics:
             "When the oldest snapshot of ours that no run owns was made; 0 when there is none",
             vcenter=(),
         )
+        self._own = maker.gauge("own_snapshots", "Snapshots of ours, those of runs under way included", vcenter=())
+        self._oldest_own = maker.gauge(
+            "own_snapshot_oldest_timestamp_seconds",
+            "When the oldest snapshot of ours was made, whether a run uses it or not; 0 when there is none",
+            vcenter=(),
+        )
         self._foreign = maker.gauge("foreign_snapshots", "Snapshots that are not ours", vcenter=())
         self._oldest_foreign = maker.gauge(
             "foreign_snapshot_oldest_timestamp_seconds",
             "When the oldest snapshot that is not ours was made; 0 when there is none",
             vcenter=(),
+        )
+        self._old_foreign = maker.gauge(
+            "foreign_snapshots_old",
+            "Snapshots that are not ours and older than limits.foreign_snapshot_age",
+            vcenter=(),
+        )
+        self._deepest = maker.gauge("snapshot_chain_depth", "The longest chain of snapshots of a VM", vcenter=())
+        self._full = maker.gauge(
+            "datastores_without_room",
+            "Datastores with disks of protected VMs and less free space than limits.datastore_free",
+            vcenter=(),
+        )
+        self._least_free = maker.gauge(
+            "datastore_least_free_ratio", "The share that is free on the fullest datastore", vcenter=()
         )
         self._unprotected_disks = maker.gauge("unprotected_disks", "Disks that no snapshot can hold", vcenter=())
         self._left_out_disks = maker.gauge("left_out_disks", "Disks that policies leave out of backups", vcenter=())
@@ -34,6 +54,13 @@ class SnapshotMetrics:
         self._oldest_orphan.labels(state.vcenter).set(stamp(state.oldest_orphan))
         self._foreign.labels(state.vcenter).set(state.foreign)
         self._oldest_foreign.labels(state.vcenter).set(stamp(state.oldest_foreign))
+        self._own.labels(state.vcenter).set(state.own)
+        self._oldest_own.labels(state.vcenter).set(stamp(state.oldest_own))
+        self._old_foreign.labels(state.vcenter).set(state.old_foreign)
+        self._deepest.labels(state.vcenter).set(state.deepest_chain)
+        self._full.labels(state.vcenter).set(state.full_datastores)
+        if state.least_free_share is not None:
+            self._least_free.labels(state.vcenter).set(state.least_free_share)
         self._unprotected_disks.labels(state.vcenter).set(state.unprotected_disks)
         self._left_out_disks.labels(state.vcenter).set(state.left_out_disks)
         self._consolidation.labels(state.vcenter).set(state.need_consolidation)

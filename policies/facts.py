@@ -108,10 +108,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class ForeignSnapshot:
-    """A snapshot that is not ours."""
+    """A snapshot that is not ours. `depth` counts the snapshots that it stands on, itself included."""
 
     name: str
     created_at: datetime
+    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)

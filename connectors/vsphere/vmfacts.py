@@ -111,7 +111,7 @@ def vm_facts(
         disks=disks,
         tracking_enabled=bool(properties.get("config.changeTrackingEnabled")),
         tracking_supported=properties.get("capability.changeTrackingSupported") is not False,
-        snapshots=tuple(ForeignSnapshot(n.name, n.created_at) for n in nodes if n not in own),
+        snapshots=tuple(ForeignSnapshot(n.name, n.created_at, n.depth) for n in nodes if n not in own),
         own_snapshots=tuple(n.name for n in own),
         consolidation_needed=bool(properties.get("runtime.consolidationNeeded")),
         connected=connection == "connected",
