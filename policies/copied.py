@@ -29,3 +29,26 @@ def lock_in(policies: Iterable[Policy], copy: str) -> timedelta:
     """How long a restore point is locked in this copy, by what these policies say of it alone."""
     own = (own_retention(policy, copy) for policy in policies)
     return max((retention.lock for retention in own if retention is not None), default=timedelta())
+
+
+@lru_cache(maxsize=16_384)
+def covers(after: Policy, before: Policy) -> bool:
+    """Whether whatever restore points there are, one of these policies keeps all of them that the other one does."""
+    if _counting(after) != _counting(before):
+        return False
+    new, old = after.retention, before.retention
+    if new.empty or old.empty:
+        return new.empty
+    numbers, none = dict(new.counts), timedelta()
+    return (
+        all(numbers.get(rule, 0) >= number for rule, number in old.counts)
+        and (new.keep_within or none) >= (old.keep_within or none)
+        and new.min_good >= old.min_good
+        and new.grace >= old.grace
+    )
+
+
+def _counting(policy: Policy) -> tuple[object, ...]:
+    """What besides its retention decides what it keeps."""
+    levels = (policy.wanted, policy.weakest_good, policy.timing.zone.key)
+    return (*levels, policy.leaving, policy.on_unmatched, policy.on_removed)

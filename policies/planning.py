@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from policies.changes import PointChange, ReloadPlan, VmChange, plan_id
-from policies.copied import in_copy
+from policies.copied import covers, in_copy
 from policies.expiry import dated, expiries, kept_until_now
 from policies.facts import Facts, PointId, RestorePoint, Vm, VmId
 from policies.policy import Policy
@@ -241,18 +241,20 @@ def _may_weaken(old: PolicySet, new: PolicySet, copy: str, facts: Facts, look: C
     """Whether restore points of a copy that nobody has listed could expire which would not have before."""
     for name in (policy.name for policy in old.policies):
         was, now = old.policy(name), new.policy(name)
-        if was is not None and now is not None and _left_by(in_copy(was, copy)) != _left_by(in_copy(now, copy)):
+        if was is not None and now is not None and not covers(in_copy(now, copy), in_copy(was, copy)):
             return True
     for vm in facts.vms.values():
         look()
-        before, after = _keeping(old.retaining(vm, copy=copy)), _keeping(new.retaining(vm, copy=copy))
-        if after and (not before or not set(before) <= set(after)):
+        if not _all_covered(old.retaining(vm, copy=copy), new.retaining(vm, copy=copy)):
             return True
     return False
 
 
-def _left_by(policy: Policy) -> tuple[object, ...]:
-    return (*_keeping((policy,)), policy.on_unmatched, policy.on_removed)
+@lru_cache(maxsize=16_384)
+def _all_covered(before: tuple[Policy, ...], after: tuple[Policy, ...]) -> bool:
+    if not before or not after:
+        return not after
+    return all(any(covers(now, was) for now in after) for was in before)
 
 
 def _unseen(copy: str) -> str:

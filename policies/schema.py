@@ -6,6 +6,7 @@ reference in `docs/policies.md` and the hints of editors that read the JSON sche
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -89,6 +90,15 @@ def _event_name(text: str) -> str:
     return text
 
 
+def _copy_name(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise Unusable(
+            f"{quoted(text)} is not a name for a copy",
+            "write 1 to 63 letters, digits, dots, dashes or underscores, a letter or digit first",
+        )
+    return text
+
+
 def _reachable(text: str) -> str:
     if parse_duration(text) < SHORTEST_RPO:
         raise Unusable(f"an rpo of {quoted(text)} can never be met", f'write at least "{SHORTEST_RPO.seconds // 60}m"')
@@ -125,6 +135,7 @@ EventNames = Annotated[
 ]
 Limit = Annotated[int, Field(ge=1, le=100_000)]
 CopyName = Annotated[str, Field(pattern=NAME_PATTERN)]
+CopyKey = Annotated[str, AfterValidator(_copy_name), text_like(NAME_PATTERN)]
 
 
 class SelectTable(Table):
@@ -280,7 +291,7 @@ class PolicyTable(Table):
         " count.",
         ["offsite"],
     )
-    copy_: dict[str, CopyTable] | None = _key(
+    copy_: dict[CopyKey, CopyTable] | None = _key(
         None, "Second copies by name, with a retention of their own.", alias="copy"
     )
     on_unmatched: LeavingName | None = _key(

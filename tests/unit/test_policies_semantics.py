@@ -40,6 +40,9 @@ ELSEWHERE = {
     "`on_migrate` among several": "test_on_a_tie_finishing_wins_and_settings_tell_it",
     '`on_migrate = "requeue"`': "test_a_run_gives_way_to_moves_leaves_nothing_and_the_third_time_is_the_last",
     "a move to other storage during a run": "test_changes_that_were_asked_around_a_move_of_storage_are_not_committed",
+    "a copy that keeps less": "test_what_a_copy_would_not_keep_is_not_copied",
+    "`lock` in a copy": "test_a_copy_is_locked_for_as_long_as_its_own_retention_says",
+    "a change of what a copy keeps": ("test_what_a_change_would_let_expire_in_a_copy_waits_and_is_told_with_its_name"),
     "`notify`": "test_a_missed_rpo_is_told_once_to_those_whom_policies_name_and_once_when_it_is_met",
     "`verify.every`": "test_the_shortest_time_of_all_policies_that_select_the_vm_counts",
     "`rpo`": "test_a_goal_asks_for_a_run_when_an_eighth_of_it_is_left",
@@ -128,12 +131,18 @@ def policy(keys: str, name: str = "gold", select: str = '["*"]') -> str:
 
 
 def plan(
-    text: str, points: tuple[RestorePoint, ...], vm: Vm | None = VM, *, marked: timedelta = DAY, removed: bool = False
+    text: str,
+    points: tuple[RestorePoint, ...],
+    vm: Vm | None = VM,
+    *,
+    marked: timedelta = DAY,
+    removed: bool = False,
+    copy: str = "",
 ) -> RetentionPlan:
     """With every point marked that long ago."""
     found = policies(text)
     listed = tuple(replace(point, expiring_since=NOW - marked) for point in points)
-    return plan_retention(VM.id, listed, found.retaining(vm, listed, removed=removed), NOW)
+    return plan_retention(VM.id, listed, found.retaining(vm, listed, removed=removed, copy=copy), NOW)
 
 
 def kept(found: RetentionPlan, points: tuple[RestorePoint, ...]) -> list[int]:
@@ -286,10 +295,34 @@ def lock() -> None:
     assert kept(plan(policy('retention = { keep_last = 1, lock = "1d" }'), points), points) == [0, 9]
 
 
-@row("`copies`", "the union over all policies that select the VM; in a second copy the same retention applies")
+@row(
+    "`copies`",
+    "the union over all policies that select the VM; a table `copy.NAME` asks for one too; in a second copy the same"
+    " retention applies where no policy says otherwise",
+)
 def copies() -> None:
     found = policies(policy('copies = ["one"]') + policy('copies = ["two", "one"]', "silver"))
     assert copies_of(found, VM, days(1)[0]) == ("one", "two")
+    own = policies(policy("copy.three.retention.keep_last = 1"))
+    assert copies_of(own, VM, days(1)[0]) == ("three",)
+    assert own.retaining(VM, days(1), copy="one") == own.retaining(VM, days(1))
+
+
+@row(
+    "`copy.NAME.retention`",
+    "counts in this copy in place of the policy's `retention`; in each copy the union over all policies that select the"
+    " VM, and without any rule everything stays there; what expires in the first repository stays in the copy for as"
+    " long as this keeps it",
+)
+def a_copy_s_retention() -> None:
+    points = days(10)
+    short = policy("retention.keep_daily = 2")
+    long = policy("retention.keep_daily = 2\ncopy.far.retention.keep_last = 5")
+    everything = policy("retention.keep_last = 1\ncopy.far.retention.min_good = 1")
+    both = long + policy("retention.keep_last = 7", "silver")
+    for text, ages in ((short, 2), (long, 5), (both, 7), (everything, 10)):
+        assert len(kept(plan(text, points, copy="far"), points)) == ages
+    assert len(kept(plan(long, points), points)) == 2
 
 
 @row(

@@ -9,6 +9,7 @@ from policies.planwords import reload_words
 from tests.policies.building import a_disk, a_vm, facts, policies
 
 _LEVELS = "consistency application, at least filesystem"
+_NEAR = "gold in near: keep_daily 9, min_good 1, grace 1 d"
 VM = a_vm("web-1", disks=(a_disk(2000), a_disk(2001)))
 GOLD = """
 [policy.gold]
@@ -16,10 +17,12 @@ select.all = ["*"]
 rpo = "4h"
 consistency = { want = "application", fallback = "filesystem" }
 copies = ["far", "near"]
+copy.near.retention = { keep_daily = 9, lock = "20d" }
 retention = { keep_daily = 7, lock = "14d" }
 verify.every = "7d"
 on_cbt_invalid = "verify"
 tracking_sample = 200
+on_migrate = "block"
 """
 
 
@@ -59,10 +62,13 @@ tracking_sample = 200
         ),
         ('"far", ', "", ["copies far, near → near"], []),
         ('"14d"', '"1d"', ["lock 14 d → 1 d"], []),
+        ('"20d"', '"2d"', [f"copy_retention {_NEAR}, lock 20 d → {_NEAR}, lock 2 d"], []),
         ('every = "7d"', 'every = "30d"', ["verify every 7 d → every 30 d"], []),
         ('verify.every = "7d"', "", ["verify every 7 d → none"], []),
         ("200", "0", ["tracking_sample 200 → 0"], []),
         ("tracking_sample = 200", "", ["tracking_sample 200 → none"], []),
+        ('"block"', '"requeue"', ["on_migrate block → requeue"], []),
+        ('on_migrate = "block"', "", ["on_migrate block → none"], []),
         ('"verify"', '"fail"', ["on_cbt_invalid verify → fail"], []),
         ('rpo = "4h"', 'rpo = "4h"\ndisks.exclude = ["number:2"]', ["disks none → without gold: number:2"], []),
         ('rpo = "4h"', 'rpo = "4h"\ndisks.exclude = ["number:9"]', [], ["disks none → without gold: number:9"]),
