@@ -8,16 +8,17 @@ from functools import partial
 
 from connectors.errors import Gone
 from engine.attempts import Attempt, CalledBack, Tally
-from engine.backup import back_up
 from engine.crew import Crew
 from engine.endings import abandon, finish, give_back, give_way, judge, postpone
+from engine.inplace import back_up_in_place
 from engine.jobs import Job, JobKind, JobState, Outcome, RunId
+from engine.leases import MIGRATION_LOCK
 from engine.needed import still_due, waits_until
 from engine.records import FULL_READ_ASKED, Change, Intent, RunRow
 from engine.threads import settled
 from policies.evaluation import CALLED_BACK_AT_MOST
 from policies.facts import VmId
-from policies.policy import OnCbtInvalid
+from policies.policy import OnCbtInvalid, OnMigrate
 from policies.protection import left_out, nothing_wanted, protection
 
 
@@ -91,6 +92,12 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
         crew.state.intend,
         Intent(run, "snapshot", vm.address, vm.id, run, began),
     )
+    if protection(crew.policies(), vm).on_migrate is OnMigrate.BLOCK:
+        await settled(
+            crew.threads.state,
+            crew.state.intend,
+            Intent(run, MIGRATION_LOCK, vm.address, vm.id, vm.name, began),
+        )
     doubts = [*(d.reason for d in reasons), *_newest_is_gone(crew, vm.id)]
     effective = protection(crew.policies(), vm)
     doubt = "; ".join(dict.fromkeys(doubts))
@@ -101,6 +108,7 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
         job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective), on_cbt_invalid,
         sample=effective.tracking_sample,
         quiescing=effective.quiescing,
+        on_migrate=effective.on_migrate,
         was_read=partial(crew.world.reads, vm.id, ""),
         gives_way=crew.world.called_back.get(vm.id, 0) < CALLED_BACK_AT_MOST,
     )  # fmt: skip
@@ -109,7 +117,7 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     crew.active[run] = attempt
     crew.world.reads(vm.id, vm.host)
     crew.began(attempt)
-    done = await back_up(attempt, means)
+    done = await back_up_in_place(attempt, means)
     crew.active.pop(run, None)
     await finish(crew, job, done, attempt, began, reasons)
     return done

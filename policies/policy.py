@@ -143,6 +143,7 @@ class OnMigrate(StrEnum):
 
     REQUEUE = "requeue"
     FINISH = "finish"
+    BLOCK = "block"
 
 
 @dataclass(frozen=True, slots=True)

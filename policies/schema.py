@@ -12,7 +12,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from policies.blackouts import check_blackout
 from policies.closest import closest, one_of
@@ -49,7 +49,7 @@ from policies.windows import parse_window
 SHORTEST_VERIFY = timedelta(days=1)
 """The engine reads back once a day."""
 
-MigrateName = Literal["finish", "requeue"]
+MigrateName = Literal["finish", "requeue", "block"]
 CbtInvalidName = Literal["full", "verify", "fail"]
 LeavingName = Literal["hold", "expire", "keep_last_good"]
 TransportName = Literal["hotadd", "nbd", "https"]
@@ -212,14 +212,6 @@ def _rereadable(text: str) -> str:
     return text
 
 
-def _without_block(value: Any) -> Any:
-    if value == "block":
-        raise Unusable(
-            '"block" is not there yet: no move of a VM is kept from happening', 'write "finish" or "requeue"'
-        )
-    return value
-
-
 class VerifyTable(Table):
     """How often restore points are read back."""
 
@@ -316,10 +308,11 @@ class PolicyTable(Table):
         " without this key.",
         500,
     )
-    on_migrate: Annotated[MigrateName, BeforeValidator(_without_block)] | None = _key(
+    on_migrate: MigrateName | None = _key(
         None,
         "What a run does when its VM moves to another host while it is read: `finish` goes on, `requeue` gives way and"
-        " waits again, three times in a row at most; `finish` without this key.",
+        " waits again, three times in a row at most, `block` keeps the VM in its place for as long as the run lasts,"
+        " where vCenter lets it, and otherwise goes on and says why; `finish` without this key.",
         "requeue",
     )
     limits: LimitsTable | None = _key(None, "How many of its backups may run at a time.")

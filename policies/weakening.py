@@ -8,11 +8,11 @@ from functools import lru_cache
 
 from policies.copied import lock_in
 from policies.facts import CONSISTENCY_ORDER, Vm
-from policies.policy import OnCbtInvalid, Policy
+from policies.policy import OnCbtInvalid, OnMigrate, Policy
 from policies.protection import Protection, combine, left_out
 from policies.quiescing import less_patient
 
-_CONSISTENCIES, _DOUBTS = tuple(CONSISTENCY_ORDER), tuple(OnCbtInvalid)
+_CONSISTENCIES, _DOUBTS, _MOVES = tuple(CONSISTENCY_ORDER), tuple(OnCbtInvalid), tuple(OnMigrate)
 
 
 def weaker_settings(before: tuple[Policy, ...], after: tuple[Policy, ...], vm: Vm) -> frozenset[str]:
@@ -53,6 +53,8 @@ def _compared(was: Protection, will: Protection) -> Iterator[str]:
         yield "on_cbt_invalid"
     if will.tracking_sample < was.tracking_sample:
         yield "tracking_sample"
+    if _MOVES.index(will.on_migrate) < _MOVES.index(was.on_migrate):
+        yield "on_migrate"
 
 
 def goal_of(protection: Protection) -> timedelta | None:

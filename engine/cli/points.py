@@ -108,6 +108,7 @@ def _provenance(point: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "consistency", consistency if wanted in ("", consistency) else f"{consistency}, {wanted} was wanted"
     yield "why", said.get("consistency_reason", "")
     yield "snapshot", f"made in {said['snapshot_seconds']} s" if said.get("snapshot_seconds") else ""
+    yield "placement", said.get("placement", "")
     yield "policy", f"{said.get('policy', '')} {said.get('rule', '')}".strip()
     yield "because", said.get("reason", "")
     at = f" at {said['event_at'][:19].replace('T', ' ')} UTC" if said.get("event_at") else ""

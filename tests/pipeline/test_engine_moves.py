@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors.errors import ReadFailed
+from connectors.errors import ConnectorError, ReadFailed
 from engine.attempts import CalledBack
 from engine.commands import BackUpVm
 from engine.jobs import JobState
@@ -27,6 +27,7 @@ __all__ = ["bench", "threads"]
 QUIET = EVERYTHING.partition("[[policy")[0]
 SOON = timedelta(milliseconds=50)
 REQUEUE = f'{QUIET}on_migrate = "requeue"\n'
+BLOCK = f'{QUIET}on_migrate = "block"\n'
 
 
 @pytest.fixture
@@ -68,13 +69,14 @@ async def test_a_full_read_outlasts_a_move_of_storage_and_tells_the_next_run_to_
     assert bench.content(done.point) == bench.hypervisor.disk_file(vm).read_bytes()
 
 
+def gone(transport: str, offset: int) -> None:
+    """A read of what lies elsewhere now."""
+    raise ReadFailed("no such file", where=transport)
+
+
 async def test_a_disk_that_cannot_be_read_where_it_was_gives_way_until_it_did_so_too_often(bench: Bench) -> None:
     vm = bench.hypervisor.add("web")
     bench.hypervisor.before_copy = relocates(bench, vm)
-
-    def gone(transport: str, offset: int) -> None:
-        raise ReadFailed("no such file", where=transport)
-
     bench.hypervisor.on_read = gone
     with pytest.raises(CalledBack):
         await bench.back_up(vm)
@@ -200,3 +202,57 @@ async def test_after_a_move_of_storage_the_same_job_reads_everything(
         assert done["state"] == "done", done
         assert "other storage while it was backed up (ds-1 -> ds-2)" in done["disks"][0]["changes"]  # type: ignore[index]
         assert hypervisor.log.count("snapshot web") == 3
+
+
+async def test_a_vm_is_kept_in_its_place_from_before_its_snapshot_until_that_is_removed(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path, BLOCK)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        await engine.until(lambda: not hypervisor.kept)
+        assert hypervisor.log == [
+            "keep web", "snapshot web", "open hotadd", "close hotadd", "remove snapshot web", "let go web",
+        ]  # fmt: skip
+        (point,) = await engine.control.points("web")
+        assert (await engine.control.point(point.id))["attributes"]["placement"] == "kept in its place"
+        hypervisor.log.clear()
+        hypervisor.on_read = gone
+        hypervisor.write(vm, MIB, os.urandom(100))
+        done = await engine.finished(await engine.control.submit(BackUpVm("web", "test"), "alice"))
+        assert done["state"] == "failed"
+        assert (hypervisor.log[0], hypervisor.log[-1]) == ("keep web", "let go web")
+        assert hypervisor.kept == {}
+
+
+async def test_a_vm_that_cannot_be_kept_is_backed_up_and_the_result_tells_why(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    hypervisor.add("web")
+    hypervisor.movable = "another product keeps it"
+    async with running(tmp_path, hypervisor, configure(tmp_path, BLOCK)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        done = await engine.finished(await engine.control.submit(BackUpVm("web", "test"), "alice"))
+        assert done["placement"] == "not kept in its place: another product keeps it"
+        told = [(await engine.control.point(one.id))["attributes"] for one in await engine.control.points("web")]
+        assert [one["placement"] for one in told] == [done["placement"]] * 2
+        assert "keep web" not in hypervisor.log
+
+
+async def test_a_vm_that_was_not_let_go_is_told_and_let_go_by_the_janitor(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path, BLOCK)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        hypervisor.fail_letting_go = ConnectorError("vCenter is busy")
+        done = await engine.finished(await engine.control.submit(BackUpVm("web", "test"), "alice"))
+        assert done["warnings"] == ["the VM cannot be moved until the janitor lets it go: vCenter is busy"]
+        assert engine.points_of("web") == 2
+        state = engine.parts.state
+        left = await asyncio.wrap_future(engine.parts.threads.state.submit(state.intents))
+        assert {intent.kind for intent in left} == {"snapshot", "migration lock"}
+        assert [*hypervisor.kept] == [vm.address]
+        await engine.parts.crew.sweep(hypervisor.vcenter)
+        assert hypervisor.kept == {}
+        assert await asyncio.wrap_future(engine.parts.threads.state.submit(state.intents)) == []

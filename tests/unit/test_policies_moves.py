@@ -60,8 +60,13 @@ def test_a_run_that_gave_way_often_enough_goes_on_and_says_so() -> None:
     assert said.reason.endswith("its run gave way 3 times in a row, so that this one goes on")
 
 
-def test_on_a_tie_finishing_wins_and_settings_tell_it() -> None:
-    other = TEXT.replace("gold", "base").replace("requeue", "finish")
+def test_on_a_tie_blocking_wins_before_finishing_and_settings_tell_it() -> None:
+    other, third = (
+        TEXT.replace("gold", name).replace("requeue", value) for name, value in (("base", "finish"), ("all", "block"))
+    )
+    assert protection(policies(TEXT + other + third), DB).on_migrate == "block"
+    assert protection(policies(TEXT + other + third + "priority = -1\n"), DB).on_migrate == "finish"
+    assert settings_of(protection(policies(third), DB))["on_migrate"] == "block"
     assert protection(policies(TEXT), DB).on_migrate == "requeue"
     assert protection(policies(TEXT + other), DB).on_migrate == "finish"
     assert protection(policies(TEXT + other + "priority = -1\n"), DB).on_migrate == "requeue"
@@ -69,9 +74,13 @@ def test_on_a_tie_finishing_wins_and_settings_tell_it() -> None:
     assert "on_migrate" not in settings_of(protection(policies(TEXT.partition("on_migrate")[0]), DB))
 
 
-def test_blocking_moves_is_refused_with_what_to_write_instead() -> None:
-    with pytest.raises(PolicyError, match=r'"block" is not there yet.*write "finish" or "requeue"'):
-        policies(TEXT.replace("requeue", "block"))
+def test_a_run_goes_on_where_moves_are_blocked_and_its_vm_moves_all_the_same() -> None:
+    assert about(TEXT.replace("requeue", "block"), READ) == []
+
+
+def test_what_a_move_shall_mean_is_one_of_three_words() -> None:
+    with pytest.raises(PolicyError, match='"forbid" is not a value of on_migrate, write one of finish, requeue, block'):
+        policies(TEXT.replace("requeue", "forbid"))
 
 
 TESTED = """

@@ -37,8 +37,9 @@ ELSEWHERE = {
         "test_under_fail_a_moved_vm_s_run_fails_once_and_a_full_read_that_is_asked_for_goes_through"
     ),
     "a sample that differs": "test_a_sample_that_differs_has_the_same_run_read_the_disk_in_full",
-    "`on_migrate` among several": "test_on_a_tie_finishing_wins_and_settings_tell_it",
+    "`on_migrate` among several": "test_on_a_tie_blocking_wins_before_finishing_and_settings_tell_it",
     '`on_migrate = "requeue"`': "test_a_run_gives_way_to_moves_leaves_nothing_and_the_third_time_is_the_last",
+    '`on_migrate = "block"`': "test_a_vm_is_kept_in_its_place_from_before_its_snapshot_until_that_is_removed",
     "a move to other storage during a run": "test_changes_that_were_asked_around_a_move_of_storage_are_not_committed",
     "a copy that keeps less": "test_what_a_copy_would_not_keep_is_not_copied",
     "`lock` in a copy": "test_a_copy_is_locked_for_as_long_as_its_own_retention_says",
