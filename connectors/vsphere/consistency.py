@@ -139,8 +139,8 @@ def _hindrances(machine: Machine, guest: Guest) -> Iterator[str]:
     disks = len(machine.controllers)
     if machine.free_scsi_places is not None and machine.free_scsi_places < disks:
         yield (
-            f"only {machine.free_scsi_places} of its SCSI places are free, and the application level needs one for"
-            f" each of its {disks} disks"
+            f"its SCSI controllers have too few free places ({machine.free_scsi_places}) for the {disks} that the"
+            " application level adds"
         )
     if guest is Guest.WINDOWS_SERVER_2016 and 0 < machine.tools_version < TOOLS_FOR_2016:
         yield "its VMware Tools are older than 10.1.0"
