@@ -98,6 +98,7 @@ def script(seed: int, vms: int, seconds: float) -> tuple[Step, ...]:
     chance = Random(f"day {seed} {vms}")
     day = _Day(chance, [machine.name for machine in machines(vms) if machine not in BIG.values()])
     steps = [_one_of(day, at) for at in sorted(chance.uniform(0, seconds) for _ in range(round(2.5 * vms)))]
+    steps += [after for step in steps for after in _of_a_snapshot(chance, step, seconds)]
     steps += _lost_and_faulty(chance, seconds)
     steps += _lives(chance, seconds)
     steps += _moves_while_read(chance, seconds)
@@ -112,7 +113,6 @@ class _Day:
     alive: list[str]
     power: dict[str, bool] = field(default_factory=dict)
     made: int = 0
-    by_hand: list[str] = field(default_factory=list)
 
     def any(self) -> str:
         return self.chance.choice(self.alive)
@@ -165,8 +165,10 @@ def _disappear(day: _Day, at: float) -> Step:
 
 
 def _change(day: _Day, at: float) -> Step:
-    plain = ("add_disk", "extend_disk", "register_again", *("snapshot_by_hand",) * 3, "end_snapshot_by_hand", "revert",
-             "need_consolidation", "reset_tracking", "evacuate", "rename")  # fmt: skip
+    plain = (
+        "add_disk", "extend_disk", "register_again", "snapshot_by_hand", "snapshot_by_hand", "need_consolidation",
+        "reset_tracking", "evacuate", "rename",
+    )  # fmt: skip
     match day.chance.choice(plain):
         case "rename":
             vm = day.any()
@@ -176,13 +178,18 @@ def _change(day: _Day, at: float) -> Step:
             if vm in day.power:
                 day.power[name] = day.power.pop(vm)
             return Step(at, "rename", vm, {"name": name})
-        case "revert" | "end_snapshot_by_hand" as what if day.by_hand:
-            return Step(at, what, day.chance.choice(day.by_hand))
-        case "snapshot_by_hand":
-            day.by_hand.append(vm := day.any())
-            return Step(at, "snapshot_by_hand", vm)
         case what:
             return Step(at, what, day.any())
+
+
+def _of_a_snapshot(chance: Random, step: Step, seconds: float) -> list[Step]:
+    """What becomes of a person's snapshot: reverted to, sometimes twice, or removed, or forgotten."""
+    if step.what != "snapshot_by_hand":
+        return []
+    revert, end = "revert", "end_snapshot_by_hand"
+    after = chance.choice(([revert], [revert, revert], [revert, end], [end], []))
+    times = sorted(chance.uniform(step.at + 1, seconds + 1) for _ in after)
+    return [Step(at, what, step.vm) for at, what in zip(times, after, strict=True)]
 
 
 def _lost_and_faulty(chance: Random, seconds: float) -> list[Step]:
