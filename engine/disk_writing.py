@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import cast
 
-from connectors.disks import AsyncWriter, BlockingWriter, DiskWriter, Extent, pieces, total
+from connectors.disks import AsyncWriter, BlockingWriter, DiskWriter, Extent, pieces
 from connectors.errors import ConnectorError
 from engine.copying import PIECE_BYTES, Advance, Shared
 from engine.streaming import first_of
@@ -61,11 +61,13 @@ async def fill(
 def strides(extents: Sequence[Extent], stride_bytes: int) -> Iterator[list[Extent]]:
     """The pieces of the extents in the order of the disk, in lists of at least stride_bytes but for the last."""
     stride: list[Extent] = []
+    held = 0
     for piece in pieces(extents, PIECE_BYTES):
         stride.append(piece)
-        if total(stride) >= stride_bytes:
+        held += piece.length
+        if held >= stride_bytes:
             yield stride
-            stride = []
+            stride, held = [], 0
     if stride:
         yield stride
 

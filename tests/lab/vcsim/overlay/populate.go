@@ -262,8 +262,10 @@ func (vm *VirtualMachine) power(state string, tools bool) {
 	vm.toolsFollow(vm.Runtime.PowerState)
 }
 
-// toolsFollow starts and ends the Tools with the guest, where they are installed.
+// toolsFollow starts and ends the Tools with the guest, where they are installed. Power writes the configuration file.
 func (vm *VirtualMachine) toolsFollow(state types.VirtualMachinePowerState) {
+	vm.bumpVersion()
+	touch(vm, "config.changeVersion")
 	if vm.Guest == nil || vm.Guest.ToolsVersionStatus2 == "" {
 		return
 	}

@@ -1,0 +1,74 @@
+"""A process that restores a restore point and may be killed: `python -m tests.lab.restoring_run FACTS`.
+
+FACTS is a JSON file: how to reach the lab, "repository", "state_dir", "point", and "name" of the new VM, or "over" for
+the moRef of the VM to restore in place. It prints a line for each piece that is written, and the result as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from connectors.hypervisor import RestoreTarget
+from connectors.vsphere.hypervisor import VCenter, VCenterSettings
+from connectors.vsphere.session import SessionSettings
+from connectors.vsphere.transport_settings import TransportSettings
+from engine.jobs import RunId
+from engine.restore import Means, RestoredVm, restore_vm
+from engine.threads import Threads
+from policies.facts import PointId
+from storage.repository import open_repository
+
+STRIDE_BYTES = 1 << 20
+
+
+async def connect(facts: dict[str, Any]) -> VCenter:
+    session = SessionSettings(
+        host=facts["host"],
+        port=int(facts["port"]),
+        user=facts["user"],
+        password=lambda: facts["password"],
+        engine_id="engine-1",
+        ca_file=Path(facts["ca_file"]),
+    )
+    transports = TransportSettings(
+        order=("nbd",),
+        plugin=("python", facts["vddk_plugin"]),
+        environment={"BACKSTAY_LAB_ROOT": facts["root"]},
+        scratch=Path(facts["state_dir"]),
+        retries=0,
+    )
+    return await VCenter.connect(VCenterSettings(session, transports=transports))
+
+
+async def restore(facts: dict[str, Any]) -> RestoredVm:
+    """Carry the restore out, one stride after the other."""
+    threads = Threads()
+    vcenter = await connect(facts)
+    try:
+        with open_repository(Path(facts["repository"]), now=datetime.now(UTC)) as repository:
+            means = Means(
+                repository,
+                vcenter,
+                threads,
+                Path(facts["state_dir"]),
+                ("nbd",),
+                lanes=1,
+                stride_bytes=STRIDE_BYTES,
+                advance=lambda step: print(step, flush=True),
+            )
+            target = replace(RestoreTarget(facts["name"]), datastore=facts.get("datastore", ""))
+            return await restore_vm(PointId(facts["point"]), target, means, run=RunId(facts["run"]))
+    finally:
+        await vcenter.aclose()
+        threads.close()
+
+
+if __name__ == "__main__":
+    done = asyncio.run(restore(json.loads(Path(sys.argv[1]).read_text())))
+    print(json.dumps({"resumed_at": [disk.resumed_at for disk in done.disks], "moref": done.vm.address.moref}))

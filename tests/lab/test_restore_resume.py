@@ -1,0 +1,126 @@
+"""A restore whose engine is killed in the middle goes on where it was, and looks twice where it cannot know."""
+
+from __future__ import annotations
+
+import asyncio
+import filecmp
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connectors.vsphere.restore_marks import KEY
+from engine.restore_journal import unfinished
+from tests.lab.restoring import kept_point
+from tests.lab.restoring_run import STRIDE_BYTES, connect, restore
+from tests.lab.test_provision import told
+from tests.lab.vcenter import MIB, Lab
+
+FreshLab = Callable[..., Lab]
+DISK_BYTES = 16 * MIB
+
+
+def facts_for(lab: Lab, root: Path) -> dict[str, Any]:
+    (root / "state").mkdir()
+    return {
+        **lab.facts(), "repository": str(root / "repo"), "state_dir": str(root / "state"), "name": "back-again",
+        "run": "r1",
+    }  # fmt: skip
+
+
+def killed_after(facts: dict[str, Any], root: Path, pieces: int = 40) -> None:
+    """Run the restore in a process of its own and kill it when so many pieces are written."""
+    record = root / "facts.json"
+    record.write_text(json.dumps(facts))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.lab.restoring_run", str(record)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for _ in range(pieces):
+        assert process.stdout.readline().strip().isdigit()
+    os.kill(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    assert process.wait(10) == -signal.SIGKILL
+
+
+async def ready(fresh_lab: FreshLab, root: Path) -> tuple[Lab, dict[str, Any]]:
+    """A lab with a VM full of data, and its restore point."""
+    lab = fresh_lab(vms=1, disk_bytes=DISK_BYTES)
+    await asyncio.to_thread(lab.write_random_grains, "web-01", 0, share=0.7, seed=3)
+    await asyncio.to_thread(lambda: lab.reconfigure("web-01", annotation="the books"))
+    facts = facts_for(lab, root)
+    vcenter = await connect(facts)
+    try:
+        facts["point"] = await kept_point(vcenter, lab, "web-01", root / "repo")
+    finally:
+        await vcenter.aclose()
+    return lab, facts
+
+
+def written(lab: Lab, name: str) -> list[tuple[int, int]]:
+    """What was written to the VM's first disk, as the server noted it, in order."""
+    log = lab.vm(name).disks[0].flat
+    lines = log.with_name(log.name + ".writes").read_text().splitlines()
+    return [(int(offset), int(length)) for offset, length in (line.split() for line in lines)]
+
+
+async def test_a_killed_restore_goes_on_where_it_was_and_ends_with_the_same_bytes(
+    fresh_lab: FreshLab, tmp_path: Path
+) -> None:
+    lab, facts = await ready(fresh_lab, tmp_path)
+    with lab.nbd_fault(delay_ms=1):
+        await asyncio.to_thread(killed_after, facts, tmp_path)
+    half = lab.vm("back-again")
+    config = told(lab, "back-again")
+    assert config.annotation.startswith("HALF RESTORED by Backstay from")
+    assert [o.key for o in config.extraConfig if o.key == KEY]
+    [left] = unfinished(Path(facts["state_dir"]))
+    assert (left.name, left.point, left.target) == ("back-again", facts["point"], half.moref)
+    before = written(lab, "back-again")
+
+    done = await restore({**facts, "run": "r2"})
+    again = written(lab, "back-again")[len(before) :]
+    [disk] = done.disks
+    assert done.vm.resumed
+    assert disk.resumed_at >= 4 * STRIDE_BYTES
+    assert min(offset for offset, _ in again) >= disk.resumed_at
+    assert disk.written_bytes == sum(length for _, length in again)
+    whole = lab.vm("back-again")
+    assert whole.moref == half.moref
+    assert filecmp.cmp(lab.frozen("web-01")[-1].disks[0].image, whole.disks[0].flat, shallow=False)
+    assert told(lab, "back-again").annotation == "the books"
+    assert unfinished(Path(facts["state_dir"])) == []
+
+
+async def switched_on(lab: Lab, facts: dict[str, Any]) -> str:
+    await asyncio.to_thread(lab.power_on, "back-again")
+    await asyncio.to_thread(lab.write_as_guest, "back-again", 0, MIB, b"written by the guest")
+    await asyncio.to_thread(lab.write_as_guest, "back-again", 0, DISK_BYTES - MIB, b"where nothing is restored")
+    await asyncio.to_thread(lab.power_off, "back-again")
+    return "the VM was changed since the restore was interrupted"
+
+
+async def state_lost(lab: Lab, facts: dict[str, Any]) -> str:
+    for file in (Path(facts["state_dir"]) / "restores").iterdir():
+        file.unlink()
+    return "how far the interrupted restore came is not known any more"
+
+
+@pytest.mark.parametrize("happened", [switched_on, state_lost], ids=["switched-on", "state-lost"])
+async def test_what_happened_meanwhile_makes_a_resumed_restore_compare_everything(
+    fresh_lab: FreshLab, tmp_path: Path, happened: Callable[[Lab, dict[str, Any]], Any]
+) -> None:
+    lab, facts = await ready(fresh_lab, tmp_path)
+    with lab.nbd_fault(delay_ms=1):
+        await asyncio.to_thread(killed_after, facts, tmp_path)
+    why = await happened(lab, facts)
+    done = await restore(facts)
+    assert [disk.compared for disk in done.disks] == [why]
+    image = lab.frozen("web-01")[-1].disks[0].image
+    assert filecmp.cmp(image, lab.vm("back-again").disks[0].flat, shallow=False)
