@@ -210,9 +210,9 @@ class World:
             self.points.pop(vm, None)
         self.refresh(vm)
 
-    def set_copy(self, name: str, points: Iterable[RestorePoint]) -> None:
-        """The restore points of a second copy as it lists them now."""
-        self.copies[name] = by_vm(points)
+    def set_copy(self, name: str, points: Mapping[VmId, tuple[RestorePoint, ...]]) -> None:
+        """The restore points of a second copy as it lists them now, as `by_vm` makes them; a large list in a thread."""
+        self.copies[name] = points
         self.unseen_copies.discard(name)
 
     def set_job(self, job: Job) -> None:

@@ -17,7 +17,7 @@ from engine.service import connect
 from engine.startup import recorded_traits
 from engine.state import State
 from engine.statefile import Standing, read_standing
-from engine.world import World
+from engine.world import World, by_vm
 from policies.facts import RestorePoint, Vm, VmId
 from policies.loading import load as load_policies
 from policies.loading import load_texts
@@ -58,7 +58,7 @@ def _see_copies(world: World, config: Config) -> None:
         world.unseen_copies.add(name)
         try:
             with open_copy(section, config.state_dir, utc_now, "backstay policy plan") as copy:
-                world.set_copy(name, copy.points())
+                world.set_copy(name, by_vm(copy.points()))
         except StorageError as error:
             say(f"The restore points of the copy {name} are not known: {error}")
 
