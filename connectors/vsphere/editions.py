@@ -10,8 +10,14 @@ from dataclasses import dataclass
 
 from connectors.vsphere.transport_settings import HotAddWish
 
-_VDDK_50 = "VDDK 5.0 release notes, licensing of SCSI HotAdd"
+_VDDK_50 = "VDDK 5.0 release notes, licensing"
 _VDDK_LATEST = "Virtual Disk API guide, capabilities of library calls"
+
+SOURCES = {
+    _VDDK_50: "SCSI HotAdd is enabled only for Enterprise and higher; in vSphere 4.1 for Advanced too",
+    _VDDK_LATEST: "until ESXi 5.1, HotAdd was available only with vSphere Enterprise edition and higher",
+}
+"""What the sources say, in short."""
 
 EDITIONS = {
     "essentials": "Essentials",
@@ -43,7 +49,7 @@ ROWS = (
     *(Row((4, 0), (5, 1), edition, True, _VDDK_50) for edition in _FREE_OF_LIMITS),
     Row((4, 0), (5, 0), "advanced", True, _VDDK_50),
     *(Row((4, 0), (5, 1), edition, False, _VDDK_50) for edition in _SMALLER),
-    *(Row((5, 1), (6, 0), edition, True, _VDDK_LATEST) for edition in ("essentialsPlus", *_SMALLER[2:])),
+    *(Row((5, 1), (6, 0), edition, True, _VDDK_LATEST) for edition in _SMALLER),
     *(Row((5, 1), None, edition, True, _VDDK_LATEST) for edition in _FREE_OF_LIMITS),
 )
 """Advanced was sold until vSphere 5. From 5.1 on VMware tells of no limit any more; nothing is known of the smaller

@@ -142,16 +142,19 @@ def _vsan_refusal(proxy: Proxy, disk: Disk) -> str:
 
 def free_slot(devices: Iterable[Any]) -> Slot | None:
     """The first free place, paravirtual controllers first; None when every SCSI controller is full."""
+    return next(iter(free_slots(devices)), None)
+
+
+def free_slots(devices: Iterable[Any]) -> list[Slot]:
+    """Every free place, in the order in which they are taken. Controllers whose bus is shared have none."""
     known = list(devices)
     taken = {(d.controllerKey, d.unitNumber) for d in known if getattr(d, "unitNumber", None) is not None}
     controllers = [c for c in known if isinstance(c, vim.vm.device.VirtualSCSIController)]
     unshared = [c for c in controllers if str(c.sharedBus or "noSharing") == "noSharing"]
     unshared.sort(key=lambda c: (not isinstance(c, vim.vm.device.ParaVirtualSCSIController), c.busNumber))
-    for controller in unshared:
-        for unit in _UNITS:
-            if (controller.key, unit) not in taken:
-                return Slot(controller.key, unit)
-    return None
+    return [
+        Slot(controller.key, unit) for controller in unshared for unit in _UNITS if (controller.key, unit) not in taken
+    ]
 
 
 def attached(proxy: Proxy, mark: Mark) -> Any | None:

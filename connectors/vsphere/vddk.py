@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import os
 import re
 import shutil
 import socket
@@ -14,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from connectors.diagnosis import NbdTools
 from connectors.errors import ConnectorError, TransportFailed
 from connectors.nbd import NbdDisk, open_nbd
 from connectors.nbd_protocol import UnixAddress
@@ -22,6 +24,12 @@ from connectors.vsphere.session import Session
 from connectors.vsphere.transport_settings import TransportSettings
 
 log = logging.getLogger(__name__)
+
+GET_VDDK = "VMware's VDDK is on its developer site for who has an account there; unpack it and name it as libdir"
+GET_BOTH = (
+    "Fedora, RHEL and Ubuntu package nbdkit with its vddk plugin, Debian without it (build nbdkit there with "
+    f"--enable-vddk, or use hot-add); {GET_VDDK}"
+)
 
 _SECTOR_BYTES = 512
 _numbers = itertools.count(1)
@@ -46,6 +54,48 @@ def refusal(settings: TransportSettings) -> str:
     if settings.libdir and not Path(settings.libdir).is_dir():
         return f"the folder of the VDDK library, {settings.libdir}, is not there"
     return ""
+
+
+async def tools(settings: TransportSettings) -> NbdTools:
+    """What there is for NBD here, as nbdkit itself tells it. Never raises."""
+    if why := refusal(settings):
+        return NbdTools(why, GET_BOTH)
+    code, version, said = await _told([settings.nbdkit, "--version"], settings)
+    if code:
+        return NbdTools(f"nbdkit does not start: {said or version}", GET_BOTH)
+    nbdkit = version.strip()
+    libdir = [f"libdir={settings.libdir}"] if settings.libdir else []
+    code, dump, said = await _told([settings.nbdkit, *settings.plugin, "--dump-plugin", *libdir], settings)
+    if code:
+        return NbdTools(f"nbdkit does not load its {settings.plugin[0]} plugin: {said or dump}", GET_BOTH, nbdkit)
+    fields = dict(line.split("=", 1) for line in dump.splitlines() if "=" in line)
+    library = fields.get("vddk_library_version", "")
+    if not library:
+        where = settings.libdir or fields.get("vddk_default_libdir", "its own place")
+        return NbdTools(f"VDDK cannot be loaded from {where}", GET_VDDK, nbdkit)
+    return NbdTools("", "", nbdkit, f"VDDK {library}")
+
+
+async def _told(arguments: Sequence[str], settings: TransportSettings) -> tuple[int, str, str]:
+    """(exit code, output, first error) of a short command of nbdkit's."""
+    environment = {"PATH": os.environ.get("PATH", os.defpath), **settings.environment}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), settings.ready_seconds)
+    except OSError as exc:
+        return 1, "", exc.strerror or str(exc)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return 1, "", f"no answer within {settings.ready_seconds:g} s"
+    lines = [line for line in err.decode("utf-8", "replace").splitlines() if line.strip()]
+    return process.returncode or 0, out.decode("utf-8", "replace"), lines[0] if lines else ""
 
 
 def command(disk: NetworkDisk, session: Session, settings: TransportSettings, thumbprint: str, spot: Spot) -> list[str]:

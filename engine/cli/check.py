@@ -69,6 +69,17 @@ def _try(name: str, work: Callable[[], str]) -> Finding:
 
 
 def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield from local_checks(config)
+    if "nbd" in config.transport.order:
+        yield "transport nbd", partial(_nbd, config)
+    for name, vcenter in config.vcenter.items():
+        yield f"vcenter {name}", partial(_vcenter, name, vcenter, config)
+    if config.bus is not None:
+        yield "bus", partial(check_bus, config.bus)
+
+
+def local_checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
+    """What needs no vCenter and no bus: each returns what it found as a sentence, or raises one of FAMILIES."""
     for place, secret in _secrets(config):
         yield f"secret {place}", partial(_secret, secret)
     yield "policies", partial(_policies, config)
@@ -76,12 +87,6 @@ def _checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     for name, section in config.copies.items():
         yield f"copy {name}", partial(_repository, config, section)
     yield "engine", partial(_engine, config)
-    if "nbd" in config.transport.order:
-        yield "transport nbd", partial(_nbd, config)
-    for name, vcenter in config.vcenter.items():
-        yield f"vcenter {name}", partial(_vcenter, name, vcenter, config)
-    if config.bus is not None:
-        yield "bus", partial(_bus, config.bus)
 
 
 def _secrets(config: Config) -> Iterator[tuple[str, Secret]]:
@@ -169,7 +174,7 @@ async def _looked_at(name: str, vcenter: VCenter, config: Config) -> str:
     )
 
 
-def _bus(bus: Bus) -> str:
+def check_bus(bus: Bus) -> str:
     """Whether the login can be read and a server accepts connections; the engine itself logs in."""
     from connectors.nats_login import read_login
     from engine.service import bus_settings

@@ -32,6 +32,7 @@ COMMANDS = (
     Command("look", "look:look", "Look at a vCenter without touching it."),
     Command("init", "init:init", "Write a working configuration, one policy and a repository."),
     Command("check", "check:check", "Check that everything is ready for the engine."),
+    Command("doctor", "doctor:doctor", "Examine vCenters and this machine: what would not work, and what to do."),
     Command("run", "run:run", "Run the engine."),
     Command("status", "status:status", "Show how protection stands."),
     Command("points", "points:points", "List restore points."),

@@ -262,6 +262,10 @@ class Inventory:
             lambda: self._act(lambda si: vim.vm.Snapshot(snapshot, si._stub).RemoveSnapshot_Task(removeChildren=False))
         )
 
+    def revert(self, snapshot: str) -> None:
+        """Go back to a snapshot."""
+        self.finish(lambda: self._act(lambda si: vim.vm.Snapshot(snapshot, si._stub).RevertToSnapshot_Task()))
+
     # Folders, tags, attributes
 
     def _datacenter(self, si: Any) -> Any:
@@ -287,6 +291,10 @@ class Inventory:
     def move_to_folder(self, which: str, path: str) -> None:
         folder = self.folder(path)
         self.finish(lambda: folder.MoveIntoFolder_Task([self.machine(which)]))
+
+    def add_role(self, name: str, privileges: Sequence[str]) -> None:
+        """Make a role; vCenter refuses privileges that it does not know."""
+        self._act(lambda si: si.content.authorizationManager.AddAuthorizationRole(name=name, privIds=list(privileges)))
 
     def set_attribute(self, which: str, name: str, value: str) -> None:
         """Set a custom attribute, defined when it is new."""

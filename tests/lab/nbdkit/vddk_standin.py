@@ -42,6 +42,9 @@ def dump_plugin():
     print("vddk_default_libdir=/usr/lib/vmware-vix-disklib")
     print("vddk_has_nfchostport=1")
     print("vddk_standin=1")
+    # As the plugin does it: only where the library could be loaded.
+    if os.path.exists(os.path.join(os.environ.get("BACKSTAY_LAB_ROOT") or parameters.get("libdir", ""), "lab.json")):
+        print("vddk_library_version=8")
 
 
 def config(key, value):

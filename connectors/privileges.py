@@ -1,0 +1,205 @@
+"""The privileges of vCenter that Backstay's work needs: the one list that `doctor` checks, roles and documents are made
+of. Data only.
+
+Ids as in the API reference (each method's "Required Privileges") and the VDDK guide's list for backup.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["backup", "restore"]
+
+Place = Literal["root", "vms", "proxy", "datastores", "folders", "pools", "networks"]
+"""On what privileges are asked for: the root of the inventory, every VM, the VM that the engine runs in, every
+datastore, the datacenters' VM folders, resource pools, networks."""
+
+ROLES: dict[Role, str] = {"backup": "backstay-backup", "restore": "backstay-restore"}
+"""What the two roles are called in vCenter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """One thing that Backstay does, and what it needs for it.
+
+    `without` ends the sentence "Without them ...". `needed` is false for what only adds to backups and restores.
+    `transport` is the one that they are for, if they are for one.
+    """
+
+    name: str
+    role: Role
+    place: Place
+    privileges: tuple[str, ...]
+    without: str
+    needed: bool = True
+    transport: str = ""
+
+
+def _vm(*names: str) -> tuple[str, ...]:
+    return tuple(f"VirtualMachine.{name}" for name in names)
+
+
+PURPOSES = (
+    Purpose("inventory", "backup", "root", ("System.Anonymous", "System.View", "System.Read"), "no VM is seen"),
+    Purpose("snapshots", "backup", "vms", _vm("State.CreateSnapshot", "State.RemoveSnapshot"), "no backup can be made"),
+    Purpose(
+        "change tracking",
+        "backup",
+        "vms",
+        _vm("Config.ChangeTracking", "Provisioning.DiskRandomRead"),
+        "every backup reads the whole disks",
+    ),
+    Purpose(
+        "reading over NBD",
+        "backup",
+        "vms",
+        _vm("Provisioning.DiskRandomRead", "Provisioning.GetVmFiles"),
+        "disks are not read over NBD",
+        transport="nbd",
+    ),
+    Purpose(
+        "hot-add",
+        "backup",
+        "proxy",
+        _vm(
+            "Config.AddExistingDisk",
+            "Config.AddNewDisk",
+            "Config.RemoveDisk",
+            "Config.Resource",
+            "Config.Settings",
+            "Config.EditDevice",
+            "Config.AdvancedConfig",
+        ),
+        "disks are not hot-added",
+        transport="hotadd",
+    ),
+    Purpose(
+        "disks to hot-add",
+        "backup",
+        "vms",
+        _vm("Config.AddExistingDisk"),
+        "the disks of these VMs are not hot-added",
+        transport="hotadd",
+    ),
+    Purpose(
+        "hot-add from datastores",
+        "backup",
+        "datastores",
+        ("Datastore.AllocateSpace",),
+        "disks there are not hot-added",
+        transport="hotadd",
+    ),
+    Purpose(
+        "files of datastores",
+        "backup",
+        "datastores",
+        ("Datastore.Browse", "Datastore.FileManagement"),
+        "NVRAM is not kept, and disks of powered-off VMs are not read over HTTPS",
+        transport="https",
+    ),
+    Purpose(
+        "editions",
+        "backup",
+        "root",
+        ("Global.Licenses",),
+        'hotadd = "auto" does not know the edition, and tries',
+        needed=False,
+    ),
+    Purpose(
+        "holding moves back",
+        "backup",
+        "root",
+        ("Global.DisableMethods", "Global.EnableMethods"),
+        'on_migrate = "block" cannot keep a VM from moving',
+        needed=False,
+    ),
+    Purpose(
+        "custom attributes",
+        "backup",
+        "root",
+        ("Global.ManageCustomFields", "Global.SetCustomField"),
+        "vCenter does not show the last restore point at a VM",
+        needed=False,
+    ),
+    Purpose("events", "backup", "root", ("Global.LogEvent",), "vCenter's events do not tell of backups", needed=False),
+    Purpose(
+        "tasks",
+        "backup",
+        "root",
+        ("Extension.Register", "Extension.Update", "Task.Create", "Task.Update"),
+        "vCenter does not show runs as tasks",
+        needed=False,
+    ),
+    Purpose(
+        "encrypted VMs",
+        "backup",
+        "vms",
+        ("Cryptographer.Access", "Cryptographer.AddDisk"),
+        "disks of encrypted VMs are not read",
+        needed=False,
+    ),
+    Purpose(
+        "making VMs",
+        "restore",
+        "folders",
+        _vm(
+            "Inventory.Create",
+            "Inventory.Register",
+            "Inventory.Unregister",
+            "Inventory.Delete",
+            "Config.AddNewDisk",
+            "Config.AddExistingDisk",
+            "Config.AddRemoveDevice",
+            "Config.AdvancedConfig",
+            "Config.Annotation",
+            "Config.ChangeTracking",
+            "Config.CPUCount",
+            "Config.EditDevice",
+            "Config.Memory",
+            "Config.Rename",
+            "Config.Resource",
+            "Config.Settings",
+            "Interact.PowerOn",
+            "Interact.PowerOff",
+        ),
+        "no VM can be restored",
+    ),
+    Purpose(
+        "writing over NBD",
+        "restore",
+        "folders",
+        _vm("Provisioning.DiskRandomAccess", "Provisioning.PutVmFiles"),
+        "disks are not written over NBD",
+        transport="nbd",
+    ),
+    Purpose(
+        "space for VMs",
+        "restore",
+        "datastores",
+        ("Datastore.AllocateSpace", "Datastore.FileManagement"),
+        "no VM can be restored there",
+    ),
+    Purpose(
+        "placing VMs", "restore", "pools", ("Resource.AssignVMToPool",), "no VM can be restored to these resource pools"
+    ),
+    Purpose("connecting VMs", "restore", "networks", ("Network.Assign",), "no VM is connected to these networks"),
+    Purpose(
+        "what belongs to VMs",
+        "restore",
+        "root",
+        ("Folder.Create", "StorageProfile.View", "Global.SetCustomField", "InventoryService.Tagging.AttachTag"),
+        "a restored VM lacks its folder, storage policy, custom attributes or tags",
+        needed=False,
+    ),
+)
+
+
+def of_role(role: Role) -> tuple[str, ...]:
+    """Every privilege of a role, once, sorted; what restores need beside is in the backup role too."""
+    return tuple(sorted({one for purpose in PURPOSES if purpose.role == role for one in purpose.privileges}))
+
+
+def at(place: Place) -> tuple[str, ...]:
+    """Every privilege that is asked for on a place, once, sorted."""
+    return tuple(sorted({one for purpose in PURPOSES if purpose.place == place for one in purpose.privileges}))

@@ -1,0 +1,164 @@
+"""`backstay doctor` on the lab through the real console script: what would not work is told with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connectors.privileges import PURPOSES, ROLES, of_role
+from tests.console import Ran, backstay
+from tests.lab.vcenter import MIB, Lab
+
+Start = Callable[..., Lab]
+PROXY = "app-02"
+
+
+def written(lab: Lab, home: Path, *more: str) -> Path:
+    """A configuration with a repository, policies and the lab's vCenter, as init writes it."""
+    config = home / "backstay.toml"
+    password = home / "password"
+    password.write_text(f"{lab.password}\n")
+    password.chmod(0o600)
+    (home / "policies.d").mkdir(exist_ok=True)
+    config.write_text(
+        "\n".join(
+            [
+                'schema = 1\nname = "test"\nstate_dir = "state"\n[repository]\npath = "repo"',
+                f'[vcenter.main]\nhost = "{lab.host}"\nport = {lab.port}\nuser = "{lab.user}"',
+                f'password = "file:{password}"\nca_file = "{lab.ca_file}"',
+                *more,
+            ]
+        )
+    )
+    return config
+
+
+def transport(lab: Lab, *more: str) -> str:
+    """The transports with the lab's stand-ins."""
+    plugin = Path(__file__).parent / "nbdkit" / "vddk_standin.py"
+    return "\n".join(
+        [
+            f'[transport]\nproxy = "{PROXY}"\ndevice_folder = "{lab.device_folder}"',
+            f'plugin = ["python", "{plugin}"]',
+            *more,
+        ]
+    )
+
+
+def examined(lab: Lab, home: Path, config: Path, *, expect: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """What doctor finds, by check."""
+    ran = backstay("doctor", "--config", config, "--json", home=home, env=env(lab), expect=expect)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in ran.data:
+        found.setdefault(one["check"], []).append(one)
+    return found
+
+
+def env(lab: Lab) -> dict[str, str]:
+    return {"BACKSTAY_LAB_ROOT": str(lab.root)}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    place = tmp_path / "home"
+    place.mkdir(mode=0o700)
+    backstay("repo", "init", "repo", home=place)
+    return place
+
+
+def test_where_all_is_well_each_check_says_what_it_found_and_nothing_is_changed(fresh_lab: Start, home: Path) -> None:
+    lab = fresh_lab(vms=3, disk_bytes=4 * MIB, content=False)
+    before = lab.calls()
+    found = examined(lab, home, written(lab, home, transport(lab)))
+    assert {one["level"] for ones in found.values() for one in ones} == {"ok", "note"}
+    says = {
+        "login": f"as {lab.user} at VMware vCenter Server",
+        "certificate": "days left",
+        "clock": "vCenter's clock is 0 s",
+        "privileges": f"{lab.user} has all that",
+        "change tracking": "on for 0 of 3 VMs, 3 get it at their first backup",
+        "VMs": "3 VMs, none is refused",
+        "ways to disks": "by hotadd",
+        "hot-add": f"{PROXY}: 14 free places on",
+        "datastores": "2 datastores with room for snapshots",
+        "nbdkit and VDDK": "nbdkit 1.",
+        "repository": "0 restore points",
+        "state directory": "free",
+        "scratch directory": "free",
+    }
+    for check, sentence in says.items():
+        assert sentence in found[check][0]["said"], check
+    changed = {name for name, count in lab.calls().items() if count != before.get(name, 0) and name.endswith("_Task")}
+    assert changed == set()
+
+
+@pytest.mark.parametrize("privilege", ["VirtualMachine.State.CreateSnapshot", "Datastore.FileManagement"])
+def test_a_privilege_that_lacks_is_named_with_where_and_with_what_does_not_work(
+    lab: Lab, home: Path, privilege: str
+) -> None:
+    lab.surroundings(user=lab.user, denied=[privilege])
+    try:
+        found = examined(lab, home, written(lab, home, transport(lab)), expect=3)
+    finally:
+        lab.surroundings(user=lab.user, denied=[])
+    told = [one for check, ones in found.items() if check.startswith("privileges for") for one in ones]
+    assert told and all(one["level"] == "problem" for one in told)
+    assert all(one["said"].startswith(f"{privilege} lacks on all") and "Without them" in one["said"] for one in told)
+    assert all("backstay doctor --role" in one["do"] for one in told)
+    assert {one["check"].removeprefix("privileges for ") for one in told} == {
+        purpose.name for purpose in PURPOSES if privilege in purpose.privileges
+    }
+
+
+def test_an_account_without_the_role_for_restores_is_a_note_and_what_only_adds_is_one_too(lab: Lab, home: Path) -> None:
+    kept = set(of_role("backup"))
+    denied = [one for one in of_role("restore") if one not in kept] + ["Global.DisableMethods"]
+    lab.surroundings(user=lab.user, denied=denied)
+    try:
+        found = examined(lab, home, written(lab, home, transport(lab)))
+    finally:
+        lab.surroundings(user=lab.user, denied=[])
+    assert "may make no VM anywhere" in found["privileges for restores"][0]["said"]
+    assert found["privileges for holding moves back"][0]["level"] == "note"
+
+
+def test_a_refused_login_and_a_vcenter_that_is_not_there_end_with_six(lab: Lab, home: Path) -> None:
+    config = written(lab, home)
+    (home / "password").write_text("wrong-secret-9\n")
+    found = examined(lab, home, config, expect=6)
+    assert found["login"][0]["level"] == "unreachable"
+    assert "wrong-secret-9" not in str(found)
+    config.write_text(config.read_text().replace(f"port = {lab.port}", "port = 1"))
+    assert examined(lab, home, config, expect=6)["login"][0]["level"] == "unreachable"
+
+
+def test_what_would_not_work_is_a_problem_and_says_what_to_do(fresh_lab: Start, home: Path) -> None:
+    lab = fresh_lab(vms=2, disk_bytes=4 * MIB, content=False)
+    lab.surroundings(datastore="fast-1", free_bytes=1 << 30)
+    config = written(lab, home, transport(lab, 'order = ["nbd"]', 'nbdkit = ["no-such-nbdkit"]'))
+    found = examined(lab, home, config, expect=3)
+    assert "no-such-nbdkit is not installed" in found["nbdkit and VDDK"][0]["said"]
+    assert "Fedora, RHEL and Ubuntu" in found["nbdkit and VDDK"][0]["do"]
+    assert found["ways to disks"][0]["level"] == "problem"
+    assert "fast-1" in found["datastores"][0]["said"] and found["datastores"][0]["level"] == "problem"
+    ran = backstay("doctor", "--config", config, home=home, env=env(lab), expect=3)
+    assert "PROBLEM" in ran.out and "docs/transports.md" in ran.err
+    ran = backstay("doctor", "other", "--config", config, home=home, expect=2)
+    assert "there are: main" in ran.err
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_written_role_is_one_that_vcenter_takes_and_holds_what_doctor_asks_for(
+    lab: Lab, home: Path, role: str
+) -> None:
+    ran: Ran = backstay("doctor", "--role", "--json", home=home)
+    (made,) = (one for one in ran.data["roles"] if one["role"] == role)
+    lab.add_role(f"{made['name']}-{role}", made["privileges"])
+    asked = {one for purpose in PURPOSES if purpose.role == role for one in purpose.privileges}
+    assert set(made["privileges"]) == {one for one in asked if not one.startswith("System.")}
+    text = backstay("doctor", "--role", home=home).out
+    assert f"New-VIRole -Name {made['name']} -Privilege (Get-VIPrivilege -Id '{made['privileges'][0]}'," in text
+    assert f"govc role.create {made['name']} {made['privileges'][0]} " in text
