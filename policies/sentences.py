@@ -46,5 +46,9 @@ def happened(event: Event, vm: Vm | None) -> str:
     if event.type is EventType.RETAGGED and event.detail.get("tags"):
         return f"{name} got other tags ({event.detail['tags']})"
     if event.type is EventType.RECONFIGURED and event.detail.get("disks"):
-        return f"the disks of {name} were changed"
+        return f"the disks of {name} were changed ({event.detail['disks']})"
+    if event.type is EventType.RECONFIGURED and event.detail.get("tracking"):
+        return f"change tracking of {name} was switched {event.detail['tracking']}"
+    if event.cause == "ha" and event.type in (EventType.POWERED_ON, EventType.POWERED_OFF):
+        return f"{name} {_PLAIN[event.type]} by HA, as its host failed"
     return f"{name} {_PLAIN.get(event.type, f'had the event {event.type}')}"

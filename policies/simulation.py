@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from policies.aftermath import CHANGING, changed_by
 from policies.assumptions import Assumptions
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
-from policies.evaluation import GIVES_WAY, evaluate, scheduled
+from policies.evaluation import GIVES_WAY, evaluate, scheduled, unsafe
 from policies.express import ExpressLine
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
 from policies.gauges import DAY, QUALITY, Gauges, Made, Trace
@@ -157,7 +157,9 @@ class Simulation:
                     self.vms[event.vm] = after
                     self.line.moved(event.vm)
                     changed = self._looks_matter and self._select(after)
-        if event.type in self._heard or "disks" in event.detail or self._ruled is not None:
+        known = self.vms.get(event.vm) if event.vm is not None else None
+        doubted = known is not None and unsafe(known, event)
+        if event.type in self._heard or doubted or self._ruled is not None:
             if event.vm is not None:
                 self._under_way(event.vm)
             for decision in evaluate(self.policies, event, self._facts):
@@ -244,9 +246,10 @@ class Simulation:
                 self.trace.holds.setdefault(decision.vm, []).append((self.now, decision.reason))
                 self._fire(decision)
             case Requeue():
-                run = self.runs.call_back(decision.vm)
+                run = replace(self.runs.call_back(decision.vm).decision, not_before=self.now + GIVES_WAY)
                 self.line.finished(decision.vm)
-                self.line.add(replace(run.decision, not_before=self.now + GIVES_WAY))
+                joined, keys = self.line.again(run), self._keys[decision.vm]
+                keys.update((key, run.key) for key, stands in keys.items() if stands == joined)
                 self.history[decision.vm] = gave_way(self.history[decision.vm])
             case Retire():
                 waiting = self.line.of(decision.vm)

@@ -14,6 +14,9 @@ from policies.facts import Address, Event, EventType
 DRS = "drs"
 MANUAL = "manual"
 HA = "ha"
+REVERT = "revert"
+RELOAD = "reload"
+UPGRADE = "hardware upgrade"
 
 Found = tuple[EventType, str]
 """The type of one of our events and its cause."""
@@ -53,7 +56,7 @@ def normalise(vcenter: str, event: Any) -> Event | None:
         from_host=_name(getattr(event, "sourceHost", None)),
         to_host=_name(event.host),
         user=str(event.userName or ""),
-        detail=_detail(event),
+        detail=_detail(event, cause),
     )
 
 
@@ -88,12 +91,18 @@ def _relocated(event: Any) -> Found:
     return EventType.RELOCATED, MANUAL
 
 
+def _task(event: Any) -> Found | None:
+    """Snapshots have no events of their own: that a VM goes back to one is told by its task alone, as it begins."""
+    named = f"{event.info.descriptionId or ''} {event.info.name or ''}".lower()
+    return (EventType.RECONFIGURED, REVERT) if "revert" in named else None
+
+
 def _powered_off(event: Any) -> Found:
     return EventType.POWERED_OFF, MANUAL if event.userName else "guest"
 
 
 _E = vim.event
-_RULES: tuple[tuple[Any, Callable[[Any], Found]], ...] = (
+_RULES: tuple[tuple[Any, Callable[[Any], Found | None]], ...] = (
     (_E.DrsVmMigratedEvent, _moved(DRS)),
     (_E.VmMigratedEvent, _moved(MANUAL)),
     (_E.VmRelocatedEvent, _relocated),
@@ -113,8 +122,9 @@ _RULES: tuple[tuple[Any, Callable[[Any], Found]], ...] = (
     (_E.VmRenamedEvent, _always(EventType.RENAMED, MANUAL)),
     (_E.VmAutoRenameEvent, _always(EventType.RENAMED, "vcenter")),
     (_E.VmReconfiguredEvent, _always(EventType.RECONFIGURED, MANUAL)),
-    (_E.VmReloadFromPathEvent, _always(EventType.RECONFIGURED, "reload")),
-    (_E.VmUpgradeCompleteEvent, _always(EventType.RECONFIGURED, "hardware upgrade")),
+    (_E.VmReloadFromPathEvent, _always(EventType.RECONFIGURED, RELOAD)),
+    (_E.VmUpgradeCompleteEvent, _always(EventType.RECONFIGURED, UPGRADE)),
+    (_E.TaskEvent, _task),
     (_E.VmInstanceUuidChangedEvent, _always(EventType.RECONFIGURED, "identity")),
     (_E.VmUuidChangedEvent, _always(EventType.RECONFIGURED, "identity")),
     (_E.VmResourcePoolMovedEvent, _always(EventType.RECONFIGURED, "resource pool")),
@@ -122,7 +132,44 @@ _RULES: tuple[tuple[Any, Callable[[Any], Found]], ...] = (
 """The first class that fits decides, so a subclass stands before what it is derived from."""
 
 
-def _detail(event: Any) -> dict[str, str]:
+_REPLACED = {
+    REVERT: "it was reverted to a snapshot",
+    RELOAD: "its configuration was loaded again from a file",
+    UPGRADE: "its virtual hardware was upgraded",
+}
+"""By cause: what happened to all of the VM's disks at once, as far as change tracking is concerned."""
+
+
+def _disks(event: Any) -> str:
+    """What a reconfiguration did to disks that a snapshot holds, such as "Hard disk 2 added, Hard disk 1 extended".
+
+    Independent ones are nothing to change tracking, among them those that backups attach to a proxy for a while.
+    """
+    spec, told = getattr(event, "configSpec", None), getattr(event, "configChanges", None)
+    modified = str(getattr(told, "modified", None) or "")
+    done = []
+    for change in getattr(spec, "deviceChange", None) or ():
+        disk = change.device
+        mode = str(getattr(getattr(disk, "backing", None), "diskMode", None) or "")
+        if not isinstance(disk, vim.vm.device.VirtualDisk) or mode.startswith("independent"):
+            continue
+        label = (disk.deviceInfo.label if disk.deviceInfo else "") or f"disk {disk.key}"
+        extended = change.operation == _EDIT and f"device({disk.key}).capacityIn" in modified
+        done.append(f"{label} {'extended' if extended else _DONE.get(change.operation, 'changed')}")
+    return ", ".join(done)
+
+
+_EDIT = "edit"
+_DONE = {"add": "added", "remove": "removed", _EDIT: "changed"}
+
+
+def _tracking(event: Any) -> str:
+    """Whether a reconfiguration switched change tracking "on" or "off"; empty when neither."""
+    wanted = getattr(getattr(event, "configSpec", None), "changeTrackingEnabled", None)
+    return "" if wanted is None else "on" if wanted else "off"
+
+
+def _detail(event: Any, cause: str) -> dict[str, str]:
     told = {
         "class": type(event).__name__.rpartition(".")[2],
         "vcenter_key": str(event.key),
@@ -133,6 +180,8 @@ def _detail(event: Any) -> dict[str, str]:
         "source_vm": _name(getattr(event, "sourceVm", None) or getattr(event, "srcTemplate", None)),
         "old_name": unquote(str(getattr(event, "oldName", None) or "")),
         "new_name": unquote(str(getattr(event, "newName", None) or "")),
+        "disks": _REPLACED.get(cause) or _disks(event),
+        "tracking": _tracking(event),
         "template": "true" if getattr(event, "template", False) else "",
     }
     return {name: value for name, value in told.items() if value}

@@ -9,7 +9,7 @@ import pytest
 
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
 from policies.evaluation import evaluate
-from policies.facts import VM_EVENT_TYPES, Consistency, Event, EventType, Facts, VmHistory, VmId
+from policies.facts import VM_EVENT_TYPES, Consistency, Event, EventType, Facts, ForeignSnapshot, VmHistory, VmId
 from policies.policyset import PolicySet
 from policies.protection import copies_of, protection
 from policies.settings import settings_of
@@ -219,6 +219,14 @@ def test_initial_protection_waits_for_the_window() -> None:
         (an_event(EventType.REGISTERED, WEB), True),
         (an_event(EventType.RECONFIGURED, WEB, detail={"disks": "Hard disk 2 was added"}), True),
         (an_event(EventType.RECONFIGURED, WEB), False),
+        (an_event(EventType.RECONFIGURED, WEB, detail={"tracking": "off"}), True),
+        (an_event(EventType.RECONFIGURED, WEB, detail={"tracking": "on"}), False),
+        (an_event(EventType.POWERED_OFF, WEB, cause="manual"), True),
+        (an_event(EventType.POWERED_OFF, WEB, cause="ha"), True),
+        (an_event(EventType.POWERED_OFF, WEB, cause="guest"), False),
+        (an_event(EventType.POWERED_OFF, WEB, detail={"found_by": "reconcile"}), True),
+        (an_event(EventType.POWERED_ON, WEB, cause="ha"), True),
+        (an_event(EventType.POWERED_ON, WEB, cause="manual"), False),
         (MOVED, False),
         (an_event(EventType.RENAMED, WEB), False),
     ],
@@ -231,10 +239,19 @@ def test_change_tracking_is_distrusted_when_disks_changed_and_not_when_hosts_did
     assert skips(found), "what no policy selects is said too"
 
 
+def test_tracking_that_is_switched_on_under_a_snapshot_is_distrusted() -> None:
+    event = an_event(EventType.RECONFIGURED, WEB, detail={"tracking": "on"})
+    under = replace(WEB, snapshots=(ForeignSnapshot("by hand", NOW),))
+    found = evaluate(PolicySet(), event, facts(under))
+    assert found[0] == DistrustTracking(
+        WEB.id, "change tracking of web-3 was switched on; the next backup reads its disks in full", "k1"
+    )
+
+
 def test_the_disks_are_named_in_the_sentence() -> None:
     event = an_event(EventType.RECONFIGURED, WEB, detail={"disks": "added"})
     assert evaluate(PolicySet(), event, facts(WEB))[0] == DistrustTracking(
-        WEB.id, "the disks of web-3 were changed; the next backup reads its disks in full", "k1"
+        WEB.id, "the disks of web-3 were changed (added); the next backup reads its disks in full", "k1"
     )
 
 

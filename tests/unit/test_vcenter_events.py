@@ -24,6 +24,10 @@ def post(kind: str, *, at: datetime = AT, key: int = 42, ds: str = "ds-1", **mor
     return event
 
 
+def task(kind: str) -> Any:
+    return post("TaskEvent", info=vim.TaskInfo(descriptionId=kind))
+
+
 def host(name: str, moref: str) -> Any:
     return vim.event.HostEventArgument(name=name, host=vim.HostSystem(moref))
 
@@ -61,6 +65,10 @@ ELSEWHERE = {"sourceHost": host("esx-a", "host-1"), "sourceDatastore": datastore
         (post("VmClonedEvent"), EventType.CLONED, "manual"),
         (post("VmRemovedEvent"), EventType.REMOVED, "manual"),
         (post("VmReconfiguredEvent"), EventType.RECONFIGURED, "manual"),
+        (post("VmReloadFromPathEvent"), EventType.RECONFIGURED, "reload"),
+        (post("VmUpgradeCompleteEvent"), EventType.RECONFIGURED, "hardware upgrade"),
+        (task("VirtualMachine.revertToCurrentSnapshot"), EventType.RECONFIGURED, "revert"),
+        (task("vm.Snapshot.revert"), EventType.RECONFIGURED, "revert"),
         (post("VmRenamedEvent", oldName="a", newName="b"), EventType.RENAMED, "manual"),
         (post("VmRegisteredEvent"), EventType.REGISTERED, "manual"),
         (post("VmDiscoveredEvent"), EventType.REGISTERED, "discovered"),
@@ -70,6 +78,55 @@ def test_each_class_becomes_its_type_and_cause(event: Any, kind: EventType, caus
     ours = normalise(VC, event)
     assert ours is not None
     assert (ours.type, ours.cause) == (kind, cause)
+
+
+def test_other_tasks_are_no_events_of_ours() -> None:
+    assert normalise(VC, task("VirtualMachine.createSnapshot")) is None
+
+
+def device(operation: str, key: int = 2001, mode: str = "persistent", label: str = "Hard disk 2") -> Any:
+    backing = vim.vm.device.VirtualDisk.FlatVer2BackingInfo(diskMode=mode)
+    disk = vim.vm.device.VirtualDisk(key=key, backing=backing)
+    if label:
+        disk.deviceInfo = vim.Description(label=label, summary="")
+    return vim.vm.device.VirtualDeviceSpec(operation=operation, device=disk)
+
+
+def reconfigured(*changes: Any, modified: str = "", tracking: bool | None = None) -> Any:
+    spec = vim.vm.ConfigSpec(deviceChange=list(changes), changeTrackingEnabled=tracking)
+    told = vim.event.ChangesInfoEventArgument(modified=modified, added="", deleted="")
+    return post("VmReconfiguredEvent", configSpec=spec, configChanges=told)
+
+
+@pytest.mark.parametrize(
+    ("event", "disks", "tracking"),
+    [
+        (reconfigured(), "", ""),
+        (reconfigured(device("add")), "Hard disk 2 added", ""),
+        (reconfigured(device("remove"), device("add", -1, label="")), "Hard disk 2 removed, disk -1 added", ""),
+        (reconfigured(device("edit")), "Hard disk 2 changed", ""),
+        (
+            reconfigured(device("edit"), modified="config.hardware.device(2001).capacityInKB: 1024 -> 2048; "),
+            "Hard disk 2 extended",
+            "",
+        ),
+        (reconfigured(device("add", mode="independent_nonpersistent")), "", ""),
+        (
+            reconfigured(vim.vm.device.VirtualDeviceSpec(operation="add", device=vim.vm.device.VirtualCdrom(key=3))),
+            "",
+            "",
+        ),
+        (reconfigured(tracking=True), "", "on"),
+        (reconfigured(tracking=False), "", "off"),
+        (task("vm.Snapshot.revert"), "it was reverted to a snapshot", ""),
+        (post("VmReloadFromPathEvent"), "its configuration was loaded again from a file", ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_reconfiguration_tells_what_it_did_to_disks_and_tracking(event: Any, disks: str, tracking: str) -> None:
+    ours = normalise(VC, event)
+    assert ours is not None
+    assert (ours.detail.get("disks", ""), ours.detail.get("tracking", "")) == (disks, tracking)
 
 
 def test_a_migration_tells_who_moved_what_from_where_to_where() -> None:

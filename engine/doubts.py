@@ -1,0 +1,37 @@
+"""Doubts about change tracking that the engine has itself, and the kinds by which doubts are counted."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from engine.records import Change, Distrust
+from engine.state import State
+from engine.threads import Threads, settled
+from metrics.registry import Metrics
+from policies.facts import Event, EventType, VmId
+
+_BY_CAUSE = {
+    (EventType.RECONFIGURED, "revert"): "reverted",
+    (EventType.RECONFIGURED, "reload"): "reloaded",
+    (EventType.RECONFIGURED, "hardware upgrade"): "upgraded",
+    (EventType.POWERED_ON, "ha"): "host_failed",
+    (EventType.POWERED_OFF, "ha"): "host_failed",
+}
+
+
+def kind_of(event: Event) -> str:
+    """As what the doubt is counted to which an event led."""
+    return _BY_CAUSE.get((event.type, event.cause), event.type.value.removeprefix("vm."))
+
+
+async def distrust_disks(
+    threads: Threads, state: State, metrics: Metrics, vm: VmId, kind: str, reason: str, now: datetime
+) -> None:
+    """The next run of the VM reads all its disks in full, whatever its policies say; `reason` is a sentence about it.
+
+    Durable on return. Whoever is about to write to a VM's disks calls this before the first byte, so that a process
+    that dies in between leaves no restore point behind that trusts change tracking. StorageError when it cannot be
+    written: nothing may be written to the disks then.
+    """
+    await settled(threads.state, state.apply, Change(distrust=(Distrust(vm, reason, "", now),)), now=now)
+    metrics.tracking_distrusted(kind)

@@ -1,0 +1,111 @@
+"""How change tracking begins, ends, lies and is told of: connector and engine against the lab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from connectors.disks import Extent, Incremental, Whole
+from connectors.hypervisor import TrackedBase
+from connectors.vsphere.tracking import LATER
+from policies.facts import EventType
+from tests.lab.connect import connected
+from tests.lab.images import GRAIN
+from tests.lab.test_cbt import base_of, changes_since, first, snapshot
+from tests.lab.test_events import Journal
+from tests.lab.vcenter import MIB, Lab
+
+Start = Callable[..., Lab]
+
+
+@pytest.fixture
+def untracked(fresh_lab: Start) -> Lab:
+    """A lab with one VM whose changes are not tracked yet."""
+    return fresh_lab(vms=1, disk_bytes=4 * MIB, content=False)
+
+
+@pytest.mark.parametrize("powered_on", [True, False], ids=["on", "off"])
+async def test_tracking_that_begins_at_a_stun_begins_with_the_first_snapshot(untracked: Lab, powered_on: bool) -> None:
+    lab = untracked
+    lab.settings(tracking_starts="stun")
+    if not powered_on:
+        lab.power_off("web-01")
+    async with connected(lab) as vcenter:
+        async with snapshot(vcenter, "first") as made:
+            assert made.tracking_reason == ""
+            base = base_of(made)
+        assert base.change_id
+        if powered_on:
+            lab.write_as_guest("web-01", 0, GRAIN, b"x")
+            assert await changes_since(vcenter, base) == Incremental((Extent(GRAIN, GRAIN),))
+
+
+async def test_tracking_that_begins_after_the_first_snapshot_is_told_and_read_in_full_once_more(untracked: Lab) -> None:
+    lab = untracked
+    lab.settings(tracking_starts="late")
+    async with connected(lab) as vcenter:
+        async with snapshot(vcenter, "first") as made:
+            assert made.tracking_reason == LATER
+            base = base_of(made)
+            found = await vcenter.changes(made, made.disks[0], base)
+        assert base.change_id == ""
+        assert found == Whole(LATER)
+        async with snapshot(vcenter, "second") as made:
+            assert made.tracking_reason == ""
+            second = base_of(made)
+            assert isinstance(await vcenter.changes(made, made.disks[0], base), Whole)
+        lab.write_as_guest("web-01", 0, GRAIN, b"x")
+        async with snapshot(vcenter, "third") as made:
+            assert await vcenter.changes(made, made.disks[0], second) == Incremental((Extent(GRAIN, GRAIN),))
+
+
+async def test_tracking_is_not_switched_on_over_deltas_that_no_snapshot_names(untracked: Lab) -> None:
+    lab = untracked
+    lab.settings(leave_deltas=1)
+    held = lab.snapshot("web-01", "by hand")
+    lab.remove_snapshot(held)
+    async with connected(lab) as vcenter, snapshot(vcenter, "first") as made:
+        assert "not switched on" in made.tracking_reason
+        assert made.disks[0].change_id == ""
+
+
+async def test_the_host_s_build_is_remembered_and_one_that_is_denied_is_not_believed(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False, tracking=True)
+    async with connected(lab) as vcenter:
+        async with snapshot(vcenter, "first") as made:
+            build = made.host_build
+            assert " build " in build
+            disk = made.disks[0]
+            base = TrackedBase(disk.change_id, disk.disk.uuid, disk.disk.capacity_bytes, disk.disk.file_name, build)
+        assert await changes_since(vcenter, base) == Incremental(())
+        denied = TrackedBase(base.change_id, base.disk_uuid, base.capacity_bytes, base.file_name, "6.0.0 build 2494585")
+        async with snapshot(vcenter, "third") as made:
+            found = await vcenter.changes(made, made.disks[0], denied)
+    assert isinstance(found, Whole)
+    assert found.kind == "known_defect"
+
+
+async def test_a_lab_that_forgets_changes_leaves_them_out(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False, tracking=True)
+    async with connected(lab) as vcenter:
+        base = await first(vcenter)
+        lab.write_as_guest("web-01", 0, 0, b"x" * (2 * GRAIN))
+        lab.settings(forget_every=2)
+        assert await changes_since(vcenter, base) == Incremental((Extent(GRAIN, GRAIN),))
+
+
+async def test_reverts_changed_disks_and_switched_tracking_arrive_as_events(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False)
+    journal = Journal()
+    async with connected(lab) as vcenter:
+        await journal.started(vcenter)
+        lab.set_tracking("web-01", True)
+        lab.extend_disk("web-01", 0, 8 * MIB)
+        held = lab.snapshot("web-01", "by hand")
+        lab.revert(held)
+        await journal.follow(vcenter, lambda j: len(j.events) >= 3)
+    assert all(event.type is EventType.RECONFIGURED for event in journal.events)
+    told = [(event.detail.get("disks", ""), event.detail.get("tracking", "")) for event in journal.events]
+    assert told == [("", "on"), ("Hard disk 1 extended", ""), ("it was reverted to a snapshot", "")]
+    assert journal.events[2].cause == "revert"
