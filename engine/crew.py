@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import ParamSpec
 
 from connectors.hypervisor import Leftover
@@ -60,6 +61,7 @@ class Crew:
     _restoring: set[tuple[str, str]] = field(default_factory=set)
     _listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _followers: dict[JobId, asyncio.Future[Outcome]] = field(default_factory=dict)
+    _stands_for: dict[JobId, JobId] = field(default_factory=dict)
 
     def is_restoring(self, vm: Vm) -> bool:
         """Whether disks of a VM with this name are being written."""
@@ -71,7 +73,16 @@ class Crew:
 
     def follow(self, job: JobId) -> asyncio.Future[Outcome]:
         """Resolved with how the next run of this job ends."""
+        job = self._stands_for.get(job, job)
         return self._followers.setdefault(job, asyncio.get_running_loop().create_future())
+
+    def joined(self, job: JobId, other: JobId) -> None:
+        """The other job stands for this one from now on: who waits for this one hears how that one ends."""
+        self._stands_for.update({was: other for was, now in self._stands_for.items() if now == job})
+        self._stands_for[job] = other
+        waiting = self._followers.pop(job, None)
+        if waiting is not None:
+            self.follow(other).add_done_callback(partial(_hand_on, waiting))
 
     @contextmanager
     def alive(self, run: RunId) -> Iterator[None]:
@@ -99,6 +110,8 @@ class Crew:
 
     def tell(self, job: Job, outcome: Outcome) -> None:
         """Tell who waits for this job how its run ended."""
+        if not (isinstance(outcome, Abandoned) and outcome.requeue):
+            self._stands_for = {was: now for was, now in self._stands_for.items() if now != job.id}
         follower = self._followers.pop(job.id, None)
         if follower is not None and not follower.done():
             follower.set_result(outcome)
@@ -158,3 +171,8 @@ class Crew:
         """What people call the VM."""
         row = self.world.rows.get(vm)
         return row.traits.name if row is not None else vm
+
+
+def _hand_on(waiting: asyncio.Future[Outcome], ended: asyncio.Future[Outcome]) -> None:
+    if not (waiting.done() or ended.cancelled()):
+        waiting.set_result(ended.result())

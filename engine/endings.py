@@ -10,8 +10,9 @@ from connectors.errors import ConnectorError, LoginRefused
 from engine.attempts import Attempt, CalledBack, TrackingLied
 from engine.counting import count_done, count_without_point
 from engine.crew import Crew
+from engine.drafting import joined
 from engine.failures import Kind, verdict
-from engine.jobs import Abandoned, Done, Failed, Job, JobKind, JobState
+from engine.jobs import Abandoned, Done, Failed, Job, JobKind, JobState, decision_of
 from engine.needed import stands
 from engine.records import Distrust, RunRow
 from engine.threads import settled
@@ -102,9 +103,16 @@ async def judge(crew: Crew, job: Job, error: Exception, began: datetime) -> Fail
         run = old
     if not (retry or stands(job)):
         crew.world.forget_keys(job.id)  # a schedule that had joined it asks again
-    crew.world.set_job(after)
+    absorbed = None
+    if retry:
+        after, absorbed = _back_in_line(crew, after)
+        retry = after.not_before
+    else:
+        crew.world.set_job(after)
     crew.world.set_run(run)
     await crew.remember(crew.state.settle, after, now=now, run=run)
+    if absorbed is not None:
+        await crew.remember(crew.state.save_job, absorbed)
     if job.kind is JobKind.BACKUP:
         _count_without_point(crew, job, "failed", began)
         (crew.set_aside.add if after.state is JobState.QUARANTINED else crew.set_aside.discard)(job.vm)
@@ -159,9 +167,29 @@ async def postpone(crew: Crew, job: Job, reason: str, until: datetime | None = N
     """Not now, through no fault of the job's."""
     not_before = until or crew.now() + POSTPONE
     later = replace(job, state=JobState.PENDING, attempts=job.attempts - 1, not_before=not_before, last_error=reason)
-    crew.world.set_job(later)
+    later, absorbed = _back_in_line(crew, later)
     await settled(crew.threads.state, crew.state.save_job, later)
+    if absorbed is not None:
+        await crew.remember(crew.state.save_job, absorbed)
     return Abandoned(reason, requeue=True)
+
+
+def _back_in_line(crew: Crew, job: Job) -> tuple[Job, Job | None]:
+    """The job waits again, joined by the backup of its VM that came meanwhile: one VM needs one run.
+
+    Returns it as it waits now, and the other as it is over.
+    """
+    other = crew.world.jobs.waiting_backup(job.vm) if job.kind is JobKind.BACKUP else None
+    if other is None:
+        crew.world.set_job(job)
+        return job, None
+    both = replace(joined(job, decision_of(other)), manual=job.manual or other.manual)
+    over = replace(other, state=JobState.ABANDONED, last_error=f"one run is enough: it has joined {job.id}")
+    crew.world.set_job(over)
+    crew.world.job_keys.update(dict.fromkeys(crew.world.forget_keys(other.id), job.id))
+    crew.world.set_job(both)
+    crew.joined(other.id, job.id)
+    return both, over
 
 
 async def give_back(crew: Crew, job: Job) -> None:

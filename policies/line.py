@@ -106,6 +106,14 @@ class Line:
         self._of.setdefault(decision.vm, []).append(entry)
         self._place(entry)
 
+    def again(self, decision: BackUp) -> str:
+        """A run that had started waits again, joined by the one of its VM that came meanwhile; the key of that one."""
+        other = self.of(decision.vm)
+        if other is not None:
+            self.remove(other.key)
+        self.add(decision if other is None else merge(decision, other))
+        return "" if other is None else other.key
+
     def remove(self, key: str) -> None:
         """This run is not wanted any more; nothing happens when it is not in line."""
         entry = self._entries.pop(key, None)

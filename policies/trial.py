@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from policies.admission import coalesce
+from policies.admission import coalesce, merge
 from policies.aftermath import changed_by
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
 from policies.evaluation import GIVES_WAY, evaluate
@@ -242,7 +242,10 @@ class _Clockwork:
         _, run = self.running.pop(vm)
         last = max(at for at, backup in enumerate(self.backups) if backup.decision is run)
         del self.backups[last]
-        self.pending = (*self.pending, replace(run, not_before=self.now + GIVES_WAY))
+        run = replace(run, not_before=self.now + GIVES_WAY)
+        other = next((one for one in self.pending if one.vm == vm), None)
+        self.pending = tuple(one for one in self.pending if one is not other)
+        self.pending = (*self.pending, run if other is None else merge(run, other))
         times = self.history[vm].called_back + 1
         self.history[vm] = replace(self._known(vm), pending=True, running=False, reading_on="", called_back=times)
 

@@ -27,6 +27,10 @@ __all__ = ["bench", "threads"]
 QUIET = EVERYTHING.partition("[[policy")[0]
 SOON = timedelta(milliseconds=50)
 REQUEUE = f'{QUIET}on_migrate = "requeue"\n'
+TRIGGERED = f"""{REQUEUE}
+[[policy.everything.trigger]]
+on = "vm.migrated"
+"""
 BLOCK = f'{QUIET}on_migrate = "block"\n'
 
 
@@ -172,6 +176,27 @@ async def test_who_asked_for_a_backup_waits_with_it_while_it_gives_way(
         reads.let_go.set()
         assert (await engine.finished(task))["state"] == "done"
         assert engine.points_of("web") == 2
+
+
+async def test_a_run_that_gives_way_and_the_one_that_its_move_asks_for_become_one(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web")
+    reads = Reads(hypervisor, vm)
+    async with running(tmp_path, hypervisor, configure(tmp_path, TRIGGERED)) as engine:
+        await engine.until(lambda: engine.parts.world.reading_on)
+        (first,) = engine.parts.world.jobs.values()
+        asked = await engine.control.submit(BackUpVm("web", "while the first one runs"), "bob")
+        await engine.until(lambda: len(engine.parts.world.jobs) == 2)
+        await reads.move(engine)
+        await engine.until(partial(gave_way, engine, 1))
+        await engine.until(lambda: len(engine.parts.world.jobs) == 1)
+        (job,) = engine.parts.world.jobs.values()
+        assert (job.id, job.rule, job.manual) == (first.id, "rpo", True)
+        reads.let_go.set()
+        assert (await engine.finished(asked))["state"] == "done"
+        assert engine.points_of("web") == 1
+        assert not engine.parts.world.jobs
 
 
 async def test_without_the_key_a_run_goes_on_while_its_vm_moves(tmp_path: Path, hypervisor: HypervisorInMemory) -> None:

@@ -121,3 +121,22 @@ def test_a_simulation_sees_runs_give_way_and_the_fourth_go_on() -> None:
     assert sum(trace.runs.values()) == 1
     peaks = [peak.running for peak in trace.peaks.values()]
     assert set(peaks) == {0}
+
+
+TRIGGERED = f"""{TEXT}[[policy.gold.trigger]]
+on = "vm.migrated"
+settle = "30m"
+"""
+
+
+def test_a_run_that_gives_way_and_the_one_that_its_move_asks_for_become_one() -> None:
+    text = TRIGGERED + TESTED.replace('for = "4h"', 'for = "12h"')
+    found = policies(TRIGGERED)
+    (written,) = read_tests({"0.toml": f"schema = 1\n{text}"})
+    trial = try_out(case_of(written, found), found)
+    (backup,) = trial.backups
+    assert (backup.decision.rule, backup.starts) == ("rpo", timedelta(minutes=10) + GIVES_WAY)
+    assumed = Assumptions(limits=Limits(running=1))
+    moves = [Recorded(NOW + timedelta(minutes=5), moved())]
+    trace = Simulation(found, facts(DB), assumed, NOW + timedelta(hours=20)).run(moves)
+    assert (trace.decided["Requeue"], sum(trace.runs.values())) == (1, 1)
