@@ -1,8 +1,8 @@
 """The session ends between any two calls of a backup: no snapshot is made twice, nothing stays, and the data is right.
 
 The lab numbers the calls of one backup and ends the session before each in turn, which is after the one before; of
-the calls that change vCenter each is also carried out, and the session ends with its answer lost. What stands in vCenter is read by plain
-pyVmomi of another account, what was frozen is the lab's own copy.
+the calls that change vCenter each is also carried out, and the session ends with its answer lost. What stands in
+vCenter is read by plain pyVmomi of another account, what was frozen is the lab's own copy.
 """
 
 from __future__ import annotations
