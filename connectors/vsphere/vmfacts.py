@@ -212,10 +212,10 @@ def _disk(disk: Any, controller: Any) -> Disk:
 
 
 def _unprotected(disk: Any, controller: Any) -> str:
-    if _independent(disk):
-        return f"its mode is {disk.backing.diskMode}: a snapshot does not hold independent disks"
     if str(getattr(disk.backing, "compatibilityMode", "")) == "physicalMode":
         return "it is a raw device mapping in physical mode, which a snapshot does not hold"
+    if _independent(disk):
+        return f"its mode is {disk.backing.diskMode}: a snapshot does not hold independent disks"
     if isinstance(disk.backing, vim.vm.device.VirtualDisk.RawDiskVer2BackingInfo):
         return "it is a raw device of its host, which a snapshot does not hold"
     if shared := _shared(disk, controller):
