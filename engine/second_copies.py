@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine import maintenance, sections
 from engine.copying import stop_if
+from engine.failures import BadInput
 from engine.parts import Parts
 from engine.records import Audited
 from engine.rulebook import standing_still
@@ -33,6 +34,9 @@ from storage.reclaim import SafetyAges
 from storage.repository import Repository, open_repository
 
 log = logging.getLogger("engine.copies")
+
+UNUSABLE = (StorageError, BadInput)
+"""Why a copy cannot be opened: its store, or what the configuration says of it, such as a secret that is gone."""
 
 UNKNOWN = "policies ask for it, and the configuration has no [copies.{}]"
 
@@ -111,7 +115,7 @@ async def look(parts: Parts) -> None:
                 continue
             try:
                 parts.world.set_copy(name, await settled(parts.threads.long, _listed, parts, section))
-            except StorageError as error:
+            except UNUSABLE as error:
                 log.warning("second copy not listed", extra={"copy": name, "why": str(error)})
 
 
@@ -120,7 +124,7 @@ async def _all(parts: Parts) -> list[str]:
     for name, section in parts.config.copies.items():
         try:
             done = await _one(parts, name, section)
-        except StorageError as error:
+        except UNUSABLE as error:
             parts.metrics.operation_finished("copy", "failed")
             facts = standing_still(parts.world.facts(parts.now()))
             lacks = await settled(parts.threads.long, wanted, parts.rulebook.in_force, facts, name)

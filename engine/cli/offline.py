@@ -12,7 +12,7 @@ from engine.client import Engine
 from engine.config import Config, load
 from engine.failures import NotReachable
 from engine.records import Recalled, VmRow
-from engine.second_copies import open_copy
+from engine.second_copies import UNUSABLE, open_copy
 from engine.service import connect
 from engine.startup import recorded_traits
 from engine.state import State
@@ -59,7 +59,7 @@ def _see_copies(world: World, config: Config) -> None:
         try:
             with open_copy(section, config.state_dir, utc_now, "backstay policy plan") as copy:
                 world.set_copy(name, by_vm(copy.points()))
-        except StorageError as error:
+        except UNUSABLE as error:
             say(f"The restore points of the copy {name} are not known: {error}")
 
 

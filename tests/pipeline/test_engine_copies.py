@@ -200,6 +200,23 @@ async def test_a_copy_expires_nothing_by_a_change_that_waits_and_what_it_names_o
         assert engine.points_of("web") == 2
 
 
+async def test_a_copy_whose_secret_is_gone_keeps_neither_the_engine_nor_another_copy_from_its_work(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    hypervisor.add("web")
+    create(tmp_path / "offsite", now=now())
+    more = SECTION + '[copies.sealed]\npath = "sealed"\npassphrase = "file:nowhere"\n'
+    create(tmp_path / "sealed", now=now(), passphrase="secret")
+    policies = OWN + "[policy.everything.copy.sealed.retention]\nkeep_last = 2\n"
+    async with running(tmp_path, hypervisor, configure(tmp_path, policies, more=more)) as engine:
+        await engine.until(lambda: engine.points_of("web"))
+        await engine.until(lambda: engine.parts.world.unseen_copies == {"sealed"})
+        said = await second_copies.copy_all(engine.parts)
+        assert "offsite: 1 restore point copied" in said
+        assert "sealed failed: " in said
+        assert "the secret cannot be read" in said
+
+
 async def test_while_a_copy_cannot_be_listed_a_change_that_takes_from_it_waits(
     tmp_path: Path, hypervisor: HypervisorInMemory
 ) -> None:
