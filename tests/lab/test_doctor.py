@@ -1,15 +1,20 @@
-"""`backstay doctor` on the lab through the real console script: what would not work is told with what to do."""
+"""`backstay doctor` on the lab: what would not work is told with what to do about it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from connectors.privileges import PURPOSES, ROLES, of_role
-from tests.console import Ran, backstay
+from engine.cli.doctor import doctor
+from engine.failures import BadInput
+from storage.repository import create
+from tests.console import backstay
 from tests.lab.vcenter import MIB, Lab
 
 Start = Callable[..., Lab]
@@ -48,31 +53,46 @@ def transport(lab: Lab, *more: str) -> str:
     )
 
 
-def examined(lab: Lab, home: Path, config: Path, *, expect: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """What doctor finds, by check."""
-    ran = backstay("doctor", "--config", config, "--json", home=home, env=env(lab), expect=expect)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for one in ran.data:
-        found.setdefault(one["check"], []).append(one)
-    return found
+Examined = Callable[..., dict[str, list[dict[str, Any]]]]
 
 
-def env(lab: Lab) -> dict[str, str]:
-    return {"BACKSTAY_LAB_ROOT": str(lab.root)}
+@pytest.fixture
+def examined(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Examined:
+    """Call it with a lab and a configuration: what doctor finds, by check. In this process, which saves its start."""
+
+    def examine(lab: Lab, config: Path, *, expect: int = 0) -> dict[str, list[dict[str, Any]]]:
+        monkeypatch.setenv("BACKSTAY_LAB_ROOT", str(lab.root))
+        code = doctor(config=config, json=True)
+        shown = capsys.readouterr().out
+        assert code == expect, shown
+        return by_check(json.loads(shown))
+
+    return examine
+
+
+def by_check(found: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Findings by what was looked at."""
+    sorted_out: dict[str, list[dict[str, Any]]] = {}
+    for one in found:
+        sorted_out.setdefault(one["check"], []).append(one)
+    return sorted_out
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     place = tmp_path / "home"
     place.mkdir(mode=0o700)
-    backstay("repo", "init", "repo", home=place)
+    create(place / "repo", now=datetime.now(UTC))
     return place
 
 
 def test_where_all_is_well_each_check_says_what_it_found_and_nothing_is_changed(fresh_lab: Start, home: Path) -> None:
     lab = fresh_lab(vms=3, disk_bytes=4 * MIB, content=False)
     before = lab.calls()
-    found = examined(lab, home, written(lab, home, transport(lab)))
+    config = written(lab, home, transport(lab))
+    found = by_check(
+        backstay("doctor", "--config", config, "--json", home=home, env={"BACKSTAY_LAB_ROOT": str(lab.root)}).data
+    )
     assert {one["level"] for ones in found.values() for one in ones} == {"ok", "note"}
     says = {
         "login": f"as {lab.user} at VMware vCenter Server",
@@ -97,11 +117,11 @@ def test_where_all_is_well_each_check_says_what_it_found_and_nothing_is_changed(
 
 @pytest.mark.parametrize("privilege", ["VirtualMachine.State.CreateSnapshot", "Datastore.FileManagement"])
 def test_a_privilege_that_lacks_is_named_with_where_and_with_what_does_not_work(
-    lab: Lab, home: Path, privilege: str
+    lab: Lab, home: Path, examined: Examined, privilege: str
 ) -> None:
     lab.surroundings(user=lab.user, denied=[privilege])
     try:
-        found = examined(lab, home, written(lab, home, transport(lab)), expect=3)
+        found = examined(lab, written(lab, home, transport(lab)), expect=3)
     finally:
         lab.surroundings(user=lab.user, denied=[])
     told = [one for check, ones in found.items() if check.startswith("privileges for") for one in ones]
@@ -113,52 +133,60 @@ def test_a_privilege_that_lacks_is_named_with_where_and_with_what_does_not_work(
     }
 
 
-def test_an_account_without_the_role_for_restores_is_a_note_and_what_only_adds_is_one_too(lab: Lab, home: Path) -> None:
+def test_an_account_without_the_role_for_restores_is_a_note_and_what_only_adds_is_one_too(
+    lab: Lab, home: Path, examined: Examined
+) -> None:
     kept = set(of_role("backup"))
     denied = [one for one in of_role("restore") if one not in kept] + ["Global.DisableMethods"]
     lab.surroundings(user=lab.user, denied=denied)
     try:
-        found = examined(lab, home, written(lab, home, transport(lab)))
+        found = examined(lab, written(lab, home, transport(lab)))
     finally:
         lab.surroundings(user=lab.user, denied=[])
     assert "may make no VM anywhere" in found["privileges for restores"][0]["said"]
     assert found["privileges for holding moves back"][0]["level"] == "note"
 
 
-def test_a_refused_login_and_a_vcenter_that_is_not_there_end_with_six(lab: Lab, home: Path) -> None:
+def test_a_refused_login_and_a_vcenter_that_is_not_there_end_with_six(lab: Lab, home: Path, examined: Examined) -> None:
     config = written(lab, home)
     (home / "password").write_text("wrong-secret-9\n")
-    found = examined(lab, home, config, expect=6)
+    found = examined(lab, config, expect=6)
     assert found["login"][0]["level"] == "unreachable"
     assert "wrong-secret-9" not in str(found)
     config.write_text(config.read_text().replace(f"port = {lab.port}", "port = 1"))
-    assert examined(lab, home, config, expect=6)["login"][0]["level"] == "unreachable"
+    assert examined(lab, config, expect=6)["login"][0]["level"] == "unreachable"
 
 
-def test_what_would_not_work_is_a_problem_and_says_what_to_do(fresh_lab: Start, home: Path) -> None:
+def test_what_would_not_work_is_a_problem_and_says_what_to_do(
+    fresh_lab: Start, home: Path, examined: Examined, capsys: pytest.CaptureFixture[str]
+) -> None:
     lab = fresh_lab(vms=2, disk_bytes=4 * MIB, content=False)
     lab.surroundings(datastore="fast-1", free_bytes=1 << 30)
     config = written(lab, home, transport(lab, 'order = ["nbd"]', 'nbdkit = ["no-such-nbdkit"]'))
-    found = examined(lab, home, config, expect=3)
+    found = examined(lab, config, expect=3)
     assert "no-such-nbdkit is not installed" in found["nbdkit and VDDK"][0]["said"]
     assert "Fedora, RHEL and Ubuntu" in found["nbdkit and VDDK"][0]["do"]
     assert found["ways to disks"][0]["level"] == "problem"
     assert "fast-1" in found["datastores"][0]["said"] and found["datastores"][0]["level"] == "problem"
-    ran = backstay("doctor", "--config", config, home=home, env=env(lab), expect=3)
-    assert "PROBLEM" in ran.out and "docs/transports.md" in ran.err
-    ran = backstay("doctor", "other", "--config", config, home=home, expect=2)
-    assert "there are: main" in ran.err
+    assert doctor("main", config=config) == 3
+    shown = capsys.readouterr()
+    assert "PROBLEM" in shown.out and "docs/transports.md" in shown.err
+    with pytest.raises(BadInput, match="there are: main"):
+        doctor("other", config=config)
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_written_role_is_one_that_vcenter_takes_and_holds_what_doctor_asks_for(
-    lab: Lab, home: Path, role: str
+    lab: Lab, home: Path, capsys: pytest.CaptureFixture[str], role: str
 ) -> None:
-    ran: Ran = backstay("doctor", "--role", "--json", home=home)
-    (made,) = (one for one in ran.data["roles"] if one["role"] == role)
+    config = written(lab, home)
+    assert doctor(role=True, json=True, config=config) == 0
+    (made,) = (one for one in json.loads(capsys.readouterr().out)["roles"] if one["role"] == role)
     lab.add_role(f"{made['name']}-{role}", made["privileges"])
     asked = {one for purpose in PURPOSES if purpose.role == role for one in purpose.privileges}
     assert set(made["privileges"]) == {one for one in asked if not one.startswith("System.")}
-    text = backstay("doctor", "--role", home=home).out
+    assert doctor(role=True, config=config) == 0
+    text = capsys.readouterr().out
+    assert "-Principal 'VSPHERE.LOCAL\\backup'" in text
     assert f"New-VIRole -Name {made['name']} -Privilege (Get-VIPrivilege -Id '{made['privileges'][0]}'," in text
     assert f"govc role.create {made['name']} {made['privileges'][0]} " in text
