@@ -131,15 +131,15 @@ class SnapshotState:
     vcenter: str
     orphans: int = 0
     oldest_orphan: datetime | None = None
-    own: int = 0
-    oldest_own: datetime | None = None
     foreign: int = 0
     oldest_foreign: datetime | None = None
-    old_foreign: int = 0
-    deepest_chain: int = 0
     unprotected_disks: int = 0
     left_out_disks: int = 0
     need_consolidation: int = 0
+    own: int = 0
+    oldest_own: datetime | None = None
+    old_foreign: int = 0
+    deepest_chain: int = 0
     full_datastores: int = 0
     least_free_share: float | None = None
 
