@@ -159,6 +159,13 @@ class Inventory:
             spec.host = self.host_for(which, host)
         self.finish(lambda: self.machine(which).RelocateVM_Task(spec))
 
+    def relocate_disk(self, which: str, disk: int, datastore: str) -> None:
+        """Move one disk alone, which no event names."""
+        devices = self._act(lambda _: self.machine(which).config.hardware.device)
+        device = [d for d in devices if isinstance(d, vim.vm.device.VirtualDisk)][disk]
+        locator = vim.vm.RelocateSpec.DiskLocator(diskId=device.key, datastore=self.find(vim.Datastore, datastore))
+        self.finish(lambda: self.machine(which).RelocateVM_Task(vim.vm.RelocateSpec(disk=[locator])))
+
     # Life and death
 
     def create_vm(

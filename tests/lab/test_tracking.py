@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +15,11 @@ from policies.facts import EventType
 from tests.lab.connect import connected
 from tests.lab.images import GRAIN
 from tests.lab.test_cbt import base_of, changes_since, first, snapshot
+from tests.lab.test_engine_end_to_end import config_for, one_point_each
+from tests.lab.test_engine_moves import POLICY, assert_as_frozen, backed_up
 from tests.lab.test_events import Journal
 from tests.lab.vcenter import MIB, Lab
+from tests.pipeline.running import engine_of
 
 Start = Callable[..., Lab]
 
@@ -86,6 +91,25 @@ async def test_the_host_s_build_is_remembered_and_one_that_is_denied_is_not_beli
     assert found.kind == "known_defect"
 
 
+async def test_one_disk_that_was_moved_alone_is_read_in_full_although_its_tracking_went_on(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, disks_per_vm=2, disk_bytes=4 * MIB, content=False, tracking=True)
+    lab.settings(keep_tracking=True)
+    async with connected(lab) as vcenter:
+        async with snapshot(vcenter, "first") as made:
+            bases = [
+                TrackedBase(one.change_id, one.disk.uuid, one.disk.capacity_bytes, one.disk.file_name)
+                for one in made.disks
+            ]
+        lab.relocate_disk("web-01", 1, "bulk-1")
+        async with snapshot(vcenter, "second") as made:
+            found = [await vcenter.changes(made, one, base) for one, base in zip(made.disks, bases, strict=True)]
+    assert found[0] == Incremental(())
+    assert isinstance(found[1], Whole)
+    assert found[1].kind == "relocated"
+    assert "[fast-1]" in found[1].reason
+    assert "[bulk-1]" in found[1].reason
+
+
 async def test_a_lab_that_forgets_changes_leaves_them_out(fresh_lab: Start) -> None:
     lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False, tracking=True)
     async with connected(lab) as vcenter:
@@ -109,3 +133,20 @@ async def test_reverts_changed_disks_and_switched_tracking_arrive_as_events(fres
     told = [(event.detail.get("disks", ""), event.detail.get("tracking", "")) for event in journal.events]
     assert told == [("", "on"), ("Hard disk 1 extended", ""), ("it was reverted to a snapshot", "")]
     assert journal.events[2].cause == "revert"
+
+
+async def test_a_vcenter_that_leaves_changes_out_is_found_out_and_the_restore_point_is_right(
+    fresh_lab: Start, tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=1, tracking=True, disk_bytes=8 * MIB)
+    [vm] = lab.vms()
+    async with engine_of(config_for(lab, tmp_path / "engine", POLICY)) as engine:
+        await one_point_each(engine, [vm.name])
+        await asyncio.to_thread(lab.write_random_grains, vm.name, 0, share=0.5, seed=7)
+        lab.settings(forget_every=2)
+        lied = (await backed_up(engine, vm.name))["disks"][0]
+        assert (lied["whole"], lied["sampled"]["differ"] > 0) == ("sample_differed", True)
+        await assert_as_frozen(engine, lab, vm.name, tmp_path / "restored.raw")
+        lab.settings(forget_every=0)
+        kinds = [(await backed_up(engine, vm.name))["disks"][0]["whole"] for _ in range(2)]
+        assert kinds == ["distrusted", ""]

@@ -150,6 +150,22 @@ async def test_under_verify_runs_are_compared_until_change_tracking_is_right_aga
         assert sample("backstay_tracking_distrusted_total", {"reason": "differed"}) == 1
 
 
+async def test_a_disk_that_is_read_in_full_is_stored_as_what_changed(bench: Bench) -> None:
+    """One block of 48 MiB changed: the bytes and the metadata of a full read are those of an incremental one."""
+    vm = bench.hypervisor.add("web", mib=48, data=os.urandom(48 * MIB))
+    first = await bench.back_up(vm)
+    bench.hypervisor.write(vm, 5 * MIB, os.urandom(BLOCK))
+    incremental = (await bench.back_up(vm)).disks[0]
+    bench.hypervisor.write(vm, 9 * MIB, os.urandom(BLOCK))
+    full = (await bench.back_up(vm, distrust="it was moved")).disks[0]
+    assert (incremental.read_bytes, full.read_bytes) == (BLOCK, 48 * MIB)
+    assert full.new_bytes == incremental.new_bytes == BLOCK
+    assert full.stored_bytes <= incremental.stored_bytes + 4096, "one leaf and its parents, not the whole map"
+    assert full.stored_bytes * 100 < first.disks[0].stored_bytes
+    unchanged = (await bench.back_up(vm, distrust="it was moved")).disks[0]
+    assert (unchanged.new_bytes, unchanged.stored_bytes) == (0, 0), "the map of the point before is its own"
+
+
 def in_use(bench: Bench, blocks: int = 64) -> Vm:
     """A VM whose disk holds something everywhere."""
     return bench.hypervisor.add("web", mib=blocks * BLOCK // MIB, data=os.urandom(blocks * BLOCK))

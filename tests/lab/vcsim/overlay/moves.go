@@ -272,7 +272,7 @@ func moveDisk(name string, to *Datastore, renamed map[string]string) types.BaseM
 	d.Flat = path.Join(dir, path.Base(d.Flat))
 	disks[d.Flat] = d
 	disksLock.Unlock()
-	if d.tracked {
+	if d.tracked && !lab.settings.get().KeepTracking {
 		d.setTracking(true)
 	}
 	renamed["["+p.Datastore+"] "+stem] = "[" + to.Name + "] " + stem

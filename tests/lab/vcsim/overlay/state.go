@@ -22,6 +22,7 @@ type Settings struct {
 	LeaveDeltas     int    `json:"leave_deltas"`    // so many snapshot removals leave the VM in need of consolidation
 	TrackingStarts  string `json:"tracking_starts"` // "": at once; "stun": at the next stun; "late": after the next snapshot's ids
 	ForgetEvery     int    `json:"forget_every"`    // so often a changed grain is left out of the answer, by its number; 0: never
+	KeepTracking    bool   `json:"keep_tracking"`   // a moved disk keeps its change-tracking uuid
 	OldREST         bool   `json:"old_rest"`        // only /rest, as before vCenter 7
 	LinkFrozen      bool   `json:"link_frozen"`     // freeze by a hard link: at once, but the guest must not write meanwhile
 	KeepFrozen      bool   `json:"keep_frozen"`     // keep a copy of each frozen disk after the snapshot is gone
