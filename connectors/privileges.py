@@ -96,7 +96,6 @@ PURPOSES = (
         "datastores",
         ("Datastore.Browse", "Datastore.FileManagement"),
         "NVRAM is not kept, and disks of powered-off VMs are not read over HTTPS",
-        transport="https",
     ),
     Purpose(
         "editions",

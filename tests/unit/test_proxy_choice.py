@@ -14,6 +14,7 @@ from pyVmomi import vim
 from connectors.errors import TransportFailed
 from connectors.hypervisor import Fallback
 from connectors.vsphere import guest_device
+from connectors.vsphere.editions import judge
 from connectors.vsphere.proxy import (
     Mark,
     Proxy,
@@ -53,6 +54,10 @@ def proxy(devices: Sequence[Any] = (controller(1000, 0),)) -> Proxy:
     return Proxy("vm-9", "proxy", "dc", True, False, frozenset({"ds1"}), tuple(devices))
 
 
+MARK = Mark("engine-1", "run-7", UUID, DISK.file_name, Slot(1000, 2), datetime(2026, 11, 22, tzinfo=UTC))
+ON_VSAN = (controller(1000, 0), disk(2000, Slot(1000, 0), "[own] p/p.vmdk", "6000c2930000000000000000000000ff"))
+
+
 def why_not(given: Proxy, **changes: Any) -> str:
     """The refusal for DISK, with changes to the request."""
     request: dict[str, Any] = {"vm_moref": "vm-1", "datacenter": "dc", "encrypted": False, "disk": DISK}
@@ -80,10 +85,43 @@ def test_a_disk_that_fits_is_not_refused() -> None:
             "attached to the proxy",
         ),
         (proxy([]), {}, "no free place"),
+        (replace(proxy(), tells_uuids=False), {}, "disk.EnableUUID = FALSE"),
+        (replace(proxy(), edition=judge("never", "8.0.3", "")), {}, 'hotadd = "never"'),
+        (replace(proxy(), edition=judge("auto", "5.0.0", "esx.standard.cpuPackage")), {}, "does not have hot-add"),
+        (replace(proxy(), kinds={"ds1": "vsan"}), {}, "needs a proxy that lies on vSAN"),
+        (
+            replace(proxy(ON_VSAN), kinds={"ds1": "VMFS", "own": "vsan"}, version="6.7.0"),
+            {},
+            "lies on vSAN and its host runs ESXi 6.7.0",
+        ),
     ],
 )
 def test_each_reason_against_hot_add_is_a_sentence(given: Proxy, changes: dict[str, Any], says: str) -> None:
     assert says in why_not(given, **changes)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        replace(proxy(), edition=judge("auto", "8.0.3", "esx.vcf")),
+        replace(proxy(), edition=judge("always", "5.0.0", "esx.standard.cpuPackage")),
+        replace(proxy(ON_VSAN), kinds={"ds1": "vsan", "own": "vsan"}, version="6.7.0"),
+        replace(proxy(ON_VSAN), kinds={"ds1": "VMFS", "own": "vsan"}, version="8.0.3"),
+        replace(proxy(ON_VSAN), kinds={"ds1": "NFS", "own": "VMFS"}, version="6.7.0"),
+    ],
+    ids=["unknown edition", "always", "both on vsan", "proxy on vsan since 7", "no vsan"],
+)
+def test_what_is_not_known_to_fail_is_tried(given: Proxy) -> None:
+    assert why_not(given) == ""
+
+
+def test_another_vm_s_disk_does_not_tell_where_the_proxy_lies() -> None:
+    foreign = disk(2003, Slot(1000, 2), MARK.file_name, UUID)
+    given = replace(proxy([controller(1000, 0), foreign]), kinds={"ds1": "vsan"}, marks=(MARK,))
+    other = replace(DISK, uuid="6000c2930000000000000000000000aa")
+    assert "needs a proxy that lies on vSAN" in why_not(given, disk=other)
+        given, disk=replace(DISK, uuid="6000c2930000000000000000000000aa")
+    )
 
 
 def test_the_controller_s_own_place_is_never_chosen_and_the_last_one_is() -> None:
@@ -99,9 +137,6 @@ def test_paravirtual_controllers_come_first_and_shared_ones_never() -> None:
     shared = controller(1001, 1, shared="physicalSharing")
     assert free_slot([logic, shared]) == Slot(1000, 0)
     assert free_slot([logic, shared, controller(1002, 2)]) == Slot(1002, 0)
-
-
-MARK = Mark("engine-1", "run-7", UUID, DISK.file_name, Slot(1000, 2), datetime(2026, 11, 22, tzinfo=UTC))
 
 
 def option(key: str, value: str) -> Any:
