@@ -120,8 +120,6 @@ def test_another_vm_s_disk_does_not_tell_where_the_proxy_lies() -> None:
     given = replace(proxy([controller(1000, 0), foreign]), kinds={"ds1": "vsan"}, marks=(MARK,))
     other = replace(DISK, uuid="6000c2930000000000000000000000aa")
     assert "needs a proxy that lies on vSAN" in why_not(given, disk=other)
-        given, disk=replace(DISK, uuid="6000c2930000000000000000000000aa")
-    )
 
 
 def test_the_controller_s_own_place_is_never_chosen_and_the_last_one_is() -> None:
