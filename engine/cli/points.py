@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from json import loads
 from typing import Any
 
 from engine.cli.options import Config, Json, PassphraseFile, Repo
@@ -88,7 +89,9 @@ def _tell(point: Mapping[str, Any], json: bool) -> None:
             show(printable(f"{name:<12} {words}"))
     for disk in point["disks"]:
         size, read = show_size(disk["capacity_bytes"]), show_size(disk["read_bytes"])
-        show(printable(f"{'disk':<12} {disk['label']}, {size}, {read} read ({disk.get('changes', '')})"))
+        show(printable(f"{'disk':<12} {disk['label']}, {size}, {read} read{_way(disk)} ({disk.get('changes', '')})"))
+        for transport, why in _pairs(disk.get("fallbacks", "")):
+            show(printable(f"{'':<12} not by {transport}: {why}"))
         if disk.get("tracking_check"):
             show(printable(f"{'':<12} {disk['tracking_check']}"))
     for label, why in point["unprotected"]:
@@ -96,6 +99,15 @@ def _tell(point: Mapping[str, Any], json: bool) -> None:
     for name, words in shown(point.get("kept", {})):
         if words:
             show(printable(f"{name:<12} {words}"))
+
+
+def _way(disk: Mapping[str, Any]) -> str:
+    return f" by {disk['transport']}" if disk.get("transport") else ""
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """The transports that were not used, with their reasons, as the restore point keeps them."""
+    return [(str(name), str(why)) for name, why in loads(text)] if text else []
 
 
 def _provenance(point: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from connectors.hypervisor import CreatedVm, RestoreTarget
 from connectors.nbd import NbdDisk
 from connectors.vsphere import transport
 from connectors.vsphere.hypervisor import VCenter
+from connectors.vsphere.transport_settings import HotAddWish
 from tests.lab.reaching import (
     MIB,
     connected,
@@ -45,7 +46,17 @@ async def test_hot_add_is_taken_where_it_works(fresh_lab: FreshLab, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "trouble", ["no proxy", "datastore not seen", "refused by vCenter", "no device", "proxy itself"]
+    "trouble",
+    [
+        "no proxy",
+        "datastore not seen",
+        "refused by vCenter",
+        "no device",
+        "proxy itself",
+        "edition without hot-add",
+        "switched off",
+        "no privilege",
+    ],
 )
 async def test_nbd_is_taken_where_hot_add_fails_and_the_reason_is_recorded(
     fresh_lab: FreshLab, tmp_path: Path, trouble: str
@@ -65,6 +76,14 @@ async def test_nbd_is_taken_where_hot_add_fails_and_the_reason_is_recorded(
         case "no device":
             lab.settings(device_delay_ms=60_000)
             says = "no device with the UUID"
+        case "edition without hot-add":
+            lab.surroundings(edition="esx.standard.cpuPackage", version="5.0.0")
+            says = "vSphere 5.0.0 Standard does not have hot-add (VDDK 5.0 release notes, licensing)"
+        case "switched off":
+            settings, says = replace(settings, hotadd="never"), 'the configuration says hotadd = "never"'
+        case "no privilege":
+            lab.surroundings(user=lab.user, denied=["VirtualMachine.Config.AddExistingDisk"])
+            says = "VirtualMachine.Config.AddExistingDisk"
         case _:
             name, says = PROXY, "belongs to the proxy itself"
     async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, name) as snapshot:
@@ -91,6 +110,23 @@ async def test_a_vm_that_moves_while_its_disk_is_read_is_read_as_it_was_frozen(
             before = await contents(opened.reader)
             await asyncio.to_thread(lab.drs_move, "db-03")
             assert await contents(opened.reader) == before == frozen_bytes(lab, snapshot, disk.disk.key)
+
+
+@pytest.mark.parametrize(
+    ("wish", "edition", "version"), [("auto", "esx.vcf.core", "8.0.3"), ("always", "esx.standard.cpuPackage", "5.0.0")]
+)
+async def test_hot_add_is_tried_where_its_edition_is_not_known_or_does_not_matter(
+    fresh_lab: FreshLab, tmp_path: Path, wish: HotAddWish, edition: str, version: str
+) -> None:
+    lab = fresh_lab(vms=3, disk_bytes=4 * MIB)
+    lab.surroundings(edition=edition, version=version)
+    settings = transport_settings(lab, tmp_path, proxy=PROXY, hotadd=wish)
+    async with (
+        connected(lab, settings) as vcenter,
+        snapshotted(vcenter, lab, "db-03") as snapshot,
+        vcenter.open_disk(snapshot, snapshot.disks[0], transports=(), run="run-1") as opened,
+    ):
+        assert opened.transport == "hotadd"
 
 
 async def test_where_no_transport_works_every_reason_is_told(fresh_lab: FreshLab, tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""What `backstay points POINT` tells of the ways that its disks took."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from engine.cli.points import _tell
+
+
+def point(**disk: Any) -> dict[str, Any]:
+    """A restore point with one disk, as the engine tells it."""
+    told = {"label": "Hard disk 1", "capacity_bytes": 1 << 20, "read_bytes": 1 << 20, "changes": "whole: first"}
+    return {
+        "id": "p1",
+        "vm": "web",
+        "vm_id": "v1",
+        "taken_at": "2026-11-23T12:00:00Z",
+        "consistency": "crash",
+        "attributes": {},
+        "disks": [told | disk],
+        "unprotected": [],
+        "holds": [],
+        "locked_until": None,
+        "verified_at": None,
+        "damaged": False,
+    }
+
+
+def test_the_way_of_a_disk_and_why_it_was_no_better_one_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    ways = json.dumps([["hotadd", "the disk is on an IDE controller"], ["nbd", "the connection broke"]])
+    _tell(point(transport="https", fallbacks=ways), json=False)
+    shown = capsys.readouterr().out
+    assert "Hard disk 1, 1.0 MiB, 1.0 MiB read by https (whole: first)" in shown
+    assert "not by hotadd: the disk is on an IDE controller" in shown
+    assert "not by nbd: the connection broke" in shown
+
+
+def test_a_point_that_tells_no_way_is_shown_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    _tell(point(), json=False)
+    assert "1.0 MiB read (whole: first)" in capsys.readouterr().out
