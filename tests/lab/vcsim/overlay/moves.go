@@ -89,6 +89,9 @@ func (vm *VirtualMachine) migrate(ctx *Context, m move) types.BaseMethodFault {
 	if source == target {
 		return nil
 	}
+	if fault := outOfReach(vm, target); fault != nil {
+		return fault
+	}
 	vm.announceMove(ctx, target, nil)
 	vm.changeHost(source, target)
 	done := types.VmMigratedEvent{VmEvent: vm.event(), SourceHost: *source.eventArgument(), SourceDatastore: datastoreArgument(vm.home())}
