@@ -103,7 +103,8 @@ class Attempt:
     point for as long as `lock` says. `left_out` tells why the policies want a disk left out, "" when they do not.
     `recall` has it give way while it reads, `was_read` hears when it has read everything. Where it `gives_way` no
     more, a move of storage that it does not survive is a failure. `sample` is how many blocks of each disk are read
-    again although change tracking calls them unchanged, `quiescing` how patiently its guest is asked to hold still.
+    again although change tracking calls them unchanged, None for the usual; `quiescing` how patiently its guest is
+    asked to hold still.
     """
 
     job: Job
@@ -119,5 +120,5 @@ class Attempt:
     gives_way: bool = True
     on_migrate: OnMigrate = OnMigrate.FINISH
     placement: str = ""
-    sample: int = 0
+    sample: int | None = 0
     quiescing: Quiescing = USUAL_QUIESCING

@@ -20,7 +20,7 @@ from engine.comparing import Comparing
 from engine.copying import Advance, Copied, CopyPlan, Sink, copy_disk, plan_copy
 from engine.jobs import Check, DiskOutcome, Sampled
 from engine.leases import DISK
-from engine.sampling import Sample
+from engine.sampling import Sample, sample_size
 from engine.streaming import stream_disk
 from engine.threads import interruptible, settled
 from engine.ways import left_after
@@ -234,14 +234,15 @@ class DiskRead:
 
     async def _sample(self, opened: OpenDisk, told: Incremental, base: DiskHead | None) -> Sampled | None:
         """Read some of what change tracking calls unchanged, and compare; None where that is not wanted."""
-        if not (self.attempt.sample and base and self.latest):
+        count = sample_size(self.attempt.sample, self.disk.disk.capacity_bytes // self.means.repository.block_bytes)
+        if not (count and base and self.latest):
             return None
         pool, seed = self.means.threads.repository, f"{self.attempt.run}:{self.name}"
         try:
             before = await settled(pool, self.means.repository.read_disk, self.latest.id, base.name)
         except StorageError as error:
             return Sampled(reason=str(error))
-        sample = await settled(pool, partial(Sample, before, told.extents, seed=seed, count=self.attempt.sample))
+        sample = await settled(pool, partial(Sample, before, told.extents, seed=seed, count=count))
         await self._through(opened.reader, sample, sample.plan, _nobody_counts)
         return sample.result()
 

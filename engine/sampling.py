@@ -15,6 +15,7 @@ from itertools import accumulate
 from connectors.disks import Extent, align, subtract
 from engine.copying import CopyPlan, Part
 from engine.jobs import Sampled
+from policies.protection import DEFAULT_SAMPLE
 from storage.errors import StorageError
 from storage.reading import PointDisk
 
@@ -23,6 +24,16 @@ DRAWN = 4
 
 EMPTY_SHARE = 4
 """One in so many blocks of a sample held nothing before, where there are enough that held something."""
+
+
+SMALL_SHARE, FEWEST = 1000, 4
+"""Where nobody says how much, a sample is at most one in so many blocks of a disk, so that it costs little, but at
+least so many."""
+
+
+def sample_size(wanted: int | None, blocks: int) -> int:
+    """How many blocks of a disk are read again; `wanted` is None where no policy says."""
+    return min(DEFAULT_SAMPLE, max(FEWEST, blocks // SMALL_SHARE)) if wanted is None else wanted
 
 
 def draw(seed: str, extents: Sequence[Extent], block_bytes: int, count: int) -> list[int]:

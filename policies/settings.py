@@ -44,9 +44,7 @@ def settings_of(protection: Protection) -> dict[str, str]:
         "on_cbt_invalid": _unless_silent(
             protection.on_cbt_invalid, (one.on_cbt_invalid for one in protection.policies)
         ),
-        "tracking_sample": _unless_silent(
-            protection.tracking_sample, (one.tracking_sample for one in protection.policies)
-        ),
+        "tracking_sample": "" if protection.tracking_sample is None else str(protection.tracking_sample),
         "on_migrate": _unless_silent(protection.on_migrate, (one.on_migrate for one in protection.policies)),
         "retention": "; ".join(f"{policy.name}: {retention_words(policy.retention)}" for policy in protection.policies),
         "on_unmatched": _said((one.name, one.on_unmatched) for one in protection.policies),
@@ -63,9 +61,9 @@ def _consistency(protection: Protection) -> str:
     return levels if usual else f"{levels}, {quiescing_words(protection.quiescing)}"
 
 
-def _unless_silent(value: StrEnum | int, said: Iterable[StrEnum | int | None]) -> str:
+def _unless_silent(value: StrEnum, said: Iterable[StrEnum | None]) -> str:
     """What goes without saying is not said."""
-    return str(value) if any(one is not None for one in said) else ""
+    return value.value if any(one is not None for one in said) else ""
 
 
 def _said(values: Iterable[tuple[str, Leaving]]) -> str:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from policies.copied import lock_in
 from policies.facts import CONSISTENCY_ORDER, Vm
 from policies.policy import OnCbtInvalid, OnMigrate, Policy
-from policies.protection import Protection, combine, left_out
+from policies.protection import DEFAULT_SAMPLE, Protection, combine, left_out
 from policies.quiescing import less_patient
 
 _CONSISTENCIES, _DOUBTS, _MOVES = tuple(CONSISTENCY_ORDER), tuple(OnCbtInvalid), tuple(OnMigrate)
@@ -51,10 +51,14 @@ def _compared(was: Protection, will: Protection) -> Iterator[str]:
         yield "verify"
     if _DOUBTS.index(will.on_cbt_invalid) < _DOUBTS.index(was.on_cbt_invalid):
         yield "on_cbt_invalid"
-    if will.tracking_sample < was.tracking_sample:
+    if _sample(will) < _sample(was):
         yield "tracking_sample"
     if _MOVES.index(will.on_migrate) < _MOVES.index(was.on_migrate):
         yield "on_migrate"
+
+
+def _sample(protection: Protection) -> int:
+    return DEFAULT_SAMPLE if protection.tracking_sample is None else protection.tracking_sample
 
 
 def goal_of(protection: Protection) -> timedelta | None:

@@ -140,7 +140,7 @@ async def test_a_vcenter_that_leaves_changes_out_is_found_out_and_the_restore_po
 ) -> None:
     lab = fresh_lab(vms=1, tracking=True, disk_bytes=8 * MIB)
     [vm] = lab.vms()
-    async with engine_of(config_for(lab, tmp_path / "engine", POLICY)) as engine:
+    async with engine_of(config_for(lab, tmp_path / "engine", f"{POLICY}tracking_sample = 64\n")) as engine:
         await one_point_each(engine, [vm.name])
         await asyncio.to_thread(lab.write_random_grains, vm.name, 0, share=0.5, seed=7)
         lab.settings(forget_every=2)

@@ -67,6 +67,7 @@ on_migrate = "block"
         ('verify.every = "7d"', "", ["verify every 7 d → none"], []),
         ("200", "0", ["tracking_sample 200 → 0"], []),
         ("tracking_sample = 200", "", ["tracking_sample 200 → none"], []),
+        ("200", "150", ["tracking_sample 200 → 150"], []),
         ('"block"', '"requeue"', ["on_migrate block → requeue"], []),
         ('on_migrate = "block"', "", ["on_migrate block → none"], []),
         ('"verify"', '"fail"', ["on_cbt_invalid verify → fail"], []),
