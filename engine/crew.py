@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import ParamSpec
 
 from connectors.hypervisor import Leftover
@@ -18,6 +19,8 @@ from engine.failures import BadInput
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Job, JobId, Outcome, RunId
 from engine.maintenance import Sweep, sweep
+from engine.repositories import Repositories
+from engine.restore_journal import Restoring, unfinished
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import World
@@ -26,7 +29,6 @@ from policies.decision import Requeue
 from policies.facts import RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
 from storage.errors import StorageError
-from storage.repository import Repository
 
 P = ParamSpec("P")
 
@@ -44,7 +46,7 @@ class Crew:
     queue: JobQueue
     world: World
     state: State
-    repository: Repository
+    repositories: Repositories
     threads: Threads
     means: Mapping[str, Means]
     policies: Callable[[], PolicySet]
@@ -59,13 +61,25 @@ class Crew:
     merging: Merging = field(default_factory=Merging)
     _others: set[RunId] = field(default_factory=set)
     _restoring: set[tuple[str, str]] = field(default_factory=set)
+    _unfinished: tuple[Restoring, ...] = ()
     _listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _followers: dict[JobId, asyncio.Future[Outcome]] = field(default_factory=dict)
     _stands_for: dict[JobId, JobId] = field(default_factory=dict)
 
     def is_restoring(self, vm: Vm) -> bool:
-        """Whether disks of a VM with this name are being written."""
+        """Whether disks of the VM, or of one with its name, are being written, or are half written."""
+        if any((one.vcenter, one.moref) == (vm.address.vcenter, vm.address.moref) for one in self._unfinished):
+            return True
         return (vm.address.vcenter, vm.name) in self._restoring
+
+    def remember_unfinished(self, state_dir: Path) -> None:
+        """Learn which VMs are half restored from the journals of restores. Blocking."""
+        self._unfinished = tuple(unfinished(state_dir))
+
+    @property
+    def half_restored(self) -> list[Restoring]:
+        """The restores that were interrupted and wait for being asked for again."""
+        return [one for one in self._unfinished if (one.vcenter, one.name) not in self._restoring]
 
     def is_active(self, run: str) -> bool:
         """Whether a snapshot or disk of this run is in use."""
@@ -124,23 +138,24 @@ class Crew:
 
     async def sweep(self, vcenter: str, wanted: Callable[[Leftover], bool] | None = None) -> Sweep:
         """One janitor's pass over a vCenter, or over what a run waits for; closes intents of which nothing is left."""
-        swept = await sweep(self.means[vcenter].hypervisor, self.is_active, wanted or (lambda left: True))
+        hypervisor = self.means[vcenter].hypervisor
+        intents = [i for i in await settled(self.threads.state, self.state.intents) if i.address.vcenter == vcenter]
+        held = {i.address for i in intents if i.kind == "attached disk"}
+        swept = await sweep(hypervisor, self.is_active, wanted or (lambda left: True), held)
         left = {leftover.run for leftover, _ in swept.stuck}
         unmovable = {leftover.vm for leftover, _ in swept.stuck if not leftover.run}
         gone = {leftover.run for leftover in swept.removed}
-        intents = await settled(self.threads.state, self.state.intents)
         over = [
             i
             for i in intents
-            if i.address.vcenter == vcenter
-            and i.run not in left
+            if i.run not in left
             and i.address not in unmovable
             and not self.is_active(i.run)
             and (wanted is None or i.run in gone)
         ]
         # What a snapshot left to merge stays open, so that it is known as ours after a restart too.
         snapshots = [i for i in over if i.kind == "snapshot"]
-        unmerged = await self.merging.merge(self.means[vcenter].hypervisor, snapshots, self.now())
+        unmerged = await self.merging.merge(hypervisor, snapshots, self.now())
         done = [i.run for i in over if i.run not in unmerged]
         if done:
             await settled(self.threads.state, self.state.resolve_intents, done)
@@ -156,16 +171,18 @@ class Crew:
     async def list_points(self, vm: VmId) -> None:
         """Read the restore points of a VM from the repository again."""
         async with self._listing:
-            self.world.set_points(vm, await settled(self.threads.repository, self.repository.points, vm))
+            points = partial(self.repositories.points, vm, known=dict(self.world.points))
+            self.world.set_points(vm, await settled(self.threads.repository, points))
 
     async def list_all_points(self) -> None:
         """Read every restore point from the repository again."""
         async with self._listing:
             by_vm: dict[VmId, list[RestorePoint]] = {vm: [] for vm in self.world.points}
-            for point in await settled(self.threads.repository, self.repository.points):
+            points = partial(self.repositories.points, known=dict(self.world.points))
+            for point in await settled(self.threads.repository, points):
                 by_vm.setdefault(point.vm, []).append(point)
-            for vm, points in by_vm.items():
-                self.world.set_points(vm, points)
+            for vm, listed in by_vm.items():
+                self.world.set_points(vm, listed)
 
     def name(self, vm: VmId) -> str:
         """What people call the VM."""

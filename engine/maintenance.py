@@ -6,10 +6,11 @@ out. The janitor removes only what carries this engine's mark and belongs to no 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -20,7 +21,7 @@ from engine.ports import Hypervisor
 from engine.threads import Threads, interruptible, settled
 from engine.world import World
 from policies.decision import Expire, RetentionPlan
-from policies.facts import PointId, RestorePoint, Vm, VmId
+from policies.facts import Address, PointId, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
 from policies.retention import mass_expiry, plan_retention
 from policies.units import counted, span
@@ -45,13 +46,21 @@ class Sweep:
 
 
 async def sweep(
-    hypervisor: Hypervisor, is_active: Callable[[str], bool], wanted: Callable[[Leftover], bool] = lambda one: True
+    hypervisor: Hypervisor,
+    is_active: Callable[[str], bool],
+    wanted: Callable[[Leftover], bool] = lambda one: True,
+    held: Collection[Address] = (),
 ) -> Sweep:
-    """Remove snapshots and hot-added disks of dead runs. Disks first: a snapshot under an attached disk stays."""
-    found = [one for one in await hypervisor.leftovers(is_active) if wanted(one)]
+    """Remove what dead runs left. Disks first: a snapshot under an attached disk stays.
+
+    Snapshots go side by side, as many as the vCenter's gates let: one that takes hours keeps no other. `held` are VMs
+    to which disks were to be attached.
+    """
+    found = [one for one in await hypervisor.leftovers(is_active, held) if wanted(one)]
     removed: list[Leftover] = []
     stuck: list[tuple[Leftover, str]] = []
-    for leftover in sorted(found, key=lambda one: one.kind == "snapshot"):
+
+    async def take_away(leftover: Leftover) -> None:
         try:
             await hypervisor.remove(leftover)
         except NotOurs as error:
@@ -62,6 +71,16 @@ async def sweep(
         else:
             removed.append(leftover)
             log.info("left-over removed", extra={"vm": leftover.vm_name, "what": leftover.name, "run": leftover.run})
+
+    async def take_away_of(vm: Address) -> None:
+        for leftover in [one for one in found if one.kind == "snapshot" and one.vm == vm]:
+            await take_away(leftover)
+
+    for leftover in [one for one in found if one.kind != "snapshot"]:
+        await take_away(leftover)
+    async with asyncio.TaskGroup() as group:
+        for vm in dict.fromkeys(one.vm for one in found if one.kind == "snapshot"):
+            group.create_task(take_away_of(vm))
     return Sweep(tuple(removed), tuple(stuck))
 
 
@@ -81,6 +100,20 @@ class RetentionRun:
     def mark(self) -> tuple[Expire, ...]:
         """Every restore point that will go when its grace is over."""
         return tuple(one for plan in self.plans for one in plan.mark)
+
+
+def part_of(run: RetentionRun, points: Container[PointId]) -> RetentionRun:
+    """What of a run is about these restore points."""
+    plans = tuple(
+        replace(
+            plan,
+            expire=tuple(one for one in plan.expire if one.point in points),
+            mark=tuple(one for one in plan.mark if one.point in points),
+            unmark=tuple(point for point in plan.unmark if point in points),
+        )
+        for plan in run.plans
+    )
+    return RetentionRun(plans, run.refusal)
 
 
 def plan_run(

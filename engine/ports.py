@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
@@ -106,8 +106,11 @@ class Hypervisor(Protocol):
         """Merge deltas that no snapshot accounts for, if the VM has such. Raises when they cannot be merged."""
         ...
 
-    async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
-        """Snapshots and hot-added disks of this engine whose run is_active denies."""
+    async def leftovers(self, is_active: Callable[[str], bool], held: Collection[Address] = ()) -> Sequence[Leftover]:
+        """Snapshots and hot-added disks of this engine whose run is_active denies.
+
+        `held` are VMs to which disks were to be attached: the proxy of then may be another than that of now.
+        """
         ...
 
     async def remove(self, leftover: Leftover) -> None:
@@ -120,6 +123,27 @@ class Hypervisor(Protocol):
 
     async def finish_vm(self, vm: CreatedVm) -> None:
         """Everything is written: take away what marks the VM as half restored. Idempotent."""
+        ...
+
+    async def power_off(self, address: Address) -> None:
+        """Switch a VM off at once, without asking its guest. Idempotent."""
+        ...
+
+    async def take_over(
+        self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool
+    ) -> CreatedVm:
+        """Make a VM that is there ready for these of its disks to be written, with a snapshot for safety if asked.
+
+        Rejected, with nothing changed, when it is not off or has other snapshots. Until `hand_back` it is marked.
+        """
+        ...
+
+    async def hand_back(self, vm: CreatedVm, *, keep_safety: bool) -> None:
+        """Everything is written: take the marks and, unless it is to be kept, the snapshot for safety away."""
+        ...
+
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
+        """Give a VM one more, empty disk; its device key."""
         ...
 
     def write_disk(

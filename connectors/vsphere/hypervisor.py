@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
@@ -27,7 +27,7 @@ from connectors.hypervisor import (
     SnapshotDisk,
     TrackedBase,
 )
-from connectors.vsphere import cbt, datastores, diagnosing, hotadd, janitor, provision, transport
+from connectors.vsphere import cbt, datastores, diagnosing, hotadd, janitor, overwriting, provision, transport
 from connectors.vsphere.events import FollowSettings, follow
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.making import SnapshotSettings
@@ -38,6 +38,7 @@ from connectors.vsphere.snapshot import hold_snapshot
 from connectors.vsphere.tags import TagReader
 from connectors.vsphere.tracking_defects import DEFECTS, Defect
 from connectors.vsphere.transport_settings import TransportSettings
+from connectors.vsphere.whereabouts import seen_again
 from policies.facts import USUAL_QUIESCING, Address, Consistency, Quiescing, Vm
 
 
@@ -139,13 +140,16 @@ class VCenter:
         defects = (*DEFECTS, *self.settings.defects)
         return await cbt.changes(self.session, snapshot, disk, base, distrust=distrust, defects=defects)
 
-    def open_disk(
+    @asynccontextmanager
+    async def open_disk(
         self, snapshot: Snapshot, disk: SnapshotDisk, *, transports: Sequence[str], run: str
-    ) -> AbstractAsyncContextManager[OpenDisk]:
+    ) -> AsyncIterator[OpenDisk]:
         """The disk, open for reading by the first transport that works; closed and detached on every way out."""
-        return transport.open_disk(
+        snapshot, disk = await seen_again(self.session, snapshot, disk)
+        async with transport.open_disk(
             self.session, snapshot, disk, transports=transports, run=run, settings=self.settings.transports
-        )
+        ) as opened:
+            yield opened
 
     @property
     def gates(self) -> Gates:
@@ -167,13 +171,13 @@ class VCenter:
         vm = self.session.managed(vim.VirtualMachine, address.moref)
         await consolidate(self.session, vm, self.settings.snapshots.removal)
 
-    async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
+    async def leftovers(self, is_active: Callable[[str], bool], held: Collection[Address] = ()) -> Sequence[Leftover]:
         """What dead runs of this engine left, in the order in which it is to be removed.
 
         VMs that nobody can move come first, as removing a snapshot may take hours; attached disks before snapshots.
         """
         kept = await self._locks.leftovers(is_active)
-        attached = await hotadd.attached_leftovers(self.session, self.settings.transports, is_active)
+        attached = await janitor.attached_leftovers(self.session, self.settings.transports, is_active, held)
         snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active)
         return [*kept, *attached, *snapshots]
 
@@ -184,7 +188,7 @@ class VCenter:
             await self._locks.remove(leftover)
             return
         if leftover.kind == hotadd.ATTACHED_DISK:
-            await hotadd.detach_leftover(self.session, transports, leftover)
+            await janitor.detach(self.session, transports, leftover)
             return
         for attached in await hotadd.attached_leftovers(self.session, transports, lambda run: run != leftover.run):
             await hotadd.detach_leftover(self.session, transports, attached)
@@ -197,6 +201,25 @@ class VCenter:
     async def finish_vm(self, vm: CreatedVm) -> None:
         """Everything is written: take away what marks the VM as half restored. Idempotent."""
         await provision.finish_vm(self.session, vm.address.moref)
+
+    async def power_off(self, address: Address) -> None:
+        """Switch a VM off at once, without asking its guest. Idempotent."""
+        await overwriting.power_off(self.session, address.moref)
+
+    async def take_over(
+        self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool
+    ) -> CreatedVm:
+        """Make a VM that is there ready for these of its disks to be written. See overwriting.take_over."""
+        return await overwriting.take_over(self.session, address.moref, keys, point=point, run=run, safety=safety)
+
+    async def hand_back(self, vm: CreatedVm, *, keep_safety: bool) -> None:
+        """Everything is written: take the marks and, unless it is to be kept, the snapshot for safety away."""
+        removal = self.settings.snapshots.removal
+        await overwriting.hand_back(self.session, vm.address.moref, removal, safety=vm.safety, keep_safety=keep_safety)
+
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
+        """Give a VM one more, empty disk; its device key."""
+        return await overwriting.add_empty_disk(self.session, address.moref, capacity_bytes, datastore, thin=thin)
 
     def write_disk(
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str

@@ -85,6 +85,13 @@ def _show_engine(found: Mapping[str, Any]) -> None:
         for job in found["queue"][kind]:
             why = job["stage"] or job["waits_because"] or job["reason"]
             show(printable(f"{kind}: {job['kind']} of {job['vm']} ({job['policy'] or 'asked for'}): {why}"))
+    for lease in found.get("leases", ()):
+        way = f" by {lease['transport']}" if lease["transport"] else ""
+        held = f"{lease['kind']} {lease['name']} of {lease['vm']}{way}"
+        show(printable(f"held for {_seconds(lease['seconds'])}: {held}"))
+    for gate in found.get("gates", ()):
+        if gate["waiting"]:
+            show(printable(f"{gate['waiting']} wait: {gate['what']} on {gate['place']}, {gate['held']} at a time"))
     for sentence in (*found["waits_for_a_person"], *found["problems"]):
         show(printable(f"! {sentence}"))
 

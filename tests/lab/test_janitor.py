@@ -7,9 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from pyVmomi import vim
+
+from connectors.errors import Unconsolidated
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.transport_settings import TransportSettings
-from policies.facts import Consistency
+from policies.facts import Address, Consistency
 from tests.lab.connect import connected
 from tests.lab.vcenter import Lab
 
@@ -85,6 +89,124 @@ async def test_a_disk_that_is_still_attached_goes_before_its_snapshot(fresh_lab:
     assert [disk.file for disk in lab.vm("app-02").disks] == own
     assert lab.vm("web-01").snapshots == ()
     assert lab.flat("web-01").exists()
+
+
+async def test_a_disk_on_a_proxy_that_is_off_is_detached_although_its_snapshot_is_gone_and_hot_add_is_not_used_any_more(
+    fresh_lab: Start, tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=3, content=False)
+    own = [disk.file for disk in lab.vm("app-02").disks]
+    await killed_in_the_middle(lab, tmp_path, "web-01", "dead-1", proxy="app-02")
+    lab.power_off("app-02")
+    lab.power_off("web-01")
+    lab.remove_vm("web-01")
+    async with connected(lab, transports=TransportSettings(order=("nbd",))) as vcenter:
+        assert await vcenter.leftovers(lambda run: False) == []
+        proxy = Address(vcenter.vcenter, lab.moref("app-02"))
+        (leftover,) = await vcenter.leftovers(lambda run: False, [proxy, Address(vcenter.vcenter, "vm-999999")])
+        assert (leftover.kind, leftover.vm, leftover.run) == ("attached disk", proxy, "dead-1")
+        await vcenter.remove(leftover)
+        assert await vcenter.leftovers(lambda run: False, [proxy]) == []
+    assert [disk.file for disk in lab.vm("app-02").disks] == own
+
+
+async def test_a_detached_disk_keeps_its_file_and_no_call_of_ours_asks_for_less(
+    fresh_lab: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 9: fileOperation "destroy" would delete the customer's disk, and the lab does so."""
+    lab = fresh_lab(vms=3, content=False)
+    await killed_in_the_middle(lab, tmp_path, "web-01", "dead-1", proxy="app-02")
+    asked: list[object] = []
+    spec = vim.vm.ConfigSpec
+
+    def noted(**fields: object) -> object:
+        asked.extend(getattr(change, "fileOperation", None) for change in fields.get("deviceChange") or ())  # type: ignore[attr-defined]
+        return spec(**fields)
+
+    monkeypatch.setattr("connectors.vsphere.hotadd.vim.vm.ConfigSpec", noted)
+    transports = TransportSettings(order=("hotadd",), proxy="app-02", device_folder=lab.device_folder)
+    async with connected(lab, transports=transports) as vcenter:
+        for leftover in await vcenter.leftovers(lambda run: False):
+            await vcenter.remove(leftover)
+        assert asked == [None]
+    assert lab.flat("web-01").exists()
+    assert lab.vm("web-01").disks[0].flat.stat().st_size > 0
+
+
+async def test_two_engines_on_one_vcenter_leave_each_other_s_snapshots_alone(fresh_lab: Start, tmp_path: Path) -> None:
+    """Trap 16: each janitor takes its own dead runs' snapshots, and nothing of the other's, dead or alive."""
+    lab = fresh_lab(vms=2, content=False)
+    crash = Consistency.CRASH
+    await killed_in_the_middle(lab, tmp_path, "web-01", "dead", engine="e1")
+    await killed_in_the_middle(lab, tmp_path, "web-01", "dead", engine="e2")
+    async with connected(lab, engine_id="e1") as one, connected(lab, engine_id="e2") as two:
+        vm = next(each for each in await two.inventory() if each.name == "app-02")
+        async with two.snapshot(vm, run="alive", want=crash, fallback=crash, track=False):
+            for leftover in await one.leftovers(lambda run: False):
+                await one.remove(leftover)
+            (theirs,) = await two.leftovers(lambda run: run == "alive")
+            assert (await one.leftovers(lambda run: False), theirs.name) == ([], "backstay-e2-dead")
+            await one.remove(theirs)
+            assert await names(two, "web-01") == ({"backstay-e2-dead"}, set())
+            assert await names(two, "app-02") == ({"backstay-e2-alive"}, set())
+            await two.remove(theirs)
+        assert lab.vm("web-01").snapshots == lab.vm("app-02").snapshots == ()
+
+
+async def test_no_more_snapshots_are_removed_at_once_on_a_datastore_than_its_gate_lets_through(
+    fresh_lab: Start, tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=5, content=False, datastores=("only-one",), settings={"removal_delay_ms": 100})
+    crash, most = Consistency.CRASH, 0
+    async with connected(lab) as vcenter:
+        vms = [vm for vm in await vcenter.inventory()]
+
+        async def run(number: int) -> None:
+            async with vcenter.snapshot(vms[number], run=f"r{number}", want=crash, fallback=crash, track=False):
+                pass
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, len(vcenter.gates.held))
+                seen = [one for one in vcenter.gates.held if one.what.startswith("remove")]
+                assert len(seen) <= 2
+                await asyncio.sleep(0.001)
+
+        async with asyncio.TaskGroup() as group:
+            looking = group.create_task(watch())
+            await asyncio.wait([group.create_task(run(number)) for number in range(5)])
+            looking.cancel()
+    assert most >= 2
+    assert all(not vm.snapshots for vm in lab.vms())
+
+
+async def test_a_removal_that_leaves_deltas_says_so_and_they_can_be_merged_later(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, content=False, settings={"leave_deltas": 1})
+    crash = Consistency.CRASH
+    async with connected(lab) as vcenter:
+        (vm,) = await vcenter.inventory()
+        lab.inject("ConsolidateVMDisks_Task", "FileLocked", times=3, in_task=True)
+        with pytest.raises(Unconsolidated, match="could not be consolidated"):
+            async with vcenter.snapshot(vm, run="r1", want=crash, fallback=crash, track=False):
+                pass
+        assert (await vcenter.vm(vm.address)).consolidation_needed
+        assert lab.vm(vm.name).snapshots == ()
+        await vcenter.consolidate(vm.address)
+        assert not (await vcenter.vm(vm.address)).consolidation_needed
+        await vcenter.consolidate(Address(vcenter.vcenter, vm.address.moref))
+
+
+async def test_free_space_is_asked_anew_for_a_vm_and_shown_as_vcenter_knows_it_for_all(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, content=False, datastores=("ssd", "bulk"))
+    async with connected(lab) as vcenter:
+        (vm,) = await vcenter.inventory()
+        (home,) = vm.datastores
+        lab.room(home, free=1 << 30)
+        assert {space.free_bytes for space in await vcenter.space()} == {1 << 39}
+        (space,) = await vcenter.space(vm.address)
+        assert (space.name, space.capacity_bytes, space.free_bytes) == (home, 1 << 40, 1 << 30)
+        assert {space.name: space.free_bytes for space in await vcenter.space()}[home] == 1 << 30
 
 
 async def test_a_leftover_of_a_vm_that_is_gone_is_no_error(fresh_lab: Start, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from connectors.disk_files import FileReader, FileWriter
 from connectors.disks import Changes, DiskReader, Extent, Incremental, Whole, merge
-from connectors.errors import ConnectorError, Gone, ReadFailed, TransportFailed, Unconsolidated
+from connectors.errors import ConnectorError, Gone, ReadFailed, Rejected, TransportFailed, Unconsolidated
 from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
@@ -373,7 +373,7 @@ class HypervisorInMemory:
         self.log.append(f"consolidate {guest.vm.name}")
         self.set(guest.vm, consolidation_needed=False)
 
-    async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
+    async def leftovers(self, is_active: Callable[[str], bool], held: Collection[Address] = ()) -> Sequence[Leftover]:
         kept = [
             Leftover("migration lock", address, self.guests[address].vm.name, "moves", run)
             for address, run in self.kept.items()
@@ -406,11 +406,51 @@ class HypervisorInMemory:
     async def finish_vm(self, vm: CreatedVm) -> None:
         self.half_restored.pop(vm.address, None)
 
+    async def power_off(self, address: Address) -> None:
+        self.set(self.guests[address].vm, power=PowerState.OFF)
+
+    async def take_over(
+        self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool
+    ) -> CreatedVm:
+        vm = (await self.vm(address)) if address in self.guests else None
+        if vm is None:
+            raise Gone("the VM is not there any more", where=address.moref)
+        if vm.power is not PowerState.OFF:
+            raise Rejected("it is not powered off", where=vm.name)
+        if vm.own_snapshots or vm.snapshots:
+            raise Rejected("it has snapshots, above which nothing may be written", where=vm.name)
+        resumed = self.half_restored.get(address) == (vm.name, point)
+        self.half_restored[address] = (vm.name, point)
+        by_key = {disk.key: disk for disk in vm.disks}
+        kept = f"backstay-safety-{run}" if safety else ""
+        self.log.append(f"take over {vm.name} {kept}".strip())
+        version = vm.change_version
+        disks = tuple(by_key[key] for key in keys)
+        return CreatedVm(address, vm.name, disks, resumed=resumed, version=version, found_version=version, safety=kept)
+
+    async def hand_back(self, vm: CreatedVm, *, keep_safety: bool) -> None:
+        self.half_restored.pop(vm.address, None)
+        self.log.append(f"hand back {vm.name}")
+
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
+        guest = self.guests[address]
+        key = max(guest.files, default=1999) + 1
+        path = self.directory / f"{guest.vm.name}-{key}.raw"
+        with path.open("wb") as file:
+            file.truncate(capacity_bytes)
+        added = Disk(
+            key=key, label=f"Hard disk {key - 1999}", capacity_bytes=capacity_bytes, uuid=f"6000C29-added-{key}",
+            datastore=datastore, file_name=str(path), mode="persistent",
+        )  # fmt: skip
+        guest.files[key], guest.writes[key] = path, []
+        self.set(guest.vm, disks=(*guest.vm.disks, added))
+        return key
+
     @asynccontextmanager
     async def write_disk(
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
     ) -> AsyncIterator[OpenTarget]:
-        with FileWriter(self.guests[vm.address].files[2000 + index]) as writer:
+        with FileWriter(self.guests[vm.address].files[vm.disks[index].key]) as writer:
             yield OpenTarget(writer, "nbd")
 
     async def aclose(self) -> None:
