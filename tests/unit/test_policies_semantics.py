@@ -15,7 +15,7 @@ import pytest
 
 from policies.decision import BackUp, RetentionPlan
 from policies.evaluation import evaluate
-from policies.facts import Consistency, EventType, RestorePoint, Vm
+from policies.facts import Consistency, EventType, Quiescing, RestorePoint, Vm
 from policies.linting import lint
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
@@ -227,6 +227,23 @@ def tie() -> None:
     assert [each.name for each in found.scheduling] == ["one", "two"]
     assert (found.want, set(found.transports)) == (Consistency.APPLICATION, {"nbd", "hotadd"})
     assert any("priority 0 like policy" in advice.what for advice in lint(policies(one + two)))
+
+
+@row(
+    "`retries`, `retry_wait`, `quiesce_timeout`",
+    "a guest that could not be quiesced is asked again at each level, before the next weaker one; on a tie of"
+    " priorities the most retries and the longest times; the highest priority that says anything about `consistency`"
+    " decides them too",
+)
+def patience() -> None:
+    def come_to(*keys: str) -> Quiescing:
+        return protection(policies("".join(policy(key, f"p{at}") for at, key in enumerate(keys))), VM).quiescing
+
+    one, two = "consistency = { retries = 0, retry_wait = '3m' }", "consistency = { quiesce_timeout = '1h' }"
+    assert come_to("") == come_to("consistency.want = 'crash'") == Quiescing()
+    assert come_to(one) == Quiescing(0, timedelta(minutes=3))
+    assert come_to(one, two) == Quiescing(2, timedelta(minutes=3), timedelta(hours=1))
+    assert come_to("priority = 9\nconsistency.want = 'crash'", one) == Quiescing()
 
 
 @row("`on_cbt_invalid` among several", "on a tie of priorities `verify` before `full` before `fail`")
