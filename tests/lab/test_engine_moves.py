@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyVmomi import vim
 
 from engine.commands import BackUpVm
 from tests.lab.test_engine_end_to_end import config_for, one_point_each, restored
@@ -115,3 +116,28 @@ async def test_change_tracking_in_doubt_is_compared_where_it_answers(
         second = await backed_up(engine, vm.name)
         assert second["disks"][0]["check"]["result"] == "impossible", second
         await assert_as_frozen(engine, lab, vm.name, tmp_path / "restored.raw")
+
+
+async def test_an_engine_lets_go_what_a_dead_one_left_and_keeps_a_vm_in_its_place_while_it_is_read(
+    fresh_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=3, tracking=True, disk_bytes=32 * MIB)
+    kept, dead, other = lab.vms()
+    lab.disable_methods(dead.name, "backstay.lab_engine")
+    lab.disable_methods(other.name, "com.example.other")
+    policy = POLICY.replace('"*"', f'"name:{kept.name}"') + 'on_migrate = "block"\n'
+    async with engine_of(config_for(lab, tmp_path / "engine", policy)) as engine:
+        with lab.nbd_fault(delay_ms=100):
+            await reading(engine)
+            for move in (lab.migrate, lab.drs_move):
+                with pytest.raises((vim.fault.MethodDisabled, RuntimeError)):
+                    await asyncio.to_thread(move, kept.name)
+            assert lab.disabled_methods(kept.name)
+        await one_point_each(engine, [kept.name])
+        await engine.until(lambda: not lab.disabled_methods(kept.name) and not lab.disabled_methods(dead.name))
+        for vm in (kept, dead):
+            await asyncio.to_thread(lab.migrate, vm.name)
+        assert lab.disabled_methods(other.name)
+        [point] = await engine.control.points(kept.name)
+        assert (await engine.control.point(point.id))["attributes"]["placement"] == "kept in its place"
+        await assert_as_frozen(engine, lab, kept.name, tmp_path / "restored.raw")
