@@ -119,6 +119,7 @@ class HypervisorInMemory:
         self.asked_to_make: tuple[int, ...] = ()
         self.asked_to_quiesce = USUAL_QUIESCING
         self.slow_snapshot = ""
+        self.achieves: tuple[Consistency, str] | None = None
         self.half_restored: dict[Address, tuple[str, str]] = {}
         self.free: dict[str, int] = {}
         """Free bytes of datastores of 1 TiB; half of it where nothing is said."""
@@ -292,14 +293,15 @@ class HypervisorInMemory:
         self.snapshots.setdefault(vm.address, {})[name] = run
         self.log.append(f"snapshot {vm.name}")
         self.asked_to_quiesce = quiescing
+        level, why = self.achieves or (want, "")
         disks = tuple(
             SnapshotDisk(disk, f"{guest.tracking}/{len(guest.writes[disk.key])}") for disk in guest.vm.disks
             if not disk.unprotected
         )  # fmt: skip
         try:
             yield Snapshot(
-                moref=name, name=name, run=run, vm=guest.vm, taken_at=datetime.now(UTC), consistency=want,
-                consistency_reason="", disks=disks, unprotected=tuple(d for d in guest.vm.disks if d.unprotected),
+                moref=name, name=name, run=run, vm=guest.vm, taken_at=datetime.now(UTC), consistency=level,
+                consistency_reason=why, disks=disks, unprotected=tuple(d for d in guest.vm.disks if d.unprotected),
                 configuration=b"configuration of " + vm.name.encode(), made_in_seconds=0.1, slow=self.slow_snapshot,
             )  # fmt: skip
         finally:

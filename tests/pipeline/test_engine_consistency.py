@@ -10,7 +10,7 @@ import pytest
 
 from engine import overview
 from engine.commands import BackUpVm
-from policies.facts import Quiescing
+from policies.facts import Consistency, Quiescing
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
 from tests.pipeline.running import EVERYTHING, configure, running
 
@@ -32,6 +32,23 @@ async def test_a_guest_is_asked_to_hold_still_as_patiently_as_its_policy_says(
     async with running(tmp_path, hypervisor, configure(tmp_path, PATIENT)) as engine:
         await engine.until(lambda: engine.points_of("web") == 1)
     assert hypervisor.asked_to_quiesce == Quiescing(5, timedelta(seconds=30), timedelta(minutes=20))
+
+
+async def test_rule_7_a_restore_point_has_the_level_that_was_achieved_what_was_wanted_and_why(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    hypervisor.add("web")
+    hypervisor.achieves = (Consistency.FILESYSTEM, "the guest's VSS writers left no manifest")
+    wants = EVERYTHING.replace('want = "crash"', 'want = "application"')
+    async with running(tmp_path, hypervisor, configure(tmp_path, wants)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        (listed,) = await engine.control.points("web")
+        point = await engine.control.point(listed.id)
+        value = engine.parts.metrics.registry.get_sample_value
+        assert value("backstay_consistency_fallbacks_total", {"achieved": "filesystem"}) == 1
+    assert (listed.consistency, point["consistency"]) == ("filesystem", "filesystem")
+    assert point["attributes"]["consistency_wanted"] == "application"
+    assert point["attributes"]["consistency_reason"] == "the guest's VSS writers left no manifest"
 
 
 async def test_a_snapshot_that_took_long_is_told_and_makes_the_run_no_less(

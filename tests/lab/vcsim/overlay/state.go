@@ -98,6 +98,7 @@ func prepare(vm *VirtualMachine) {
 	vm.Capability.MultipleSnapshotsSupported = true
 	vm.Capability.QuiescedSnapshotsSupported = true
 	vm.Capability.ChangeTrackingSupported = yes
+	vm.Capability.DiskOnlySnapshotOnSuspendedVMSupported = yes
 	vm.Capability.DiskSharesSupported = true
 }
 
