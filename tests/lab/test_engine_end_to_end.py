@@ -221,7 +221,8 @@ async def test_an_engine_that_is_killed_after_a_pack_recovers_and_leaves_no_snap
     [vm] = lab.vms()
     for offset in range(0, 160 * MIB, 16 * MIB):
         lab.write_as_guest(vm.name, 0, 16 * MIB + offset, os.urandom(16 * MIB))
-    config = config_for(lab, tmp_path / "engine")
+    policy = POLICY.replace("consistency =", 'on_migrate = "block"\nconsistency =')
+    config = config_for(lab, tmp_path / "engine", policy)
     environment = {**os.environ, "BACKSTAY_FAILPOINT": "pack.sealed"}
     with (tmp_path / "log").open("wb") as log:
         victim = await asyncio.create_subprocess_exec(
@@ -234,11 +235,13 @@ async def test_an_engine_that_is_killed_after_a_pack_recovers_and_leaves_no_snap
         async with asyncio.timeout(90):
             assert await victim.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
     assert lab.vm(vm.name).snapshots
+    assert lab.disabled_methods(vm.name)
     assert list((tmp_path / "engine" / "repo" / "packs").rglob("*"))
     assert not list((tmp_path / "engine" / "repo" / "manifests").iterdir())
     async with engine_of(config) as engine:
         await one_point_each(engine, [vm.name])
         assert not lab.vm(vm.name).snapshots
+        assert not lab.disabled_methods(vm.name)
         [point] = await engine.control.points(vm.name)
         target = await restored(engine, point.id, "", tmp_path / "restored.raw")
         assert filecmp.cmp(target, lab.frozen(vm.name)[-1].disks[0].image, shallow=False)
