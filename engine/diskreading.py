@@ -268,7 +268,10 @@ class DiskRead:
         )
         self.attempt.tally.planned[self.name] = plan.read_bytes
         self.attempt.tally.done[self.name] = 0
-        return await self._through(reader, sink, plan, self._advance)
+        copied = await self._through(reader, sink, plan, self._advance)
+        if (done := self.attempt.tally.done[self.name]) != plan.read_bytes:
+            raise ReadFailed(f"{done} of {plan.read_bytes} bytes were read", where=self.name)
+        return copied
 
     async def _through(self, reader: DiskReader, sink: Sink, plan: CopyPlan, advance: Advance) -> Copied:
         """Carry a plan out the way that suits the reader."""

@@ -110,6 +110,53 @@ async def test_one_disk_that_was_moved_alone_is_read_in_full_although_its_tracki
     assert "[bulk-1]" in found[1].reason
 
 
+async def test_more_changes_than_one_answer_holds_are_asked_for_to_the_end(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=260 * MIB, content=False, tracking=True)
+    async with connected(lab) as vcenter:
+        base = await first(vcenter)
+        written = [Extent(2 * n * GRAIN, GRAIN) for n in range(2050)]
+        with lab.flat("web-01").open("r+b") as disk:
+            for extent in written:
+                disk.seek(extent.offset)
+                disk.write(b"x")
+        asked = lab.calls().get("QueryChangedDiskAreas", 0)
+        assert await changes_since(vcenter, base) == Incremental(tuple(written))
+    assert lab.calls()["QueryChangedDiskAreas"] > asked + 1
+
+
+async def test_a_disk_that_grows_under_the_snapshot_is_asked_about_to_the_end_of_the_snapshot_s_disk(
+    fresh_lab: Start,
+) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False, tracking=True)
+    async with connected(lab) as vcenter:
+        base = await first(vcenter)
+        lab.write_as_guest("web-01", 0, 4 * MIB - GRAIN, b"x")
+        async with snapshot(vcenter, "second") as made:
+            lab.extend_disk("web-01", 0, 8 * MIB)
+            found = await vcenter.changes(made, made.disks[0], base)
+    assert found == Incremental((Extent(4 * MIB - GRAIN, GRAIN),))
+
+
+async def test_the_change_id_is_the_snapshot_s_and_what_comes_after_it_is_in_the_next_run(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False, tracking=True)
+    async with connected(lab) as vcenter:
+        async with snapshot(vcenter, "first") as made:
+            lab.write_as_guest("web-01", 0, GRAIN, b"x")
+            base = base_of(made)
+            frozen = lab.frozen("web-01")[-1].disks[0]
+        assert base.change_id == frozen.change_id
+        assert await changes_since(vcenter, base) == Incremental((Extent(GRAIN, GRAIN),))
+
+
+async def test_a_first_run_does_not_ask_which_areas_are_allocated(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False, tracking=True)
+    async with connected(lab) as vcenter, snapshot(vcenter, "first") as made:
+        assert isinstance(await vcenter.changes(made, made.disks[0], None), Whole)
+        never = TrackedBase("", made.disks[0].disk.uuid, 4 * MIB)
+        assert isinstance(await vcenter.changes(made, made.disks[0], never), Whole)
+    assert "QueryChangedDiskAreas" not in lab.calls()
+
+
 async def test_a_lab_that_forgets_changes_leaves_them_out(fresh_lab: Start) -> None:
     lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False, tracking=True)
     async with connected(lab) as vcenter:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from connectors.errors import TrackingUnusable
+from connectors.disks import Extent
+from connectors.errors import ReadFailed, TrackingUnusable
 from engine.attempts import TrackingLied
 from engine.commands import BackUpVm
+from engine.copying import Copied, CopyPlan
 from engine.jobs import Sampled
+from engine.streaming import stream_disk
 from policies.facts import EventType, Vm
 from policies.policy import OnCbtInvalid
-from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
+from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory, broken_after
 from tests.pipeline.running import EVERYTHING, Running, configure, running
 from tests.pipeline.test_engine_backup import Bench, bench, threads
 
@@ -286,3 +290,49 @@ async def test_under_fail_a_lie_is_remembered_until_a_full_read_is_asked_for(
             assert "unchanged that had changed" in str(failed["sentence"])
         assert (await backed_up(engine, vm, full=True))["state"] == "done"
         assert (await backed_up(engine, vm))["disks"][0]["changes"] == "incremental"
+
+
+@pytest.mark.parametrize("transport", ["nbd", "hotadd"])
+async def test_changes_of_a_run_that_failed_are_in_the_next_one(bench: Bench, transport: str) -> None:
+    """The change ids of a run are committed with its restore point or not at all."""
+    vm = in_use(bench)
+    await bench.back_up(vm)
+    bench.hypervisor.write(vm, 5 * BLOCK, os.urandom(BLOCK))
+    bench.hypervisor.on_read = broken_after(0, transport)
+    with pytest.raises(ReadFailed):
+        await bench.back_up(vm, transports=(transport,))
+    bench.hypervisor.on_read = lambda transport, offset: None
+    bench.hypervisor.write(vm, 9 * BLOCK, os.urandom(BLOCK))
+    done = await bench.back_up(vm)
+    assert (done.disks[0].changes, done.disks[0].read_bytes) == ("incremental", 2 * BLOCK)
+    assert bench.content(done.point) == bench.hypervisor.disk_file(vm).read_bytes()
+
+
+@pytest.mark.parametrize("transport", ["nbd", "hotadd"])
+async def test_a_changed_part_that_is_a_hole_now_is_stored_as_zeros(bench: Bench, transport: str) -> None:
+    vm = in_use(bench)
+    await bench.back_up(vm)
+    with bench.hypervisor.disk_file(vm).open("r+b") as file:
+        file.truncate(3 * MIB)
+        file.truncate(4 * MIB)
+    bench.hypervisor.guests[vm.address].writes[2000].append(Extent(3 * MIB, MIB))
+    done = await bench.back_up(vm, transports=(transport,))
+    assert done.disks[0].changes == "incremental"
+    content = bench.content(done.point)
+    assert content[3 * MIB :] == bytes(MIB)
+    assert content == bench.hypervisor.disk_file(vm).read_bytes()
+
+
+async def test_a_disk_of_which_less_was_read_than_planned_is_no_restore_point(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = in_use(bench)
+
+    async def forgetful(reader: Any, sink: Any, plan: CopyPlan, **more: Any) -> Copied:
+        await stream_disk(reader, sink, replace(plan, read=plan.read[:-1]), **more)
+        return Copied(plan.read_bytes, 0)
+
+    monkeypatch.setattr("engine.diskreading.stream_disk", forgetful)
+    with pytest.raises(ReadFailed, match="0 of 4194304 bytes were read"):
+        await bench.back_up(vm, transports=("nbd",))
+    assert bench.repository.points() == []
