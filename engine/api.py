@@ -28,6 +28,8 @@ from engine.commands import (
     Control,
     QueryLimits,
     Reclaim,
+    RestoreDisk,
+    RestoreInPlace,
     RestoreToFile,
     RestoreToVm,
     Task,
@@ -235,6 +237,14 @@ def _route_tasks(app: FastAPI, control: Control, who: str) -> None:
 
     @app.post("/v1/tasks/restore-vm")
     async def restore_vm(task: RestoreToVm) -> Any:
+        return await submit(task)
+
+    @app.post("/v1/tasks/restore-in-place")
+    async def restore_in_place(task: RestoreInPlace) -> Any:
+        return await submit(task)
+
+    @app.post("/v1/tasks/restore-disk")
+    async def restore_disk(task: RestoreDisk) -> Any:
         return await submit(task)
 
     @app.post("/v1/tasks/verify")

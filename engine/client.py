@@ -29,6 +29,8 @@ _ROUTES = {
     "BackUpDisk": "backup-disk",
     "RestoreToFile": "restore-file",
     "RestoreToVm": "restore-vm",
+    "RestoreInPlace": "restore-in-place",
+    "RestoreDisk": "restore-disk",
     "Verify": "verify",
     "Reclaim": "reclaim",
 }

@@ -71,6 +71,34 @@ class RestoreToVm:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreInPlace:
+    """Write a restore point over the VM that it is of. `yes` confirms that; see engine.overwrite for the others."""
+
+    point: str
+    yes: bool = False
+    power_off: bool = False
+    safety: bool = True
+    keep_safety: bool = False
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreDisk:
+    """Write one disk of a restore point into a VM, named by name or id: over its disk `over`, or as a further disk."""
+
+    point: str
+    vm: str
+    disk: str = ""
+    over: str = ""
+    datastore: str = ""
+    yes: bool = False
+    power_off: bool = False
+    safety: bool = True
+    keep_safety: bool = False
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Verify:
     """Read restore points back and compare every hash; none named means all of the repository.
 
@@ -83,6 +111,8 @@ class Verify:
     reread_seconds: float = 30 * 86400
     seconds: float | None = None
     anew: bool = False
+    repository: str = ""
+    """The place of the one that is meant; the engine's own without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +125,11 @@ class Reclaim:
     plan_only: bool = False
     min_age_seconds: float | None = None
     yes: bool = False
+    repository: str = ""
+    """As in `Verify`."""
 
 
-Task = BackUpVm | BackUpDisk | RestoreToFile | RestoreToVm | Verify | Reclaim
+Task = BackUpVm | BackUpDisk | RestoreToFile | RestoreToVm | RestoreInPlace | RestoreDisk | Verify | Reclaim
 """What takes long: submitted, then followed by its id."""
 
 

@@ -15,6 +15,8 @@ from engine.commands import (
     QueryAnswer,
     QueryLimits,
     Reclaim,
+    RestoreDisk,
+    RestoreInPlace,
     RestoreToFile,
     RestoreToVm,
     Task,
@@ -39,6 +41,7 @@ from metrics.exposition import render
 from policies.facts import PointId, RestorePoint, VmId
 from policies.planfile import planned
 from storage.moments import legible
+from storage.repository import Repository
 from storage.sole import sole_bytes
 
 
@@ -56,35 +59,40 @@ class Controls:
         return await overview.status(self.parts)
 
     async def points(self, vm: str | None) -> Sequence[RestorePoint]:
-        repository, pool = self.parts.repository, self.parts.threads.repository
+        repositories, pool, known = (
+            self.parts.repositories,
+            self.parts.threads.repository,
+            dict(self.parts.world.points),
+        )
         if vm is None:
-            return await settled(pool, repository.points)
+            return await settled(pool, repositories.points, known=known)
         found: list[RestorePoint] = []
         for vm_id in self._named(vm):
-            found += await settled(pool, repository.points, vm_id)
+            found += await settled(pool, repositories.points, vm_id, known=known)
         return sorted(found, key=lambda point: point.taken_at)
 
     async def point(self, reference: str) -> Mapping[str, Any]:
         point = await self._find(reference)
-        detail = await settled(self.parts.threads.repository, self.parts.repository.detail, point)
-        kept = await settled(self.parts.threads.repository, summary_of, self.parts.repository, point)
+        pool, repository = self.parts.threads.repository, await self._home(point)
+        detail = await settled(pool, repository.detail, point)
+        kept = await settled(pool, summary_of, repository, point)
         return point_details(detail, kept)
 
     async def hold(self, reference: str, reason: str, who: str) -> None:
         point = await self._find(reference)
-        pool, repository = self.parts.threads.repository, self.parts.repository
+        pool, repository = self.parts.threads.repository, await self._home(point)
         await settled(pool, repository.mark_hold, point, reason, self.parts.now())
         await self._did(who, "hold", point, reason)
 
     async def release(self, reference: str, reason: str | None, who: str) -> None:
         point = await self._find(reference)
-        pool, repository = self.parts.threads.repository, self.parts.repository
+        pool, repository = self.parts.threads.repository, await self._home(point)
         await settled(pool, repository.release, point, reason, self.parts.now())
         await self._did(who, "release", point, reason or "all holds")
 
     async def expire(self, reference: str, reason: str, who: str, *, last: bool = False, lost: bool = False) -> None:
         point = await self._find(reference)
-        pool, repository = self.parts.threads.repository, self.parts.repository
+        pool, repository = self.parts.threads.repository, await self._home(point)
         if not last and not lost:  # one that is not lost is refused then
             await settled(pool, maintenance.check_last_good, repository, point)
         await settled(pool, repository.expire, point, reason, self.parts.now(), lost=lost)
@@ -116,6 +124,14 @@ class Controls:
                 return "restore-vm", restore_tasks.restore_to_vm(
                     self.parts, await self._find(task.point), hypervisor, task
                 )
+            case RestoreInPlace():
+                return "restore-in-place", restore_tasks.restore_in_place(
+                    self.parts, await self._find(task.point), task
+                )
+            case RestoreDisk():
+                vm = self._one(task.vm)
+                self._must_know_inventory(vm)
+                return "restore-disk", restore_tasks.restore_disk(self.parts, await self._find(task.point), vm, task)
             case Verify():
                 points = [await self._find(reference) for reference in task.points]
                 return "verify", operations.verify_repository(self.parts, points, task)
@@ -178,8 +194,13 @@ class Controls:
         return {"digest": done.plan.id, "text": done.text, "done": True}
 
     async def sole_bytes(self, points: Sequence[str]) -> int:
-        wanted = [PointId(point) for point in points]
-        return await settled(self.parts.threads.long, sole_bytes, self.parts.repository, wanted)
+        wanted, threads = [PointId(point) for point in points], self.parts.threads
+        total = 0
+        for _, repository in [*self.parts.repositories.each()]:
+            there = await settled(threads.repository, repository.point_ids)
+            if here := [point for point in wanted if point in there]:
+                total += await settled(threads.long, sole_bytes, repository, here)
+        return total
 
     async def policy_facts(self) -> Iterator[bytes]:
         parts = self.parts
@@ -216,7 +237,10 @@ class Controls:
         return {**repository_views(self.parts.repository), **state}
 
     async def _find(self, reference: str) -> PointId:
-        return await settled(self.parts.threads.repository, self.parts.repository.find, reference)
+        return await settled(self.parts.threads.repository, self.parts.repositories.find, reference)
+
+    async def _home(self, point: PointId) -> Repository:
+        return await settled(self.parts.threads.repository, self.parts.repositories.home, point)
 
     def _named(self, name: str) -> list[VmId]:
         found = self.parts.world.named(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -10,16 +11,20 @@ from typing import Any
 
 from engine import snapshot_report
 from engine.jobs import JobKind, JobState
-from engine.parts import Parts
+from engine.parts import Parts, Verified
 from engine.pauses import unhurried
 from engine.threads import settled
 from metrics.labels import CoverageState, RepositoryState, VmCoverage
 from policies.decision import BackUp
 from policies.facts import Vm, VmId
-from policies.naming import unknown_targets
+from policies.naming import unknown_destinations, unknown_targets
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, left_out, protection, refusal_of
 from policies.units import counted
+from storage.errors import StorageError
+from storage.repository import Repository
+
+log = logging.getLogger("engine.overview")
 
 
 async def publish_coverage(parts: Parts) -> None:
@@ -77,11 +82,20 @@ def publish(parts: Parts) -> None:
 async def publish_repository(parts: Parts) -> None:
     """Bring the metrics about the repository up to date."""
     _count_rebuilds(parts)
-    sizes = await settled(parts.threads.repository, parts.repository.sizes)
-    points = [point for listed in parts.world.points.values() for point in listed]
+    await _publish_one(parts, "", parts.config.repository.name, parts.repository, parts.verified)
+    for name, repository in sorted(parts.repositories.more.items()):
+        try:
+            await _publish_one(parts, name, name, repository, parts.verified_further.get(name, Verified()))
+        except StorageError as error:
+            log.warning("repository not measured", extra={"repository": name, "why": str(error)})
+
+
+async def _publish_one(parts: Parts, name: str, label: str, repository: Repository, verified: Verified) -> None:
+    sizes = await settled(parts.threads.repository, repository.sizes)
+    points = [point for listed in parts.world.points.values() for point in listed if point.repository == name]
     parts.metrics.repository(
         RepositoryState(
-            repository=parts.config.repository.name,
+            repository=label,
             stored_bytes=sizes.stored_bytes,
             logical_bytes=sizes.logical_bytes,
             free_bytes=sizes.free_bytes,
@@ -90,11 +104,11 @@ async def publish_repository(parts: Parts) -> None:
             points=sizes.points,
             held_points=sum(bool(point.holds) for point in points),
             damaged_points=sum(point.damaged for point in points),
-            damaged_objects=parts.verified.damaged,
-            last_verified=parts.verified.at,
-            verify=parts.verified.state,
-            read_back_since=parts.verified.since,
-            verify_left_bytes=parts.verified.left_bytes,
+            damaged_objects=verified.damaged,
+            last_verified=verified.at,
+            verify=verified.state,
+            read_back_since=verified.since,
+            verify_left_bytes=verified.left_bytes,
         )
     )
 
@@ -117,8 +131,14 @@ def problems(parts: Parts) -> list[str]:
     if parts.queue.load.overloaded:
         found.append(f"queue: {parts.queue.load.sentence}")
     found += snapshot_report.problems(parts)
+    found += [
+        f"{one.name} is half restored from {one.point}: do not power it on, run the same restore again"
+        for one in parts.crew.half_restored
+    ]
     found += unknown_targets(parts.rulebook.in_force, parts.config.notify).values()
     found += [f"notices to {name} wait: {box.trouble}" for name, box in parts.outboxes.items() if box.trouble]
+    found += [f"repository {name} is away: {why}" for name, why in sorted(parts.repositories.away.items())]
+    found += unknown_destinations(parts.rulebook.in_force, parts.config.repositories).values()
     if parts.retention_refused:
         found.append(f"retention: {parts.retention_refused}")
     found += [f"retention in the copy {name}: {why}" for name, why in sorted(parts.copies_refused.items())]
@@ -185,6 +205,15 @@ async def status(parts: Parts) -> Mapping[str, Any]:
             "packs": sizes.packs,
             "points": sizes.points,
         },
+        "repositories": [
+            {
+                "name": name,
+                "location": str(section.path or section.url),
+                "away": parts.repositories.away.get(name, ""),
+                "points": sum(one.repository == name for listed in parts.world.points.values() for one in listed),
+            }
+            for name, section in sorted(parts.config.repositories.items())
+        ],
         "policies": {
             "in_force": [policy.name for policy in parts.rulebook.in_force.policies],
             "hash": parts.rulebook.in_force.hash,

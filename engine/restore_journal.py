@@ -30,6 +30,11 @@ class Restoring:
     name: str
 
     @property
+    def moref(self) -> str:
+        """The VM's moRef: of a single disk the target names that too."""
+        return self.target.partition("/")[0]
+
+    @property
     def file_name(self) -> str:
         """The name of its journal."""
         key = "\0".join((self.kind, self.point, self.vcenter, self.target))
@@ -38,11 +43,14 @@ class Restoring:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a journal says: up to which offset each disk is done, and how the VM was known when that was written."""
+    """What a journal says: up to which offset each disk is done, and how the VM was known when that was written.
+
+    `made` is the device key of a disk that the restore has added to the VM, 0 for none.
+    """
 
     reached: Mapping[int, int] = field(default_factory=dict)
     version: str = ""
-    safety: str = ""
+    made: int = 0
 
 
 class Journal:
@@ -58,16 +66,16 @@ class Journal:
         if not lines:
             return None
         reached: dict[int, int] = {}
-        version = safety = ""
+        version, made = "", 0
         for line in lines[1:]:
-            version, safety = str(line.get("version", version)), str(line.get("safety", safety))
+            version, made = str(line.get("version", version)), int(line.get("made", made))
             if line.get("anew"):
                 reached.clear()
             if "disk" in line:
                 reached[int(line["disk"])] = int(line["reached"])
-        return Progress(reached, version, safety)
+        return Progress(reached, version, made)
 
-    def begin(self, *, version: str, safety: str = "", anew: bool) -> None:
+    def begin(self, *, version: str, anew: bool, made: int = 0) -> None:
         """An attempt starts: the VM is known as `version` now. With `anew` nothing that was reached counts."""
         with translated(str(self.path)):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,7 +83,7 @@ class Journal:
                 self.path.unlink(missing_ok=True)
                 self._append(asdict(self.what))
                 _sync_folder(self.path.parent)
-            self._append({"version": version, "safety": safety, "anew": anew})
+            self._append({"version": version, "made": made, "anew": anew})
 
     def note(self, disk: int, reached: int) -> None:
         """All of the disk before this offset is done and durable."""

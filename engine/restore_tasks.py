@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from connectors.hypervisor import Identity, RestoreTarget
-from engine.commands import RestoreToVm
-from engine.failures import BadInput
+from engine.commands import RestoreDisk, RestoreInPlace, RestoreToVm
+from engine.failures import BadInput, Declined
+from engine.overwrite import IN_PLACE, OVER_DISK, Overwrite, Pair, checked, matched, overwrite, restore_beside
 from engine.parts import Parts
 from engine.ports import Hypervisor
 from engine.restore import DiskWritten, Means, RestoredVm, restore_vm
 from engine.tasks import Body, Watch
 from engine.threads import settled
-from policies.facts import PointId
-from storage.repository import PointDetail
+from policies.facts import PointId, PowerState, Vm, VmId
+from storage.repository import DiskRecord, PointDetail, Repository
 
 
 def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: RestoreToVm) -> Body:
     """A restore point becomes a new VM."""
 
     async def body(watch: Watch) -> Mapping[str, Any]:
-        detail = await settled(parts.threads.repository, parts.repository.detail, point)
+        home = await settled(parts.threads.repository, parts.repositories.home, point)
+        detail = await settled(parts.threads.repository, home.detail, point)
         target = RestoreTarget(
             name=asked.name,
             folder=asked.folder,
@@ -35,18 +39,148 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
         )
         advance = started(watch, f"{point} to {asked.name}", detail)
         run = parts.mint_run()
-        with parts.crew.alive(run), parts.crew.restoring(hypervisor.vcenter, asked.name):
-            made = await restore_vm(point, target, means(parts, hypervisor, advance), run=run)
+        try:
+            with parts.crew.alive(run), parts.crew.restoring(hypervisor.vcenter, asked.name):
+                made = await restore_vm(point, target, means(parts, home, hypervisor, advance), run=run)
+        finally:
+            await settled(parts.threads.long, parts.crew.remember_unfinished, parts.config.state_dir)
         parts.metrics.operation_finished("restore", "done")
         return told(parts, detail, made)
 
     return body
 
 
-def means(parts: Parts, hypervisor: Hypervisor, advance: Callable[[int], None]) -> Means:
+def restore_in_place(parts: Parts, point: PointId, asked: RestoreInPlace) -> Body:
+    """A restore point is written over the VM that it is of."""
+
+    async def body(watch: Watch) -> Mapping[str, Any]:
+        home = await settled(parts.threads.repository, parts.repositories.home, point)
+        detail = await settled(parts.threads.repository, home.detail, point)
+        if detail.head.vm not in parts.world.vms:
+            raise BadInput(
+                f"{detail.head.vm_name} is not in the inventory now",
+                where=point,
+                hint="restore to a new VM: backstay restore POINT --to-vm NAME",
+            )
+        what = Overwrite(IN_PLACE, point, asked.safety, asked.keep_safety, asked.discard)
+        async with _target(parts, detail.head.vm, asked, f"restores it to {point}") as (vm, hypervisor):
+            pairs = matched(detail, vm)
+            return await _overwritten(parts, home, detail, what, vm, pairs, hypervisor, watch)
+
+    return body
+
+
+def restore_disk(parts: Parts, point: PointId, target: VmId, asked: RestoreDisk) -> Body:
+    """One disk of a restore point is written into a VM: over one of its disks, or as a further one."""
+
+    async def body(watch: Watch) -> Mapping[str, Any]:
+        home = await settled(parts.threads.repository, parts.repositories.home, point)
+        detail = await settled(parts.threads.repository, home.detail, point)
+        record = _record(detail, asked.disk)
+        if asked.over:
+            what = Overwrite(OVER_DISK, point, asked.safety, asked.keep_safety, asked.discard)
+            does = f"writes {record.head.name} of {point} over its {asked.over}"
+            async with _target(parts, target, asked, does) as (vm, hypervisor):
+                disk = next((d for d in vm.disks if d.label == asked.over), None)
+                if disk is None:
+                    there = ", ".join(d.label for d in vm.disks)
+                    raise BadInput(f"{vm.name} has no disk {asked.over}", hint=f"it has: {there or 'none'}")
+                return await _overwritten(parts, home, detail, what, vm, [checked(record, disk, vm)], hypervisor, watch)
+        async with _target(parts, target, replace(asked, yes=True), "") as (vm, hypervisor):
+            datastore = asked.datastore or next(iter(vm.datastores), "")
+            advance = started(watch, f"{point} {record.head.name} to {vm.name}", detail)
+            run = parts.mint_run()
+            with parts.crew.alive(run):
+                made = await restore_beside(
+                    point, record, vm, datastore, means(parts, home, hypervisor, advance), run=run
+                )
+        parts.metrics.operation_finished("restore", "done")
+        return told(parts, detail, made)
+
+    return body
+
+
+@asynccontextmanager
+async def _target(
+    parts: Parts, vm_id: VmId, asked: RestoreInPlace | RestoreDisk, does: str
+) -> AsyncIterator[tuple[Vm, Hypervisor]]:
+    """The VM to write into, read again and off, while nobody backs it up; Declined without a person's confirmation."""
+    known = parts.world.vms[vm_id]
+    hypervisor = parts.hypervisors.get(known.address.vcenter)
+    if hypervisor is None:
+        raise BadInput(f"the vCenter of {known.name} is not connected now", hint="see: backstay status")
+    seen = replace(await hypervisor.vm(known.address), id=vm_id)
+    if not asked.yes:
+        raise Declined(
+            f"this {does}, and what was written since is no longer there" + _on(seen, asked.power_off),
+            where=seen.name,
+            hint="confirm with --yes",
+        )
+    if any(attempt.vm.id == vm_id for attempt in parts.crew.active.values()):
+        raise Declined("it is being backed up", where=seen.name, hint="wait for that to end, see: backstay status")
+    try:
+        with parts.crew.restoring(known.address.vcenter, seen.name):
+            if asked.power_off and seen.power is not PowerState.OFF:
+                await hypervisor.power_off(known.address)
+                seen = replace(await hypervisor.vm(known.address), id=vm_id)
+            yield seen, hypervisor
+    finally:
+        await settled(parts.threads.long, parts.crew.remember_unfinished, parts.config.state_dir)
+
+
+def _on(vm: Vm, power_off: bool) -> str:
+    return "; it is switched off first, without asking its guest" if power_off and vm.power is PowerState.ON else ""
+
+
+async def _overwritten(
+    parts: Parts,
+    home: Repository,
+    detail: PointDetail,
+    what: Overwrite,
+    vm: Vm,
+    pairs: Sequence[Pair],
+    hypervisor: Hypervisor,
+    watch: Watch,
+) -> Mapping[str, Any]:
+    home = await settled(parts.threads.repository, parts.repositories.home, detail.id)
+    advance = started(watch, f"{detail.id} to {vm.name}", detail)
+    reasons = await settled(parts.threads.state, parts.state.distrust_of, vm.id)
+
+    async def distrusted() -> None:
+        reason = f"it was restored to {detail.id}"
+        await settled(parts.threads.state, parts.state.distrust, vm.id, reason, "", parts.now())
+        parts.metrics.tracking_distrusted("restored")
+
+    run = parts.mint_run()
+    with parts.crew.alive(run):
+        made = await overwrite(
+            what,
+            vm,
+            pairs,
+            means(parts, home, hypervisor, advance),
+            run=run,
+            distrust="; ".join(each.reason for each in reasons),
+            newest=max((p for p in parts.world.points.get(vm.id, ())), key=lambda p: p.taken_at, default=None),
+            distrusted=distrusted,
+        )
+    parts.metrics.operation_finished("restore", "done")
+    return told(parts, detail, made)
+
+
+def _record(detail: PointDetail, label: str) -> DiskRecord:
+    labels = [record.head.name for record in detail.disks]
+    if not label and len(labels) == 1:
+        return detail.disks[0]
+    for record in detail.disks:
+        if record.head.name == label:
+            return record
+    raise BadInput(f"the restore point has no disk {label}" if label else "name the disk", hint=", ".join(labels))
+
+
+def means(parts: Parts, repository: Repository, hypervisor: Hypervisor, advance: Callable[[int], None]) -> Means:
     """What a restore needs of the engine."""
     return Means(
-        parts.repository,
+        repository,
         hypervisor,
         parts.threads,
         parts.config.state_dir,

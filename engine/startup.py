@@ -28,10 +28,13 @@ from engine.outbox import outboxes
 from engine.parts import Parts, Verified
 from engine.ports import Hypervisor
 from engine.records import Distrust, RunRow, VmRow
+from engine.repositories import Repositories, open_section
+from engine.restore_journal import unfinished
 from engine.room import RoomKeeper
 from engine.rulebook import Rulebook
 from engine.sources import Sources
 from engine.state import State
+from engine.stores import RepositorySection
 from engine.tasks import TaskBoard
 from engine.threads import Threads, settled
 from engine.world import UNSEEN, World
@@ -44,6 +47,9 @@ from storage.repository import PointDetail, Repository
 from storage.verify import read_back_since, verified_since
 
 log = logging.getLogger("engine.startup")
+
+REOPEN = timedelta(minutes=1)
+"""How often a repository that is away is tried again."""
 
 STATE_LOST = "the engine's state is new, so what happened before is not known"
 
@@ -68,6 +74,8 @@ def assemble(
     world = World(
         mint=lambda: VmId(f"vm-{secrets.token_hex(8)}"), vcenters=len(config.vcenter), unseen_copies=set(config.copies)
     )
+    world.unseen_repositories.update(config.repositories)
+    repositories = Repositories(repository, away=dict.fromkeys(config.repositories, "it is not open yet"))
     inbox = Inbox()
     hypervisors: dict[str, Hypervisor] = {}
     names: dict[str, str] = {}
@@ -103,7 +111,7 @@ def assemble(
         queue=queue,
         world=world,
         state=state,
-        repository=repository,
+        repositories=repositories,
         threads=threads,
         means=means,
         policies=lambda: rulebook.in_force,
@@ -126,6 +134,7 @@ def assemble(
         threads=threads,
         state=state,
         repository=repository,
+        repositories=repositories,
         hypervisors=hypervisors,
         names=names,
         world=world,
@@ -216,7 +225,8 @@ def add_hypervisor(parts: Parts, name: str, hypervisor: Hypervisor) -> None:
 
 async def recover(parts: Parts) -> None:
     """Take over what the last engine left: its jobs, its memory, and VM ids that only the repository knows."""
-    points = await settled(parts.threads.repository, parts.repository.points)
+    await open_repositories(parts)
+    points = await settled(parts.threads.repository, parts.repositories.points)
     await _close_committed(parts, points)
     again = await settled(parts.threads.state, parts.state.requeue_running)
     if again:
@@ -227,12 +237,48 @@ async def recover(parts: Parts) -> None:
         await _adopt(parts, unknown, points)
     if parts.state.fresh and points:
         log.warning("state is new, restore points are not", extra={"why": parts.state.why_fresh, "points": len(points)})
+    await settled(parts.threads.long, parts.crew.remember_unfinished, parts.config.state_dir)
+    for left in await settled(parts.threads.long, unfinished, parts.config.state_dir):
+        log.warning(
+            "half restored, waiting for the same restore again",
+            extra={"vm": left.name, "point": left.point, "how": left.kind},
+        )
     parts.crew.set_aside = await settled(parts.threads.state, parts.state.set_aside)
-    parts.verified = await settled(parts.threads.repository, _verified, parts.repository, points)
+    own = [point for point in points if not point.repository]
+    parts.verified = await settled(parts.threads.repository, _verified, parts.repository, own)
     await parts.dispatcher.recall()
     await parts.crew.list_all_points()
     # Not by whether the state is new: a start that ended before any policies were accepted leaves one that is not.
     await parts.rulebook.start(keep_everything=bool(points))
+
+
+async def open_repositories(parts: Parts) -> list[str]:
+    """Open the further repositories that are away, and know their restore points; the names of those that are open now.
+
+    Before its jobs and policies are taken over, the rest of a start lists them.
+    """
+
+    def opened(section: RepositorySection) -> Repository:
+        return open_section(section, parts.config.state_dir, parts.now, f"engine unix:{parts.config.socket}")
+
+    names = await settled(parts.threads.long, parts.repositories.open_away, parts.config, opened)
+    for name in names:
+        repository = parts.repositories.more[name]
+        points = await settled(parts.threads.repository, repository.points)
+        parts.verified_further[name] = await settled(parts.threads.repository, _verified, repository, points)
+        parts.world.unseen_repositories.discard(name)
+    return names
+
+
+async def take_up(parts: Parts) -> str:
+    """Open what is away while the engine runs.
+
+    VM ids that only it knows are not taken over then: their VMs have others by now, and may be joined by hand.
+    """
+    if parts.repositories.away and await open_repositories(parts):
+        await parts.crew.list_all_points()
+    away = parts.repositories.away
+    return "; ".join(f"{name} is away: {why}" for name, why in sorted(away.items())) or "all are open"
 
 
 def _verified(repository: Repository, points: list[RestorePoint]) -> Verified:
@@ -250,7 +296,8 @@ async def _close_committed(parts: Parts, points: list[RestorePoint]) -> None:
         newest = next((point for point in reversed(points) if point.vm == job.vm), None)
         if job.run is None or newest is None:
             continue
-        detail = await settled(parts.threads.repository, parts.repository.detail, newest.id)
+        home = parts.repositories.named(newest.repository)
+        detail = await settled(parts.threads.repository, home.detail, newest.id)
         if detail.head.attributes.get("run") != job.run:
             continue
         done = replace(job, state=JobState.DONE, last_error="")
@@ -266,7 +313,8 @@ async def _adopt(parts: Parts, unknown: Iterable[VmId], points: list[RestorePoin
     for vm in unknown:
         mine = [point for point in points if point.vm == vm]
         try:
-            detail = await settled(parts.threads.repository, parts.repository.detail, mine[-1].id)
+            home = parts.repositories.named(mine[-1].repository)
+            detail = await settled(parts.threads.repository, home.detail, mine[-1].id)
         except StorageError as error:
             log.error("VM id not taken over", extra={"vm": mine[-1].vm_name, "why": str(error)})
             continue

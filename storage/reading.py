@@ -11,6 +11,7 @@ from storage.chunkstore import ChunkStore
 from storage.filecalls import Buffer
 from storage.format import Pieced
 from storage.manifest import DiskRecord, Manifest
+from storage.mapdiff import differences
 from storage.nodes import StoredNodes
 from storage.piecelists import read_blocks, read_lists
 
@@ -50,6 +51,27 @@ class PointDisk:
     def extents(self) -> list[tuple[int, int]]:
         """(offset, length) of the mapped parts, sorted and disjoint; all else reads as zeros."""
         return self._extents
+
+    def differing(self, other: PointDisk) -> list[tuple[int, int]]:
+        """(offset, length) of what may differ between the two, sorted and disjoint; only unshared nodes are read.
+
+        ValueError when the two have other sizes or grids.
+        """
+        if (self.block_bytes, self.fan_out, self.capacity_bytes) != (
+            other.block_bytes,
+            other.fan_out,
+            other.capacity_bytes,
+        ):
+            raise ValueError("disks of different sizes or grids cannot be compared by their maps")
+        merged: list[tuple[int, int]] = []
+        for block, _ in differences(self._nodes, other.record.root, self.record.root, self.fan_out):
+            offset = block * self.block_bytes
+            length = min(self.block_bytes, self.capacity_bytes - offset)
+            if merged and sum(merged[-1]) == offset:
+                merged[-1] = (merged[-1][0], merged[-1][1] + length)
+            else:
+                merged.append((offset, length))
+        return merged
 
     def chunks(self, first: int, count: int) -> list[bytes]:
         """The chunk ids of a run of blocks; empty for zeros."""

@@ -89,7 +89,7 @@ async def test_what_is_kept_comes_back_with_a_new_vm(fresh_lab: FreshLab, tmp_pa
         vm = await vcenter.vm(made.address)
         half = told(lab, "db-03-new")
         await vcenter.finish_vm(made)
-    assert (vm.tags, vm.attributes, vm.folder, vm.resource_pool) == (
+    assert (set(vm.tags), dict(vm.attributes), vm.folder, vm.resource_pool) == (
         {"tier=gold"}, {"owner": "ledger"}, "/prod/db", "gold",
     )  # fmt: skip
     assert made.warnings == ()

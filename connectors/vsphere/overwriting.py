@@ -1,0 +1,218 @@
+"""Taking a VM that is there over for a restore into it, and handing it back.
+
+A snapshot for safety holds the disks as they were before: what is restored goes into the deltas above it, as a guest's
+own writes would, and a revert undoes all of it. The snapshot carries no mark that the janitor looks for, so that it
+stays until the restore is finished, or a person decides. It is made before the VM is marked, so that a reverted VM
+carries no mark.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pyVmomi import vim
+
+from connectors.cleanup import finish
+from connectors.errors import Rejected
+from connectors.hypervisor import CreatedVm
+from connectors.vsphere.naming import PREFIX, TreeNode, tree_nodes
+from connectors.vsphere.proxy import VSAN
+from connectors.vsphere.removal import RemovalSettings, consolidate, read_tree
+from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark
+from connectors.vsphere.session import Session
+from connectors.vsphere.vmfacts import disk_facts
+from policies.facts import Address
+
+log = logging.getLogger(__name__)
+
+TASK_SECONDS = 600.0
+
+_PATHS = (
+    "name",
+    "snapshot",
+    "config.template",
+    "config.annotation",
+    "config.extraConfig",
+    "config.changeVersion",
+    "config.hardware.device",
+    "runtime.powerState",
+    "runtime.consolidationNeeded",
+    "datastore",
+)
+
+
+def safety_prefix(engine_id: str) -> str:
+    """How the names of this engine's snapshots for safety begin."""
+    return f"{PREFIX}-safety-{engine_id}-"
+
+
+async def power_off(session: Session, moref: str) -> None:
+    """Switch the VM off at once, without asking its guest. Nothing to do when it is off."""
+    vm = session.managed(vim.VirtualMachine, moref)
+    told = await session.properties(vm, ["runtime.powerState"])
+    if told.get("runtime.powerState") != vim.VirtualMachine.PowerState.poweredOff:
+        await session.task(vm.PowerOffVM_Task, timeout=TASK_SECONDS, entity=vm, operation="PowerOff")
+
+
+async def take_over(
+    session: Session, moref: str, keys: Sequence[int], *, point: str, run: str, safety: bool
+) -> CreatedVm:
+    """Make a VM ready for its disks with these device keys to be written, in this order, and mark it as half restored.
+
+    Rejected, with nothing changed, when it is not off, or has snapshots that are not ours for safety. `resumed` when
+    an interrupted restore of the same restore point has left it so.
+    """
+    vm = session.managed(vim.VirtualMachine, moref)
+    told = await session.properties(vm, _PATHS)
+    name = str(told.get("name") or moref)
+    tree = getattr(told.get("snapshot"), "rootSnapshotList", None)
+    mark = read_mark(told.get("config.extraConfig") or ())
+    kept = _safety(tree, session.settings.engine_id, point, mark)
+    if why := refusal(told, list(tree_nodes(tree)), kept):
+        raise Rejected(why, where=name)
+    resumed = mark is not None and (mark.engine, mark.point) == (session.settings.engine_id, point)
+    if safety and not kept:
+        await _check_datastores(session, told, name)
+        kept = f"{safety_prefix(session.settings.engine_id)}{run}"
+        await finish(_make_safety(session, vm, kept, point, run), within=2 * TASK_SECONDS)
+    notes = marked(str(told.get("config.annotation") or ""), point)
+    fresh = RestoreMark(session.settings.engine_id, point, run, kept)
+    await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=notes, extraConfig=[option(fresh)]))
+    now = await session.properties(vm, ["config.changeVersion", "config.hardware.device"])
+    facts = {fact.key: fact for fact in disk_facts(now.get("config.hardware.device") or ())}
+    if missing := [key for key in keys if key not in facts]:
+        raise Rejected(f"its disk {missing[0]} is not there any more", where=name)
+    return CreatedVm(
+        Address(session.vcenter, moref),
+        name,
+        tuple(facts[key] for key in keys),
+        identity="as it was: it is the VM that was there",
+        resumed=resumed,
+        version=str(now.get("config.changeVersion") or ""),
+        found_version=str(told.get("config.changeVersion") or ""),
+        safety=kept,
+    )
+
+
+async def hand_back(session: Session, moref: str, settings: RemovalSettings, *, safety: str, keep_safety: bool) -> None:
+    """Everything is written: take mark and warning away and, unless it is to be kept, the snapshot for safety."""
+    vm = session.managed(vim.VirtualMachine, moref)
+    told = await session.properties(vm, ["config.annotation"])
+    notes = cleared(str(told.get("config.annotation") or ""))
+    await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=notes, extraConfig=[option(None)]))
+    if keep_safety or not safety:
+        return
+    for node in await read_tree(session, vm):
+        if node.name == safety and safety.startswith(safety_prefix(session.settings.engine_id)):
+            snapshot = session.managed(vim.vm.Snapshot, node.moref)
+            await session.task(
+                partial(snapshot.RemoveSnapshot_Task, removeChildren=False, consolidate=True),
+                timeout=settings.seconds,
+                entity=vm,
+                operation="RemoveSnapshot",
+            )
+            log.info("snapshot for safety removed", extra={"snapshot": node.name, "vm": moref})
+    await consolidate(session, vm, settings)
+
+
+async def add_empty_disk(session: Session, moref: str, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
+    """Give the VM one more disk, on its first SCSI, NVMe or SATA controller with room; its device key."""
+    vm = session.managed(vim.VirtualMachine, moref)
+    before = list((await session.properties(vm, ["config.hardware.device"])).get("config.hardware.device") or ())
+    controller, unit = free_place(before)
+    disk = vim.vm.device.VirtualDisk(
+        key=-1,
+        controllerKey=controller,
+        unitNumber=unit,
+        capacityInKB=capacity_bytes // 1024,
+        capacityInBytes=capacity_bytes,
+        backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
+            fileName=f"[{datastore}] ", diskMode="persistent", thinProvisioned=thin
+        ),
+    )
+    change = vim.vm.device.VirtualDeviceSpec
+    made = change(operation=change.Operation.add, fileOperation=change.FileOperation.create, device=disk)
+    await _reconfigure(session, vm, vim.vm.ConfigSpec(deviceChange=[made]))
+    after = (await session.properties(vm, ["config.hardware.device"])).get("config.hardware.device") or ()
+    found = [
+        d.key
+        for d in after
+        if isinstance(d, vim.vm.device.VirtualDisk) and (d.controllerKey, d.unitNumber) == (controller, unit)
+    ]
+    if not found:
+        raise Rejected("vCenter made no disk", where=moref)
+    return int(found[0])
+
+
+def free_place(devices: Sequence[Any]) -> tuple[int, int]:
+    """A controller's key and a free unit on it; Rejected when all are full. Pure."""
+    kinds: tuple[tuple[Any, tuple[int, ...]], ...] = (
+        (vim.vm.device.VirtualSCSIController, tuple(unit for unit in range(16) if unit != 7)),
+        (vim.vm.device.VirtualNVMEController, tuple(range(15))),
+        (vim.vm.device.VirtualSATAController, tuple(range(30))),
+    )
+    for kind, units in kinds:
+        for controller in (d for d in devices if isinstance(d, kind)):
+            taken = {d.unitNumber for d in devices if d.controllerKey == controller.key}
+            if free := [unit for unit in units if unit not in taken]:
+                return controller.key, free[0]
+    raise Rejected("no controller of the VM has room for one more disk", hint="add a SCSI controller")
+
+
+def refusal(told: Mapping[str, Any], nodes: Sequence[TreeNode], safety: str) -> str:
+    """Why no restore may write into the VM as it is, as a sentence; empty when one may. Pure."""
+    if told.get("config.template"):
+        return "it is a template"
+    if told.get("runtime.powerState") != vim.VirtualMachine.PowerState.poweredOff:
+        return "it is not powered off: shut it down first, or let the restore switch it off with --power-off"
+    others = [node.name for node in nodes if node.name != safety]
+    if others:
+        return f"it has snapshots, above which nothing may be written: {', '.join(others)}; remove them first"
+    if told.get("runtime.consolidationNeeded"):
+        return "its disks need consolidation first"
+    return ""
+
+
+def _safety(trees: Sequence[Any] | None, engine: str, point: str, mark: RestoreMark | None) -> str:
+    """The name of the snapshot for safety that this restore, or an interrupted one, has made; empty when none has."""
+    for tree in trees or ():
+        if not str(tree.name).startswith(safety_prefix(engine)):
+            continue
+        try:
+            told = json.loads(str(tree.description or ""))
+        except ValueError:
+            continue
+        interrupted = mark is not None and mark.engine == engine and mark.safety == str(tree.name)
+        if interrupted or (isinstance(told, dict) and told.get("restores") == point):
+            return str(tree.name)
+    return ""
+
+
+async def _check_datastores(session: Session, told: Mapping[str, Any], name: str) -> None:
+    found = await session.read(told.get("datastore") or (), vim.Datastore, ["name", "summary.type"])
+    for each in found.values():
+        if str(each.get("summary.type")) in VSAN:
+            raise Rejected(
+                f"datastore {each.get('name')} is vSAN, which may not let a disk be written above a snapshot",
+                where=name,
+                hint="back the VM up first, then restore with --without-safety",
+            )
+
+
+async def _make_safety(session: Session, vm: Any, name: str, point: str, run: str) -> None:
+    told = {"engine": session.settings.engine_id, "run": run, "restores": point, "for": "the state before the restore"}
+    await session.task(
+        lambda: vm.CreateSnapshot_Task(name, json.dumps(told), False, False),
+        timeout=TASK_SECONDS,
+        entity=vm,
+        operation="CreateSnapshot",
+    )
+    log.info("snapshot for safety made", extra={"vm": vm._moId, "snapshot": name})
+
+
+async def _reconfigure(session: Session, vm: Any, spec: Any) -> None:
+    await session.task(lambda: vm.ReconfigVM_Task(spec), timeout=TASK_SECONDS, entity=vm, operation="Reconfig")
