@@ -37,7 +37,7 @@ COMMANDS = (
     Command("status", "status:status", "Show how protection stands."),
     Command("points", "points:points", "List restore points."),
     Command("backup", "backup:backup", "Back a VM up now."),
-    Command("restore", "restore:restore", "Restore a disk to a file, or a whole VM into a new one."),
+    Command("restore", "restore:restore", "Restore a disk to a file, or a VM into a new one or in place."),
     Command("hold", "hold:hold", "Keep a restore point whatever retention says."),
     Command("release", "release:release", "Open the holds of a restore point."),
     Command("expire", "expire:expire", "Forget a restore point."),
