@@ -17,7 +17,7 @@ from connectors.diagnosis import Diagnosis, NbdTools
 from connectors.hypervisor import DatastoreSpace
 from engine import findings
 from engine.failures import FAMILIES, verdict
-from engine.findings import SCRATCH_LEAST_BYTES, STATE_LEAST_BYTES, Certificate, Finding
+from engine.findings import REPOSITORY_LEAST_BYTES, SCRATCH_LEAST_BYTES, STATE_LEAST_BYTES, Certificate, Finding
 from engine.headroom import Marks
 from engine.looking import Foreseen
 from engine.trust import fetch_certificate
@@ -126,11 +126,12 @@ def refused(where: str, check: str, error: Exception) -> Finding:
     return Finding(where, check, level, f"{place}: {what}" if place else what, getattr(error, "hint", ""))
 
 
-def directories(state_dir: Path, scratch: Path) -> Iterator[Finding]:
-    """Room for the engine's state and for short-lived files."""
+def directories(state_dir: Path, scratch: Path, repositories: Sequence[Path]) -> Iterator[Finding]:
+    """Room for the engine's state, for short-lived files, and for restore points in directories."""
     for check, place, least in (
         ("state directory", state_dir, STATE_LEAST_BYTES),
         ("scratch directory", scratch, SCRATCH_LEAST_BYTES),
+        *(("repository directory", place, REPOSITORY_LEAST_BYTES) for place in repositories),
     ):
         there = next(parent for parent in (place, *place.parents) if parent.exists())
         if not os.access(there, os.W_OK | os.X_OK):

@@ -32,6 +32,9 @@ STATE_LEAST_BYTES = 256 << 20
 SCRATCH_LEAST_BYTES = 64 << 20
 """Sockets, pipes and small files lie there."""
 
+REPOSITORY_LEAST_BYTES = 2 << 30
+"""A small increment needs that much, packs that are written anew included."""
+
 MAKING = "VirtualMachine.Inventory.Create"
 """Who has it nowhere was not given the role for restores, which may be meant."""
 

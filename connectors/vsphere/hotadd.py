@@ -26,7 +26,7 @@ from connectors.hypervisor import Leftover
 from connectors.vsphere import guest_device
 from connectors.vsphere.proxy import Mark, attached, free_slot, mark_value, plain_uuid, read_proxy, refusal
 from connectors.vsphere.session import Session
-from connectors.vsphere.transport_settings import HOT_ADD, AttachIntent, TransportSettings
+from connectors.vsphere.transport_settings import AttachIntent, TransportSettings
 from policies.facts import Address, Disk
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,10 @@ async def open_writer(
 async def attached_leftovers(
     session: Session, settings: TransportSettings, is_active: Callable[[str], bool]
 ) -> Sequence[Leftover]:
-    """Disks of this engine's dead runs that are still attached to the proxy. None where there is no proxy."""
-    if HOT_ADD not in settings.order:
-        return []
+    """Disks of this engine's dead runs that are still attached to the proxy. None where there is no proxy.
+
+    Looked for whatever the configuration says: a policy may have wanted hot-add, or it was switched off since.
+    """
     try:
         proxy = await read_proxy(session, settings)
     except TransportFailed:

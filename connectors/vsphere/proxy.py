@@ -237,7 +237,7 @@ async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:
             known[settings.proxy] = (await find_proxy(session, settings))._moId
         vm = session.managed(vim.VirtualMachine, known[settings.proxy])
         paths = ["name", "runtime.powerState", "runtime.host", "config.keyId", "config.hardware.device"]
-        told = await session.properties(vm, [*paths, "config.extraConfig"])
+        told = await session.properties(vm, [*paths, "config.extraConfig", "config.flags.diskUuidEnabled"])
         host = told.get("runtime.host")
         of_host = await session.properties(host, ["datastore", "config.product.version"]) if host else {}
         named = await session.read(
@@ -263,7 +263,9 @@ async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:
         kinds={str(n["name"]): str(n.get("summary.type") or "") for n in named.values() if "name" in n},
         edition=judge(settings.hotadd, version, licence),
         version=version,
-        tells_uuids=_tells_uuids(told.get("config.extraConfig") or ()),
+        tells_uuids=_tells_uuids(
+            told.get("config.extraConfig") or (), told.get("config.flags.diskUuidEnabled") is True
+        ),
     )
 
 
@@ -300,9 +302,10 @@ def _read_licence(session: Session, host: str) -> str:
     return next((str(one.assignedLicense.editionKey) for one in found or () if one.assignedLicense), "")
 
 
-def _tells_uuids(extra_config: Iterable[Any]) -> bool | None:
+def _tells_uuids(extra_config: Iterable[Any], flag: bool) -> bool | None:
+    """What disk.EnableUUID says; where it is not set, True if the VM's flags say so, else unknown."""
     said = {str(o.key).lower(): str(o.value).lower() for o in extra_config}.get("disk.enableuuid", "")
-    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(said)
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(said, flag or None)
 
 
 def _datastore(device: Any) -> str:

@@ -89,7 +89,8 @@ def _local(config: Config) -> Iterator[Finding]:
             yield Finding("", name, "ok", work())
         except FAMILIES as error:
             yield refused("", name, error)
-    yield from directories(config.state_dir, Path(tempfile.gettempdir()))
+    repositories = [section.path for section in (config.repository, *config.copies.values()) if section.path]
+    yield from directories(config.state_dir, Path(tempfile.gettempdir()), repositories)
     if config.bus is not None:
         try:
             yield Finding("", "bus", "ok", check_bus(config.bus))
@@ -111,7 +112,7 @@ async def _vcenter(name: str, vcenter: VCenter, config: Config, tools: NbdTools 
             hypervisor,
             user=vcenter.user,
             transports=config.transport.order,
-            marks=Marks(),
+            marks=Marks(config.limits.datastore_free, config.limits.datastore_low),
             tools=tools,
             vddk=config.transport.plugin == ("vddk",),
         )

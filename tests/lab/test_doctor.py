@@ -108,6 +108,7 @@ def test_where_all_is_well_each_check_says_what_it_found_and_nothing_is_changed(
         "repository": "0 restore points",
         "state directory": "free",
         "scratch directory": "free",
+        "repository directory": "free",
     }
     for check, sentence in says.items():
         assert sentence in found[check][0]["said"], check

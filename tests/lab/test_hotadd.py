@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from connectors.vsphere.hotadd import (
     open_reader,
 )
 from connectors.vsphere.hypervisor import VCenter
-from connectors.vsphere.proxy import MARK_PREFIX, plain_uuid, read_proxy
+from connectors.vsphere.proxy import MARK_PREFIX, Mark, Slot, plain_uuid, read_proxy
 from connectors.vsphere.transport_settings import AttachIntent, TransportSettings
 from tests.lab.reaching import MIB, connected, contents, frozen_bytes, snapshotted, transport_settings
 from tests.lab.vcenter import Lab
@@ -73,6 +74,49 @@ async def test_the_disks_of_a_snapshot_are_read_as_they_were_frozen_while_the_gu
     assert proxy_disks(lab) == own
     assert list(lab.device_folder.iterdir()) == []
     assert lab.flat("db-03").exists()
+
+
+async def test_a_disk_is_found_by_its_uuid_though_another_device_comes_first(
+    proxied: tuple[Lab, TransportSettings],
+) -> None:
+    lab, settings = proxied
+    lab.settings(device_delay_ms=200)
+    async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, "db-03") as snapshot:
+        wanted, other = (disk.disk for disk in snapshot.disks)
+        there = asyncio.Event()
+        told = replace(settings, on_intent=lambda intent: None if intent.done else there.set())
+
+        async def read() -> bytes:
+            async with open_reader(vcenter.session, request_for(snapshot), told) as reader:
+                return await contents(reader)
+
+        reading = asyncio.create_task(read())
+        await there.wait()
+        # A device of the same size: whoever takes the newest one, or counts places, reads this.
+        (lab.device_folder / f"wwn-0x{plain_uuid(other.uuid)}").symlink_to(lab.flat("db-03", 1))
+        assert await reading == frozen_bytes(lab, snapshot, wanted.key)
+        assert frozen_bytes(lab, snapshot, wanted.key) != frozen_bytes(lab, snapshot, other.key)
+
+
+def test_detaching_a_disk_never_asks_for_a_file_operation() -> None:
+    mark = Mark("e", "r", "6000c293-1a2b-3c4d-5e6f-708192a3b4c5", "[ds] a/a.vmdk", Slot(1000, 1), datetime.now(UTC))
+    device = vim.vm.device.VirtualDisk(key=2001, controllerKey=1000, unitNumber=1, capacityInKB=1)
+    specs = [hotadd._detach_spec(mark, device), hotadd._attach_spec(mark, hotadd.READ_ONLY)]
+    assert [change.fileOperation for spec in specs for change in spec.deviceChange] == [None, None]
+
+
+async def test_what_a_policy_had_attached_is_found_though_the_configuration_names_no_hot_add(
+    proxied: tuple[Lab, TransportSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hotadd, "DETACH_TRIES", 1)
+    lab, settings = proxied
+    own = proxy_disks(lab)
+    async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, "db-03") as snapshot:
+        await _attach_and_forget(vcenter, lab, settings, snapshot)
+        without = replace(settings, order=("nbd",), hotadd="never")
+        (found,) = await attached_leftovers(vcenter.session, without, lambda _: False)
+        await detach_leftover(vcenter.session, without, found)
+        assert proxy_disks(lab) == own
 
 
 async def test_several_disks_share_the_proxy_and_are_attached_one_by_one(

@@ -76,6 +76,16 @@ def test_a_snapshot_cannot_be_removed_while_its_disk_is_attached(fresh_lab: Call
     assert lab.vm("web-01").snapshots == ()
 
 
+def test_a_disk_that_is_removed_with_destroy_is_deleted_for_its_owner_too(fresh_lab: Callable[..., Lab]) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 << 20, content=False, extra=[PROXY])
+    lab.power_off("web-01")
+    disk = lab.vm("web-01").disks[0]
+    device = attach(lab, disk.file, "persistent")
+    change = vim.vm.device.VirtualDeviceSpec(operation="remove", fileOperation="destroy", device=device)
+    lab.reconfigure("proxy", deviceChange=[change])
+    assert not disk.flat.exists()
+
+
 def test_the_disk_that_a_running_guest_writes_cannot_be_attached(fresh_lab: Callable[..., Lab]) -> None:
     lab = fresh_lab(vms=1, disk_bytes=4 << 20, content=False, extra=[PROXY])
     with pytest.raises(vim.fault.FileLocked):
