@@ -40,7 +40,7 @@ async def point_explained(parts: Parts, reference: str) -> Mapping[str, Any]:
     One that only second copies have is found too, but its manifest is not read.
     """
     try:
-        id = await settled(parts.threads.repository, parts.repository.find, reference)
+        id = await settled(parts.threads.repository, parts.repositories.find, reference)
     except NoSuchPoint:
         facts = parts.world.facts(parts.now())
         found = find_point(replace(facts, points={}), reference)
@@ -48,9 +48,10 @@ async def point_explained(parts: Parts, reference: str) -> Mapping[str, Any]:
             raise
         said = explain_point(parts.rulebook.in_force, found[0][1], facts)
         return {**said.as_json(), "recorded": {}, "text": said.render()}
-    detail = await settled(parts.threads.repository, parts.repository.detail, id)
+    home = await settled(parts.threads.repository, parts.repositories.home, id)
+    detail = await settled(parts.threads.repository, home.detail, id)
     policies, facts = parts.rulebook.in_force, parts.world.facts(parts.now())
-    point = next(one for one in await settled(parts.threads.repository, parts.repository.points, detail.head.vm)
+    point = next(one for one in await settled(parts.threads.repository, parts.repositories.points, detail.head.vm)
                  if one.id == id)  # fmt: skip
     said = replace(explain_point(policies, point, facts), provenance=provenance(dict(detail.head.attributes), policies))
     return {**said.as_json(), "recorded": dict(detail.head.attributes), "text": said.render()}
@@ -75,7 +76,7 @@ def _waits(parts: Parts, vm: VmId) -> list[str]:
             if job.attempts and job.not_before > now:
                 at = clock(job.not_before, now.tzinfo, now) if now.tzinfo else ""
                 said.append(f"its last attempt failed; it is tried again at {at} UTC")
-            elif job.last_error and job.not_before > now:
+            if job.last_error and job.not_before > now:
                 said.append(job.last_error)
     if vm in parts.crew.set_aside:
         said.append("it was put aside after an error that trying again cannot mend; backstay backup tries it again")

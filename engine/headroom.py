@@ -52,6 +52,12 @@ class Mark:
         """In bytes, of a datastore of this size."""
         return self.fixed_bytes or int(capacity_bytes * self.share)
 
+    def __str__(self) -> str:
+        """As it is written in a configuration."""
+        return (
+            f"{self.fixed_bytes >> 10}KiB" if self.fixed_bytes else f"{self.share:.4%}".rstrip("0%").rstrip(".") + "%"
+        )
+
 
 def parse_mark(text: str) -> Mark:
     """ "10%" or "50GiB"; raises ValueError."""

@@ -90,7 +90,12 @@ def _vm_row(
         "tracking": _tracking(vm),
         "disks": disks,
         "snapshots": [
-            {"name": one.name, "created_at": one.created_at, "age_seconds": (now - one.created_at).total_seconds()}
+            {
+                "name": one.name,
+                "created_at": one.created_at,
+                "age_seconds": (now - one.created_at).total_seconds(),
+                "depth": one.depth,
+            }
             for one in vm.snapshots
         ],
         "own_snapshots": list(vm.own_snapshots),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, Field, PlainValidator, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, field_validator, model_validator
 
 from engine.addresses import is_loopback, split_address
 from engine.headroom import Mark, parse_mark
@@ -63,7 +63,7 @@ OpenHours = Annotated[tuple[Window, ...], PlainValidator(_windows)]
 TimeZone = Annotated[ZoneInfo, PlainValidator(_zone)]
 Size = Annotated[int, BeforeValidator(_size)]
 Argv = Annotated[tuple[str, ...], BeforeValidator(_argv)]
-FreeSpace = Annotated[Mark, PlainValidator(_free_space)]
+FreeSpace = Annotated[Mark, PlainValidator(_free_space), PlainSerializer(str, return_type=str)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 TransportName = Literal["hotadd", "nbd", "https"]

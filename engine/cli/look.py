@@ -145,10 +145,15 @@ def _tell(found: Mapping[str, Any], chosen: Path | None) -> None:
         say(f"No transport reaches {unreached} from this machine yet: see the reasons above.")
 
 
+def _depth(snapshot: Mapping[str, Any]) -> str:
+    return f", number {snapshot['depth']} of a chain" if snapshot["depth"] > 1 else ""
+
+
 def _lines(vm: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
     remarks = [vm["refusal"]] if vm["refusal"] else []
     remarks += [
-        f"snapshot {one['name']!r} is {span(timedelta(seconds=one['age_seconds']))} old" for one in vm["snapshots"]
+        f"snapshot {one['name']!r} is {span(timedelta(seconds=one['age_seconds']))} old{_depth(one)}"
+        for one in vm["snapshots"]
     ]
     remarks += ["disks need consolidation"] if vm["consolidation_needed"] else []
     selected = ", ".join(vm["policies"])

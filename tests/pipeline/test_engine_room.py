@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,8 @@ async def test_why_no_snapshot_is_made_is_told_in_the_status(tmp_path: Path) -> 
                 if any("no snapshot is begun" in sentence for sentence in found["problems"]):
                     break
                 await asyncio.sleep(0.05)
+        explained = json.dumps(await engine.control.explain("web"), default=str)
+        assert "must be free for a snapshot" in explained
         row = found["vms"][0]
         assert "datastore ds-1" in row["last_failure"]
         assert row["pending"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from connectors.hypervisor import DatastoreSpace
+from engine.config import parse
+from engine.failures import BadInput
 from engine.headroom import (
     LEAST_DAILY_CHANGE,
     UNKNOWN_AT_MOST,
@@ -21,6 +24,7 @@ from engine.headroom import (
     rate_of,
     running_low,
 )
+from engine.sections import Limits
 from policies.facts import Address, Disk, PointId, RestorePoint, Vm, VmId
 
 GIB = 1 << 30
@@ -138,3 +142,30 @@ def test_marks_are_shares_or_sizes() -> None:
     assert parse_mark("0%").of(200 * GIB) == 0
     with pytest.raises(ValueError, match="not a share"):
         parse_mark("110%")
+
+
+def configured(limits: str) -> Limits:
+    text = f'schema = 1\nrepository.path = "repo"\n[limits]\n{limits}\n'
+    return parse(text, Path("/etc/backstay/backstay.toml")).limits
+
+
+def test_the_configuration_says_what_is_kept_free_and_how_much_is_done_at_once() -> None:
+    limits = configured('datastore_free = "50GiB"\ndatastore_low = "1%"\nremovals_per_datastore = 1')
+    assert (limits.datastore_free, limits.datastore_low) == (Mark(fixed_bytes=50 * GIB), Mark(share=0.01))
+    assert limits.removals_per_datastore == 1
+    assert str(limits.model_dump()["datastore_low"]) == "1%"
+    assert str(limits.datastore_free) == f"{50 << 20}KiB"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        'datastore_free = "5%"\ndatastore_low = "10%"',
+        'datastore_free = "1GiB"\ndatastore_low = "2GiB"',
+        'datastore_free = "much"',
+        "datastore_free = 10",
+    ],
+)
+def test_marks_that_cannot_be_are_refused(wrong: str) -> None:
+    with pytest.raises(BadInput, match="datastore_"):
+        configured(wrong)
