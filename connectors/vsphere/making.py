@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from typing import Any
 
@@ -21,7 +21,7 @@ from connectors.vsphere.naming import TreeNode, snapshot_description
 from connectors.vsphere.quiesce import Step, achieved, at_least, ladder
 from connectors.vsphere.removal import RemovalSettings, read_tree, remove_snapshot
 from connectors.vsphere.session import Session
-from policies.facts import USUAL_QUIESCING, Consistency, Quiescing, Vm
+from policies.facts import USUAL_QUIESCING, Consistency, PowerState, Quiescing, Vm
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +91,19 @@ class Making:
                         break
                     await asyncio.sleep(self.quiescing.retry_wait.total_seconds())
                     continue
-                level, why = achieved(step, self.vm, node)
+                level, why = achieved(step, await self._as_it_was(), node)
                 told += [why] if why else []
                 if not at_least(level, fallback):
                     raise self._failed(fallback, told)
                 return Made(node, level, "; ".join(told), seconds)
         raise self._failed(fallback, told)
+
+    async def _as_it_was(self) -> Vm:
+        """The VM while it was snapshotted: one that was off counts as running where it may have been started since."""
+        if self.vm.power is not PowerState.OFF:
+            return self.vm
+        state = (await self.session.properties(self.managed, ["runtime.powerState"])).get("runtime.powerState")
+        return self.vm if str(state) == "poweredOff" else replace(self.vm, power=PowerState.ON)
 
     def _failed(self, fallback: Consistency, told: list[str]) -> SnapshotFailed:
         return SnapshotFailed(

@@ -42,9 +42,14 @@ def ladder(vm: Vm, want: Consistency, fallback: Consistency, *, timeout: timedel
 
 
 def achieved(step: Step, vm: Vm, node: TreeNode) -> tuple[Consistency, str]:
-    """What the snapshot that vSphere made really is, and why it is less than the step could give, if it is."""
-    if step.spec is None or vm.power is PowerState.OFF:
+    """What the snapshot that vSphere made really is, and why it is less than the step could give, if it is.
+
+    `vm` is as it was while the snapshot was made.
+    """
+    if vm.power is PowerState.OFF or step.best is Consistency.CRASH:
         return step.best, ""
+    if step.spec is None:
+        return Consistency.CRASH, "it may have been powered on before the snapshot was made"
     if not node.quiesced:
         return Consistency.CRASH, "vSphere did not quiesce the guest, though it was asked to"
     if step.best is Consistency.APPLICATION and not node.manifest:

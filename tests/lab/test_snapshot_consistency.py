@@ -16,7 +16,7 @@ from connectors.kept_vm import unpack
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.making import SnapshotSettings
 from connectors.vsphere.vmfacts import disk_facts
-from policies.facts import Address, Consistency, Quiescing, Vm
+from policies.facts import Address, Consistency, PowerState, Quiescing, Vm
 from tests.lab.connect import QUICK_SNAPSHOTS, connected, until, vcenter_settings
 from tests.lab.vcenter import MIB, Lab, Machine, start_lab
 
@@ -248,6 +248,25 @@ async def test_trap_10_tools_that_end_after_the_vm_was_looked_at_make_the_snapsh
         async with vcenter.snapshot(vm, run="run-11", want=APPLICATION, fallback=FILESYSTEM, track=False):
             pass
     assert guests.vm("no-tools").snapshots == ()
+
+
+async def test_trap_10_a_vm_that_was_powered_on_meanwhile_is_not_called_consistent(
+    guests: Lab, vcenter: VCenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = await named(vcenter, guests, "linux")
+    vm = replace(seen, power=PowerState.OFF, tools_running=False, reach=APPLICATION, reach_why="it is powered off")
+
+    async def as_it_was(moref: str) -> Vm:
+        return vm
+
+    monkeypatch.setattr(vcenter._inventory, "one", as_it_was)
+    async with vcenter.snapshot(vm, run="run-12", want=APPLICATION, fallback=CRASH, track=False) as snapshot:
+        assert snapshot.consistency is CRASH
+        assert snapshot.consistency_reason.endswith("it may have been powered on before the snapshot was made")
+    with pytest.raises(SnapshotFailed, match="may have been powered on"):
+        async with vcenter.snapshot(vm, run="run-13", want=APPLICATION, fallback=FILESYSTEM, track=False):
+            pass
+    assert guests.vm("linux").snapshots == ()
 
 
 async def test_trap_11_disks_outside_of_snapshots_are_told_one_by_one(guests: Lab, vcenter: VCenter) -> None:
