@@ -30,6 +30,7 @@ class Config(_Section):
     state_dir: Path = Field(default_factory=lambda: default_state_dir())
     policies: Path = Field(default=Path("policies.d"))
     repository: RepositorySection
+    repositories: dict[str, RepositorySection] = Field(default_factory=dict)
     copies: dict[str, Copy] = Field(default_factory=dict)
     vcenter: dict[str, VCenter] = Field(default_factory=dict)
     notify: dict[str, Notify] = Field(default_factory=dict)

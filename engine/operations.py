@@ -6,12 +6,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from connectors.disk_files import is_nbd
 from connectors.disks import Extent
-from engine import maintenance, upkeep
+from engine import further, maintenance, upkeep
 from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, Verify
 from engine.copying import stop_if
 from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict
@@ -88,7 +89,7 @@ async def _outcome(parts: Parts, job: JobId, watch: Watch) -> Outcome:
 
 
 async def _made(parts: Parts, vm: VmId, done: Done) -> Mapping[str, Any]:
-    listed = await settled(parts.threads.repository, parts.repository.points, vm)
+    listed = await settled(parts.threads.repository, parts.repositories.points, vm)
     return {
         **next((point_row(point) for point in listed if point.id == done.point), {}),
         "moved": done.moved,
@@ -130,7 +131,8 @@ def restore_file(parts: Parts, point: PointId, asked: RestoreToFile) -> Body:
     """Disks of a restore point become files on the engine's host."""
 
     async def body(watch: Watch) -> Mapping[str, Any]:
-        detail = await settled(parts.threads.repository, parts.repository.detail, point)
+        home = await settled(parts.threads.repository, parts.repositories.home, point)
+        detail = await settled(parts.threads.repository, home.detail, point)
         labels = [record.head.name for record in detail.disks]
         if asked.disk and asked.disk not in labels:
             raise BadInput(f"restore point {point} has no disk {asked.disk}", hint=f"it has: {', '.join(labels)}")
@@ -138,7 +140,7 @@ def restore_file(parts: Parts, point: PointId, asked: RestoreToFile) -> Body:
         targets = {chosen[0]: asked.target} if len(chosen) == 1 else _files(asked.target, chosen)
         results = []
         for label, target in targets.items():
-            disk = await settled(parts.threads.repository, parts.repository.read_disk, point, label)
+            disk = await settled(parts.threads.repository, home.read_disk, point, label)
             begin, _ = _steps(watch)
             begin(f"{point} {label}", disk.record.mapped_bytes)
 
@@ -190,7 +192,12 @@ def verify_repository(parts: Parts, points: list[PointId], asked: Verify) -> Bod
         def progress(done: int) -> None:
             watch.done = max(watch.done, done)
 
-        report = await upkeep.read_back(parts, points, bounds=bounds, planned=planned, progress=progress)
+        name = parts.repositories.at(asked.repository)
+        if points and not asked.repository:  # of one repository, as a reading is
+            home = await settled(parts.threads.repository, parts.repositories.home, points[0])
+            name = parts.repositories.at(str(home.location))
+        read_back = partial(further.read_back, parts, name) if name else partial(upkeep.read_back, parts)
+        report = await read_back(points, bounds=bounds, planned=planned, progress=progress)
         code = Exit.DAMAGED if not report.sound else Exit.DONE if report.complete else Exit.PARTIAL
         return {**verify_row(report), "exit_code": int(code)}
 
@@ -205,11 +212,12 @@ def reclaim_repository(parts: Parts, asked: Reclaim) -> Body:
         age = None if asked.min_age_seconds is None else timedelta(seconds=asked.min_age_seconds)
         usual = parts.config.maintenance.orphan_pack
         ages = maintenance.safety(age, usual, agreed=asked.plan_only or asked.yes)
-        plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
+        repository = parts.repositories.named(parts.repositories.at(asked.repository))
+        plan = await maintenance.reclaim_plan(repository, ages, parts.threads, now=parts.now())
         if asked.plan_only:
             return {**plan_row(plan), "exit_code": int(Exit.DONE if plan.idle else Exit.PARTIAL)}
         watch.say("freeing packs")
-        outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
+        outcome = await maintenance.reclaim(repository, plan, parts.threads, now=parts.now())
         parts.metrics.reclaimed(max(0, outcome.freed_bytes))
         parts.metrics.operation_finished("reclaim", "done")
         return {**plan_row(plan), "done": plain(outcome), "freed_bytes": outcome.freed_bytes}

@@ -21,6 +21,7 @@ from engine.jobs import RunId
 from engine.maintenance import plan_run
 from engine.outbox import Outbox
 from engine.ports import Bus, Hypervisor
+from engine.repositories import Repositories
 from engine.room import RoomKeeper
 from engine.rulebook import Rulebook
 from engine.sources import Sources
@@ -61,6 +62,7 @@ class Parts:
     threads: Threads
     state: State
     repository: Repository
+    repositories: Repositories
     hypervisors: dict[str, Hypervisor]
     means: dict[str, Means]
     names: dict[str, str]
@@ -79,6 +81,8 @@ class Parts:
     addresses: Mapping[str, str] = field(default_factory=dict)
     upkeep: dict[str, str] = field(default_factory=dict)
     verified: Verified = field(default_factory=Verified)
+    verified_further: dict[str, Verified] = field(default_factory=dict)
+    """The same of further repositories, by name."""
     alone: frozenset[str] = frozenset()
     """Our snapshots that had no run when the metrics were last made."""
     rebuilds: Counter[str] = field(default_factory=Counter)
@@ -106,10 +110,19 @@ class Parts:
     unreachable: dict[str, str] = field(default_factory=dict)
     """Configured vCenters that were not reached yet, with why."""
 
-    def still_going(self, vm: VmId, points: Sequence[RestorePoint], *, copy: str = "") -> frozenset[PointId]:
-        """Which of a VM's restore points expire by all that is known now; none while the clock is in doubt."""
+    def still_going(
+        self, vm: VmId, points: Sequence[RestorePoint], *, copy: str = "", repository: str | None = None
+    ) -> frozenset[PointId]:
+        """Which of a VM's restore points expire by all that is known now; none while the clock is in doubt.
+
+        With `repository` they are those of this one, which count together with those of the others.
+        """
         if self.sources.clock_doubt:
             return frozenset()
         policies, world = self.rulebook.in_force, self.world
+        if repository is not None:
+            here = {point.id for point in points}
+            others = [p for p in world.points.get(vm, ()) if p.repository != repository and p.id not in here]
+            points = [*points, *others]
         run = plan_run({vm: points}, world.vms, policies, now=self.now(), left=world.left, copy=copy)
         return frozenset(one.point for one in run.expire)

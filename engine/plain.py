@@ -60,6 +60,7 @@ def point_row(point: RestorePoint) -> dict[str, Any]:
         "disk_bytes": point.disk_bytes,
         "read_bytes": point.read_bytes,
         "stored_bytes": point.stored_bytes,
+        "repository": point.repository,
     }
 
 

@@ -126,12 +126,19 @@ async def _join(parts: Parts, old: VmId, new: VmId, who: str) -> Mapping[str, An
     parts.metrics.tracking_distrusted("relinked")
     lock = {one.point: now + DEFAULT_GRACE for one in _retained(parts, old, new, now).expire}
     why = f"joined with the history of {new}"
-    await settled(threads.repository, begin_grace_anew, parts.repository, (old, new), now, reason=why, lock=lock)
+    if parts.repositories.away:
+        raise NotYet(f"repository {min(parts.repositories.away)} is away", hint="its restore points move, too: later")
+    for _, home in [*parts.repositories.each()]:
+        await settled(threads.repository, begin_grace_anew, home, (old, new), now, reason=why, lock=lock)
     _check(parts, old, new)  # a run may have begun meanwhile; from here to the world's change nothing is awaited
     shown = _shown(parts, old, new)
     joining = histories.join(parts.world, old, new, now)
     try:
-        moved = await settled(threads.repository, join, parts.repository, new, old, now)
+        moved = [
+            point
+            for _, home in [*parts.repositories.each()]
+            for point in await settled(threads.repository, join, home, new, old, now)
+        ]
         names = f"{shown['new']['name']} goes on as {shown['old']['name']}"
         entry = Audited(now, who, "relink", old, f"{new} joined: {names}, {counted(len(moved), 'restore point')} moved")
         await settled(threads.state, parts.state.join, new, joining.row, joining.run, joining.fired, entry)

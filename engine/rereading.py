@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from engine.parts import Parts
 from engine.threads import settled
-from policies.facts import Facts
+from policies.facts import Facts, PointId
 from policies.policyset import PolicySet
 from policies.verification import DueVerification, due_verifications, verification_standing
 from policies.windows import next_open, open_at
@@ -50,14 +51,18 @@ def next_ended(parts: Parts, closes: datetime | None, now: datetime) -> datetime
     return window[1] if window is not None else opens
 
 
-async def to_begin_with(parts: Parts, closes: datetime | None) -> tuple[Sooner, ...]:
-    """The groups with which a verification of now begins; none where no policy says how often."""
+async def to_begin_with(parts: Parts, closes: datetime | None, name: str = "") -> tuple[Sooner, ...]:
+    """The groups with which a verification of this repository begins now; none where no policy says how often."""
     if not _anybody(parts.rulebook.in_force):
         return ()
     now = parts.now()
     by = next_ended(parts, closes, now)
-    read = await settled(parts.threads.repository, points_read, parts.repository)
-    due = await settled(parts.threads.long, due_verifications, parts.rulebook.in_force, _facts(parts, now), read, by)
+    read = await settled(parts.threads.repository, points_read, parts.repositories.named(name))
+    facts = _facts(parts, now)
+    if parts.config.repositories:
+        here = {vm: tuple(one for one in several if one.repository == name) for vm, several in facts.points.items()}
+        facts = replace(facts, points=here)
+    due = await settled(parts.threads.long, due_verifications, parts.rulebook.in_force, facts, read, by)
     return groups_of(due, by=by, now=now)
 
 
@@ -69,7 +74,9 @@ async def look(parts: Parts, *, anew: bool = False) -> None:
         return
     parts.wishes_at, parts.wishes_of = now, policies.hash
     if _anybody(parts.rulebook.in_force):
-        read = await settled(parts.threads.repository, points_read, parts.repository)
+        read: dict[PointId, datetime] = {}
+        for _, repository in [*parts.repositories.each()]:
+            read |= await settled(parts.threads.repository, points_read, repository)
         facts = _facts(parts, now)
         parts.wishes = await settled(parts.threads.long, verification_standing, parts.rulebook.in_force, facts, read)
     else:

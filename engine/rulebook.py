@@ -272,4 +272,5 @@ def standing_still(facts: Facts) -> Facts:
         dict(facts.left),
         dict(facts.copies),
         facts.unseen_copies,
+        facts.unseen_repositories,
     )

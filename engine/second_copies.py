@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 
 from engine import maintenance, sections
 from engine.copying import stop_if
 from engine.failures import BadInput
 from engine.parts import Parts
 from engine.records import Audited
+from engine.repositories import open_section
 from engine.rulebook import standing_still
 from engine.threads import interruptible, settled
 from engine.world import by_vm
@@ -31,7 +31,7 @@ from policies.units import counted
 from storage.copies import CopyOutcome, copy_points, plan_copy
 from storage.errors import StorageError
 from storage.reclaim import SafetyAges
-from storage.repository import Repository, open_repository
+from storage.repository import Repository
 
 log = logging.getLogger("engine.copies")
 
@@ -143,7 +143,8 @@ async def _one(parts: Parts, name: str, section: sections.Copy) -> Pass:
         parts.world.set_copy(name, await settled(parts.threads.long, _by_vm, target))
         outcome = await _copy(parts, name, target, [])
         if outcome.failed:  # what stayed away beside a better one that cannot be read may be needed now
-            outcome = _joined(outcome, await _copy(parts, name, target, [point for point, _ in outcome.failed]))
+            again = await _copy(parts, name, target, [point for point, _ in outcome.failed])
+            outcome = _joined(outcome, again, there=outcome.there, expired=outcome.expired)
         expired = await _retain(parts, name, target)
         freed = await _reclaim(parts, name, target)
         if outcome.copied or freed:
@@ -175,29 +176,40 @@ async def _copy(parts: Parts, name: str, target: Repository, without: Collection
         wants = [point.id for point in points]
         if not doubt:  # whom to leave out depends on the time
             wants = worth_copying(points, facts.points_in(name), retaining, name, facts.now)
-        plan = plan_copy(parts.repository, target, wants)
-        parts.metrics.copy_lacks(name, len(plan.missing) + len(without))
-        done = copy_points(
-            parts.repository,
-            target,
-            plan,
-            now=parts.now,
-            progress=lambda _: stop_if(stop),
-            locked_until=locks(plan.missing),
-        )
-        after = plan_copy(parts.repository, target, wants)
-        parts.metrics.copy_lacks(name, len(after.missing) + len(without))
+        home = {point.id: point.repository for point in points}
+        done, lacks = _NOTHING, 0
+        for name_of_source, source in parts.repositories.each():
+            here = [point for point in wants if home[point] == name_of_source]
+            if name_of_source and not here:
+                continue
+            plan = plan_copy(source, target, here)
+            parts.metrics.copy_lacks(name, lacks + len(plan.missing) + len(without))
+            made = copy_points(
+                source,
+                target,
+                plan,
+                now=parts.now,
+                progress=lambda _: stop_if(stop),
+                locked_until=locks(plan.missing),
+            )
+            done = _joined(done, made, there=done.there + made.there, expired=done.expired + made.expired)
+            lacks += len(plan_copy(source, target, here).missing)
+        lacks += sum(home[point] in parts.repositories.away for point in wants)
+        parts.metrics.copy_lacks(name, lacks + len(without))
         return done
 
     with parts.queue.using_repository():
         return await interruptible(parts.threads.long, stop, copy)
 
 
-def _joined(first: CopyOutcome, second: CopyOutcome) -> CopyOutcome:
+_NOTHING = CopyOutcome((), 0, 0, 0, 0, ())
+
+
+def _joined(first: CopyOutcome, second: CopyOutcome, *, there: int, expired: int) -> CopyOutcome:
     return CopyOutcome(
         copied=first.copied + second.copied,
-        there=first.there,
-        expired=first.expired,
+        there=there,
+        expired=expired,
         moved_bytes=first.moved_bytes + second.moved_bytes,
         stored_bytes=first.stored_bytes + second.stored_bytes,
         failed=first.failed + second.failed,
@@ -251,16 +263,4 @@ def _by_vm(target: Repository) -> Mapping[VmId, tuple[RestorePoint, ...]]:
 
 
 def _open(parts: Parts, section: sections.Copy) -> Repository:
-    return open_copy(section, parts.config.state_dir, parts.now, "the second copies of an engine")
-
-
-def open_copy(section: sections.Copy, state_dir: Path, now: Callable[[], datetime], owner: str) -> Repository:
-    """The repository of a second copy. Blocking."""
-    passphrase = section.passphrase
-    return open_repository(
-        section.place(state_dir),
-        passphrase=passphrase.read if passphrase is not None else None,
-        must_be_encrypted=passphrase is not None,
-        now=now,
-        owner=owner,
-    )
+    return open_section(section, parts.config.state_dir, parts.now, "the second copies of an engine")

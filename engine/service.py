@@ -31,7 +31,7 @@ from connectors.vsphere.session import SessionSettings
 from connectors.vsphere.strays import end_strays
 from connectors.vsphere.tracking_defects import parse_defect
 from connectors.vsphere.transport_settings import AttachIntent, TransportSettings, ignore_intent
-from engine import logs, second_copies, sections, upkeep
+from engine import further, logs, second_copies, sections, upkeep
 from engine.api import serve
 from engine.client import Engine
 from engine.config import Config
@@ -45,7 +45,7 @@ from engine.parts import Parts
 from engine.ports import Hypervisor
 from engine.records import Intent
 from engine.sources import Patience
-from engine.startup import add_hypervisor, assemble, engine_id, gate_limits, policies_folder, recover
+from engine.startup import REOPEN, add_hypervisor, assemble, engine_id, gate_limits, policies_folder, recover, take_up
 from engine.state import State
 from engine.threads import Threads
 from engine.worker import work
@@ -231,6 +231,10 @@ class Service:
                 loops.create_task(upkeep.every(parts, "reclaim", timers.reclaim, upkeep.reclaim))
                 loops.create_task(upkeep.verifying(parts, timers.verify))
                 loops.create_task(upkeep.every(parts, "locks", timers.locks, upkeep.renew_locks))
+                if parts.config.repositories:
+                    loops.create_task(upkeep.every(parts, "repositories", REOPEN, take_up))
+                    loops.create_task(upkeep.every(parts, "further reclaim", timers.reclaim, further.reclaim))
+                    loops.create_task(upkeep.every(parts, "further verify", timers.verify, further.verify))
                 loops.create_task(second_copies.look(parts))
                 loops.create_task(upkeep.every(parts, "copies", timers.copies, second_copies.copy_all))
                 loops.create_task(self._publish())
@@ -242,6 +246,8 @@ class Service:
                 self.ready.set()
         except* _Stopped:
             log.info("engine stopped")
+        finally:
+            parts.repositories.close()
 
     async def _stop(self) -> None:
         await self.stopping.wait()

@@ -9,11 +9,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError
-from engine import maintenance, overview, rereading, snapshot_report
+from engine import further, maintenance, overview, rereading, snapshot_report
 from engine.cleaning import Cleaner
 from engine.jobs import JobId, mint
 from engine.journal import DONE_KEYS_KEPT
-from engine.parts import Parts, Verified
+from engine.parts import Parts
 from engine.plain import show_time
 from engine.records import Audited
 from engine.threads import settled
@@ -140,7 +140,7 @@ async def retain(parts: Parts) -> str:
         max_expire=parts.config.maintenance.max_expire,
     )
     parts.retention_refused = run.refusal
-    done = await maintenance.carry_out_run(run, parts.repository, parts.threads, parts.still_going, now=now)
+    done = await further.retain(parts, run, now)
     if done.expired:
         entries = [Audited(now, "retention", "expire", one.point, one.reason) for one in done.expired]
         await settled(parts.threads.state, parts.state.audit, *entries)
@@ -251,7 +251,7 @@ async def read_back(
                 progress=progress,
             )
         if not points:
-            found = _judged(report, before, parts.now())
+            found = further.judged(report, before, parts.now())
     except StorageError:
         found = before if points else replace(before, state=VerifyState.FAILED)
         raise
@@ -262,17 +262,6 @@ async def read_back(
     await overview.publish_repository(parts)
     parts.metrics.operation_finished("verify", "done" if report.sound else "failed")
     return report
-
-
-def _judged(report: VerifyReport, before: Verified, now: datetime) -> Verified:
-    since, left = report.read_back_since, report.left_bytes
-    if not report.sound:
-        return Verified(VerifyState.DAMAGED, before.at, len(report.damaged), since, left)
-    if report.complete:
-        return Verified(VerifyState.OK, now, 0, since)
-    if before.state is VerifyState.DAMAGED:  # what was damaged may not have been read again
-        return replace(before, since=since, left_bytes=left)
-    return Verified(VerifyState.OK, before.at, 0, since, left)
 
 
 async def publish(parts: Parts) -> str:

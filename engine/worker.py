@@ -15,6 +15,7 @@ from engine.jobs import Job, JobKind, JobState, Outcome, RunId
 from engine.leases import MIGRATION_LOCK
 from engine.needed import still_due, waits_until
 from engine.records import FULL_READ_ASKED, Change, Intent, RunRow
+from engine.repositories import Away
 from engine.threads import settled
 from policies.evaluation import CALLED_BACK_AT_MOST
 from policies.facts import VmId
@@ -85,6 +86,8 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     later = waits_until(job, vm, crew.policies(), crew.world.facts(crew.now()))
     if later is not None:
         return await postpone(crew, job, "a blackout has begun", later)
+    destination = protection(crew.policies(), vm).destination
+    means = replace(means, repository=crew.repositories.named(destination))
     began = crew.now()
     reasons = await settled(crew.threads.state, crew.state.distrust_of, vm.id)
     await settled(
@@ -98,8 +101,12 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
             crew.state.intend,
             Intent(run, MIGRATION_LOCK, vm.address, vm.id, vm.name, began),
         )
-    doubts = [*(d.reason for d in reasons), *_newest_is_gone(crew, vm.id)]
     effective = protection(crew.policies(), vm)
+    doubts = [
+        *(d.reason for d in reasons),
+        *_newest_is_gone(crew, vm.id),
+        *_newest_is_elsewhere(crew, vm.id, destination),
+    ]
     doubt = "; ".join(dict.fromkeys(doubts))
     # Doubts of our own, and a full read that a person asked for, are nothing that vSphere could have wrong.
     ours = len(doubts) > len(reasons) or any(not d.event_key or d.reason == FULL_READ_ASKED for d in reasons)
@@ -131,9 +138,24 @@ def _newest_is_gone(crew: Crew, vm: VmId) -> list[str]:
     return ["the newest restore point is gone or damaged"] if gone else []
 
 
+def _newest_is_elsewhere(crew: Crew, vm: VmId, destination: str) -> list[str]:
+    """Why what is in the destination is not built on: the doubts that lie behind it were settled in another one."""
+    newest = max(crew.world.points.get(vm, ()), key=lambda point: point.taken_at, default=None)
+    elsewhere = newest is not None and newest.repository != destination
+    return ["the newest restore point is in another repository"] if elsewhere else []
+
+
 async def _hold(crew: Crew, job: Job) -> Outcome:
-    for point in await settled(crew.threads.repository, crew.repository.points, job.vm):
-        if job.reason not in point.holds:
-            await settled(crew.threads.repository, crew.repository.mark_hold, point.id, job.reason, crew.now())
+    pool, missed = crew.threads.repository, None
+    for point in await settled(pool, crew.repositories.points, job.vm, known=dict(crew.world.points)):
+        if job.reason in point.holds:
+            continue
+        try:
+            home = crew.repositories.named(point.repository)
+            await settled(pool, home.mark_hold, point.id, job.reason, crew.now())
+        except Away as error:
+            missed = error
+    if missed is not None:
+        raise missed
     await crew.list_points(job.vm)
     return await abandon(crew, replace(job, state=JobState.DONE), "held")

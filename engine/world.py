@@ -129,6 +129,8 @@ class World:
     """The restore points of second copies by name, as they were listed last."""
     unseen_copies: set[str] = field(default_factory=set)
     """Second copies that were not listed yet."""
+    unseen_repositories: set[str] = field(default_factory=set)
+    """Further repositories of which the restore points were not listed yet."""
     vcenters: int = 0
     """How many vCenters are followed."""
 
@@ -169,6 +171,7 @@ class World:
             left=self.left,
             copies=self.copies,
             unseen_copies=tuple(sorted(self.unseen_copies)),
+            unseen_repositories=tuple(sorted(self.unseen_repositories)),
         )
 
     def refresh(self, vm: VmId) -> None:

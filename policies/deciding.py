@@ -20,6 +20,7 @@ def decided_by(protection: Protection) -> dict[str, str]:
     says: dict[str, Callable[[Policy], bool]] = {
         "consistency": lambda policy: policy.says_consistency,
         "transports": lambda policy: bool(policy.transports),
+        "destination": lambda policy: bool(policy.destination),
         "on_cbt_invalid": lambda policy: policy.on_cbt_invalid is not None,
         "tracking_sample": lambda policy: policy.tracking_sample is not None,
         "on_migrate": lambda policy: policy.on_migrate is not None,

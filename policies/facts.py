@@ -183,7 +183,8 @@ class RestorePoint:
     """One VM at one time, as much of it as a rule or an operator's list needs.
 
     `consistency` is what was achieved. `damaged` means that a verification found a changed byte.
-    `holds` are the reasons of open holds, `locked_until` the end of a lock.
+    `holds` are the reasons of open holds, `locked_until` the end of a lock. `repository` is the name of the further
+    repository that it is in, "" in the first one.
     """
 
     id: PointId
@@ -202,6 +203,7 @@ class RestorePoint:
     read_bytes: int = 0
     stored_bytes: int = 0
     disk_bytes: int = 0
+    repository: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,8 @@ class Facts:
 
     `fired` maps (policy, rule, VM) to the last time that this trigger led to a backup, for cooldowns. `left` has the
     VMs that are known to have left the inventory, and when; one that is neither there nor in `vms` is unknown.
-    `copies` has by name the restore points of second copies, `unseen_copies` those of which nobody knows them.
+    `copies` has by name the restore points of second copies, `unseen_copies` those of which nobody knows them, and
+    `unseen_repositories` further repositories of which nobody knows the restore points.
     """
 
     now: datetime
@@ -240,6 +243,7 @@ class Facts:
     left: Mapping[VmId, datetime] = field(default_factory=dict)
     copies: Mapping[str, Mapping[VmId, tuple[RestorePoint, ...]]] = field(default_factory=dict)
     unseen_copies: tuple[str, ...] = ()
+    unseen_repositories: tuple[str, ...] = ()
 
     def points_in(self, copy: str) -> Mapping[VmId, tuple[RestorePoint, ...]]:
         """The restore points of a second copy, or of the first repository, which is ""."""

@@ -19,7 +19,19 @@ from policies.shapes import Nested, Shape, encoded, exactly, instant_text, list_
 FORMAT = 1
 """A document with a higher number was written by a newer Backstay."""
 
-KEYS = ("format", "now", "policies", "vms", "points", "history", "fired", "left", "copies", "unseen_copies")
+KEYS = (
+    "format",
+    "now",
+    "policies",
+    "vms",
+    "points",
+    "history",
+    "fired",
+    "left",
+    "copies",
+    "unseen_copies",
+    "unseen_repositories",
+)
 """What a document may hold. `policies` are the files in force, by name; facts do not carry them."""
 
 PAIRS = ("history", "left")
@@ -65,6 +77,8 @@ def facts_pieces(facts: Facts) -> Iterator[tuple[str, Iterable[Any]]]:
         )
     if facts.unseen_copies:
         yield "unseen_copies", facts.unseen_copies
+    if facts.unseen_repositories:
+        yield "unseen_repositories", facts.unseen_repositories
 
 
 def facts_from_json(data: Mapping[str, Any], name: str, *, now: datetime | None = None) -> Facts:
@@ -94,6 +108,7 @@ def facts_from_json(data: Mapping[str, Any], name: str, *, now: datetime | None 
             copied.setdefault(one[0], []).append((place, one[1]))
     copies = {copy: _points(records, problems, vms) for copy, records in copied.items()}
     unseen = problems.read("unseen_copies", _to_names, data.get("unseen_copies", ()))
+    away = problems.read("unseen_repositories", _to_names, data.get("unseen_repositories", ()))
     history = {
         VmId(vm): one
         for vm, record in problems.table("history", data.get("history", {}))
@@ -110,7 +125,7 @@ def facts_from_json(data: Mapping[str, Any], name: str, *, now: datetime | None 
         if (at := problems.read(f"left.{vm}", to_instant, record)) is not None
     }
     problems.finish()
-    return Facts(instant or _NOW, vms, history, points, fired, left, copies, unseen or ())
+    return Facts(instant or _NOW, vms, history, points, fired, left, copies, unseen or (), away or ())
 
 
 def _points(

@@ -30,9 +30,9 @@ class Place(NamedTuple):
 class Limits:
     """How many backups run at once: in all, with their VM on one host, with a disk on one datastore, and so on.
 
-    Each running backup holds a snapshot open, and its removal stuns the VM and loads the datastore. An engine has one
-    repository, so `per_repository` is about all its backups, and other work there counts with them. None is no limit
-    of its own. `starts_per_minute` keeps snapshots from being made all at once where there are many free places.
+    Each running backup holds a snapshot open, and its removal stuns the VM and loads the datastore. `per_repository` is
+    about the backups to all repositories of an engine, and other work there counts with them. None is no limit of its
+    own. `starts_per_minute` keeps snapshots from being made all at once where there are many free places.
     """
 
     running: int = 8

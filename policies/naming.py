@@ -8,6 +8,18 @@ from policies.errors import quoted
 from policies.policyset import PolicySet
 
 
+def unknown_destinations(policies: PolicySet, known: Collection[str]) -> dict[str, str]:
+    """The destinations that policies name and the configuration does not have, each with a sentence."""
+    found: dict[str, str] = {}
+    for policy in policies.policies:
+        name = policy.destination
+        if name and name not in known and name not in found:
+            place = f"{policy.source.file}:{policy.source.line}:{policy.source.column}"
+            found[name] = f"{place}: policy {quoted(policy.name)} has the destination {quoted(name)}, and the"
+            found[name] += f" configuration has no [repositories.{name}]"
+    return found
+
+
 def unknown_targets(policies: PolicySet, known: Collection[str]) -> dict[str, str]:
     """The targets of notices that policies name and the configuration does not have, each with a sentence."""
     found: dict[str, str] = {}

@@ -57,7 +57,8 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts, *, look: Callable[
     vms = tuple(changing)
     losing = tuple(change for change in vms if change.kind == "loses")
     unsure = tuple(name for name in facts.unseen_copies if old.policies and _may_weaken(old, new, name, facts, look))
-    refusals = (*_refusals(old, len(losing), expiring, facts), *map(_unseen, unsure))
+    away = facts.unseen_repositories if old.policies and _may_weaken(old, new, "", facts, look) else ()
+    refusals = (*_refusals(old, len(losing), expiring, facts), *map(_unseen, unsure), *map(_away, away))
     effective = replace(
         new,
         guard=_stricter(old.guard, new.guard) if losing or expiring or refusals else new.guard,
@@ -66,7 +67,9 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts, *, look: Callable[
             vm: old.retaining_of(vm, facts) or (HELD_UNTIL_CONFIRMED,)
             for vm in {one.vm for one in expiring if not one.copy}
         },
-        kept_copies={copy: old for copy in {*unsure, *(one.copy for one in expiring if one.copy)}},
+        kept_copies={
+            copy: old for copy in {*unsure, *(one.copy for one in expiring if one.copy), *([""] if away else [])}
+        },
     )
     return ReloadPlan(
         old,
@@ -119,7 +122,8 @@ def _differences(before: tuple[Policy, ...], after: tuple[Policy, ...]) -> tuple
 
 def _unsaid(key: str) -> str:
     """What a setting is when no policy says it."""
-    return {"transports": "those of the configuration", "window": "any time"}.get(key, "none")
+    said = {"transports": "those of the configuration", "window": "any time", "destination": "the first repository"}
+    return said.get(key, "none")
 
 
 def _without(mine: Sequence[str], other: Sequence[str]) -> str:
@@ -259,6 +263,10 @@ def _all_covered(before: tuple[Policy, ...], after: tuple[Policy, ...]) -> bool:
 
 def _unseen(copy: str) -> str:
     return f"the restore points of the copy {copy} are not known, so nobody can tell which of them would expire"
+
+
+def _away(name: str) -> str:
+    return f"repository {name} is away, so nobody can tell which of its restore points would expire"
 
 
 def _stricter(one: Guard, other: Guard) -> Guard:

@@ -180,6 +180,7 @@ class Policy:
     retention: Retention = Retention()
     copies: tuple[str, ...] = ()
     kept_in_copies: tuple[tuple[str, Retention], ...] = ()
+    destination: str = ""
     limits: PolicyLimits | None = None
     excluded_disks: tuple[DiskTerm, ...] = ()
     on_unmatched: Leaving = Leaving.HOLD
@@ -258,6 +259,7 @@ def compile_policy(
         kept_in_copies=tuple(
             (name, _retention(one.retention)) for name, one in (table.copy_ or {}).items() if one.retention is not None
         ),
+        destination=table.destination or "",
         limits=_limits(table.limits),
         excluded_disks=tuple(parse_disk_term(text) for text in (table.disks.exclude if table.disks else None) or ()),
         on_unmatched=Leaving(table.on_unmatched or Leaving.HOLD),

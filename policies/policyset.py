@@ -35,7 +35,7 @@ class PolicySet:
     `texts` are the files that it was made from: keep them to make the same set again with `load_texts`.
     While a change is pending, `kept_protection` names policies that still protect a VM which the new files leave
     without any, `kept_retention` policies whose retention a VM's restore points still enjoy, and `kept_copies` for
-    second copies the policies whose retention all restore points there still enjoy.
+    second copies the policies whose retention all restore points there still enjoy; "" stands for all repositories.
     """
 
     policies: tuple[Policy, ...] = ()
@@ -96,9 +96,12 @@ class PolicySet:
         found = self.matching(vm) if vm is not None else ()
         if not found and (vm is not None or removed):
             found = left_with(points, self.policy, removed=vm is None)
-        if not found or not self.kept_retention:
+        if not found:
             return found
-        kept = self.kept_retention.get(vm.id if vm is not None else points[0].vm)
+        kept = self.kept_retention.get(vm.id if vm is not None else points[0].vm, ()) if self.kept_retention else ()
+        before = self.kept_copies.get("") if self.kept_copies else None
+        if before is not None:
+            kept = (*kept, *(before.retaining(vm, points, removed=removed) or (HELD_UNTIL_CONFIRMED,)))
         return _distinct((*found, *kept)) if kept else found
 
     def _retaining_in(

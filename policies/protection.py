@@ -49,6 +49,7 @@ class Protection:
     fallback: Consistency
     transports: tuple[str, ...]
     copies: tuple[str, ...] = ()
+    destination: str = ""
     lock: timedelta = timedelta()
     verify_every: timedelta | None = None
     notify: tuple[str, ...] = ()
@@ -114,6 +115,7 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
     doubting = _highest(matching, lambda policy: policy.on_cbt_invalid is not None)
     sampling = _highest(matching, lambda policy: policy.tracking_sample is not None)
     moving = _highest(matching, lambda policy: policy.on_migrate is not None)
+    sending = _highest(matching, lambda policy: bool(policy.destination))
     carrying = _highest(matching, lambda policy: bool(policy.transports))
     return Protection(
         policies=matching,
@@ -123,6 +125,7 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
         transports=tuple(dict.fromkeys(name for policy in carrying for name in policy.transports)),
         quiescing=most_patient(tuple(policy.quiescing for policy in wanting if policy.quiescing is not None)),
         copies=tuple(dict.fromkeys(name for policy in matching for name in policy.copies)),
+        destination=sending[0].destination if sending else "",
         lock=max((policy.retention.lock for policy in matching), default=timedelta()),
         verify_every=min((p.verify_every for p in matching if p.verify_every is not None), default=None),
         notify=tuple(dict.fromkeys(name for policy in matching for name in policy.notify)),

@@ -286,6 +286,12 @@ class PolicyTable(Table):
     copy_: dict[CopyKey, CopyTable] | None = _key(
         None, "Second copies by name, with a retention of their own.", alias="copy"
     )
+    destination: CopyName | None = _key(
+        None,
+        "The repository that restore points go to: a name of `[repositories.NAME]` in the engine's configuration; the"
+        " engine's `[repository]` without it. The policy of the highest priority that says so chooses.",
+        "archive",
+    )
     on_unmatched: LeavingName | None = _key(
         None,
         "What becomes of the restore points that it made of a VM which no policy selects any more: `hold` keeps them,"

@@ -31,6 +31,7 @@ def settings_of(protection: Protection) -> dict[str, str]:
         ),
         "consistency": _consistency(protection),
         "transports": ", ".join(protection.transports),
+        "destination": protection.destination,
         "copies": ", ".join(protection.copies),
         "copy_retention": "; ".join(
             f"{policy.name} in {copy}: {retention_words(retention)}{_locked(retention)}"

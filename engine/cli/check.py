@@ -23,7 +23,7 @@ from engine.stores import RepositorySection
 from engine.units import show_size
 from policies.linting import lint
 from policies.loading import load as load_policies
-from policies.naming import unknown_targets
+from policies.naming import unknown_destinations, unknown_targets
 from policies.units import counted
 from storage.errors import Locked
 from storage.repository import open_repository
@@ -84,6 +84,8 @@ def local_checks(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"secret {place}", partial(_secret, secret)
     yield "policies", partial(_policies, config)
     yield "repository", partial(_repository, config, config.repository)
+    for name, further in config.repositories.items():
+        yield f"repository {name}", partial(_repository, config, further)
     for name, section in config.copies.items():
         yield f"copy {name}", partial(_repository, config, section)
     yield "engine", partial(_engine, config)
@@ -108,7 +110,8 @@ def _secret(secret: Secret) -> str:
 def _policies(config: Config) -> str:
     folder = config.policies
     policies = load_policies(folder)
-    for said in unknown_targets(policies, config.notify).values():
+    unknown = unknown_targets(policies, config.notify) | unknown_destinations(policies, config.repositories)
+    for said in unknown.values():
         raise BadInput(said, where=str(folder), hint="add it, or correct the policy")
     advice = lint(policies)
     return "; ".join([f"{counted(len(policies.policies), 'policy')} in {folder}", *(str(one) for one in advice)])

@@ -12,7 +12,8 @@ from engine.client import Engine
 from engine.config import Config, load
 from engine.failures import NotReachable
 from engine.records import Recalled, VmRow
-from engine.second_copies import UNUSABLE, open_copy
+from engine.repositories import Repositories, open_section
+from engine.second_copies import UNUSABLE
 from engine.service import connect
 from engine.startup import recorded_traits
 from engine.state import State
@@ -38,26 +39,40 @@ def found_offline(repo: str | None, config_file: Path | None, passphrase_file: P
         if isinstance(place, Engine):
             return read_standing(place.fetch("/v1/policies/facts"), "the engine's state")
         recalled, accepted = _recalled(config)
-        points = place.points()
+        points, away = _everywhere(place, config)
+        own = [point for point in points if not point.repository]
         recalled = Recalled(
-            [*recalled.rows, *_rows_of(place, points, {row.id for row in recalled.rows})],
+            [*recalled.rows, *_rows_of(place, own, {row.id for row in recalled.rows})],
             recalled.runs,
             recalled.fired,
             recalled.jobs,
             recalled.job_keys,
         )
     known = _world(recalled, points, asyncio.run(_inventories(config)))
+    known.unseen_repositories.update(away)
     if accepted is None:
         say(f"No engine ever ran here: the policies of {config.policies} count as in force.")
     _see_copies(known, config)
     return Standing(known.facts(utc_now()), accepted or load_policies(config.policies))
 
 
+def _everywhere(place: Repository, config: Config) -> tuple[list[RestorePoint], list[str]]:
+    """The restore points of all repositories, and which of these are away."""
+    found = Repositories(place, away=dict.fromkeys(config.repositories, ""))
+    try:
+        found.open_away(config, lambda one: open_section(one, config.state_dir, utc_now, "backstay policy plan"))
+        for name, why in found.away.items():
+            say(f"The restore points of repository {name} are not known: {why}")
+        return found.points(), [*found.away]
+    finally:
+        found.close()
+
+
 def _see_copies(world: World, config: Config) -> None:
     for name, section in config.copies.items():
         world.unseen_copies.add(name)
         try:
-            with open_copy(section, config.state_dir, utc_now, "backstay policy plan") as copy:
+            with open_section(section, config.state_dir, utc_now, "backstay policy plan") as copy:
                 world.set_copy(name, by_vm(copy.points()))
         except UNUSABLE as error:
             say(f"The restore points of the copy {name} are not known: {error}")

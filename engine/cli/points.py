@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.cli.options import Config, Json, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json, show_table
-from engine.cli.reach import reach
+from engine.cli.reach import place_named, reach, same_place
 from engine.client import Engine
 from engine.keptvm import shown, summary_of
 from engine.plain import plain, point_row
@@ -38,7 +38,7 @@ def points(
         Only those of this VM, by name or id. Or a restore point: its id, the beginning of it, or NAME@latest.
     """
     with reach(repo, config, passphrase_file, command="points") as place:
-        rows = _rows(place, vm)
+        rows = _rows(place, vm, repo)
         one = _details(place, vm) if vm is not None and not rows and _POINT.match(vm) else None
     if one is not None:
         _tell(one, json)
@@ -67,10 +67,18 @@ def points(
         say(printable(f"There is no restore point of {vm}."))
 
 
-def _rows(place: Repository | Engine, vm: str | None) -> list[dict[str, Any]]:
+def _rows(place: Repository | Engine, vm: str | None, repo: str | None) -> list[dict[str, Any]]:
     if isinstance(place, Engine):
-        return list(place.get("/v1/points", {"vm": vm}))
+        rows = list(place.get("/v1/points", {"vm": vm}))
+        return rows if repo is None else _in_one(rows, place, place_named(repo))
     return [point_row(point) for point in place.points() if vm is None or vm in (point.vm_name, point.vm)]
+
+
+def _in_one(rows: list[dict[str, Any]], engine: Engine, named: str) -> list[dict[str, Any]]:
+    """Those in the repository that was named, of an engine that has several."""
+    further = engine.get("/v1/status").get("repositories", ())
+    name = next((one["name"] for one in further if same_place(one["location"], named)), "")
+    return [row for row in rows if not further or row["repository"] == name]
 
 
 def _details(place: Repository | Engine, reference: str) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from policies.advice import advice_lines
 from policies.facts import Facts
 from policies.linting import lint
 from policies.loading import load
-from policies.naming import unknown_targets
+from policies.naming import unknown_destinations, unknown_targets
 from policies.policyset import PolicySet
 from policies.units import counted
 
@@ -60,7 +60,8 @@ def _check_targets(policies: PolicySet, config: Path | None) -> None:
     """BadInput where policies name targets of notices that the configuration does not have."""
     from engine.config import load as load_config
 
-    unknown = unknown_targets(policies, load_config(config).notify)
+    loaded = load_config(config)
+    unknown = unknown_targets(policies, loaded.notify) | unknown_destinations(policies, loaded.repositories)
     if unknown:
         raise BadInput("\n".join(unknown.values()), hint="add the table there, or correct the policy")
 

@@ -104,6 +104,20 @@ def place_of(text: str) -> Place:
     return place
 
 
+def place_named(repo: str | None) -> str:
+    """Which of an engine's repositories a command is about, as the engine calls its place; "" for its own."""
+    if repo is None:
+        return ""
+    place = place_of(repo)
+    return str(place.absolute() if isinstance(place, Path) else place)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two texts name one repository."""
+    there = [place.rstrip("/") if "://" in place else os.path.realpath(place) for place in (one, other)]
+    return there[0] == there[1]
+
+
 def detail_of(place: Repository | Engine, reference: str) -> tuple[str, tuple[str, ...]]:
     """The id of the restore point that a reference means now, and its holds."""
     if isinstance(place, Engine):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import say, show, show_json
 from engine.cli.progress import progress
-from engine.cli.reach import reach, utc_now
+from engine.cli.reach import place_named, reach, utc_now
 from engine.cli.tasks import follow
 from engine.client import Engine
 from engine.commands import Reclaim
@@ -61,7 +61,7 @@ def reclaim(
         if isinstance(place, Engine):
             seconds = None if age is None else age.total_seconds()
             with progress(quiet=json) as bar:
-                done = dict(follow(place, Reclaim(plan_only=plan, min_age_seconds=seconds, yes=yes), bar))
+                done = dict(follow(place, _asked(plan, seconds, yes, repo), bar))
         else:
             done = _reclaim(place, safety(age, SafetyAges().min_age, agreed=plan or yes), plan)
     if json:
@@ -69,6 +69,10 @@ def reclaim(
     else:
         _tell(done, plan)
     return Exit.PARTIAL if plan and not done["idle"] else Exit.DONE
+
+
+def _asked(plan: bool, seconds: float | None, yes: bool, repo: str | None) -> Reclaim:
+    return Reclaim(plan_only=plan, min_age_seconds=seconds, yes=yes, repository=place_named(repo))
 
 
 def _age(text: str | None) -> timedelta | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json
 from engine.cli.progress import Progress, Steps, progress
-from engine.cli.reach import reach, utc_now
+from engine.cli.reach import place_named, reach, utc_now
 from engine.client import Engine
 from engine.failures import BadInput, Exit
 from engine.reports import verify_row
@@ -57,7 +57,7 @@ def verify(
             from engine.cli.tasks import follow
             from engine.commands import Verify
 
-            report = dict(follow(place, Verify(points, scope, reread_seconds, seconds, anew), bar))
+            report = dict(follow(place, Verify(points, scope, reread_seconds, seconds, anew, place_named(repo)), bar))
             report.pop("exit_code", None)  # told as such
         else:
             from storage.verify import Bounds, Scope

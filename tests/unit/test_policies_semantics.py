@@ -41,6 +41,10 @@ ELSEWHERE = {
     '`on_migrate = "requeue"`': "test_a_run_gives_way_to_moves_leaves_nothing_and_the_third_time_is_the_last",
     '`on_migrate = "block"`': "test_a_vm_is_kept_in_its_place_from_before_its_snapshot_until_that_is_removed",
     "a move to other storage during a run": "test_changes_that_were_asked_around_a_move_of_storage_are_not_committed",
+    "restore points of a VM in several repositories": (
+        "test_a_vm_that_changes_its_destination_begins_with_a_full_read_there_and_its_old_points_age"
+    ),
+    "a destination that is away or unknown": "test_an_unknown_destination_is_told_and_backs_nothing_up_elsewhere",
     "a copy that keeps less": "test_what_a_copy_would_not_keep_is_not_copied",
     "`lock` in a copy": "test_a_copy_is_locked_for_as_long_as_its_own_retention_says",
     "a change of what a copy keeps": ("test_what_a_change_would_let_expire_in_a_copy_waits_and_is_told_with_its_name"),
@@ -341,6 +345,19 @@ def a_copy_s_retention() -> None:
     for text, ages in ((short, 2), (long, 5), (both, 7), (everything, 10)):
         assert len(kept(plan(text, points, copy="far"), points)) == ages
     assert len(kept(plan(long, points), points)) == 2
+
+
+@row(
+    "`destination`",
+    "the highest `priority` that names one, by name among equals; without one the engine's own repository; a VM that"
+    " changes it begins with a full read there",
+)
+def destination() -> None:
+    low, high = policy('priority = 1\ndestination = "b"'), policy('priority = 2\ndestination = "c"', "silver")
+    for text, name in ((policy(""), ""), (low, "b"), (low + high, "c"), (low + policy("priority = 9", "silver"), "b")):
+        assert protection(policies(text), VM).destination == name
+    tie = policy('destination = "z"', "a") + policy('destination = "y"', "b")
+    assert protection(policies(tie), VM).destination == "z"
 
 
 @row(
