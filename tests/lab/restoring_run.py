@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import SessionSettings
 from connectors.vsphere.transport_settings import TransportSettings
 from engine.jobs import RunId
+from engine.overwrite import IN_PLACE, Overwrite, matched, overwrite
 from engine.restore import Means, RestoredVm, restore_vm
 from engine.threads import Threads
-from policies.facts import PointId
+from policies.facts import Address, PointId
 from storage.repository import open_repository
 
 STRIDE_BYTES = 1 << 20
@@ -62,11 +62,21 @@ async def restore(facts: dict[str, Any]) -> RestoredVm:
                 stride_bytes=STRIDE_BYTES,
                 advance=lambda step: print(step, flush=True),
             )
-            target = replace(RestoreTarget(facts["name"]), datastore=facts.get("datastore", ""))
-            return await restore_vm(PointId(facts["point"]), target, means, run=RunId(facts["run"]))
+            point, run = PointId(facts["point"]), RunId(facts["run"])
+            if not facts.get("over"):
+                return await restore_vm(point, RestoreTarget(facts["name"]), means, run=run)
+            vm = await vcenter.vm(Address(vcenter.vcenter, facts["over"]))
+            pairs = matched(repository.detail(point), vm)
+            return await overwrite(
+                Overwrite(IN_PLACE, point), vm, pairs, means, run=run, distrust="", newest=None, distrusted=_nothing
+            )
     finally:
         await vcenter.aclose()
         threads.close()
+
+
+async def _nothing() -> None:
+    """There is no engine whose state remembers it."""
 
 
 if __name__ == "__main__":

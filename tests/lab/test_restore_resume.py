@@ -98,6 +98,36 @@ async def test_a_killed_restore_goes_on_where_it_was_and_ends_with_the_same_byte
     assert unfinished(Path(facts["state_dir"])) == []
 
 
+async def test_a_restore_in_place_that_is_killed_can_be_undone_or_go_on_and_no_janitor_takes_its_snapshot(
+    fresh_lab: FreshLab, tmp_path: Path
+) -> None:
+    lab, facts = await ready(fresh_lab, tmp_path)
+    image = lab.frozen("web-01")[0].disks[0].image
+    await asyncio.to_thread(lab.write_random_grains, "web-01", 0, share=0.5, seed=4)
+    await asyncio.to_thread(lab.power_off, "web-01")
+    over = facts | {"over": lab.vm("web-01").moref}
+    with lab.nbd_fault(delay_ms=1):
+        await asyncio.to_thread(killed_after, over, tmp_path, 8)
+    half = lab.vm("web-01")
+    assert len(half.snapshots) == 1
+    assert told(lab, "web-01").annotation.startswith("HALF RESTORED by Backstay from")
+    before = written(lab, "web-01")
+    vcenter = await connect(facts)
+    try:
+        assert await vcenter.leftovers(lambda run: False) == []
+    finally:
+        await vcenter.aclose()
+    done = await restore({**over, "run": "r2"})
+    assert done.vm.resumed
+    [disk] = done.disks
+    assert disk.resumed_at >= 4 * STRIDE_BYTES
+    assert min(offset for offset, _ in written(lab, "web-01")[len(before) :]) >= disk.resumed_at
+    whole = lab.vm("web-01")
+    assert whole.snapshots == ()
+    assert filecmp.cmp(image, whole.disks[0].flat, shallow=False)
+    assert told(lab, "web-01").annotation == "the books"
+
+
 async def switched_on(lab: Lab, facts: dict[str, Any]) -> str:
     await asyncio.to_thread(lab.power_on, "back-again")
     await asyncio.to_thread(lab.write_as_guest, "back-again", 0, MIB, b"written by the guest")

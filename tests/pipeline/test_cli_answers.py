@@ -110,7 +110,7 @@ def test_options_of_the_other_way_to_restore_are_refused(tmp_path: Path, repo: P
     assert "--datastore" in backstay(*to_file, "--datastore", "fast", home=tmp_path, expect=2).err
     to_vm = ("restore", "web@latest", "--repo", repo, "--to-vm", "web-2")
     assert "--force" in backstay(*to_vm, "--force", home=tmp_path, expect=2).err
-    assert "either" in backstay(*to_vm, "--to-file", tmp_path / "back.img", home=tmp_path, expect=2).err
+    assert "one of" in backstay(*to_vm, "--to-file", tmp_path / "back.img", home=tmp_path, expect=2).err
 
 
 def test_the_folder_that_is_missing_is_told_with_the_name_that_was_given(tmp_path: Path, repo: Path) -> None:

@@ -1,0 +1,77 @@
+"""Restores beside the running engine: what is half restored is not backed up, and people are told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from engine.commands import BackUpVm, RestoreInPlace, RestoreToVm
+from engine.failures import Exit
+from engine.restore_journal import Journal, Restoring
+from policies.facts import PowerState
+from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
+from tests.pipeline.running import configure, running
+
+ON_REQUEST = """
+schema = 1
+[policy.on_request]
+select.all = ["*"]
+consistency = { want = "crash", fallback = "crash" }
+"""
+
+
+def half_restored(root: Path, moref: str, name: str) -> Journal:
+    """The journal that a restore leaves when its engine dies."""
+    journal = Journal(root / "state", Restoring("in place", "p1", "vc-1", moref, name))
+    journal.begin(version="1", anew=True)
+    journal.note(0, MIB)
+    return journal
+
+
+async def test_a_half_restored_vm_is_told_of_and_not_backed_up_until_it_is_whole(tmp_path: Path) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    web, other = vcenter.add("web"), vcenter.add("db")
+    config = configure(tmp_path, ON_REQUEST)
+    half_restored(tmp_path, web.address.moref, "web")
+    async with running(tmp_path, vcenter, config) as engine:
+        await engine.until(lambda: engine.parts.world.named("db"))
+        health = await engine.control.health()
+        assert "web is half restored from p1: do not power it on, run the same restore again" in health["problems"]
+        assert engine.parts.crew.is_restoring(web)
+        assert not engine.parts.crew.is_restoring(other)
+        waiting = await engine.control.submit(BackUpVm("web"), "test")
+        report = await engine.finished(await engine.control.submit(BackUpVm("db"), "test"))
+        assert report["state"] == "done"
+        assert "snapshot web" not in vcenter.log
+        await engine.control.cancel(waiting, "test")
+
+
+async def test_a_restore_in_place_is_marked_distrusted_and_handed_back(tmp_path: Path) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    web = vcenter.add("web")
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: engine.parts.world.named("web"))
+        first = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        before = await asyncio.to_thread(vcenter.disk_file(web).read_bytes)
+        vcenter.write(web, MIB, b"since then")
+        refused = await engine.finished(await engine.control.submit(RestoreInPlace(str(first["id"])), "test"))
+        assert refused["exit"] == int(Exit.REFUSED)
+        vcenter.set(web, power=PowerState.OFF)
+        done = await engine.finished(await engine.control.submit(RestoreInPlace(str(first["id"]), yes=True), "test"))
+        assert done["state"] == "done", done
+        assert done["written_bytes"] == 64 << 10
+        assert await asyncio.to_thread(vcenter.disk_file(web).read_bytes) == before
+        assert [line for line in vcenter.log if "hand back" in line] == ["hand back web"]
+        again = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        assert "was restored to" in str(again["disks"])
+
+
+async def test_two_restores_to_one_name_do_not_run_at_once(tmp_path: Path) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    vcenter.add("web")
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: engine.parts.world.named("web"))
+        first = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        with engine.parts.crew.restoring("vc-1", "copy"):
+            report = await engine.finished(await engine.control.submit(RestoreToVm(str(first["id"]), "copy"), "test"))
+        assert "copy is being restored already" in str(report["sentence"])
