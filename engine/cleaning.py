@@ -18,9 +18,12 @@ log = logging.getLogger("engine.cleaning")
 FIRST_AGAIN = timedelta(seconds=30)
 """How long what did not pass is left alone; doubled each time, up to the timer."""
 
+SETTLES = timedelta(seconds=10)
+"""How long the inventory may show what is gone: no pass is called for by what it shows sooner."""
+
 FIRST_MERGE = timedelta(minutes=5)
 LONGEST_MERGE = timedelta(hours=4)
-"""Between two tries to consolidate a VM: what locks its disks mostly does so for long, and each try loads a datastore."""
+"""Between two tries to consolidate a VM: what locks its disks mostly does so for long, and each try costs."""
 
 
 @dataclass(slots=True)
@@ -46,19 +49,17 @@ class Cleaner:
 
     def looked(self, now: datetime, *, stuck: bool) -> None:
         """A pass is over; whether something stayed."""
-        self._not_before = now + self._again if stuck else None
+        self._not_before = now + (self._again if stuck else SETTLES)
         self._again = min(self._again * 2, self.interval) if stuck else FIRST_AGAIN
 
     async def wait(self) -> None:
         """Until somebody nudges, or the timer is over."""
-        self.why = "its timer"
         try:
             async with asyncio.timeout(self.interval.total_seconds()):
                 await self._wanted.wait()
         except TimeoutError:
-            return
-        finally:
-            self._wanted.clear()
+            self.why = "its timer"
+        self._wanted.clear()
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -34,6 +34,8 @@ class RoomKeeper:
 
     marks: Marks = field(default_factory=Marks)
     look_seconds: float = LOOK_SECONDS
+    refused: Callable[[str], None] = lambda when: None
+    """Told of each run that found no room, "before" its snapshot or "during" it."""
     bytes_per_second: float | None = None
     seconds: dict[VmId, float] = field(default_factory=dict)
     _promised: dict[str, Mapping[Place, int]] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class RoomKeeper:
         spaces = await _spaces(hypervisor, vm)
         why = no_room(spaces, expected, self._promised_beside(vm, run), self.marks)
         if why:
+            self.refused("before")
             _refuse(
                 vm,
                 "; ".join(why),
@@ -74,6 +77,7 @@ class RoomKeeper:
                 log.info("datastores not looked at", extra={"vm": vm.name, "why": str(error)})
                 continue
             if why := running_low(spaces, self.marks):
+                self.refused("during")
                 _refuse(
                     vm,
                     f"the run was ended and its snapshot removed: {'; '.join(why)}",

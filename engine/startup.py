@@ -126,6 +126,10 @@ def assemble(
     if config.bus is not None:
         announcer = Announcer(Subjects(config.bus.site), now, lambda vm: _name(world, VmId(vm)))
         crew.began, crew.ended = announcer.began, announcer.ended
+
+    def no_room(when: str) -> None:
+        metrics.no_room_for_snapshot(when)
+
     return Parts(
         config=config,
         version=version,
@@ -151,7 +155,7 @@ def assemble(
         unreachable=unreachable,
         announcer=announcer,
         outboxes=outboxes(config, metrics, now),
-        room=RoomKeeper(Marks(config.limits.datastore_free, config.limits.datastore_low)),
+        room=RoomKeeper(Marks(config.limits.datastore_free, config.limits.datastore_low), refused=no_room),
     )
 
 

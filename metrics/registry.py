@@ -345,6 +345,10 @@ class Metrics:
         """The snapshots of one vCenter as the inventory shows them now."""
         self._snapshots.seen(state)
 
+    def no_room_for_snapshot(self, when: str) -> None:
+        """A run found no room on a datastore, "before" its snapshot or "during" it."""
+        self._snapshots.no_room(when)
+
     def repository(self, state: RepositoryState) -> None:
         """One repository as it is now."""
         name = state.repository

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from metrics.labels import SnapshotState
-from metrics.making import Maker, stamp
+from metrics.labels import OTHER, SnapshotState
+from metrics.making import Maker, one_of, stamp
+
+WHEN = ("before", "during", OTHER)
 
 
 class SnapshotMetrics:
@@ -39,6 +41,11 @@ class SnapshotMetrics:
             "Datastores with disks of protected VMs and less free space than limits.datastore_free",
             vcenter=(),
         )
+        self._refused = maker.counter(
+            "runs_without_room_total",
+            "Runs that found no room on a datastore before their snapshot, or that ended for it while it stood",
+            when=WHEN,
+        )
         self._least_free = maker.gauge(
             "datastore_least_free_ratio", "The share that is free on the fullest datastore", vcenter=()
         )
@@ -47,6 +54,10 @@ class SnapshotMetrics:
         self._consolidation = maker.gauge(
             "vms_need_consolidation", "VMs whose disks wait for consolidation", vcenter=()
         )
+
+    def no_room(self, when: str) -> None:
+        """A run found no room, "before" its snapshot or "during" it."""
+        self._refused.labels(one_of(when, WHEN)).inc()
 
     def seen(self, state: SnapshotState) -> None:
         """One vCenter as its inventory is now."""

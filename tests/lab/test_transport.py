@@ -13,6 +13,7 @@ import pytest
 
 from connectors.disk_files import FileReader, FileWriter
 from connectors.errors import ReadFailed, TransportFailed
+from connectors.gates import connection
 from connectors.hypervisor import CreatedVm, RestoreTarget
 from connectors.nbd import NbdDisk
 from connectors.vsphere import transport
@@ -222,3 +223,26 @@ async def test_a_running_vm_or_one_with_a_snapshot_is_never_written(fresh_lab: F
         with pytest.raises(TransportFailed, match="has a snapshot"):
             async with vcenter.write_disk(running, 0, transports=("nbd",), run="r"):
                 pass
+
+
+async def test_no_more_disks_of_a_host_are_read_over_the_network_than_its_gate_lets_through(
+    fresh_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=1, disks_per_vm=2, disk_bytes=2 * MIB, content=False)
+    settings = transport_settings(lab, tmp_path, order=("nbd",), libdir=str(lab.root))
+    async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, "web-01") as snapshot:
+        vcenter.gates.limits = replace(vcenter.gates.limits, connections_per_host=1)
+        opened: list[int] = []
+
+        async def read(number: int) -> None:
+            disk = snapshot.disks[number]
+            async with vcenter.open_disk(snapshot, disk, transports=("nbd",), run="run-1"):
+                opened.append(number)
+                assert len(vcenter.gates.held) == 1
+                assert vcenter.gates.held[0].gates == connection(snapshot.vm.host)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(read(0))
+            group.create_task(read(1))
+        assert sorted(opened) == [0, 1]
+        assert vcenter.gates.held == vcenter.gates.waiting == ()

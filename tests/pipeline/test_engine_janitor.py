@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import Busy, Unreachable
-from engine.cleaning import FIRST_AGAIN, FIRST_MERGE, LONGEST_MERGE, Cleaner, Merging
+from engine.cleaning import FIRST_AGAIN, FIRST_MERGE, LONGEST_MERGE, SETTLES, Cleaner, Merging
 from engine.config import Config
 from engine.jobs import JobState
 from engine.records import Intent
@@ -25,7 +25,8 @@ MANUAL = 'schema = 1\n[policy.manual]\nselect.all = ["*"]\n'
 
 
 @pytest.fixture
-def hypervisor(tmp_path: Path) -> HypervisorInMemory:
+def hypervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HypervisorInMemory:
+    monkeypatch.setattr("engine.service.METRICS_SECONDS", 0.05)
     (tmp_path / "disks").mkdir()
     return HypervisorInMemory(tmp_path / "disks")
 
@@ -48,7 +49,7 @@ def removed(hypervisor: HypervisorInMemory) -> Iterator[str]:
 async def test_a_snapshot_that_no_run_uses_is_removed_long_before_the_timer(
     hypervisor: HypervisorInMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.service.METRICS_SECONDS", 0.05)
+    monkeypatch.setattr("engine.cleaning.SETTLES", timedelta())
     vm = hypervisor.add("web")
     async with running(tmp_path, hypervisor, configured(tmp_path, MANUAL)) as engine:
         await engine.until(lambda: any("left-over" in said for said in engine.parts.upkeep.values()))
@@ -173,6 +174,10 @@ def test_what_stayed_is_tried_less_and_less_often_until_the_timer() -> None:
         now += pause
     cleaner.looked(now, stuck=False)
     cleaner.unused({"s"}, now)
+    assert not cleaner._wanted.is_set()
+    cleaner.unused(set(), now + SETTLES)
+    assert not cleaner._wanted.is_set()
+    cleaner.unused({"s"}, now + SETTLES)
     assert cleaner._wanted.is_set()
 
 

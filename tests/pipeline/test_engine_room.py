@@ -43,8 +43,11 @@ async def test_a_run_ends_and_its_snapshot_goes_when_the_datastore_runs_low(benc
 
     bench.hypervisor.on_read = fill
     bench.means.room.look_seconds = 0
+    counted: list[str] = []
+    bench.means.room.refused = counted.append
     with pytest.raises(NoRoom, match="its snapshot removed: datastore ds-1 has only"):
         await bench.back_up(vm)
+    assert counted == ["during"]
     assert bench.hypervisor.snapshots[vm.address] == {}
     assert bench.hypervisor.log[-1] == "remove snapshot web"
     assert bench.repository.points() == []
@@ -97,7 +100,8 @@ async def test_what_a_run_holds_is_seen_while_it_holds_it(tmp_path: Path) -> Non
     assert seen[0] == [("snapshot", "web", ""), ("disk", "web", "hotadd")]
 
 
-async def test_why_no_snapshot_is_made_is_told_in_the_status(tmp_path: Path) -> None:
+async def test_why_no_snapshot_is_made_is_told_in_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.service.METRICS_SECONDS", 0.05)
     (tmp_path / "disks").mkdir()
     hypervisor = HypervisorInMemory(tmp_path / "disks")
     hypervisor.add("web")
@@ -115,4 +119,7 @@ async def test_why_no_snapshot_is_made_is_told_in_the_status(tmp_path: Path) -> 
         row = found["vms"][0]
         assert "datastore ds-1" in row["last_failure"]
         assert row["pending"]
+        value = engine.parts.metrics.registry.get_sample_value
+        assert value("backstay_runs_without_room_total", {"when": "before"})
+        await engine.until(lambda: value("backstay_datastores_without_room", {"vcenter": "lab"}) == 1.0)
         hypervisor.free["ds-1"] = TIB // 2
