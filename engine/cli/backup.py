@@ -54,6 +54,13 @@ def _tell(row: Mapping[str, Any]) -> None:
     for disk in row.get("disks", ()):
         if disk.get("check"):
             say(printable(f"{disk['label']}: {disk['check']['sentence']}"))
+        if (sampled := disk.get("sampled")) and sampled["blocks"]:
+            what = "blocks that change tracking calls unchanged were read again"
+            say(
+                printable(
+                    f"{disk['label']}: {sampled['blocks']} {what}, {sampled['differ'] or 'none of them'} changed."
+                )
+            )
     for label, why in row.get("unprotected", ()):
         say(printable(f"Not protected: {label}: {why}"))
     for sentence in row.get("warnings", ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import filecmp
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from policies.facts import EventType
 from tests.lab.connect import connected
 from tests.lab.images import GRAIN
 from tests.lab.test_cbt import base_of, changes_since, first, snapshot
-from tests.lab.test_engine_end_to_end import config_for, one_point_each
+from tests.lab.test_engine_end_to_end import config_for, one_point_each, restored
 from tests.lab.test_engine_moves import POLICY, assert_as_frozen, backed_up
 from tests.lab.test_events import Journal
 from tests.lab.vcenter import MIB, Lab
-from tests.pipeline.running import engine_of
+from tests.pipeline.running import Running, engine_of
 
 Start = Callable[..., Lab]
 
@@ -197,3 +198,28 @@ async def test_a_vcenter_that_leaves_changes_out_is_found_out_and_the_restore_po
         lab.settings(forget_every=0)
         kinds = [(await backed_up(engine, vm.name))["disks"][0]["whole"] for _ in range(2)]
         assert kinds == ["distrusted", ""]
+
+
+async def test_a_revert_is_read_in_full_although_the_sequence_has_caught_up(fresh_lab: Start, tmp_path: Path) -> None:
+    lab = fresh_lab(vms=1, tracking=True, disk_bytes=8 * MIB)
+    [vm] = lab.vms()
+    held = lab.snapshot(vm.name, "by hand")
+    async with engine_of(config_for(lab, tmp_path / "engine", f"{POLICY}tracking_sample = 0\n")) as engine:
+        await asyncio.to_thread(lab.write_random_grains, vm.name, 0, share=0.5, seed=7)
+        await one_point_each(engine, [vm.name])
+        await asyncio.to_thread(lab.revert, held)
+        for _ in range(4):
+            await asyncio.to_thread(lambda: lab.remove_snapshot(lab.snapshot(vm.name, "more")))
+        await engine.until(lambda: distrusted_as(engine, "reverted") == 1, seconds=30)
+        done = (await backed_up(engine, vm.name))["disks"][0]
+        assert done["whole"] == "distrusted"
+        assert "it was reverted to a snapshot" in done["changes"]
+        point = (await engine.control.points(vm.name))[-1]
+        copy = await restored(engine, point.id, "Hard disk 1", tmp_path / "restored.raw")
+        ours = next(one for one in reversed(lab.frozen(vm.name)) if one.name.startswith("backstay"))
+        assert filecmp.cmp(copy, ours.disks[0].image, shallow=False)
+
+
+def distrusted_as(engine: Running, kind: str) -> float:
+    read = engine.parts.metrics.registry.get_sample_value
+    return read("backstay_tracking_distrusted_total", {"reason": kind}) or 0

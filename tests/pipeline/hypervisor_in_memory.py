@@ -328,8 +328,12 @@ class HypervisorInMemory:
             return Whole(distrust)
         before, _, since = base.change_id.rpartition("/")
         now, _, until = disk.change_id.rpartition("/")
+        if base.capacity_bytes != disk.disk.capacity_bytes:
+            return Whole("its size changed", "disk_changed")
         if before != now:
-            return Whole("change tracking was started again")
+            return Whole("change tracking was started again", "tracking_reset")
+        if int(until) < int(since):
+            return Whole("it was reverted to a snapshot", "reverted")
         guest = self.guests[snapshot.vm.address]
         return Incremental(tuple(merge(guest.writes[disk.disk.key][int(since) : int(until)])))
 

@@ -14,6 +14,7 @@ from connectors.hypervisor import Snapshot, SnapshotDisk, TrackedBase
 from connectors.vsphere.cbt import checked, doubt
 from connectors.vsphere.tracking import LATER, UNDER_A_SNAPSHOT, Tracking, believed
 from connectors.vsphere.tracking_defects import DEFECTS, GIB, known_defect, parse_build, parse_defect
+from engine.sections import VCenter
 from metrics.labels import FULL_READ_REASONS
 from policies.facts import Address, Consistency, Disk, Vm, VmId
 
@@ -94,6 +95,14 @@ def test_the_configuration_makes_the_table_longer() -> None:
     assert known_defect([whole], parse_build("8.0.3 build 24022510"), 1)
     with pytest.raises(ValueError, match="not a version of ESXi"):
         parse_defect("eight")
+
+
+def test_a_configured_build_is_understood_or_refused_when_it_is_read() -> None:
+    given = {"host": "vc", "user": "u", "password": "env:P"}
+    read = VCenter.model_validate({**given, "distrusted_builds": ["8.0.2 < 22380479", "7"]})
+    assert [parse_defect(text).version for text in read.distrusted_builds] == ["8.0.2", "7"]
+    with pytest.raises(ValueError, match="distrusted_builds"):
+        VCenter.model_validate({**given, "distrusted_builds": ["ESXi 8"]})
 
 
 def test_a_snapshot_that_came_between_spoils_change_ids_and_late_ones_are_told() -> None:
