@@ -27,11 +27,13 @@ async def back_up_in_place(attempt: Attempt, means: Means) -> Done:
     """
     if attempt.on_migrate is not OnMigrate.BLOCK:
         return await back_up(attempt, means)
-    began = monotonic()
+    began, first = monotonic(), attempt.tally.stage
     done: Done | None = None
+    attempt.tally.stage = "keeping the VM in its place"
     try:
         async with means.hypervisor.kept_in_place(attempt.vm, run=attempt.run) as why:
             attempt.tally.lap("queued", began)
+            attempt.tally.stage = first
             placement = f"not {KEPT}: {why}" if why else KEPT
             with ExitStack() as held:
                 if not why:

@@ -144,6 +144,25 @@ async def test_what_could_not_be_given_back_is_a_leftover_until_it_is(lab: Lab) 
         assert await vcenter.leftovers(lambda run: False) == []
 
 
+async def test_a_switch_whose_answers_are_all_lost_is_a_leftover_and_a_refused_method_costs_only_itself(
+    lab: Lab,
+) -> None:
+    async with connected(lab) as vcenter:
+        vm = await named(vcenter, "web-01")
+        lab.inject("DisableMethods", drop=True, times=QUICK.tries)
+        with pytest.raises(Unreachable):
+            async with vcenter.kept_in_place(vm, run="r1"):
+                raise AssertionError("nobody knows whether it is kept")
+        assert lab.disabled_methods("web-01") == OURS
+        (left,) = await vcenter.leftovers(lambda run: False)
+        await vcenter.remove(left)
+        assert lab.disabled_methods("web-01") == {}
+        lab.inject("DisableMethods", fault="InvalidArgument")
+        async with vcenter.kept_in_place(vm, run="r2") as why:
+            assert (why, lab.disabled_methods("web-01")) == ("", {"RelocateVM_Task": "backstay.e1"})
+        assert lab.disabled_methods("web-01") == {}
+
+
 async def killed(lab: Lab, tmp_path: Path, vm: str, instant: str, engine: str = "e1") -> None:
     """Let another process keep the VM in its place, and die at this instant of its run."""
     told = lab.facts()
