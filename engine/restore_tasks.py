@@ -26,6 +26,9 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
     async def body(watch: Watch) -> Mapping[str, Any]:
         home = await settled(parts.threads.repository, parts.repositories.home, point)
         detail = await settled(parts.threads.repository, home.detail, point)
+        original = parts.world.vms.get(detail.head.vm)
+        # The target's vCenter sees only its own VMs; the original may live in another.
+        lives = original is not None and asked.identity == "auto" and original.address.vcenter != hypervisor.vcenter
         target = RestoreTarget(
             name=asked.name,
             folder=asked.folder,
@@ -34,7 +37,7 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
             host=asked.host,
             network_map=dict(asked.network_map),
             disk_datastores=disk_datastores(detail, asked.disk_datastores),
-            identity=Identity(asked.identity),
+            identity=Identity.NEW if lives else Identity(asked.identity),
             connect=asked.connect,
         )
         advance = started(watch, f"{point} to {asked.name}", detail)
@@ -45,7 +48,11 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
         finally:
             await settled(parts.threads.long, parts.crew.remember_unfinished, parts.config.state_dir)
         parts.metrics.operation_finished("restore", "done")
-        return told(parts, detail, made)
+        result = told(parts, detail, made)
+        if lives and original is not None:
+            where = parts.names.get(original.address.vcenter, original.address.vcenter)
+            result["identity"] += f": the original, {original.name}, is still in {where}"
+        return result
 
     return body
 

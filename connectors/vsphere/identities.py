@@ -39,7 +39,7 @@ def choose(wanted: Identity, taken: Taken) -> Chosen:
     said = [f"{vm} has its {what}" for what, vm in uuids if vm]
     said += [f"{vm} has its MAC address {mac}" for mac, vm in sorted(taken.macs.items())]
     if wanted is Identity.NEW:
-        return Chosen(False, "UUIDs and MAC addresses of its own, as asked for")
+        return Chosen(False, "UUIDs and MAC addresses of its own")
     if not said:
         return Chosen(True, "UUIDs and MAC addresses of the original, which nobody has now")
     if wanted is Identity.KEEP:

@@ -91,8 +91,10 @@ def config_complete():
     if not parameters["vm"].startswith("moref="):
         raise RuntimeError("vm: must be moref=ID")
     root = os.environ.get("BACKSTAY_LAB_ROOT") or parameters.get("libdir", "")
+    # One library serves all vCenters of an engine; another lab's record lies beside the first one's, by its port.
+    record = os.path.join(root, "lab-%s.json" % parameters.get("port", ""))
     try:
-        with io.open(os.path.join(root, "lab.json")) as record:
+        with io.open(record if os.path.exists(record) else os.path.join(root, "lab.json")) as record:
             lab.update(json.load(record))
     except OSError:
         raise RuntimeError("libdir: no lab (nor VDDK) in '%s'" % root) from None
