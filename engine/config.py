@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import tomli
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from engine.complaints import complaints
 from engine.failures import BadInput
@@ -41,6 +41,18 @@ class Config(_Section):
     limits: Limits = Field(default_factory=Limits)
     timers: Timers = Field(default_factory=Timers)
     maintenance: Maintenance = Field(default_factory=Maintenance)
+
+    @model_validator(mode="after")
+    def _is_at_different_places(self) -> Config:
+        seen: dict[tuple[str, str], str] = {}
+        named = {"repository": self.repository}
+        named |= {f"repositories.{name}": section for name, section in self.repositories.items()}
+        for name, section in named.items():
+            place = (str(section.path or section.url.rstrip("/")), section.endpoint)
+            if place in seen:
+                raise ValueError(f"{seen[place]} and {name} are one place; leave one of them out")
+            seen[place] = name
+        return self
 
     @property
     def place(self) -> Place:

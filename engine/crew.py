@@ -7,14 +7,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec
 
 from connectors.hypervisor import Leftover
 from engine.attempts import Attempt, Means
-from engine.cleaning import Merging
+from engine.cleaning import Merging, OwnRuns
 from engine.failures import BadInput
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Job, JobId, Outcome, RunId
@@ -59,6 +59,7 @@ class Crew:
     active: dict[RunId, Attempt] = field(default_factory=dict)
     set_aside: set[VmId] = field(default_factory=set)
     merging: Merging = field(default_factory=Merging)
+    runs: OwnRuns = field(default_factory=lambda: OwnRuns(datetime.max.replace(tzinfo=UTC)))
     _others: set[RunId] = field(default_factory=set)
     _restoring: set[tuple[str, str]] = field(default_factory=set)
     _unfinished: tuple[Restoring, ...] = ()
@@ -141,7 +142,12 @@ class Crew:
         hypervisor = self.means[vcenter].hypervisor
         intents = [i for i in await settled(self.threads.state, self.state.intents) if i.address.vcenter == vcenter]
         held = {i.address for i in intents if i.kind == "attached disk"}
-        swept = await sweep(hypervisor, self.is_active, wanted or (lambda left: True), held)
+        known = {i.run for i in intents}
+
+        def ours(left: Leftover) -> bool:
+            return left.run in known or not self.runs.another(left.run)
+
+        swept = await sweep(hypervisor, self.is_active, lambda left: ours(left) and (not wanted or wanted(left)), held)
         left = {leftover.run for leftover, _ in swept.stuck}
         unmovable = {leftover.vm for leftover, _ in swept.stuck if not leftover.run}
         gone = {leftover.run for leftover in swept.removed}
@@ -178,11 +184,13 @@ class Crew:
         """Read every restore point from the repository again."""
         async with self._listing:
             by_vm: dict[VmId, list[RestorePoint]] = {vm: [] for vm in self.world.points}
-            points = partial(self.repositories.points, known=dict(self.world.points))
-            for point in await settled(self.threads.repository, points):
+            listing = partial(self.repositories.listing, known=dict(self.world.points))
+            points, answered = await settled(self.threads.repository, listing)
+            for point in points:
                 by_vm.setdefault(point.vm, []).append(point)
             for vm, listed in by_vm.items():
                 self.world.set_points(vm, listed)
+            self.world.unseen_repositories -= answered
 
     def name(self, vm: VmId) -> str:
         """What people call the VM."""

@@ -73,7 +73,7 @@ class Repositories:
     def home(self, point: PointId) -> Repository:
         """Where a restore point is; the engine's own when nowhere, whose errors then tell so."""
         for _, repository in self.each():
-            if point in repository.point_ids() | repository.marks.lost():
+            if point in repository.point_ids() or point in repository.marks.lost():
                 return repository
         return self.first
 
@@ -87,27 +87,35 @@ class Repositories:
     def points(
         self, vm: VmId | None = None, *, known: Mapping[VmId, tuple[RestorePoint, ...]] | None = None
     ) -> list[RestorePoint]:
-        """All restore points, or those of one VM, oldest first.
+        """All restore points, or those of one VM, oldest first; see `listing`."""
+        return self.listing(vm, known=known)[0]
+
+    def listing(
+        self, vm: VmId | None = None, *, known: Mapping[VmId, tuple[RestorePoint, ...]] | None = None
+    ) -> tuple[list[RestorePoint], frozenset[str]]:
+        """The same, and which repositories answered.
 
         Of a further repository that does not answer, or is away, those count that are `known`.
         """
         if not (self.more or self.away):
-            return self.first.points(vm)
+            return self.first.points(vm), frozenset({""})
         found: dict[PointId, RestorePoint] = {}
+        answered: set[str] = set()
         for name, repository in self.each():
             try:
                 listed = repository.points(vm)
+                answered.add(name)
             except StorageError as error:
                 if not name:
                     raise
                 log.warning("repository not listed", extra={"repository": name, "why": str(error)})
                 listed = self._known(name, vm, known or {})
             for point in listed:
-                found.setdefault(point.id, replace(point, repository=name))
-        for name in self.away:
+                found.setdefault(point.id, replace(point, repository=name) if name else point)
+        for name in [*self.away]:
             for point in self._known(name, vm, known or {}):
                 found.setdefault(point.id, point)
-        return sorted(found.values(), key=lambda point: (point.taken_at, point.id))
+        return sorted(found.values(), key=lambda point: (point.taken_at, point.id)), frozenset(answered)
 
     def _known(self, name: str, vm: VmId | None, known: Mapping[VmId, tuple[RestorePoint, ...]]) -> list[RestorePoint]:
         several = known.values() if vm is None else [known.get(vm, ())]

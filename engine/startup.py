@@ -14,6 +14,7 @@ from connectors.gates import GateLimits
 from connectors.messages import Subjects
 from engine.announcing import Announcer
 from engine.attempts import Means
+from engine.cleaning import OwnRuns
 from engine.config import Config
 from engine.crew import Crew
 from engine.dispatch import Dispatcher, Noted
@@ -90,9 +91,10 @@ def assemble(
     rulebook.changed = lambda: metrics.policies_loaded(rulebook.names)
     queue = JobQueue(world, admission_limits(config), now, policies=lambda: rulebook.in_force)
     new_job, new_run = mint("job", now), mint("", now)
+    runs = OwnRuns(now())
 
     def mint_run() -> RunId:
-        return RunId(new_run())
+        return runs.minted(RunId(new_run()))
 
     dispatcher = Dispatcher(
         world=world,
@@ -119,6 +121,7 @@ def assemble(
         now=now,
         mint_run=mint_run,
         engine=engine_id(config),
+        runs=runs,
     )
     dispatcher.given_up = crew.given_up
     dispatcher.called_back = crew.call_back
@@ -257,10 +260,7 @@ async def recover(parts: Parts) -> None:
 
 
 async def open_repositories(parts: Parts) -> list[str]:
-    """Open the further repositories that are away, and know their restore points; the names of those that are open now.
-
-    Before its jobs and policies are taken over, the rest of a start lists them.
-    """
+    """Open the further repositories that are away; the names of those that are open now and are to be listed."""
 
     def opened(section: RepositorySection) -> Repository:
         return open_section(section, parts.config.state_dir, parts.now, f"engine unix:{parts.config.socket}")
@@ -268,9 +268,11 @@ async def open_repositories(parts: Parts) -> list[str]:
     names = await settled(parts.threads.long, parts.repositories.open_away, parts.config, opened)
     for name in names:
         repository = parts.repositories.more[name]
-        points = await settled(parts.threads.repository, repository.points)
-        parts.verified_further[name] = await settled(parts.threads.repository, _verified, repository, points)
-        parts.world.unseen_repositories.discard(name)
+        try:
+            points = await settled(parts.threads.repository, repository.points)
+            parts.verified_further[name] = await settled(parts.threads.repository, _verified, repository, points)
+        except StorageError as error:
+            log.error("repository not listed", extra={"repository": name, "why": str(error)})
     return names
 
 
@@ -279,9 +281,11 @@ async def take_up(parts: Parts) -> str:
 
     VM ids that only it knows are not taken over then: their VMs have others by now, and may be joined by hand.
     """
-    if parts.repositories.away and await open_repositories(parts):
-        await parts.crew.list_all_points()
+    if parts.repositories.away:
+        await open_repositories(parts)
     away = parts.repositories.away
+    if parts.world.unseen_repositories - away.keys():
+        await parts.crew.list_all_points()
     return "; ".join(f"{name} is away: {why}" for name, why in sorted(away.items())) or "all are open"
 
 

@@ -36,6 +36,7 @@ class Topic(StrEnum):
     RPO_MISSED = "rpo_missed"
     OVERLOAD = "overload"
     VCENTER_AWAY = "vcenter_away"
+    REPOSITORY_AWAY = "repository_away"
     RETENTION_REFUSED = "retention_refused"
     POLICY_CHANGE = "policy_change"
     POLICY_FILES = "policy_files"
@@ -48,6 +49,7 @@ _WORDS = {
     Topic.RPO_MISSED: "missed RPO",
     Topic.OVERLOAD: "overload",
     Topic.VCENTER_AWAY: "vCenter away",
+    Topic.REPOSITORY_AWAY: "repository away",
     Topic.RETENTION_REFUSED: "refused retention",
     Topic.POLICY_CHANGE: "policy change waiting",
     Topic.POLICY_FILES: "broken policy files",

@@ -70,11 +70,11 @@ def points(
 def _rows(place: Repository | Engine, vm: str | None, repo: str | None) -> list[dict[str, Any]]:
     if isinstance(place, Engine):
         rows = list(place.get("/v1/points", {"vm": vm}))
-        return rows if repo is None else _in_one(rows, place, place_named(repo))
+        return rows if repo is None else in_one(rows, place, place_named(repo))
     return [point_row(point) for point in place.points() if vm is None or vm in (point.vm_name, point.vm)]
 
 
-def _in_one(rows: list[dict[str, Any]], engine: Engine, named: str) -> list[dict[str, Any]]:
+def in_one(rows: list[dict[str, Any]], engine: Engine, named: str) -> list[dict[str, Any]]:
     """Those in the repository that was named, of an engine that has several."""
     further = engine.get("/v1/status").get("repositories", ())
     name = next((one["name"] for one in further if same_place(one["location"], named)), "")

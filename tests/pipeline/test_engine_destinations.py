@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from engine import further, overview, second_copies, upkeep
+from engine.cli.points import in_one
+from engine.client import Engine
 from engine.commands import BackUpVm, Reclaim, RestoreToFile, Verify
 from engine.failures import BadInput
 from engine.startup import take_up
 from policies.facts import RestorePoint
 from storage.copies import copy_points, plan_copy
-from storage.errors import NoSuchPoint
+from storage.errors import NoSuchPoint, StoreFailed
 from storage.repository import create, open_repository
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
 from tests.pipeline.running import Running, configure, now, running
@@ -193,6 +196,7 @@ async def test_a_repository_that_is_away_stops_only_what_needs_it_and_is_taken_u
         await engine.until(lambda: engine.parts.world.inventory_known)
         (told,) = [one for one in overview.problems(engine.parts) if "archive" in one]
         assert told.startswith("repository archive is away: ")
+        assert engine.parts.world.unseen_repositories == {"archive"}
         await back_up(engine, "web")
         failed = await engine.finished(await engine.control.submit(BackUpVm("db"), "test"))
         assert failed["state"] == "failed"
@@ -208,6 +212,7 @@ async def test_a_repository_that_is_away_stops_only_what_needs_it_and_is_taken_u
         (tmp_path / "away").rename(tmp_path / "archive")
         assert await take_up(engine.parts) == "all are open"
         assert of(engine, "db") == made
+        assert not engine.parts.world.unseen_repositories
         assert not any("is away" in one for one in (await engine.control.pending_policies())["sentences"])
         await back_up(engine, "db")
         assert [point.repository for point in of(engine, "db")] == ["archive", "archive"]
@@ -276,3 +281,38 @@ async def test_what_two_repositories_have_counts_once_and_the_beginning_of_an_id
             repositories.at("/nowhere")
         await engine.control.expire(web.id, "by hand", "root", last=True)
         assert [point.repository for point in of(engine, "web")] == ["archive"]
+
+
+async def test_a_repository_that_stops_answering_loses_nothing_and_stops_no_retention_elsewhere(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, hypervisor, configure(tmp_path, POLICIES, more=SECTION)) as engine:
+        await both(engine)
+        for name in ("web", "db"):
+            await back_up(engine, name)
+            await back_up(engine, name)
+        before = of(engine, "db")
+
+        def fails(*args: object, **more: object) -> None:
+            raise StoreFailed("no answer", where="archive")
+
+        archive = engine.parts.repositories.more["archive"]
+        for name in ("points", "expire", "mark_expiring"):
+            monkeypatch.setattr(archive, name, fails)
+        assert await upkeep.retain(engine.parts) == "1 expired, 0 marked"
+        assert len(of(engine, "web")) == 2
+        assert of(engine, "db") == before
+        monkeypatch.undo()
+        assert await upkeep.retain(engine.parts) == "1 expired, 0 marked"
+        assert of(engine, "db") == before[1:]
+
+
+def test_a_command_that_names_a_repository_of_an_engine_lists_that_one(tmp_path: Path) -> None:
+    class Answers:
+        def get(self, path: str, query: object = None) -> object:
+            return {"repositories": [{"name": "archive", "location": str(tmp_path / "archive")}]}
+
+    rows = [{"id": "p1", "repository": ""}, {"id": "p2", "repository": "archive"}]
+    (tmp_path / "link").symlink_to(tmp_path / "archive")
+    for named, id in (("archive", "p2"), ("link", "p2"), ("repo", "p1")):
+        assert [one["id"] for one in in_one(rows, cast(Engine, Answers()), str(tmp_path / named))] == [id]

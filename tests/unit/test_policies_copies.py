@@ -186,3 +186,22 @@ def test_lint_looks_at_the_retention_of_a_copy_at_its_place(retention: str, what
     found = lint(policies(f"{text}copy.far.retention = {retention}\n"), now=NOW)
     (warning,) = [one for one in found if what in one.what]
     assert warning.line == 6
+
+
+def test_while_a_repository_is_away_nothing_may_expire_by_a_change() -> None:
+    away = replace(known(), unseen_repositories=("archive",))
+    shorter = GOLD.replace("keep_daily = 3", "keep_daily = 2")
+    found = plan(GOLD, shorter, away)
+    assert "repository archive is away, so nobody can tell which of its restore points would expire" in found.refusals
+    assert stays(found.effective, "") == 3
+    assert stays(found.new, "") == 2
+    assert not plan(GOLD, GOLD.replace("keep_daily = 3", "keep_daily = 4"), away).pending
+    assert not plan(GOLD, shorter.replace("keep_daily = 2,", "keep_daily = 3,"), away).pending
+    assert stays(plan(shorter, GOLD, away).effective, "") == 3
+
+
+def test_a_change_of_the_destination_is_told() -> None:
+    found = plan(GOLD, GOLD.replace("rpo", 'destination = "archive"\nrpo'))
+    assert [change.sentence for change in found.vms] == ["web-1: destination the first repository → archive"]
+    assert not found.pending
+    assert settings_of(protection(found.new, WEB))["destination"] == "archive"

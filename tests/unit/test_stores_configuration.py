@@ -119,3 +119,10 @@ def service_account() -> str:
             "token_uri": "https://oauth2.example.com/token",
         }
     )  # fmt: skip
+
+
+def test_an_engine_may_have_further_repositories_but_each_place_once() -> None:
+    text = 'schema = 1\nstate_dir = "/var/lib/backstay"\nrepository.path = "a"\n[repositories.archive]\npath = '
+    assert parse(text + '"b"', HERE).repositories["archive"].path == Path("/etc/backstay/b")
+    with pytest.raises(BadInput, match=r"repository and repositories\.archive are one place"):
+        parse(text + '"a"', HERE)
