@@ -157,8 +157,7 @@ class Simulation:
                     self.vms[event.vm] = after
                     self.line.moved(event.vm)
                     changed = self._looks_matter and self._select(after)
-        known = self.vms.get(event.vm) if event.vm is not None else None
-        doubted = known is not None and unsafe(known, event)
+        doubted = event.vm in self.vms and unsafe(self.vms[event.vm], event)
         if event.type in self._heard or doubted or self._ruled is not None:
             if event.vm is not None:
                 self._under_way(event.vm)
@@ -180,8 +179,7 @@ class Simulation:
         self._look(vm.id)
 
     def _leave(self, vm: VmId) -> None:
-        left = self.vms.pop(vm, None)
-        if left is not None:
+        if (left := self.vms.pop(vm, None)) is not None:
             self.line.moved(vm)
             self.trace.vms[vm], self.trace.left[vm] = left, self.now
             self.trace.selected[vm].append((self.now, ()))
@@ -252,8 +250,7 @@ class Simulation:
                 keys.update((key, run.key) for key, stands in keys.items() if stands == joined)
                 self.history[decision.vm] = gave_way(self.history[decision.vm])
             case Retire():
-                waiting = self.line.of(decision.vm)
-                if waiting is not None:
+                if (waiting := self.line.of(decision.vm)) is not None:
                     self._give_up(waiting)
         return True
 
