@@ -43,6 +43,8 @@ FAULTY_CALLS: Mapping[str, tuple[str, ...]] = {
     "ReadNextEvents": ("SystemError", "NotAuthenticated"),
     "DestroyCollector": ("SystemError",),
     "CurrentTime": ("SystemError",),
+    "DisableMethods": ("SystemError", "NotAuthenticated", "RestrictedVersion"),
+    "EnableMethods": ("SystemError", "NotAuthenticated"),
     "ConsolidateVMDisks_Task": ("SystemError", "FileLocked"),
 }
 """Calls that the engine makes, and faults that they can meet; each can lose its answer too."""
