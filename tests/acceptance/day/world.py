@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 
 from pyVmomi import vim, vmodl
@@ -63,7 +64,7 @@ class World:
         say(f"{time.monotonic() - self.began:6.1f} s  {step}")
         try:
             getattr(self, f"_{step.what}")(step)
-        except (vmodl.MethodFault, RuntimeError, KeyError, FileNotFoundError) as error:
+        except (vmodl.MethodFault, RuntimeError, KeyError, OSError, HTTPException) as error:
             name = type(error).__name__
             if isinstance(error, RuntimeError) and "lab refused" not in str(error):
                 raise
@@ -163,9 +164,11 @@ class World:
 
     def _outage(self, step: Step) -> None:
         self.lab.outage(step.more["seconds"])
+        time.sleep(step.more["seconds"])
 
     def _restart_vcenter(self, step: Step) -> None:
         self.lab.restart(1.0)
+        time.sleep(1.0)
 
     def _manners(self, step: Step) -> None:
         self.lab.settings(**step.more)
