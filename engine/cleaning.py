@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError, Gone
+from engine.jobs import RunId, minted_at
 from engine.ports import Hypervisor
 from engine.records import Intent
 from policies.facts import Address
@@ -24,6 +25,10 @@ SETTLES = timedelta(seconds=10)
 FIRST_MERGE = timedelta(minutes=5)
 LONGEST_MERGE = timedelta(hours=4)
 """Between two tries to consolidate a VM: what locks its disks mostly does so for long, and each try costs."""
+
+
+RUNS_KNOWN = 50_000
+"""Runs that are remembered as this engine's own: those of a month of 1,500 a day."""
 
 
 @dataclass(slots=True)
@@ -60,6 +65,27 @@ class Cleaner:
         except TimeoutError:
             self.why = "its timer"
         self._wanted.clear()
+
+
+@dataclass(slots=True)
+class OwnRuns:
+    """The runs of this engine, told from those of another that was given the same name by mistake."""
+
+    since: datetime
+    """When this engine started. What an earlier start of it left is older."""
+    _minted: dict[str, None] = field(default_factory=dict)
+
+    def minted(self, run: RunId) -> RunId:
+        """The run is this engine's."""
+        self._minted[run] = None
+        if len(self._minted) > RUNS_KNOWN:
+            del self._minted[next(iter(self._minted))]
+        return run
+
+    def another(self, run: str) -> bool:
+        """Whether the run began after this engine started, and it knows nothing of it."""
+        at = minted_at(run)
+        return at is not None and at > self.since and run not in self._minted
 
 
 @dataclass(slots=True)

@@ -36,7 +36,8 @@ def publish(parts: Parts) -> None:
 def unused(parts: Parts, vms: Iterable[Vm]) -> frozenset[str]:
     """The names of our snapshots of these VMs that no run of now uses."""
     names = {name for vm in vms for name in vm.own_snapshots}
-    return frozenset(name for name in names if not parts.crew.is_active(_run(name)))
+    crew = parts.crew
+    return frozenset(name for name in names if not (crew.is_active(_run(name)) or crew.runs.another(_run(name))))
 
 
 def left_out_disks(effective: Protection, vm: Vm) -> list[list[str]]:
@@ -104,6 +105,13 @@ def problems(parts: Parts) -> list[str]:
         vms = sorted((vm for vm in parts.world.vms.values() if vm.address.vcenter == vcenter), key=lambda vm: vm.name)
         found += [f"{name}: {why}, so backups of VMs there wait" for why in _blocking(parts, vcenter).values()]
         found += [f"{name}: {_needs(parts, vm)}" for vm in vms if vm.consolidation_needed]
+        found += [
+            f"{name}: snapshot {one} on {vm.name} was made by another engine that is called {parts.config.name} too;"
+            " give each engine a name of its own"
+            for vm in vms
+            for one in vm.own_snapshots
+            if parts.crew.runs.another(_run(one))
+        ]
         old = {vm.name: list(_old(parts, vm.snapshots)) for vm in vms if vm.snapshots}
         late = [f"{vm} ({counted(len(listed), 'snapshot')})" for vm, listed in old.items() if listed]
         if late:

@@ -12,7 +12,7 @@ import pytest
 from connectors.errors import Busy, Unreachable
 from engine.cleaning import FIRST_AGAIN, FIRST_MERGE, LONGEST_MERGE, SETTLES, Cleaner, Merging
 from engine.config import Config
-from engine.jobs import JobState
+from engine.jobs import JobState, mint
 from engine.records import Intent
 from engine.snapshot_report import problems
 from policies.facts import Address, EventType, ForeignSnapshot, Vm, VmId
@@ -100,6 +100,28 @@ async def test_a_snapshot_of_a_run_under_way_is_left_alone(hypervisor: Hyperviso
         await engine.until(lambda: engine.points_of("web") == 1)
         await engine.until(lambda: any("a test" in said for said in engine.parts.upkeep.values()))
     assert not list(removed(hypervisor))
+
+
+async def test_a_snapshot_of_another_engine_with_the_same_name_is_told_and_left_alone(
+    hypervisor: HypervisorInMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 16: a copied configuration makes two engines of one name, which must not end each other's runs."""
+    monkeypatch.setattr("engine.cleaning.SETTLES", timedelta())
+    vm = hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configured(tmp_path, MANUAL)) as engine:
+        theirs = mint("", lambda: datetime.now(UTC) + timedelta(seconds=2))()
+        left_behind(hypervisor, vm, theirs)
+        await engine.until(lambda: any("called test-engine too" in one for one in problems(engine.parts)))
+        engine.parts.cleaners["vc-1"].nudge("a test")
+        await engine.until(lambda: any("a test" in said for said in engine.parts.upkeep.values()))
+        assert list(hypervisor.snapshots[vm.address].values()) == [theirs]
+        gauge = "backstay_orphan_snapshots"
+        assert engine.parts.metrics.registry.get_sample_value(gauge, {"vcenter": "lab"}) == 0.0
+        ours = engine.parts.mint_run()
+        assert not engine.parts.crew.runs.another(ours)
+        left_behind(hypervisor, vm, ours)
+        await engine.until(lambda: list(removed(hypervisor)))
+        assert list(hypervisor.snapshots[vm.address].values()) == [theirs]
 
 
 async def test_deltas_behind_a_snapshot_of_ours_are_merged_by_the_janitor_also_after_a_restart(
