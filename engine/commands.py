@@ -34,6 +34,8 @@ class BackUpDisk:
     source: str
     name: str
     changed: tuple[tuple[int, int], ...] | None = None
+    repository: str = ""
+    """The place of the one that it goes to; the engine's own without it."""
 
 
 @dataclass(frozen=True, slots=True)

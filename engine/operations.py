@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from engine.inbox import Told
 from engine.jobs import Abandoned, Done, Failed, JobId, Outcome
 from engine.parts import Parts
 from engine.plain import plain, point_row
-from engine.rawdisk import RawDisk, back_up_file
+from engine.rawdisk import RawDisk, back_up_file, vm_of
 from engine.rawnbd import back_up_nbd
 from engine.records import FULL_READ_ASKED
 from engine.reports import plan_row, verify_row
@@ -103,13 +104,17 @@ async def _made(parts: Parts, vm: VmId, done: Done) -> Mapping[str, Any]:
 
 def back_up_disk(parts: Parts, asked: BackUpDisk) -> Body:
     """A disk that is in no vCenter, read by the engine because it owns the repository."""
+    name = parts.repositories.at(asked.repository)
+    repository, known = parts.repositories.named(name), parts.world.points.get(vm_of(asked.name), ())
     changed = None if asked.changed is None else [Extent(offset, length) for offset, length in asked.changed]
+    if known and known[-1].repository != name:
+        changed = None  # they are since that one, and what is here is older
     raw = RawDisk(asked.source, asked.name, changed)
 
     async def body(watch: Watch) -> Mapping[str, Any]:
         begin, advance = _steps(watch)
         if is_nbd(asked.source):
-            point = await back_up_nbd(parts.repository, raw, parts.now(), begin, advance)
+            point = await back_up_nbd(repository, raw, parts.now(), begin, advance)
         else:
             stop = threading.Event()
 
@@ -118,9 +123,10 @@ def back_up_disk(parts: Parts, asked: BackUpDisk) -> Body:
                 advance(done)
 
             def work() -> RestorePoint:
-                return back_up_file(parts.repository, raw, parts.now(), begin, step)
+                return back_up_file(repository, raw, parts.now(), begin, step)
 
             point = await interruptible(parts.threads.long, stop, work)
+        point = replace(point, repository=name)
         parts.world.set_points(point.vm, [*parts.world.points.get(point.vm, ()), point])
         return point_row(point)
 

@@ -72,6 +72,8 @@ class Repositories:
 
     def home(self, point: PointId) -> Repository:
         """Where a restore point is; the engine's own when nowhere, whose errors then tell so."""
+        if not self.more:
+            return self.first
         for _, repository in self.each():
             if point in repository.point_ids() or point in repository.marks.lost():
                 return repository

@@ -10,7 +10,7 @@ from connectors.disks import Extent
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import say, show_json
 from engine.cli.progress import Progress, progress
-from engine.cli.reach import reach, utc_now
+from engine.cli.reach import place_named, reach, utc_now
 from engine.client import Engine
 from engine.extentlist import read_extents
 from engine.failures import BadInput
@@ -47,7 +47,7 @@ def disk_backup(
     vm_of(name)
     extents = read_extents(changed) if changed is not None else None
     with reach(repo, config, passphrase_file, command="disk backup") as place, progress(quiet=json) as bar:
-        row = _ask(place, source, name, extents, bar) if isinstance(place, Engine) else None
+        row = _ask(place, source, name, extents, bar, place_named(repo)) if isinstance(place, Engine) else None
         if row is None and isinstance(place, Repository):
             row = point_row(_read(place, RawDisk(source, name, extents), bar))
     if row is None:
@@ -69,10 +69,12 @@ def _read(repository: Repository, raw: RawDisk, bar: Progress) -> RestorePoint:
     return asyncio.run(back_up_nbd(repository, raw, utc_now(), bar.begin, bar.advance))
 
 
-def _ask(engine: Engine, source: str, name: str, extents: list[Extent] | None, bar: Progress) -> dict[str, Any]:
+def _ask(
+    engine: Engine, source: str, name: str, extents: list[Extent] | None, bar: Progress, repository: str
+) -> dict[str, Any]:
     from engine.cli.tasks import follow
     from engine.commands import BackUpDisk
 
     where = source if is_nbd(source) else str(Path(source).absolute())
     pairs = None if extents is None else tuple((extent.offset, extent.length) for extent in extents)
-    return dict(follow(engine, BackUpDisk(where, name, pairs), bar))
+    return dict(follow(engine, BackUpDisk(where, name, pairs, repository), bar))

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.cli.options import Config, Json, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json, show_table
-from engine.cli.reach import place_named, reach, same_place
+from engine.cli.reach import further_named, reach
 from engine.client import Engine
 from engine.keptvm import shown, summary_of
 from engine.plain import plain, point_row
@@ -70,15 +70,9 @@ def points(
 def _rows(place: Repository | Engine, vm: str | None, repo: str | None) -> list[dict[str, Any]]:
     if isinstance(place, Engine):
         rows = list(place.get("/v1/points", {"vm": vm}))
-        return rows if repo is None else in_one(rows, place, place_named(repo))
+        name = further_named(place, repo)
+        return rows if repo is None else [row for row in rows if row.get("repository", "") == name]
     return [point_row(point) for point in place.points() if vm is None or vm in (point.vm_name, point.vm)]
-
-
-def in_one(rows: list[dict[str, Any]], engine: Engine, named: str) -> list[dict[str, Any]]:
-    """Those in the repository that was named, of an engine that has several."""
-    further = engine.get("/v1/status").get("repositories", ())
-    name = next((one["name"] for one in further if same_place(one["location"], named)), "")
-    return [row for row in rows if not further or row["repository"] == name]
 
 
 def _details(place: Repository | Engine, reference: str) -> Mapping[str, Any]:

@@ -112,6 +112,14 @@ def place_named(repo: str | None) -> str:
     return str(place.absolute() if isinstance(place, Path) else place)
 
 
+def further_named(engine: Engine, repo: str | None) -> str:
+    """The name of the further repository of an engine that a command names; "" for the engine's own."""
+    if repo is None:
+        return ""
+    further = engine.get("/v1/status").get("repositories", ())
+    return next((one["name"] for one in further if same_place(one["location"], place_named(repo))), "")
+
+
 def same_place(one: str, other: str) -> bool:
     """Whether two texts name one repository."""
     there = [place.rstrip("/") if "://" in place else os.path.realpath(place) for place in (one, other)]

@@ -11,7 +11,7 @@ import duckdb
 
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import say, show, show_json, show_table
-from engine.cli.reach import configured_state_dir, reach
+from engine.cli.reach import configured_state_dir, further_named, reach
 from engine.client import Engine
 from engine.commands import QueryAnswer, QueryLimits
 from engine.failures import BadInput, Exit
@@ -51,6 +51,8 @@ def sql(
     if not 1 <= rows <= 10_000_000 or not 0 < seconds <= 86_400:
         raise BadInput("a limit is not possible", where="--rows, --seconds", hint="at least 1 row and some time")
     with reach(repo, config, passphrase_file, command="sql") as place:
+        if isinstance(place, Engine) and further_named(place, repo):
+            raise BadInput("a running engine answers for its own repository alone", where="--repo")
         if query is None:
             _show_views(_columns(place, repo, config), json)
             return Exit.DONE

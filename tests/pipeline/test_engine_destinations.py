@@ -8,9 +8,9 @@ from typing import cast
 import pytest
 
 from engine import further, overview, second_copies, upkeep
-from engine.cli.points import in_one
+from engine.cli.reach import further_named
 from engine.client import Engine
-from engine.commands import BackUpVm, Reclaim, RestoreToFile, Verify
+from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, Verify
 from engine.failures import BadInput
 from engine.startup import take_up
 from policies.facts import RestorePoint
@@ -307,12 +307,22 @@ async def test_a_repository_that_stops_answering_loses_nothing_and_stops_no_rete
         assert of(engine, "db") == before[1:]
 
 
-def test_a_command_that_names_a_repository_of_an_engine_lists_that_one(tmp_path: Path) -> None:
+def test_a_command_finds_the_repository_of_an_engine_that_it_names(tmp_path: Path) -> None:
     class Answers:
         def get(self, path: str, query: object = None) -> object:
             return {"repositories": [{"name": "archive", "location": str(tmp_path / "archive")}]}
 
-    rows = [{"id": "p1", "repository": ""}, {"id": "p2", "repository": "archive"}]
     (tmp_path / "link").symlink_to(tmp_path / "archive")
-    for named, id in (("archive", "p2"), ("link", "p2"), ("repo", "p1")):
-        assert [one["id"] for one in in_one(rows, cast(Engine, Answers()), str(tmp_path / named))] == [id]
+    for named, name in (("archive", "archive"), ("link", "archive"), ("repo", "")):
+        assert further_named(cast(Engine, Answers()), str(tmp_path / named)) == name
+    assert further_named(cast(Engine, Answers()), None) == ""
+
+
+async def test_a_disk_of_no_vcenter_goes_where_the_command_says(tmp_path: Path, hypervisor: HypervisorInMemory) -> None:
+    async with running(tmp_path, hypervisor, configure(tmp_path, POLICIES, more=SECTION)) as engine:
+        (tmp_path / "raw").write_bytes(bytes(range(256)) * 4096)
+        for place, name in (("", ""), (str(tmp_path / "archive"), "archive")):
+            asked = BackUpDisk(str(tmp_path / "raw"), "disk", ((0, 4096),), place)
+            done = await engine.finished(await engine.control.submit(asked, "test"))
+            assert (done["state"], done["repository"]) == ("done", name)
+            assert done["read_bytes"] == 1 << 20, "what changed since another repository's restore point is not enough"
