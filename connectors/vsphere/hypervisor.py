@@ -91,7 +91,7 @@ class VCenter:
     async def predictions(self, vms: Sequence[Vm]) -> Mapping[tuple[str, int], transport.Prediction]:
         """By (moRef, disk key): the transport that a backup of the disk would use now. Changes nothing."""
         settings = self.settings.transports
-        means = await transport.survey(self.session, settings)
+        means = await transport.survey(self.session, settings, vms)
         return {
             (vm.address.moref, disk.key): transport.predict(means, vm, disk, settings.order)
             for vm in vms

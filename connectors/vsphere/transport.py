@@ -40,12 +40,13 @@ log = logging.getLogger(__name__)
 class Means:
     """What this engine has at hand: a proxy or the reason for none, and why NBD cannot be used, if it cannot.
 
-    `kinds` are the types of datastores, by (datacenter, name).
+    `kinds` are the types of datastores, by (datacenter, name); `encrypted` the moRefs of encrypted VMs.
     """
 
     proxy: Proxy | str
     nbd_refusal: str
     kinds: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    encrypted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,16 @@ class Prediction:
     fallbacks: tuple[Fallback, ...]
 
 
-async def survey(session: Session, settings: TransportSettings) -> Means:
-    """What there is to reach disks with. Changes nothing."""
+async def survey(session: Session, settings: TransportSettings, vms: Sequence[Vm] = ()) -> Means:
+    """What there is to reach the disks of these VMs with. Changes nothing."""
     proxy = await proxy_or_reason(session, settings) if HOT_ADD in settings.order else "hot-add is not configured"
     kinds = await datastore_kinds(session) if HTTPS in settings.order else {}
-    return Means(proxy, vddk.refusal(settings), kinds)
+    encrypted: frozenset[str] = frozenset()
+    if isinstance(proxy, Proxy) and not proxy.encrypted:
+        managed = [session.managed(vim.VirtualMachine, vm.address.moref) for vm in vms]
+        keys = await session.read(managed, vim.VirtualMachine, ["config.keyId"])
+        encrypted = frozenset(moref for moref, told in keys.items() if "config.keyId" in told)
+    return Means(proxy, vddk.refusal(settings), kinds, encrypted)
 
 
 def predict(means: Means, vm: Vm, disk: Disk, order: Sequence[str]) -> Prediction:
@@ -85,7 +91,8 @@ def _why_not(means: Means, vm: Vm, disk: Disk, name: str) -> str:
         return _unknown(name)
     if isinstance(means.proxy, str):
         return means.proxy
-    return refusal(means.proxy, vm_moref=vm.address.moref, datacenter=vm.datacenter, encrypted=False, disk=disk)
+    encrypted = vm.address.moref in means.encrypted
+    return refusal(means.proxy, vm_moref=vm.address.moref, datacenter=vm.datacenter, encrypted=encrypted, disk=disk)
 
 
 @asynccontextmanager

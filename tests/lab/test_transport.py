@@ -28,7 +28,7 @@ from tests.lab.reaching import (
     snapshotted,
     transport_settings,
 )
-from tests.lab.vcenter import Lab
+from tests.lab.vcenter import Lab, Machine
 
 FreshLab = Callable[..., Lab]
 PROXY = "app-02"
@@ -153,11 +153,19 @@ async def test_a_failure_while_reading_is_not_taken_for_a_failed_transport(fresh
 
 
 async def test_a_forecast_agrees_with_what_is_then_done(fresh_lab: FreshLab, tmp_path: Path) -> None:
-    lab = fresh_lab(vms=3, disk_bytes=4 * MIB)
+    secret = Machine(name="secret", disks=(4 * MIB,), encrypted=True)
+    lab = fresh_lab(vms=3, disk_bytes=4 * MIB, extra=[secret])
     settings = transport_settings(lab, tmp_path, proxy=PROXY)
     async with connected(lab, settings) as vcenter:
-        means = await transport.survey(vcenter.session, settings)
-        for vm in await vcenter.inventory():
+        vms = await vcenter.inventory()
+        means = await transport.survey(vcenter.session, settings, vms)
+        assert (
+            "is encrypted and the proxy"
+            in transport.predict(means, next(vm for vm in vms if vm.name == "secret"), vms[0].disks[0], ("hotadd",))
+            .fallbacks[0]
+            .reason
+        )
+        for vm in vms:
             async with snapshotted(vcenter, lab, vm.name) as snapshot:
                 for disk in snapshot.disks:
                     forecast = transport.predict(means, vm, disk.disk, settings.order)
