@@ -104,6 +104,8 @@ class Connections:
             keep = got == view.nbytes and answer.isclosed()
             return got, size
         except (OSError, HTTPException):
+            # What else is idle is as old, and may be as dead.
+            self.close()
             return got, -1
         finally:
             self._give_back(connection, keep=keep)
@@ -153,7 +155,8 @@ class FolderReader:
             try:
                 got, size = self._connections.get(self._file, offset + done, view[done:])
             except ConnectorError as exc:
-                raise ReadFailed(f"reading at offset {offset + done}: {exc.what}", where=self._file.name) from exc
+                what = f"reading at offset {offset + done}: {exc.what}"
+                raise ReadFailed(what, where=self._file.name, hint=exc.hint) from exc
             if size not in (-1, self.capacity_bytes):
                 raise ReadFailed(
                     f"the file has {size} bytes now, the disk {self.capacity_bytes}", where=self._file.name
