@@ -9,6 +9,7 @@ from typing import Any
 
 from connectors.hypervisor import Identity, RestoreTarget
 from engine.commands import RestoreDisk, RestoreInPlace, RestoreToVm
+from engine.doubts import distrust_disks
 from engine.failures import BadInput, Declined
 from engine.overwrite import IN_PLACE, OVER_DISK, Overwrite, Pair, checked, matched, overwrite, restore_beside
 from engine.parts import Parts
@@ -155,8 +156,7 @@ async def _overwritten(
 
     async def distrusted() -> None:
         reason = f"it was restored to {detail.id}"
-        await settled(parts.threads.state, parts.state.distrust, vm.id, reason, "", parts.now())
-        parts.metrics.tracking_distrusted("restored")
+        await distrust_disks(parts.threads, parts.state, parts.metrics, vm.id, "restored", reason, parts.now())
 
     run = parts.mint_run()
     with parts.crew.alive(run):

@@ -145,6 +145,9 @@ async def test_without_safety_nothing_that_was_never_backed_up_is_given_up_unask
         first = await backed_up(engine, "web-01")
         await asyncio.to_thread(lambda: lab.write_random_grains("web-01", 0, share=0.02, seed=1))
         await asyncio.to_thread(lab.power_off, "web-01")
+        count = engine.parts.metrics.registry.get_sample_value
+        hard = ("backstay_tracking_distrusted_total", {"reason": "powered_off"})
+        await engine.until(lambda: count(*hard) == 1)  # the backup that follows settles what the event doubts
         asked = RestoreInPlace(first["id"], yes=True, safety=False)
         report = await restored(engine, asked)
         assert report["exit"] == int(Exit.REFUSED)
