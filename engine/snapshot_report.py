@@ -98,13 +98,27 @@ def _blocking(parts: Parts, vcenter: str) -> dict[str, str]:
     return {name: sentence for name, sentence in full.items() if name in wanted}
 
 
+def full_datastores(parts: Parts) -> dict[str, str]:
+    """Datastores of protected VMs on which no snapshot is begun, each with why."""
+    return {
+        f"{name} of {parts.names[vcenter]}": f"{parts.names[vcenter]}: {why}"
+        for vcenter in parts.hypervisors
+        for name, why in _blocking(parts, vcenter).items()
+    }
+
+
+def to_consolidate(parts: Parts) -> list[tuple[Vm, str]]:
+    """VMs that need consolidation, whoever caused it, by name, each with the sentence."""
+    vms = sorted((vm for vm in parts.world.vms.values() if vm.consolidation_needed), key=lambda vm: vm.name)
+    return [(vm, f"{parts.names.get(vm.address.vcenter, vm.address.vcenter)}: {_needs(parts, vm)}") for vm in vms]
+
+
 def problems(parts: Parts) -> list[str]:
     """What a person should look at, each in a sentence."""
-    found: list[str] = []
+    found = [f"{why}, so backups of VMs there wait" for why in full_datastores(parts).values()]
+    found += [sentence for _, sentence in to_consolidate(parts)]
     for vcenter, name in parts.names.items():
         vms = sorted((vm for vm in parts.world.vms.values() if vm.address.vcenter == vcenter), key=lambda vm: vm.name)
-        found += [f"{name}: {why}, so backups of VMs there wait" for why in _blocking(parts, vcenter).values()]
-        found += [f"{name}: {_needs(parts, vm)}" for vm in vms if vm.consolidation_needed]
         found += [
             f"{name}: snapshot {one} on {vm.name} was made by another engine that is called {parts.config.name} too;"
             " give each engine a name of its own"

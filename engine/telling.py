@@ -37,6 +37,8 @@ class Topic(StrEnum):
     OVERLOAD = "overload"
     VCENTER_AWAY = "vcenter_away"
     REPOSITORY_AWAY = "repository_away"
+    DATASTORE_FULL = "datastore_full"
+    CONSOLIDATION = "consolidation"
     RETENTION_REFUSED = "retention_refused"
     POLICY_CHANGE = "policy_change"
     POLICY_FILES = "policy_files"
@@ -50,6 +52,8 @@ _WORDS = {
     Topic.OVERLOAD: "overload",
     Topic.VCENTER_AWAY: "vCenter away",
     Topic.REPOSITORY_AWAY: "repository away",
+    Topic.DATASTORE_FULL: "full datastore",
+    Topic.CONSOLIDATION: "needed consolidation",
     Topic.RETENTION_REFUSED: "refused retention",
     Topic.POLICY_CHANGE: "policy change waiting",
     Topic.POLICY_FILES: "broken policy files",

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from datetime import datetime
 
+from engine import snapshot_report
 from engine.parts import Parts
 from engine.telling import OF_A_VM, Known, Topic, Trouble
 from metrics.labels import VerifyState
@@ -142,6 +143,18 @@ def _of_the_engine(parts: Parts, targets: tuple[str, ...]) -> Iterator[Trouble]:
             f"repository {name} is away: {why}",
             f"repository {name} is back",
             targets,
+        )
+    for place, why in snapshot_report.full_datastores(parts).items():
+        yield Trouble(
+            f"datastore:{place}",
+            Topic.DATASTORE_FULL,
+            f"{why}, so backups of VMs there wait",
+            f"datastore {place} has room for snapshots again",
+            targets,
+        )
+    for vm, why in snapshot_report.to_consolidate(parts):
+        yield Trouble(
+            f"consolidation:{vm.id}", Topic.CONSOLIDATION, why, f"{vm.name} needs no consolidation any more", targets
         )
     if parts.retention_refused:
         yield Trouble(

@@ -168,6 +168,28 @@ async def test_what_belongs_to_no_policy_is_told_to_who_is_told_of_the_engine(
         assert "over policy_files the policy files can be used again" in told(ops)
 
 
+async def test_full_datastores_and_vms_to_be_consolidated_are_told_until_they_are_not(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.upkeep.DATASTORES_SECONDS", 0.05)
+    vm = hypervisor.add("web")
+    async with webhook() as ops, running(tmp_path, hypervisor, config_of(tmp_path, ops=ops)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        hypervisor.free["ds-1"] = 1 << 30
+        hypervisor.set(vm, consolidation_needed=True)
+        await engine.until(lambda: len(told(ops)) == 2)
+        full, merge = sorted(told(ops), reverse=True)
+        assert full.startswith("began datastore_full lab: datastore ds-1 has 1 GiB free")
+        assert merge.startswith("began consolidation lab: web needs consolidation")
+        hypervisor.free["ds-1"] = 1 << 39
+        hypervisor.set(vm, consolidation_needed=False)
+        await engine.until(lambda: len(told(ops)) == 4)
+        assert sorted(told(ops)[2:]) == [
+            "over consolidation web needs no consolidation any more",
+            "over datastore_full datastore ds-1 of lab has room for snapshots again",
+        ]
+
+
 async def test_a_target_that_is_away_disturbs_nothing_and_gets_its_notice_when_it_is_back(
     tmp_path: Path, hypervisor: HypervisorInMemory, caplog: pytest.LogCaptureFixture
 ) -> None:
