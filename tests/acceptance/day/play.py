@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from tests.acceptance.day.reckoning import Reckoning, proxy_of, reading, reckon
-from tests.acceptance.day.script import BIG, PROXY, STORES, machines, script
+from tests.acceptance.day.script import APART, PROXY, STORES, machines, script
 from tests.acceptance.day.world import World, say
 from tests.acceptance.engine_process import engine_for
 from tests.lab.vcenter import start_lab
@@ -33,8 +33,13 @@ cooldown = "3s"
 
 [policy.network]
 priority = 5
-select.any = ["name:app-*", "name:big-far", "name:new-*"]
+select.any = ["name:app-*", "name:big-far", "name:db-held", "name:new-*"]
 transports = ["nbd"]
+
+[policy.web]
+priority = 5
+select.all = ["name:web-*"]
+on_migrate = "requeue"
 
 [policy.databases]
 priority = 10
@@ -67,7 +72,7 @@ def play(directory: Path, *, seed: int, vms: int, seconds: float) -> Reckoning:
     with start_lab(
         directory / "lab", vms=0, hosts=3, datastores=STORES, extra=(*machines(vms), PROXY),
     ) as lab:  # fmt: skip
-        for machine in BIG.values():
+        for machine in APART:
             lab.write_random_grains(machine.name, 0, share=0.8, seed=seed)
         with reading() as reader:
             facts = lab.facts()

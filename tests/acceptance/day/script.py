@@ -23,6 +23,11 @@ BIG = {
     "nbd": Machine(name="big-far", disks=(BIG_BYTES,), datastore=STORES[1], tracking=True, host=1),
 }
 """What moves while it is read, by the transport that the policies choose for it."""
+HELD = Machine(name="db-held", disks=(BIG_BYTES,), datastore=STORES[1], tracking=True, host=2)
+"""What nobody can move while it is read, by NBD: an engine that dies then leaves it so."""
+
+APART = (*BIG.values(), HELD)
+"""VMs that stay what they are but for such moves and deaths."""
 
 MOVES = ("migrate", "drs_move", "relocate")
 
@@ -67,7 +72,7 @@ MANNERS: tuple[Mapping[str, int | str], ...] = (
 """How the lab's vCenter behaves from then on, each as some real one does."""
 
 DEATHS = (
-    "at once", "nbd", "hotadd", "pack.sealed:2", "commit.packs_sealed:2", "commit.manifest_written:2",
+    "at once", "nbd", "hotadd", "held", "pack.sealed:2", "commit.packs_sealed:2", "commit.manifest_written:2",
     "commit.catalog_written",
 )  # fmt: skip
 """How the engine is killed: from outside, while it reads a disk by a transport, or at a failpoint of its next life."""
@@ -87,18 +92,18 @@ class Step:
 
 
 def machines(vms: int) -> list[Machine]:
-    """The VMs of the morning, the proxy not among them."""
+    """The VMs of the morning, four at least, the proxy not among them."""
     small = company(
-        max(1, vms - len(BIG)), disks=None, size=DISK_BYTES, hosts=3, clusters=1, datastores=STORES, tracking=True,
+        max(1, vms - len(APART)), disks=None, size=DISK_BYTES, hosts=3, clusters=1, datastores=STORES, tracking=True,
         tools=True, content=True,
     )  # fmt: skip
-    return [*small, *BIG.values()][: max(3, vms)]
+    return [*small, *APART]
 
 
 def script(seed: int, vms: int, seconds: float) -> tuple[Step, ...]:
     """The day. At least one kill, one lost session, and one move while a disk is read for each transport."""
     chance = Random(f"day {seed} {vms}")
-    day = _Day(chance, [machine.name for machine in machines(vms) if machine not in BIG.values()])
+    day = _Day(chance, [machine.name for machine in machines(vms) if machine not in APART])
     steps = [_one_of(day, at) for at in sorted(chance.uniform(0, seconds) for _ in range(round(2.5 * vms)))]
     steps += [after for step in steps for after in _of_a_snapshot(chance, step, seconds)]
     steps += _lost_and_faulty(chance, seconds)
@@ -227,7 +232,8 @@ def _lives(chance: Random, seconds: float) -> list[Step]:
         begin = (n + 0.25) / count * seconds
         at = begin + chance.uniform(0, 0.3) * seconds / count
         stops = n > 0 and chance.random() < 0.15
-        steps.append(Step(at, "stop") if stops else Step(at, "kill", more={"how": chance.choice(DEATHS)}))
+        how = chance.choice(DEATHS) if n else "held"
+        steps.append(Step(at, "stop") if stops else Step(at, "kill", more={"how": how}))
         steps.append(Step(at + chance.uniform(0.3, 1.5), "start"))
     return steps
 

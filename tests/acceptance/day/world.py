@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pyVmomi import vim, vmodl
 
 from engine.commands import BackUpVm
 from engine.failures import NotReachable, RemoteFailure
-from tests.acceptance.day.script import BIG, PROXY, STORES, Step
+from tests.acceptance.day.script import BIG, HELD, PROXY, STORES, Step
 from tests.acceptance.engine_process import EngineProcess
 from tests.lab.vcenter import MIB, Lab
 
@@ -199,7 +200,7 @@ class World:
         match how:
             case "at once":
                 pass
-            case "nbd" | "hotadd":
+            case "nbd" | "hotadd" | "held":
                 if not self._dies_reading(how):
                     say(f"          {NOT_MET}")
             case failpoint:
@@ -210,9 +211,9 @@ class World:
                     say(f"          {NOT_MET}")
         self._sigkill()
 
-    def _dies_reading(self, transport: str) -> bool:
-        """Whether a disk is being read by this transport, so that SIGKILL finds it open."""
-        vm = BIG[transport].name
+    def _dies_reading(self, how: str) -> bool:
+        """SIGKILL with a disk open, hot-added or slowly read by NBD; whether it came to that."""
+        vm = HELD.name if how == "held" else BIG[how].name
         with self.lab.nbd_fault(delay_ms=300):
             try:
                 self._ask(vm)
@@ -220,8 +221,8 @@ class World:
                 return False
             assert self.engine.process is not None
             pid = self.engine.process.pid
-            opened = {"hotadd": lambda: self._has_open(pid, vm), "nbd": lambda: self._is_half_read(vm)}
-            if not self._meets(opened[transport]):
+            is_open = partial(self._has_open, pid, vm) if how == "hotadd" else partial(self._is_half_read, vm)
+            if not self._meets(is_open, seconds=WAIT_FOR_READING):
                 return False
             self._sigkill()
             return True
