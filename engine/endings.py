@@ -103,16 +103,9 @@ async def judge(crew: Crew, job: Job, error: Exception, began: datetime) -> Fail
         run = old
     if not (retry or stands(job)):
         crew.world.forget_keys(job.id)  # a schedule that had joined it asks again
-    absorbed = None
-    if retry:
-        after, absorbed = _back_in_line(crew, after)
-        retry = after.not_before
-    else:
-        crew.world.set_job(after)
+    crew.world.set_job(after)
     crew.world.set_run(run)
     await crew.remember(crew.state.settle, after, now=now, run=run)
-    if absorbed is not None:
-        await crew.remember(crew.state.save_job, absorbed)
     if job.kind is JobKind.BACKUP:
         _count_without_point(crew, job, "failed", began)
         (crew.set_aside.add if after.state is JobState.QUARANTINED else crew.set_aside.discard)(job.vm)
