@@ -19,8 +19,9 @@ from engine.failures import BadInput
 from engine.jobqueue import JobQueue
 from engine.jobs import Abandoned, Job, JobId, Outcome, RunId
 from engine.maintenance import Sweep, sweep
+from engine.ports import Hypervisor
 from engine.repositories import Repositories
-from engine.restore_journal import Restoring, unfinished
+from engine.restore_journal import Journal, Restoring, unfinished
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import World
@@ -63,6 +64,7 @@ class Crew:
     _others: set[RunId] = field(default_factory=set)
     _restoring: set[tuple[str, str]] = field(default_factory=set)
     _unfinished: tuple[Restoring, ...] = ()
+    _state_dir: Path | None = None
     _listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _followers: dict[JobId, asyncio.Future[Outcome]] = field(default_factory=dict)
     _stands_for: dict[JobId, JobId] = field(default_factory=dict)
@@ -75,7 +77,18 @@ class Crew:
 
     def remember_unfinished(self, state_dir: Path) -> None:
         """Learn which VMs are half restored from the journals of restores. Blocking."""
+        self._state_dir = state_dir
         self._unfinished = tuple(unfinished(state_dir))
+
+    async def forget_given_up(self, vm: Vm, hypervisor: Hypervisor) -> None:
+        """A VM that carries no mark of a restore any more was reverted, or made whole by hand: it waits for nothing."""
+        address = vm.address
+        left = [one for one in self.half_restored if (one.vcenter, one.moref) == (address.vcenter, address.moref)]
+        if left and self._state_dir is not None and not await hypervisor.half_restored(address):
+            for one in left:
+                log.info("a restore was given up", extra={"vm": one.name, "point": one.point})
+                await settled(self.threads.long, Journal(self._state_dir, one).finish)
+            await settled(self.threads.long, self.remember_unfinished, self._state_dir)
 
     @property
     def half_restored(self) -> list[Restoring]:

@@ -16,7 +16,7 @@ from engine.pauses import unhurried
 from engine.threads import settled
 from metrics.labels import CoverageState, RepositoryState, VmCoverage
 from policies.decision import BackUp
-from policies.facts import Vm, VmId
+from policies.facts import Address, Vm, VmId
 from policies.naming import unknown_destinations, unknown_targets
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, left_out, protection, refusal_of
@@ -134,6 +134,7 @@ def problems(parts: Parts) -> list[str]:
     found += [
         f"{one.name} is half restored from {one.point}: do not power it on, run the same restore again"
         for one in parts.crew.half_restored
+        if not parts.world.inventory_known or Address(one.vcenter, one.moref) in parts.world.standing_in(one.vcenter)
     ]
     found += unknown_targets(parts.rulebook.in_force, parts.config.notify).values()
     found += [f"notices to {name} wait: {box.trouble}" for name, box in parts.outboxes.items() if box.trouble]

@@ -142,6 +142,10 @@ class Hypervisor(Protocol):
         """Everything is written: take the marks and, unless it is to be kept, the snapshot for safety away."""
         ...
 
+    async def half_restored(self, address: Address) -> bool:
+        """Whether the VM carries the mark of a restore of this engine that is not over."""
+        ...
+
     async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
         """Give a VM one more, empty disk; its device key."""
         ...

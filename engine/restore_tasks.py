@@ -150,7 +150,6 @@ async def _overwritten(
     hypervisor: Hypervisor,
     watch: Watch,
 ) -> Mapping[str, Any]:
-    home = await settled(parts.threads.repository, parts.repositories.home, detail.id)
     advance = started(watch, f"{detail.id} to {vm.name}", detail)
     reasons = await settled(parts.threads.state, parts.state.distrust_of, vm.id)
 

@@ -77,6 +77,7 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     vm = sighting.vm
     if vm.id != job.vm:
         return await abandon(crew, job, "another VM stands in its place now")
+    await crew.forget_given_up(vm, means.hypervisor)
     if crew.is_restoring(vm):
         return await postpone(crew, job, "the VM is being restored")
     dropped = still_due(job, vm, crew.policies(), crew.world.facts(crew.now()))

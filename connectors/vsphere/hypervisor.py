@@ -217,6 +217,10 @@ class VCenter:
         removal = self.settings.snapshots.removal
         await overwriting.hand_back(self.session, vm.address.moref, removal, safety=vm.safety, keep_safety=keep_safety)
 
+    async def half_restored(self, address: Address) -> bool:
+        """Whether the VM carries the mark of a restore of this engine that is not over."""
+        return await overwriting.half_restored(self.session, address.moref)
+
     async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
         """Give a VM one more, empty disk; its device key."""
         return await overwriting.add_empty_disk(self.session, address.moref, capacity_bytes, datastore, thin=thin)

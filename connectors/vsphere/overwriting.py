@@ -119,6 +119,13 @@ async def hand_back(session: Session, moref: str, settings: RemovalSettings, *, 
     await consolidate(session, vm, settings)
 
 
+async def half_restored(session: Session, moref: str) -> bool:
+    """Whether the VM carries the mark of a restore of this engine that is not over."""
+    told = await session.properties(session.managed(vim.VirtualMachine, moref), ["config.extraConfig"])
+    mark = read_mark(told.get("config.extraConfig") or ())
+    return mark is not None and mark.engine == session.settings.engine_id
+
+
 async def add_empty_disk(session: Session, moref: str, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
     """Give the VM one more disk, on its first SCSI, NVMe or SATA controller with room; its device key."""
     vm = session.managed(vim.VirtualMachine, moref)

@@ -17,6 +17,7 @@ import pytest
 
 from connectors.vsphere.restore_marks import KEY
 from engine.restore_journal import unfinished
+from policies.facts import Address
 from tests.lab.restoring import kept_point
 from tests.lab.restoring_run import STRIDE_BYTES, connect, restore
 from tests.lab.test_provision import told
@@ -115,6 +116,7 @@ async def test_a_restore_in_place_that_is_killed_can_be_undone_or_go_on_and_no_j
     vcenter = await connect(facts)
     try:
         assert await vcenter.leftovers(lambda run: False) == []
+        assert await vcenter.half_restored(Address(vcenter.vcenter, half.moref))
     finally:
         await vcenter.aclose()
     done = await restore({**over, "run": "r2"})
@@ -126,6 +128,7 @@ async def test_a_restore_in_place_that_is_killed_can_be_undone_or_go_on_and_no_j
     assert whole.snapshots == ()
     assert filecmp.cmp(image, whole.disks[0].flat, shallow=False)
     assert told(lab, "web-01").annotation == "the books"
+    assert not [o for o in told(lab, "web-01").extraConfig if o.key == KEY]
 
 
 async def switched_on(lab: Lab, facts: dict[str, Any]) -> str:

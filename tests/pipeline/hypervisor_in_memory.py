@@ -120,7 +120,7 @@ class HypervisorInMemory:
         self.asked_to_quiesce = USUAL_QUIESCING
         self.slow_snapshot = ""
         self.achieves: tuple[Consistency, str] | None = None
-        self.half_restored: dict[Address, tuple[str, str]] = {}
+        self.half_restored_vms: dict[Address, tuple[str, str]] = {}
         self.free: dict[str, int] = {}
         """Free bytes of datastores of 1 TiB; half of it where nothing is said."""
         self.fail_space: ConnectorError | None = None
@@ -401,16 +401,16 @@ class HypervisorInMemory:
 
     async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
         self.asked_to_make = target.disks
-        for address, (name, point) in self.half_restored.items():
+        for address, (name, point) in self.half_restored_vms.items():
             if name == target.name and point == target.point:
                 made = self.guests[address].vm
                 return CreatedVm(address, name, made.disks, resumed=True, version=made.change_version)
         vm = self.add(target.name, disks=len(target.disks) or 1, data=b"")
-        self.half_restored[vm.address] = (target.name, target.point)
+        self.half_restored_vms[vm.address] = (target.name, target.point)
         return CreatedVm(vm.address, vm.name, vm.disks, identity="UUIDs and MAC addresses of its own")
 
     async def finish_vm(self, vm: CreatedVm) -> None:
-        self.half_restored.pop(vm.address, None)
+        self.half_restored_vms.pop(vm.address, None)
 
     async def power_off(self, address: Address) -> None:
         self.set(self.guests[address].vm, power=PowerState.OFF)
@@ -425,8 +425,8 @@ class HypervisorInMemory:
             raise Rejected("it is not powered off", where=vm.name)
         if vm.own_snapshots or vm.snapshots:
             raise Rejected("it has snapshots, above which nothing may be written", where=vm.name)
-        resumed = self.half_restored.get(address) == (vm.name, point)
-        self.half_restored[address] = (vm.name, point)
+        resumed = self.half_restored_vms.get(address) == (vm.name, point)
+        self.half_restored_vms[address] = (vm.name, point)
         by_key = {disk.key: disk for disk in vm.disks}
         kept = f"backstay-safety-{run}" if safety else ""
         self.log.append(f"take over {vm.name} {kept}".strip())
@@ -435,8 +435,11 @@ class HypervisorInMemory:
         return CreatedVm(address, vm.name, disks, resumed=resumed, version=version, found_version=version, safety=kept)
 
     async def hand_back(self, vm: CreatedVm, *, keep_safety: bool) -> None:
-        self.half_restored.pop(vm.address, None)
+        self.half_restored_vms.pop(vm.address, None)
         self.log.append(f"hand back {vm.name}")
+
+    async def half_restored(self, address: Address) -> bool:
+        return address in self.half_restored_vms
 
     async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
         guest = self.guests[address]

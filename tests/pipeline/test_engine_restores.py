@@ -33,6 +33,7 @@ async def test_a_half_restored_vm_is_told_of_and_not_backed_up_until_it_is_whole
     web, other = vcenter.add("web"), vcenter.add("db")
     config = configure(tmp_path, ON_REQUEST)
     half_restored(tmp_path, web.address.moref, "web")
+    vcenter.half_restored_vms[web.address] = ("web", "p1")
     async with running(tmp_path, vcenter, config) as engine:
         await engine.until(lambda: engine.parts.world.named("db"))
         health = await engine.control.health()
@@ -44,6 +45,11 @@ async def test_a_half_restored_vm_is_told_of_and_not_backed_up_until_it_is_whole
         assert report["state"] == "done"
         assert "snapshot web" not in vcenter.log
         await engine.control.cancel(waiting, "test")
+        # A person reverts it in vCenter: nothing is left to wait for.
+        vcenter.half_restored_vms.clear()
+        report = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        assert report["state"] == "done", report
+        assert (await engine.control.health())["problems"] == []
 
 
 async def test_a_restore_in_place_is_marked_distrusted_and_handed_back(tmp_path: Path) -> None:
