@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from engine.findings import Finding, exit_of, nbd
 from engine.headroom import Marks
 from engine.roles import roles
 from engine.sections import VCenter
+from policies.loading import load as load_policies
 from policies.units import counted
 
 WORDS = {"ok": "ok", "note": "note", "problem": "PROBLEM", "unreachable": "UNREACHABLE"}
@@ -72,15 +74,24 @@ async def _examined(config: Config, chosen: dict[str, VCenter]) -> list[Finding]
 
     found = await asyncio.to_thread(lambda: list(_local(config)))
     tools: NbdTools | None = None
-    if "nbd" in config.transport.order:
+    ways = _ways(config)
+    if "nbd" in ways:
         try:
             tools = await nbd_tools(config)
             found.append(nbd(tools))
         except FAMILIES as error:
             found.append(refused("", "nbdkit and VDDK", error))
     for name, vcenter in chosen.items():
-        found += await _vcenter(name, vcenter, config, tools)
+        found += await _vcenter(name, vcenter, config, tools, ways)
     return found
+
+
+def _ways(config: Config) -> tuple[str, ...]:
+    """The transports that the configuration or a policy names."""
+    named: list[str] = [*config.transport.order]
+    with suppress(*FAMILIES):  # what is wrong with policies is told as a finding of its own
+        named += [way for policy in load_policies(config.policies).policies for way in policy.transports]
+    return tuple(dict.fromkeys(named))
 
 
 def _local(config: Config) -> Iterator[Finding]:
@@ -98,7 +109,9 @@ def _local(config: Config) -> Iterator[Finding]:
             yield refused("", "bus", error)
 
 
-async def _vcenter(name: str, vcenter: VCenter, config: Config, tools: NbdTools | None) -> list[Finding]:
+async def _vcenter(
+    name: str, vcenter: VCenter, config: Config, tools: NbdTools | None, ways: tuple[str, ...]
+) -> list[Finding]:
     from engine.service import connect
 
     found = await asyncio.to_thread(lambda: list(certificate_finding(name, vcenter.host, vcenter.port)))
@@ -111,7 +124,7 @@ async def _vcenter(name: str, vcenter: VCenter, config: Config, tools: NbdTools 
             name,
             hypervisor,
             user=vcenter.user,
-            transports=config.transport.order,
+            transports=ways,
             marks=Marks(config.limits.datastore_free, config.limits.datastore_low),
             tools=tools,
             vddk=config.transport.plugin == ("vddk",),

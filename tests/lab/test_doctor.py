@@ -163,7 +163,8 @@ def test_what_would_not_work_is_a_problem_and_says_what_to_do(
 ) -> None:
     lab = fresh_lab(vms=2, disk_bytes=4 * MIB, content=False)
     lab.surroundings(datastore="fast-1", free_bytes=1 << 30)
-    config = written(lab, home, transport(lab, 'order = ["nbd"]', 'nbdkit = ["no-such-nbdkit"]'))
+    config = written(lab, home, transport(lab, 'order = ["hotadd"]\nhotadd = "never"', 'nbdkit = ["no-such-nbdkit"]'))
+    (home / "policies.d" / "a.toml").write_text("schema = 1\n[policy.a]\nselect.all = ['*']\ntransports = ['nbd']\n")
     found = examined(lab, config, expect=3)
     assert "no-such-nbdkit is not installed" in found["nbdkit and VDDK"][0]["said"]
     assert "Fedora, RHEL and Ubuntu" in found["nbdkit and VDDK"][0]["do"]
