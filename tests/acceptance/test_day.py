@@ -8,7 +8,7 @@ from tests.acceptance.day.play import play
 from tests.acceptance.day.script import BIG, script
 
 VMS = 12
-SECONDS = 12.0
+SECONDS = 8.0
 SEED = 3
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tests.lab.machines import MIB, Machine, company
 
 DISK_BYTES = 16 * MIB
-BIG_BYTES = 64 * MIB
+BIG_BYTES = 32 * MIB
 STORES = ("fast-1", "bulk-1")
 
 PROXY = Machine(name="backstay-proxy", disks=(8 * MIB,), content=False, datastore=STORES[0])
