@@ -91,6 +91,8 @@ def _settings(policy: Policy) -> dict[Path, str]:
         said["consistency",] = "its consistency"
     if policy.transports:
         said["transports",] = "its transports"
+    if policy.destination:
+        said["destination",] = "where its restore points go"
     if policy.on_cbt_invalid is not None:
         said["on_cbt_invalid",] = "what a run does when change tracking is in doubt"
     if policy.tracking_sample is not None:
@@ -139,11 +141,17 @@ def _compete(first: Policy, second: Policy) -> bool:
     both_scheduled = first.timing.scheduled and second.timing.scheduled and first.timing != second.timing
     levels = (first.want, first.fallback) != (second.want, second.fallback) and first.want and second.want
     ways = first.transports and second.transports and first.transports != second.transports
-    return bool(both_scheduled or levels or ways)
+    return bool(both_scheduled or levels or ways or _part(first, second))
+
+
+def _part(first: Policy, second: Policy) -> bool:
+    return bool(first.destination and second.destination and first.destination != second.destination)
 
 
 def _overlap(advise: Advise, first: Policy, second: Policy, shared: str) -> Advice:
     what = f"has priority {first.priority} like policy {quoted(second.name)} on {shared}: the stricter values count"
+    if _part(first, second):
+        what += f", and of their destinations {quoted(first.destination)}, as {quoted(first.name)} comes first by name"
     return advise(("priority",), what, "write different priorities")
 
 

@@ -95,6 +95,7 @@ _SETTINGS: tuple[tuple[str, Callable[[Policy], str], str], ...] = (
     ("rpo", _when, "when"),
     ("consistency", _consistency, "the consistency"),
     ("transports", lambda policy: ", ".join(policy.transports), "the transports"),
+    ("destination", lambda policy: policy.destination, "where its restore points go"),
     ("on_cbt_invalid", lambda policy: policy.on_cbt_invalid or "", "what a run does without change tracking"),
     (
         "tracking_sample",

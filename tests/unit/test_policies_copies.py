@@ -205,3 +205,17 @@ def test_a_change_of_the_destination_is_told() -> None:
     assert [change.sentence for change in found.vms] == ["web-1: destination the first repository → archive"]
     assert not found.pending
     assert settings_of(protection(found.new, WEB))["destination"] == "archive"
+
+
+def test_a_destination_that_does_not_count_is_told() -> None:
+    high = 'priority = 9\nselect.all = ["*"]\ndestination = "vault"\nrpo = "8h"\nretention.keep_daily = 3\n'
+    text = GOLD.replace("rpo", 'destination = "archive"\nrpo')
+    found = policies(f"{text}[policy.high]\n{high}")
+    said = [one.what for one in lint(found, now=NOW)]
+    assert any("never decides where its restore points go" in what for what in said), said
+    assert "destination archive of gold does not count: high (priority 9) decides where its restore points go" in (
+        explain(found, WEB, known()).render()
+    )
+    (tie,) = [one.what for one in lint(policies(text + "[policy.high]\n" + high.replace("9", "0", 1)), now=NOW)
+              if "priority" in one.what]  # fmt: skip
+    assert tie.endswith('and of their destinations "archive", as "gold" comes first by name')
