@@ -131,7 +131,7 @@ def assemble(
         crew.began, crew.ended = announcer.began, announcer.ended
 
     def no_room(when: str) -> None:
-        metrics.no_room_for_snapshot(when)
+        metrics.standing.no_room(when)
 
     return Parts(
         config=config,

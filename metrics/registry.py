@@ -143,8 +143,7 @@ class Metrics:
             "1 for what is known of the server: does it write to disk before it acknowledges",
             state=tuple(Durability),
         )
-        # Snapshots in vCenter
-        self._snapshots = SnapshotMetrics(maker)
+        self.standing = SnapshotMetrics(maker)
         # Repositories
         self._size = gauge(
             "repository_size_bytes",
@@ -343,11 +342,7 @@ class Metrics:
 
     def snapshots(self, state: SnapshotState) -> None:
         """The snapshots of one vCenter as the inventory shows them now."""
-        self._snapshots.seen(state)
-
-    def no_room_for_snapshot(self, when: str) -> None:
-        """A run found no room on a datastore, "before" its snapshot or "during" it."""
-        self._snapshots.no_room(when)
+        self.standing.seen(state)
 
     def repository(self, state: RepositoryState) -> None:
         """One repository as it is now."""
