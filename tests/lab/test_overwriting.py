@@ -136,26 +136,33 @@ def vm_center(engine: Running) -> str:
     return next(iter(engine.parts.hypervisors))
 
 
-async def test_without_safety_nothing_that_was_never_backed_up_is_given_up_unasked(
+async def test_without_safety_nothing_that_was_never_backed_up_is_given_up_unasked_and_hot_add_writes(
     fresh_lab: FreshLab, tmp_path: Path
 ) -> None:
-    lab = fresh_lab(vms=1, tracking=True, disk_bytes=DISK_BYTES)
-    async with engine_of(config_for(lab, tmp_path / "engine", ON_REQUEST)) as engine:
+    lab = fresh_lab(vms=2, tracking=True, disk_bytes=DISK_BYTES)
+    config = config_for(lab, tmp_path / "engine", ON_REQUEST, order='hotadd", "nbd', proxy="app-02")
+    before = lab.vm("app-02").disks
+    async with engine_of(config) as engine:
         await known(engine, "web-01")
         first = await backed_up(engine, "web-01")
-        await asyncio.to_thread(lambda: lab.write_random_grains("web-01", 0, share=0.02, seed=1))
+        since = await asyncio.to_thread(lambda: lab.write_random_grains("web-01", 0, share=0.02, seed=1))
         await asyncio.to_thread(lab.power_off, "web-01")
-        count = engine.parts.metrics.registry.get_sample_value
-        hard = ("backstay_tracking_distrusted_total", {"reason": "powered_off"})
-        await engine.until(lambda: count(*hard) == 1)  # the backup that follows settles what the event doubts
         asked = RestoreInPlace(first["id"], yes=True, safety=False)
         report = await restored(engine, asked)
         assert report["exit"] == int(Exit.REFUSED)
         assert "this would be lost" in str(report["sentence"])
-        await backed_up(engine, "web-01")
-        report = await restored(engine, asked)
+        report = await restored(engine, RestoreInPlace(first["id"], yes=True, safety=False, discard=True))
         assert report["state"] == "done", report
         assert same(lab, "web-01", 0)
+        [disk] = report["disks"]
+        assert disk["transport"] == "hotadd"
+        assert disk["compared"] != "" or disk["written_bytes"] == len(grains(since)) * GRAIN
+        # Above a snapshot the disk is not attached.
+        report = await restored(engine, RestoreInPlace(first["id"], yes=True))
+        [disk] = report["disks"]
+        assert (disk["transport"], disk["fallbacks"][0][0]) == ("nbd", "hotadd")
+        assert disk["written_bytes"] == 0
+    assert lab.vm("app-02").disks == before
 
 
 async def test_a_disk_that_is_another_one_now_is_not_written_over(fresh_lab: FreshLab, tmp_path: Path) -> None:
