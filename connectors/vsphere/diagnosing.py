@@ -150,11 +150,21 @@ async def _gaps(session: Session, place: Place, entities: list[tuple[Any, str]],
     named = {managed._moId: name for managed, name in entities}
     for start in range(0, len(entities) if asked else 0, ENTITIES_PER_CALL):
         some = [managed for managed, _ in entities[start : start + ENTITIES_PER_CALL]]
-        for answer in await session.call(_ask, session, some, list(asked)):
+        for answer in await _answers(session, some, list(asked)):
             for one in answer.privAvailability or ():
                 if not one.isGranted:
                     lacking.setdefault(str(one.privId), []).append(named[answer.entity._moId])
     return [Gap(privilege, place, tuple(sorted(names)), len(entities)) for privilege, names in sorted(lacking.items())]
+
+
+async def _answers(session: Session, entities: list[Any], asked: list[str]) -> list[Any]:
+    """What vCenter says of these objects; those that went meanwhile are left out."""
+    try:
+        return await session.call(_ask, session, entities, asked)
+    except Gone:
+        if len(entities) == 1:
+            return []
+    return [answer for one in entities for answer in await _answers(session, [one], asked)]
 
 
 def _ask(session: Session, entities: list[Any], privileges: list[str]) -> list[Any]:

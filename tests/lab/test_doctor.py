@@ -138,14 +138,16 @@ def test_an_account_without_the_role_for_restores_is_a_note_and_what_only_adds_i
     lab: Lab, home: Path, examined: Examined
 ) -> None:
     kept = set(of_role("backup"))
-    denied = [one for one in of_role("restore") if one not in kept] + ["Global.DisableMethods"]
+    denied = [one for one in of_role("restore") if one not in kept] + ["Cryptographer.Access"]
     lab.surroundings(user=lab.user, denied=denied)
+    gone = {"Obj": {"Type": "VirtualMachine", "Value": "vm-1"}}  # while it was asked about
+    lab.inject("HasPrivilegeOnEntities", "ManagedObjectNotFound", times=2, fields=gone)
     try:
         found = examined(lab, written(lab, home, transport(lab)))
     finally:
         lab.surroundings(user=lab.user, denied=[])
     assert "may make no VM anywhere" in found["privileges for restores"][0]["said"]
-    assert found["privileges for holding moves back"][0]["level"] == "note"
+    assert found["privileges for encrypted VMs"][0]["level"] == "note"
 
 
 def test_a_refused_login_and_a_vcenter_that_is_not_there_end_with_six(lab: Lab, home: Path, examined: Examined) -> None:
