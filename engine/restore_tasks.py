@@ -191,6 +191,7 @@ def means(parts: Parts, repository: Repository, hypervisor: Hypervisor, advance:
         parts.threads,
         parts.config.state_dir,
         parts.config.transport.order,
+        lanes=parts.config.limits.lanes,
         advance=advance,
     )
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyVmomi import vim
@@ -207,3 +208,31 @@ async def test_what_an_interrupted_restore_left_is_taken_up_and_nothing_else_is(
         await vcenter.finish_vm(made)
         with pytest.raises(Rejected, match="is there already"):
             await vcenter.create_vm(configuration, target)
+
+
+async def test_a_distributed_port_group_is_found_again_by_its_name_not_by_its_key(
+    fresh_lab: FreshLab, tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB)
+    group = lab.find(vim.dvs.DistributedVirtualPortgroup, "DC0_DVPG0")
+
+    def connect() -> Any:
+        [card] = nics(told(lab, "web-01"))
+        key, switch = lab._act(lambda _: (group.key, group.config.distributedVirtualSwitch.uuid))
+        port = vim.dvs.PortConnection(switchUuid=switch, portgroupKey=key)
+        card.backing = vim.vm.device.VirtualEthernetCard.DistributedVirtualPortBackingInfo(port=port)
+        edit = vim.vm.device.VirtualDeviceSpec(operation="edit", device=card)
+        lab.reconfigure("web-01", deviceChange=[edit])
+        return key
+
+    key = await asyncio.to_thread(connect)
+    async with connected(lab, transport_settings(lab, tmp_path)) as vcenter:
+        async with snapshotted(vcenter, lab, "web-01") as snapshot:
+            held = unpack(snapshot.configuration)
+        [card] = held.summary["cards"]
+        assert (card["network"], card["portgroup_key"]) == ("DC0_DVPG0", key)
+        # In another vCenter the old key may be another group's: the name decides.
+        elsewhere = KeptVm(held.configuration.replace(key.encode(), b"dvportgroup-9999"), b"", held.summary)
+        made = await vcenter.create_vm(pack(elsewhere), RestoreTarget("again"))
+    [new] = nics(told(lab, made.name))
+    assert new.backing.port.portgroupKey == key
