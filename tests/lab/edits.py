@@ -122,8 +122,14 @@ EDITS = (
         "\tvar args, res []reflect.Value\n",
         "\tif f := guarded(ctx, method, handler); f != nil {\n\t\treturn f\n\t}\n\tvar args, res []reflect.Value\n",
     ),
-    Edit("simulator/simulator.go", "mux.HandleFunc(folderPrefix, s.ServeDatastore)", "mux.HandleFunc(folderPrefix, s.serveFolder)"),
-    _renamed("simulator/authorization_manager.go", "m *AuthorizationManager", "HasPrivilegeOnEntities", "hasPrivilegeBase"),
+    Edit(
+        "simulator/simulator.go",
+        "mux.HandleFunc(folderPrefix, s.ServeDatastore)",
+        "mux.HandleFunc(folderPrefix, s.serveFolder)",
+    ),
+    _renamed(
+        "simulator/authorization_manager.go", "m *AuthorizationManager", "HasPrivilegeOnEntities", "hasPrivilegeBase"
+    ),
     Edit(
         "simulator/authorization_manager.go",
         "\troot := r.content().RootFolder\n",

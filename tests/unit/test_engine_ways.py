@@ -6,7 +6,7 @@ import pytest
 
 from engine.ways import left_after
 
-WAYS = ("hotadd", "nbd", "https")
+WAYS: tuple[str, ...] = ("hotadd", "nbd", "https")
 
 
 @pytest.mark.parametrize(
