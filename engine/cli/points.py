@@ -11,6 +11,7 @@ from engine.cli.options import Config, Json, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import further_named, reach
 from engine.client import Engine
+from engine.failures import Exit, RemoteFailure
 from engine.keptvm import shown, summary_of
 from engine.plain import plain, point_row
 from engine.reports import point_details
@@ -69,7 +70,12 @@ def points(
 
 def _rows(place: Repository | Engine, vm: str | None, repo: str | None) -> list[dict[str, Any]]:
     if isinstance(place, Engine):
-        rows = list(place.get("/v1/points", {"vm": vm}))
+        try:
+            rows = list(place.get("/v1/points", {"vm": vm}))
+        except RemoteFailure as failure:
+            if vm is None or not _POINT.match(vm) or failure.verdict.exit_code is not Exit.USAGE:
+                raise
+            return []  # no VM's name, so a restore point's
         name = further_named(place, repo)
         return rows if repo is None else [row for row in rows if row.get("repository", "") == name]
     return [point_row(point) for point in place.points() if vm is None or vm in (point.vm_name, point.vm)]
