@@ -25,7 +25,7 @@ class LabUnavailable(RuntimeError):
 
 
 # The lab's own files, by the name that they have in package simulator.
-REPLACED = {"events.go": "event_manager.go"}
+REPLACED = {"events.go": "event_manager.go", "leases.go": "http_nfc_lease.go"}
 
 
 def lab_directory() -> Path:

@@ -313,6 +313,9 @@ func Control(drop func()) http.Handler {
 		record.order(o)
 		return http.StatusOK, nil
 	})
+	order("/leases", func(*json.Decoder) (int, interface{}) {
+		return http.StatusOK, leases.view()
+	})
 	order("/recorded", func(*json.Decoder) (int, interface{}) {
 		return http.StatusOK, record.calls()
 	})

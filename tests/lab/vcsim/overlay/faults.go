@@ -136,6 +136,9 @@ func intercept(ctx *Context, method *Method, handler mo.Reference) soap.HasFault
 	if fault := methodDisabled(method); fault != nil {
 		return fault
 	}
+	if fault := leased(method); fault != nil {
+		return fault
+	}
 	rule := faults.take(func(r *faultRule) bool {
 		return !r.InTask && strings.EqualFold(r.Method, method.Name) && (r.VM == "" || r.VM == method.This.Value) && r.by(ctx)
 	})
@@ -170,7 +173,7 @@ var privileged = map[string]string{
 	"SetCustomValue": "Global.SetCustomField", "AddCustomFieldDef": "Global.ManageCustomFields", "PostEvent": "Global.LogEvent",
 	"CreateFolder": "Folder.Create", "UnregisterVM": "VirtualMachine.Inventory.Unregister", "TerminateSession": "Sessions.TerminateSession",
 	"CreateSnapshot_Task": "VirtualMachine.State.CreateSnapshot", "CreateSnapshotEx_Task": "VirtualMachine.State.CreateSnapshot",
-	"RemoveSnapshot_Task": "VirtualMachine.State.RemoveSnapshot",
+	"RemoveSnapshot_Task": "VirtualMachine.State.RemoveSnapshot", "ExportSnapshot": "VApp.Export", "ExportVm": "VApp.Export",
 }
 
 // forbidden refuses what the read-only account has no privilege for.

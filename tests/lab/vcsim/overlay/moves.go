@@ -396,6 +396,9 @@ func drsMove(vm *VirtualMachine, host *HostSystem) error {
 	if source := disabled.source(vm.Self, "MigrateVM_Task"); source != "" {
 		return fmt.Errorf("migration is disabled by %s", source)
 	}
+	if leases.on(vm.Self) != nil {
+		return fmt.Errorf("the disks of %s are being exported", vm.Name)
+	}
 	ref := host.Self
 	task := CreateTask(vm, "drsMigrate", func(t *Task) (types.AnyType, types.BaseMethodFault) {
 		fault = vm.migrate(internalContext, move{host: &ref, drs: true})

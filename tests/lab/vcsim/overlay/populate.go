@@ -45,6 +45,7 @@ type LabSpec struct {
 	Admin      string        `json:"admin"`
 	Viewer     string        `json:"viewer"`
 	InstanceID string        `json:"instance_uuid"`
+	Thumbprint string        `json:"thumbprint"`
 	Datastores []string      `json:"datastores"`
 	Machines   []MachineSpec `json:"machines"`
 	Settings   *Settings     `json:"settings"`
@@ -54,7 +55,7 @@ type LabSpec struct {
 func Populate(spec *LabSpec) error {
 	internalContext.Map = Map
 	lab.root, lab.devices, lab.admin, lab.viewer = spec.Root, spec.Devices, spec.Admin, spec.Viewer
-	lab.user, lab.password = spec.User, spec.Password
+	lab.user, lab.password, lab.sha1 = spec.User, spec.Password, spec.Thumbprint
 	if spec.Settings != nil {
 		lab.settings.change(func(now *Settings) { *now = *spec.Settings })
 	}

@@ -19,6 +19,7 @@ type Settings struct {
 	SnapshotDelayMS int    `json:"snapshot_delay_ms"`
 	RemovalDelayMS  int    `json:"removal_delay_ms"`
 	MoveDelayMS     int    `json:"move_delay_ms"`
+	LeaseSeconds    int    `json:"lease_seconds"`   // after so long without progress a lease times out; 0: 300
 	LeaveDeltas     int    `json:"leave_deltas"`    // so many snapshot removals leave the VM in need of consolidation
 	TrackingStarts  string `json:"tracking_starts"` // "": at once; "stun": at the next stun; "late": after the next snapshot's ids
 	ForgetEvery     int    `json:"forget_every"`    // so often a changed grain is left out of the answer, by its number; 0: never
@@ -50,6 +51,7 @@ type labState struct {
 	root     string
 	devices  string
 	viewer   string // a third one, which may only look
+	sha1     string // of the certificate that the lab shows
 	user     string
 	password string
 	admin    string // a second account, with the same password, for what people do
