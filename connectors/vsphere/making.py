@@ -114,14 +114,27 @@ class Making:
 
     @property
     def _within(self) -> float:
-        making = 2 * self.settings.create_seconds + self.settings.busy_seconds
+        making = 2 * self.settings.create_seconds
         return max(making, self.settings.removal.seconds) + 10 * self.session.settings.answer_seconds
 
     async def _hold(self, held: AsyncExitStack, step: Step) -> tuple[TreeNode, float]:
+        """Make it and leave it to `held`. Who waits for a place, or for another's task, may be cancelled: nothing is
+        made then."""
+        try:
+            return await self._entered(held, step)
+        except ConnectorError as error:
+            running = getattr(error.__cause__, "task", None)
+            if not isinstance(error.__cause__, vim.fault.TaskInProgress) or running is None:
+                raise
+        await self._waited(running)
+        return await self._entered(held, step)
+
+    async def _entered(self, held: AsyncExitStack, step: Step) -> tuple[TreeNode, float]:
         async def release(_: tuple[TreeNode, float]) -> None:
             await remove_snapshot(self.session, self.managed, self.name, self.settings.removal)
 
-        return await held.enter_async_context(acquired(lambda: self._started(step), release, within=self._within))
+        async with self.session.settings.gates.through(creation(), f"make {self.name}"):
+            return await held.enter_async_context(acquired(lambda: self._started(step), release, within=self._within))
 
     async def _clear(self) -> None:
         """A creation that failed should leave nothing; where it has, the next one would be a duplicate."""
@@ -132,16 +145,12 @@ class Making:
         began = time.monotonic()
         try:
             seconds = await self._created(step)
-        except (Unreachable, Gone, Busy) as error:
+        except (Unreachable, Gone, Busy):
             # Whether the snapshot was made is not known. Its name is of this run alone, so the tree tells.
             node = await self._find_patiently()
-            if node is not None:
-                return node, time.monotonic() - began
-            running = getattr(error.__cause__, "task", None)
-            if not isinstance(error.__cause__, vim.fault.TaskInProgress) or running is None:
+            if node is None:
                 raise
-            await self._waited(running)
-            seconds = await self._created(step)
+            return node, time.monotonic() - began
         node = await self._find()
         if node is None:
             raise SnapshotFailed("the snapshot vanished as soon as it was made", where=self.vm.name)
@@ -153,16 +162,15 @@ class Making:
         description = snapshot_description(self.session.settings.engine_id, self.run, started)
 
         async def create(start: Callable[[], Any]) -> float:
-            async with self.session.settings.gates.through(creation(), f"make {self.name}"):
-                began = time.monotonic()
-                slow = asyncio.get_running_loop().call_later(self.settings.slow_seconds, self._tell_slow)
-                try:
-                    await self.session.task(
-                        start, timeout=self.settings.create_seconds, entity=self.managed, operation="CreateSnapshot"
-                    )
-                finally:
-                    slow.cancel()
-                return time.monotonic() - began
+            began = time.monotonic()
+            slow = asyncio.get_running_loop().call_later(self.settings.slow_seconds, self._tell_slow)
+            try:
+                await self.session.task(
+                    start, timeout=self.settings.create_seconds, entity=self.managed, operation="CreateSnapshot"
+                )
+            finally:
+                slow.cancel()
+            return time.monotonic() - began
 
         try:
             return await create(lambda: self.managed.CreateSnapshotEx_Task(self.name, description, False, step.spec))

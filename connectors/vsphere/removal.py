@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pyVmomi import vim
 
-from connectors.errors import ConnectorError, Gone, Unconsolidated
+from connectors.errors import Busy, ConnectorError, Gone, Unconsolidated
 from connectors.gates import removal
 from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.naming import TreeNode, tree_nodes
@@ -46,17 +48,17 @@ async def remove_snapshot(session: Session, vm: Any, name: str, settings: Remova
     when it cannot be removed in the time that the settings give, and Unconsolidated when it is gone but has left
     deltas that could not be merged.
     """
-    deadline = time.monotonic() + settings.seconds
+    deadline = _Deadline(time.monotonic() + settings.seconds)
     backoff = Backoff(settings.first_pause, settings.longest_pause)
     for attempt in range(1, settings.attempts + 1):
         try:
-            await _remove_once(session, vm, name, deadline - time.monotonic())
+            await _remove_once(session, vm, name, deadline)
             break
         except Gone:
             break
         except ConnectorError as error:
             allowed = settings.attempts if error.retry else settings.hopeless_attempts
-            if attempt >= allowed or time.monotonic() >= deadline:
+            if attempt >= allowed or deadline.left <= 0:
                 raise
             log.warning("snapshot not removed yet", extra={"snapshot": name, "error": str(error), "attempt": attempt})
             await backoff.sleep()
@@ -76,10 +78,12 @@ async def remove_snapshot(session: Session, vm: Any, name: str, settings: Remova
 async def consolidate(session: Session, vm: Any, settings: RemovalSettings) -> None:
     """Merge delta disks that no snapshot accounts for, if the VM needs it."""
     backoff = Backoff(settings.first_pause, settings.longest_pause)
-    for attempt in range(1, settings.consolidations + 1):
+    for attempt in range(1, settings.consolidations + 2):
         needed = (await session.properties(vm, ["runtime.consolidationNeeded"])).get("runtime.consolidationNeeded")
         if not needed:
             return
+        if attempt > settings.consolidations:
+            raise Busy("vCenter has consolidated its disks, but they need it still", where=session.where)
         try:
             async with session.settings.gates.through(
                 removal(await _datastores(session, vm)), f"consolidate {vm._moId}"
@@ -92,14 +96,34 @@ async def consolidate(session: Session, vm: Any, settings: RemovalSettings) -> N
         except ConnectorError:
             if attempt == settings.consolidations:
                 raise
-            await backoff.sleep()
+        await backoff.sleep()
 
 
-async def _remove_once(session: Session, vm: Any, name: str, seconds: float) -> None:
+@dataclass(slots=True)
+class _Deadline:
+    """Until when a removal is tried, by `time.monotonic`. Waiting for a place moves it: else those that waited long
+    would all be begun at once and be given up while vCenter still works on them."""
+
+    at: float
+
+    @property
+    def left(self) -> float:
+        return self.at - time.monotonic()
+
+    @asynccontextmanager
+    async def through(self, session: Session, vm: Any, what: str) -> AsyncIterator[None]:
+        gates = removal(await _datastores(session, vm))
+        began = time.monotonic()
+        async with session.settings.gates.through(gates, what):
+            self.at += time.monotonic() - began
+            yield
+
+
+async def _remove_once(session: Session, vm: Any, name: str, deadline: _Deadline) -> None:
     for node in await read_tree(session, vm):
         if node.name == name and node.mark is not None:
-            async with session.settings.gates.through(removal(await _datastores(session, vm)), f"remove {name}"):
-                await _remove_node(session, vm, node, seconds)
+            async with deadline.through(session, vm, f"remove {name}"):
+                await _remove_node(session, vm, node, deadline.left)
 
 
 async def _datastores(session: Session, vm: Any) -> list[str]:

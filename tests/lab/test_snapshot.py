@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ import pytest
 from pyVmomi import SoapAdapter, vim
 
 from connectors.errors import Busy, ConnectorError, Gone, Rejected, SnapshotFailed, Unreachable
+from connectors.gates import creation
 from connectors.hypervisor import Snapshot
 from connectors.kept_vm import unpack
 from connectors.vsphere.hypervisor import VCenter
@@ -200,6 +201,23 @@ async def test_a_cancellation_during_creation_leaves_no_snapshot(lab: Lab, delay
             assert names(lab) == ()
     finally:
         lab.settings(snapshot_delay_ms=0)
+
+
+async def test_a_cancellation_while_another_creation_is_waited_for_makes_no_snapshot(lab: Lab) -> None:
+    async with connected(lab) as vcenter:
+        made = lab.calls().get("CreateSnapshotEx_Task", 0)
+        async with AsyncExitStack() as full:
+            for n in range(vcenter.gates.limits.creations_per_vcenter):
+                await full.enter_async_context(vcenter.gates.through(creation(), f"another {n}"))
+            work = asyncio.ensure_future(held(vcenter, asyncio.Event()))
+            await until(lambda: bool(vcenter.gates.waiting))
+            work.cancel()
+            async with asyncio.timeout(5):
+                with pytest.raises(asyncio.CancelledError):
+                    await work
+            assert vcenter.gates.waiting == ()
+        assert lab.calls().get("CreateSnapshotEx_Task", 0) == made
+    assert names(lab) == ()
 
 
 async def test_cancellations_while_it_is_held_and_while_it_is_removed_leave_no_snapshot(lab: Lab) -> None:
