@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import gc
 
-THRESHOLDS = (2_000, 10, 500)
-"""How many new objects, and searches among new ones, there are between two searches through everything since then."""
+THRESHOLDS = (2_000, 10, 20)
+"""How many new objects, and searches among new ones, there are between two searches through everything since then.
+
+What pyVmomi answers with refers to itself: 15 KB of each VM that is read again are freed by that search alone.
+"""
 
 
 def keep_out_of_search(first: bool = False) -> None:
