@@ -70,6 +70,7 @@ listen = "127.0.0.1:0"
 {more}
 """
 
+
 TRACEBACK = re.compile(r"^[\s+|]*(?:Exception Group )?Traceback", re.MULTILINE)
 """One of the engine's own: those of the lab's stand-in plugin come within a line."""
 
