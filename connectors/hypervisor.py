@@ -103,11 +103,15 @@ class Fallback:
 
 @dataclass(frozen=True, slots=True)
 class OpenDisk:
-    """A disk of a snapshot, open for reading, with the way that was taken to it."""
+    """A disk of a snapshot, open for reading, with the way that was taken to it.
+
+    With `sequential` the whole disk comes by once, from its beginning: it is read forward, by one thread.
+    """
 
     reader: DiskReader
     transport: str
     fallbacks: tuple[Fallback, ...] = ()
+    sequential: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,14 @@ PURPOSES = (
         "NVRAM is not kept, and disks of powered-off VMs are not read over HTTPS",
     ),
     Purpose(
+        "exports",
+        "backup",
+        "vms",
+        ("VApp.Export",),
+        "disks are not exported",
+        transport="export",
+    ),
+    Purpose(
         "editions",
         "backup",
         "root",

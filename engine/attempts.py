@@ -19,7 +19,7 @@ from policies.facts import USUAL_QUIESCING, Disk, Quiescing, Vm
 from policies.policy import OnCbtInvalid, OnMigrate
 from storage.repository import Repository
 
-DEFAULT_TRANSPORTS = ("hotadd", "nbd", "https")
+DEFAULT_TRANSPORTS = ("hotadd", "nbd", "export", "https")
 
 
 @dataclass(slots=True)

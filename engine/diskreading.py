@@ -62,11 +62,12 @@ class DiskRead:
             sampled, claimed, changes = found, changes, self._lied(found)
             found = await self._read(changes, claimed, base, sampling=False)
             assert not isinstance(found, Sampled)
-        check, ingest = found.check, found.ingest
+        check, ingest, changes = found.check, found.ingest, found.changes
         if isinstance(claimed, Whole):
             check = Check("impossible", f"not compared with change tracking, which gave no answer: {claimed.reason}")
         sampled = sampled or found.sampled
         used = {
+            "changes": _told(changes),
             "transport": found.opened.transport,
             "fallbacks": json.dumps([[f.transport, f.reason] for f in found.fallbacks]),
             **({"tracking_check": check.sentence} if check is not None else {}),
@@ -197,6 +198,8 @@ class DiskRead:
                     used, refusals = opened.transport, opened.fallbacks
                     began = tally.lap("open", began)
                     self._measure(opened)
+                    # It stays so for the ways that are left: what is stored now does not build on the last point.
+                    changes = _as_it_comes(changes) if opened.sequential else changes
                     if sampling and sampled is None and isinstance(changes, Incremental):
                         sampled = await self._sample(opened, changes, base)
                         if sampled is not None and sampled.differ:
@@ -208,7 +211,7 @@ class DiskRead:
                     began = tally.lap("read", began)
                 tally.lap("close", began)
                 check = await settled(pool, compared.result) if compared else None
-                return _Read(opened, (*broken, *opened.fallbacks), copied, check, ingest, sampled)
+                return _Read(opened, (*broken, *opened.fallbacks), copied, check, ingest, sampled, changes)
             except (TransportFailed, ReadFailed) as error:
                 left = left_after(ways, used, [one.transport for one in broken]) if used else ()
                 if not left:
@@ -243,7 +246,7 @@ class DiskRead:
         except StorageError as error:
             return Sampled(reason=str(error))
         sample = await settled(pool, partial(Sample, before, told.extents, seed=seed, count=count))
-        await self._through(opened.reader, sample, sample.plan, _nobody_counts)
+        await self._through(opened, sample, sample.plan, _nobody_counts)
         return sample.result()
 
     def _measure(self, opened: OpenDisk) -> None:
@@ -268,14 +271,15 @@ class DiskRead:
         )
         self.attempt.tally.planned[self.name] = plan.read_bytes
         self.attempt.tally.done[self.name] = 0
-        copied = await self._through(reader, sink, plan, self._advance)
+        copied = await self._through(opened, sink, plan, self._advance)
         if (done := self.attempt.tally.done[self.name]) != plan.read_bytes:
             raise ReadFailed(f"{done} of {plan.read_bytes} bytes were read", where=self.name)
         return copied
 
-    async def _through(self, reader: DiskReader, sink: Sink, plan: CopyPlan, advance: Advance) -> Copied:
+    async def _through(self, opened: OpenDisk, sink: Sink, plan: CopyPlan, advance: Advance) -> Copied:
         """Carry a plan out the way that suits the reader."""
-        means = self.means
+        means, reader = self.means, opened.reader
+        threads = 1 if opened.sequential else means.copy_threads
         if (streamed := _streamed(reader)) is not None:
             return await stream_disk(
                 streamed, sink, plan, lanes=means.lanes, executor=means.threads.copying, advance=advance
@@ -284,7 +288,7 @@ class DiskRead:
         blocking = cast(BlockingReader, reader)
 
         def copy() -> Copied:
-            return copy_disk(blocking, sink, plan, threads=means.copy_threads, advance=advance, stop=stop)
+            return copy_disk(blocking, sink, plan, threads=threads, advance=advance, stop=stop)
 
         return await interruptible(means.threads.long, stop, copy)
 
@@ -302,6 +306,7 @@ class _Read:
     check: Check | None
     ingest: DiskIngest
     sampled: Sampled | None
+    changes: Changes
 
 
 def _tracked(base: DiskHead) -> TrackedBase:
@@ -312,6 +317,11 @@ def _tracked(base: DiskHead) -> TrackedBase:
         base.attributes.get("file_name", ""),
         base.attributes.get("host_build", ""),
     )
+
+
+def _as_it_comes(changes: Changes) -> Whole:
+    """All of a disk that comes by as one stream: what change tracking calls unchanged comes by as well."""
+    return changes if isinstance(changes, Whole) else Whole("it was exported, and all of it came", "exported")
 
 
 def _told(changes: Changes) -> str:

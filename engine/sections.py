@@ -66,7 +66,7 @@ Argv = Annotated[tuple[str, ...], BeforeValidator(_argv)]
 FreeSpace = Annotated[Mark, PlainValidator(_free_space), PlainSerializer(str, return_type=str)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-TransportName = Literal["hotadd", "nbd", "https"]
+TransportName = Literal["hotadd", "nbd", "export", "https"]
 
 
 EsxiBuilds = Annotated[str, Field(pattern=r"^\d+(\.\d+)*( *< *\d+)?$")]
@@ -202,7 +202,7 @@ class Transport(_Section):
     `compression` is VDDK's between here and the ESXi host.
     """
 
-    order: tuple[TransportName, ...] = ("hotadd", "nbd", "https")
+    order: tuple[TransportName, ...] = ("hotadd", "nbd", "export", "https")
     hotadd: Literal["auto", "always", "never"] = "auto"
     proxy: str = ""
     device_folder: Path = Path("/dev/disk/by-id")

@@ -39,7 +39,7 @@ STAGES = ("queued", "snapshot", "changes", "open", "read", "close", "release", "
 """In the order of a run. "read" ends when what was read is hashed, compressed and written."""
 
 OPERATIONS = ("restore", "expire", "reclaim", "verify", "copy", OTHER)
-TRANSPORTS = ("hotadd", "nbd", "https", OTHER)
+TRANSPORTS = ("hotadd", "nbd", "export", "https", OTHER)
 FULL_READ_REASONS = (
     "first",
     "no_base",
@@ -55,6 +55,7 @@ FULL_READ_REASONS = (
     "relocated",
     "known_defect",
     "sample_differed",
+    "exported",
     OTHER,
 )
 DISTRUST_REASONS = (

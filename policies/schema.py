@@ -52,7 +52,7 @@ SHORTEST_VERIFY = timedelta(days=1)
 MigrateName = Literal["finish", "requeue", "block"]
 CbtInvalidName = Literal["full", "verify", "fail"]
 LeavingName = Literal["hold", "expire", "keep_last_good"]
-TransportName = Literal["hotadd", "nbd", "https"]
+TransportName = Literal["hotadd", "nbd", "export", "https"]
 Action = Literal["backup", "distrust", "hold"]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"

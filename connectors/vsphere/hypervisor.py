@@ -31,6 +31,7 @@ from connectors.vsphere import cbt, datastores, diagnosing, hotadd, janitor, ove
 from connectors.vsphere.events import FollowSettings, follow
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.making import SnapshotSettings
+from connectors.vsphere.export_lease import Leases
 from connectors.vsphere.migration_lock import MIGRATION_LOCK, LockSettings, MigrationLocks
 from connectors.vsphere.removal import consolidate
 from connectors.vsphere.session import Session, SessionSettings
@@ -67,6 +68,7 @@ class VCenter:
         self._locks = MigrationLocks(session, self._inventory, settings.locks)
 
     @classmethod
+        self._leases = Leases(session)
     async def connect(cls, settings: VCenterSettings) -> Self:
         """Log in; raises LoginRefused or Unreachable."""
         return cls(await Session.open(settings.session), settings)
@@ -147,7 +149,13 @@ class VCenter:
         """The disk, open for reading by the first transport that works; closed and detached on every way out."""
         snapshot, disk = await seen_again(self.session, snapshot, disk)
         async with transport.open_disk(
-            self.session, snapshot, disk, transports=transports, run=run, settings=self.settings.transports
+            self.session,
+            self._leases,
+            snapshot,
+            disk,
+            transports=transports,
+            run=run,
+            settings=self.settings.transports,
         ) as opened:
             yield opened
 

@@ -21,13 +21,15 @@ from connectors.errors import ConnectorError, TransportFailed
 from connectors.gates import connection
 from connectors.hypervisor import CreatedVm, Fallback, OpenDisk, OpenTarget, Snapshot, SnapshotDisk
 from connectors.nbd import NbdDisk
-from connectors.vsphere import datastore_https, vddk
+from connectors.vsphere import datastore_https, export, vddk
 from connectors.vsphere.datastore_https import datastore_kinds, open_folder_reader
+from connectors.vsphere.export import open_export_reader
+from connectors.vsphere.export_lease import Leases
 from connectors.vsphere.hotadd import AttachRequest, open_reader, open_writer
 from connectors.vsphere.naming import tree_nodes
 from connectors.vsphere.proxy import Proxy, datacenter_of, proxy_or_reason, refusal
 from connectors.vsphere.session import Session
-from connectors.vsphere.transport_settings import HOT_ADD, HTTPS, NBD, TRANSPORTS, TransportSettings
+from connectors.vsphere.transport_settings import EXPORT, HOT_ADD, HTTPS, NBD, TRANSPORTS, TransportSettings
 from connectors.vsphere.vddk import NetworkDisk, open_network_disk
 from policies.facts import Disk, Vm
 
@@ -62,7 +64,7 @@ async def survey(session: Session, settings: TransportSettings, vms: Sequence[Vm
     proxy = await proxy_or_reason(session, settings) if HOT_ADD in settings.order else "hot-add is not configured"
     kinds = await datastore_kinds(session) if HTTPS in settings.order else {}
     encrypted: frozenset[str] = frozenset()
-    if isinstance(proxy, Proxy) and not proxy.encrypted:
+    if EXPORT in settings.order or (isinstance(proxy, Proxy) and not proxy.encrypted):
         managed = [session.managed(vim.VirtualMachine, vm.address.moref) for vm in vms]
         keys = await session.read(managed, vim.VirtualMachine, ["config.keyId"])
         encrypted = frozenset(moref for moref, told in keys.items() if "config.keyId" in told)
@@ -84,6 +86,8 @@ def _why_not(means: Means, vm: Vm, disk: Disk, name: str) -> str:
         return disk.unprotected
     if name == NBD:
         return means.nbd_refusal
+    if name == EXPORT:
+        return export.refusal(encrypted=vm.address.moref in means.encrypted)
     if name == HTTPS:
         kind = means.kinds.get((vm.datacenter, disk.datastore), "")
         return datastore_https.refusal(vm.power.value, kind, disk, chained=bool(vm.snapshots))
@@ -98,6 +102,7 @@ def _why_not(means: Means, vm: Vm, disk: Disk, name: str) -> str:
 @asynccontextmanager
 async def open_disk(
     session: Session,
+    leases: Leases,
     snapshot: Snapshot,
     disk: SnapshotDisk,
     *,
@@ -125,6 +130,12 @@ async def open_disk(
                 opened = await stack.enter_async_context(open_network_disk(session, which, settings))
                 _check_size(opened.capacity_bytes, facts)
                 return opened
+            case "export":
+                if why := export.refusal(encrypted=await _encrypted(session, moref)):
+                    raise TransportFailed(why)
+                gates = session.settings.gates
+                await stack.enter_async_context(gates.through(connection(snapshot.vm.host), f"{run} {facts.label}"))
+                return await stack.enter_async_context(open_export_reader(session, leases, snapshot.moref, facts))
             case "https":
                 return await stack.enter_async_context(open_folder_reader(session, moref, snapshot.moref, facts))
             case _:
@@ -133,7 +144,7 @@ async def open_disk(
     if facts.unprotected:
         raise TransportFailed(facts.unprotected, where=facts.file_name)
     async with _first_that_works(enter, transports or settings.order, facts) as (reader, name, fallbacks):
-        yield OpenDisk(reader, name, fallbacks)
+        yield OpenDisk(reader, name, fallbacks, sequential=name == EXPORT)
 
 
 @asynccontextmanager
@@ -174,6 +185,8 @@ async def write_disk(
                 opened = await stack.enter_async_context(open_network_disk(session, which, settings))
                 _check_size(opened.capacity_bytes, facts)
                 return opened
+            case "export":
+                raise TransportFailed("by export a disk is only read: vCenter imports whole VMs, not single disks")
             case "https":
                 raise TransportFailed("over HTTPS a disk is only read: a file there cannot be written in part")
             case _:

@@ -11,8 +11,9 @@ from connectors.nbd import NbdLimits
 
 HOT_ADD = "hotadd"
 NBD = "nbd"
+EXPORT = "export"
 HTTPS = "https"
-TRANSPORTS = (HOT_ADD, NBD, HTTPS)
+TRANSPORTS = (HOT_ADD, NBD, EXPORT, HTTPS)
 """Every transport there is, the one that is usually the fastest first."""
 
 HotAddWish = Literal["auto", "always", "never"]

@@ -269,6 +269,11 @@ class Lab(Inventory):
         answer: list[str] = self.process.order("/recorded")
         return answer
 
+    def leases(self) -> dict[str, Any]:
+        """The export leases that are held now, and how many were completed, aborted and timed out so far."""
+        answer: dict[str, Any] = self.process.order("/leases")
+        return answer
+
     def disable_methods(self, which: str, source: str, *methods: str, on: bool = False) -> None:
         """Another product switches these methods of the VM off, or `on` again."""
         order = {"vm": self.vm(which).moref, "source": source, "methods": list(methods or MOVES), "on": on}
