@@ -28,6 +28,7 @@ from engine.inbox import Tick
 from engine.keptvm import summary_of
 from engine.parts import Parts
 from engine.records import Audited
+from engine.plain import plain
 from engine.replaying import journal_lines
 from engine.reports import point_details
 from engine.repository_views import repository_views
@@ -94,7 +95,7 @@ class Controls:
         point = await self._find(reference)
         pool, repository = self.parts.threads.repository, await self._home(point)
         if not last and not lost:  # one that is not lost is refused then
-            await settled(pool, maintenance.check_last_good, repository, point)
+            await settled(pool, maintenance.check_last_good, self.parts.repositories, repository, point)
         await settled(pool, repository.expire, point, reason, self.parts.now(), lost=lost)
         self.parts.metrics.points_expired(1)
         self.parts.metrics.operation_finished("expire", "done")
@@ -271,3 +272,9 @@ class Controls:
         entry = Audited(parts.now(), who, action, point, legible(detail))
         await settled(parts.threads.state, parts.state.audit, entry)
         await parts.crew.list_all_points()
+    async def _hypervisor_of(self, point: PointId, name: str) -> Any:
+        """The vCenter of the restore point's VM, where it stands and none is named."""
+        detail = await settled(self.parts.threads.repository, (await self._home(point)).detail, point)
+        vm = self.parts.world.vms.get(detail.head.vm)
+        return self._hypervisor(name or (vm.address.vcenter if vm is not None else ""))
+

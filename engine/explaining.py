@@ -53,7 +53,10 @@ async def point_explained(parts: Parts, reference: str) -> Mapping[str, Any]:
     policies, facts = parts.rulebook.in_force, parts.world.facts(parts.now())
     point = next(one for one in await settled(parts.threads.repository, parts.repositories.points, detail.head.vm)
                  if one.id == id)  # fmt: skip
-    said = replace(explain_point(policies, point, facts), provenance=provenance(dict(detail.head.attributes), policies))
+    said = explain_point(policies, point, facts)
+    if waits := parts.awaited.get(id, ""):
+        said = replace(said, reasons=(*said.reasons, f"it waits for {waits}, which would keep it and lacks it"))
+    said = replace(said, provenance=provenance(dict(detail.head.attributes), policies))
     return {**said.as_json(), "recorded": dict(detail.head.attributes), "text": said.render()}
 
 

@@ -27,14 +27,19 @@ log = logging.getLogger("engine.further")
 
 
 async def retain(parts: Parts, run: RetentionRun, now: datetime) -> Retained:
-    """Carry a run of retention out in every repository; what is in one that is away stays for the next run."""
+    """Carry a run of retention out in every repository; what is in one that is away stays for the next run.
+
+    What is in another repository lets a restore point expire only if it is there: where that one does not answer, or
+    has lost it, the point is planned without it.
+    """
     if not (parts.repositories.more or parts.repositories.away):
         return await maintenance.carry_out_run(run, parts.repository, parts.threads, parts.still_going, now=now)
     homes = {point.id: point.repository for points in parts.world.points.values() for point in points}
+    there = await settled(parts.threads.repository, parts.repositories.there)
     done, trouble = Retained((), ()), None
     for name, repository in [*parts.repositories.each()]:
         here = maintenance.part_of(run, {point for point, home in homes.items() if home == name})
-        going = partial(parts.still_going, repository=name)
+        going = partial(parts.still_going, repository=name, there=there)
         try:
             one = await maintenance.carry_out_run(here, repository, parts.threads, going, now=now)
         except StorageError as error:

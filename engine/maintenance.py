@@ -18,6 +18,7 @@ from connectors.errors import ConnectorError, NotOurs
 from connectors.hypervisor import Leftover
 from engine.copying import stop_if
 from engine.ports import Hypervisor
+from engine.repositories import Repositories
 from engine.threads import Threads, interruptible, settled
 from engine.world import World
 from policies.decision import Expire, RetentionPlan
@@ -167,11 +168,11 @@ async def plan_apart(
     return await interruptible(threads.planning, stop, work)
 
 
-def check_last_good(repository: Repository, point: PointId) -> None:
-    """Refused when this is the last complete and undamaged restore point of its VM. Blocking."""
-    vm = repository.detail(point).head.vm
-    good = [p.id for p in repository.points(vm) if p.complete and not p.damaged]
-    if good == [point]:
+def check_last_good(repositories: Repositories, home: Repository, point: PointId) -> None:
+    """Refused when this is the last complete and undamaged restore point of its VM, wherever they are. Blocking."""
+    vm = home.detail(point).head.vm
+    itself = next((p for p in home.points(vm) if p.id == point), None)
+    if itself and itself.complete and not itself.damaged and not repositories.good_beside(point, vm):
         raise Refused(
             f"restore point {point} is the last good one of its VM", hint="make a newer one first: backstay backup VM"
         )

@@ -82,7 +82,9 @@ def publish(parts: Parts) -> None:
 async def publish_repository(parts: Parts) -> None:
     """Bring the metrics about the repository up to date."""
     _count_rebuilds(parts)
-    await _publish_one(parts, "", parts.config.repository.name, parts.repository, parts.verified)
+    own = parts.config.repository
+    label = own.name if own.name not in parts.config.repositories else str(own.path or own.url)
+    await _publish_one(parts, "", label, parts.repository, parts.verified)
     for name, repository in sorted(parts.repositories.more.items()):
         try:
             await _publish_one(parts, name, name, repository, parts.verified_further.get(name, Verified()))
@@ -149,7 +151,13 @@ def problems(parts: Parts) -> list[str]:
 
 def waiting_for_a_person(parts: Parts) -> list[str]:
     """The pending change of policies, in sentences."""
+    found += [f"repository {name} does not answer: {why}" for name, why in sorted(parts.repositories.silent.items())]
     pending = parts.rulebook.pending
+    found += [
+        f"retention: {counted(number, 'restore point')} {'waits' if number == 1 else 'wait'} for {where}, which would"
+        " keep what no rule here keeps any more"
+        for where, number in sorted(Counter(parts.awaited.values()).items())
+    ]
     if pending is None:
         return []
     plan = pending.plan

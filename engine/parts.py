@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -33,6 +33,7 @@ from metrics.labels import VerifyState
 from metrics.registry import Metrics
 from policies.facts import PointId, RestorePoint, VmId
 from policies.verification import VerificationStanding
+from policies.keeping import guarded
 from storage.repository import Repository
 
 
@@ -100,6 +101,10 @@ class Parts:
     """Why the newest run of retention in a second copy removed nothing, by the copy's name."""
     copies_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by who has second copies open."""
+    copies_barred: dict[str, frozenset[PointId]] = field(default_factory=dict)
+    """What a second copy lacks and does not take, as it expired there, by the copy's name."""
+    awaited: dict[PointId, str] = field(default_factory=dict)
+    """Restore points that nothing keeps any more, and that second copies lack which would keep them: these wait."""
     copies_reclaimed: dict[str, datetime] = field(default_factory=dict)
     """When reclaim last ran in a second copy, or was first thought of, by the copy's name."""
     room: RoomKeeper = field(default_factory=RoomKeeper)
@@ -111,11 +116,18 @@ class Parts:
     """Configured vCenters that were not reached yet, with why."""
 
     def still_going(
-        self, vm: VmId, points: Sequence[RestorePoint], *, copy: str = "", repository: str | None = None
+        self,
+        vm: VmId,
+        points: Sequence[RestorePoint],
+        *,
+        copy: str = "",
+        repository: str | None = None,
+        there: Mapping[str, Container[PointId]] | None = None,
     ) -> frozenset[PointId]:
         """Which of a VM's restore points expire by all that is known now; none while the clock is in doubt.
 
-        With `repository` they are those of this one, which count together with those of the others.
+        With `repository` they are those of this one, which count together with those of the others as far as these are
+        `there`. In a second copy nothing expires whose original is held or locked, as far as that is known here.
         """
         if self.sources.clock_doubt:
             return frozenset()
@@ -123,6 +135,8 @@ class Parts:
         if repository is not None:
             here = {point.id for point in points}
             others = [p for p in world.points.get(vm, ()) if p.repository != repository and p.id not in here]
-            points = [*points, *others]
-        run = plan_run({vm: points}, world.vms, policies, now=self.now(), left=world.left, copy=copy)
-        return frozenset(one.point for one in run.expire)
+            points = [*points, *(p for p in others if there is None or p.id in there.get(p.repository, ()))]
+        now = self.now()
+        run = plan_run({vm: points}, world.vms, policies, now=now, left=world.left, copy=copy)
+        going = frozenset(one.point for one in run.expire)
+        return going - {p.id for p in world.points.get(vm, ()) if guarded(p, now)} if copy else going

@@ -18,7 +18,7 @@ from engine.config import Config
 from engine.failures import BadInput
 from engine.stores import RepositorySection
 from policies.facts import PointId, RestorePoint, VmId
-from storage.errors import StorageError, StoreFailed
+from storage.errors import UNREADABLE, NoSuchPoint, StorageError, StoreFailed
 from storage.points import resolve
 from storage.repository import Repository, open_repository
 
@@ -43,11 +43,15 @@ def open_section(section: RepositorySection, state_dir: Path, now: Callable[[], 
 
 @dataclass(slots=True)
 class Repositories:
-    """See the module. `away` tells of each that is not open why. Its methods block, and are called from any thread."""
+    """See the module. Its methods block, and are called from any thread.
+
+    `away` tells of each that is not open why, `silent` of each that is open and did not answer when it was asked last.
+    """
 
     first: Repository
     more: dict[str, Repository] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)
 
     def each(self) -> Iterator[tuple[str, Repository]]:
         """Those that are open, by name; the engine's own is "" and comes first."""
@@ -71,20 +75,65 @@ class Repositories:
         raise BadInput("the engine has no repository open there", where=location)
 
     def home(self, point: PointId) -> Repository:
-        """Where a restore point is; the engine's own when nowhere, whose errors then tell so."""
+        """Where a restore point is; the engine's own when nowhere, whose errors then tell so.
+
+        One that does not answer hides none of another: its error is raised when the point is in no other.
+        """
         if not self.more:
             return self.first
+        trouble: StorageError | None = None
         for _, repository in self.each():
-            if point in repository.point_ids() or point in repository.marks.lost():
-                return repository
+            try:
+                if _has(repository, point):
+                    return repository
+            except StorageError as error:
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
         return self.first
 
     def find(self, reference: str) -> PointId:
         """The restore point that an id, the beginning of an id, or NAME@latest means; NoSuchPoint."""
-        if not self.more:
+        if not (self.more or self.away):
             return self.first.find(reference)
-        ids = {point for _, one in self.each() for point in one.point_ids() | one.marks.lost()}
-        return resolve(reference, ids, self.points)
+        ids: set[PointId] = set()
+        untold = dict(self.away)
+        for name, repository in self.each():
+            try:
+                ids |= repository.point_ids() | repository.marks.lost()
+            except StorageError as error:
+                if not name:
+                    raise
+                untold[name] = str(error)
+        try:
+            return resolve(reference, ids, self.points)
+        except NoSuchPoint as error:
+            if not untold:
+                raise
+            names = ", ".join(sorted(untold))
+            raise NoSuchPoint(error.what, where=error.where, hint=f"what is in {names} is not known now") from None
+
+    def there(self) -> dict[str, set[PointId]]:
+        """What each has now by its own store, whatever is remembered of it; nothing where one does not answer."""
+        found: dict[str, set[PointId]] = {}
+        for name, repository in self.each():
+            try:
+                found[name] = repository.point_ids()
+            except StorageError as error:
+                log.error("repository does not answer", extra={"repository": name, "why": str(error)})
+                self.silent[name], found[name] = str(error), set()
+            else:
+                self.silent.pop(name, None)
+        return found
+
+    def good_beside(self, point: PointId, vm: VmId) -> bool:
+        """Whether the VM has another complete and undamaged restore point, in whichever repository."""
+        for other in self.points(vm):
+            if other.id != point and other.complete and not other.damaged:
+                with suppress(StorageError):
+                    if _has(self.named(other.repository), other.id):
+                        return True
+        return False
 
     def points(
         self, vm: VmId | None = None, *, known: Mapping[VmId, tuple[RestorePoint, ...]] | None = None
@@ -145,6 +194,16 @@ class Repositories:
             with suppress(StorageError):
                 repository.close()
             self.away[name] = "the engine ends"
+
+
+def _has(repository: Repository, point: PointId) -> bool:
+    try:
+        repository.manifest(point)
+    except NoSuchPoint:
+        return False
+    except UNREADABLE:
+        return True
+    return True
 
 
 def _real(place: str) -> str:

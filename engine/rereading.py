@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -12,7 +13,10 @@ from policies.facts import Facts, PointId
 from policies.policyset import PolicySet
 from policies.verification import DueVerification, due_verifications, verification_standing
 from policies.windows import next_open, open_at
+from storage.errors import StorageError
 from storage.verify import Sooner, points_read
+
+log = logging.getLogger("engine.rereading")
 
 MOST_GROUPS = 8
 """Groups that one verification tells apart: what the first needs is read first, and each costs a look at all packs."""
@@ -75,8 +79,13 @@ async def look(parts: Parts, *, anew: bool = False) -> None:
     parts.wishes_at, parts.wishes_of = now, policies.hash
     if _anybody(parts.rulebook.in_force):
         read: dict[PointId, datetime] = {}
-        for _, repository in [*parts.repositories.each()]:
-            read |= await settled(parts.threads.repository, points_read, repository)
+        for name, repository in [*parts.repositories.each()]:
+            try:
+                read |= await settled(parts.threads.repository, points_read, repository)
+            except StorageError as error:
+                if not name:
+                    raise
+                log.warning("not known what was read back", extra={"repository": name, "why": str(error)})
         facts = _facts(parts, now)
         parts.wishes = await settled(parts.threads.long, verification_standing, parts.rulebook.in_force, facts, read)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 
@@ -43,17 +43,24 @@ UNKNOWN = "policies ask for it, and the configuration has no [copies.{}]"
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass over a second copy did."""
+    """What one pass over a second copy did. `unread` are repositories that could not be read, each with why."""
 
     outcome: CopyOutcome
     expired: int
     freed_bytes: int
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing that was to be copied failed."""
+        return not (self.outcome.failed or self.unread)
 
     def __str__(self) -> str:
         failed = f", {len(self.outcome.failed)} failed" if self.outcome.failed else ""
         return (
             f"{counted(len(self.outcome.copied), 'restore point')} copied, {self.outcome.there} there already{failed};"
             f" {self.expired} expired"
+            + "".join(f"; {name or 'the repository'} cannot be read: {why}" for name, why in self.unread.items())
         )
 
 
@@ -132,7 +139,7 @@ async def _all(parts: Parts) -> list[str]:
             log.error("second copy failed", extra={"copy": name, "why": str(error)})
             said.append(f"{name} failed: {error}")
         else:
-            parts.metrics.operation_finished("copy", "failed" if done.outcome.failed else "done")
+            parts.metrics.operation_finished("copy", "done" if done.whole else "failed")
             said.append(f"{name}: {done}")
     return said
 
@@ -141,9 +148,9 @@ async def _one(parts: Parts, name: str, section: sections.Copy) -> Pass:
     target = await settled(parts.threads.long, _open, parts, section)
     try:
         parts.world.set_copy(name, await settled(parts.threads.long, _by_vm, target))
-        outcome = await _copy(parts, name, target, [])
+        outcome, unread = await _copy(parts, name, target, [])
         if outcome.failed:  # what stayed away beside a better one that cannot be read may be needed now
-            again = await _copy(parts, name, target, [point for point, _ in outcome.failed])
+            again, unread = await _copy(parts, name, target, [point for point, _ in outcome.failed])
             outcome = _joined(outcome, again, there=outcome.there, expired=outcome.expired)
         expired = await _retain(parts, name, target)
         freed = await _reclaim(parts, name, target)
@@ -152,11 +159,13 @@ async def _one(parts: Parts, name: str, section: sections.Copy) -> Pass:
         parts.world.set_copy(name, await settled(parts.threads.long, _by_vm, target))
     finally:
         await settled(parts.threads.long, target.close)
-    return Pass(outcome, expired, freed)
+    return Pass(outcome, expired, freed, unread)
 
 
-async def _copy(parts: Parts, name: str, target: Repository, without: Collection[PointId]) -> CopyOutcome:
-    """Copy what belongs there and is not among those that cannot be read."""
+async def _copy(
+    parts: Parts, name: str, target: Repository, without: Collection[PointId]
+) -> tuple[CopyOutcome, Mapping[str, str]]:
+    """Copy what belongs there and is not among those that cannot be read; also the repositories that were not read."""
     policies, stop, doubt = parts.rulebook.in_force, threading.Event(), bool(parts.sources.clock_doubt)
     facts = standing_still(parts.world.facts(parts.now()))
 
@@ -171,35 +180,53 @@ async def _copy(parts: Parts, name: str, target: Repository, without: Collection
                 found[point.id] = point.taken_at + lock
         return found
 
-    def copy() -> CopyOutcome:
+    def copy() -> tuple[CopyOutcome, Mapping[str, str]]:
         points = [point for point in wanted(policies, facts, name) if point.id not in without]
         wants = [point.id for point in points]
         if not doubt:  # whom to leave out depends on the time
             wants = worth_copying(points, facts.points_in(name), retaining, name, facts.now)
         home = {point.id: point.repository for point in points}
-        done, lacks = _NOTHING, 0
+        done, lacking = _NOTHING, set[PointId]()
+        unread: dict[str, str] = {}
         for name_of_source, source in parts.repositories.each():
             here = [point for point in wants if home[point] == name_of_source]
-            if name_of_source and not here:
+            try:
+                plan = plan_copy(source, target, here)
+                parts.metrics.copy_lacks(name, len(lacking) + len(plan.missing) + len(without))
+                made = copy_points(
+                    source,
+                    target,
+                    plan,
+                    now=parts.now,
+                    progress=lambda _: stop_if(stop),
+                    locked_until=locks(plan.missing),
+                )
+                lacking |= {point.id for point in plan_copy(source, target, here).missing}
+            except StorageError as error:
+                if not name_of_source or _answers(source):
+                    raise
+                log.error("source of a second copy not read", extra={"repository": name_of_source, "why": str(error)})
+                unread[name_of_source] = str(error)
                 continue
-            plan = plan_copy(source, target, here)
-            parts.metrics.copy_lacks(name, lacks + len(plan.missing) + len(without))
-            made = copy_points(
-                source,
-                target,
-                plan,
-                now=parts.now,
-                progress=lambda _: stop_if(stop),
-                locked_until=locks(plan.missing),
-            )
             done = _joined(done, made, there=done.there + made.there, expired=done.expired + made.expired)
-            lacks += len(plan_copy(source, target, here).missing)
-        lacks += sum(home[point] in parts.repositories.away for point in wants)
-        parts.metrics.copy_lacks(name, lacks + len(without))
-        return done
+        has = target.point_ids()
+        beyond = {point for point in wants if home[point] in unread or home[point] in parts.repositories.away}
+        lacking |= beyond - has
+        parts.copies_barred[name] = frozenset(wants) - has - lacking
+        parts.metrics.copy_lacks(name, len(lacking) + len(without))
+        return done, unread
 
     with parts.queue.using_repository():
         return await interruptible(parts.threads.long, stop, copy)
+
+
+def _answers(source: Repository) -> bool:
+    try:
+        source.points()
+        source.point_ids()
+    except StorageError:
+        return False
+    return True
 
 
 _NOTHING = CopyOutcome((), 0, 0, 0, 0, ())

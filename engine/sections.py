@@ -291,6 +291,10 @@ class Maintenance(_Section):
     """At most so many restore points expire in one run of retention; None for no limit."""
 
     reread: Duration = timedelta(days=30)
+    copy_wait: Duration = timedelta(days=30)
+    """How long a restore point that nothing keeps any more stays for the second copies that lack it and would keep it;
+    nothing for no wait."""
+
     """Verification reads what was not read back for so long, and what is new since the last one."""
 
     verify_window: OpenHours = ()

@@ -304,8 +304,12 @@ async def _close_committed(parts: Parts, points: list[RestorePoint]) -> None:
         newest = next((point for point in reversed(points) if point.vm == job.vm), None)
         if job.run is None or newest is None:
             continue
-        home = parts.repositories.named(newest.repository)
-        detail = await settled(parts.threads.repository, home.detail, newest.id)
+        try:
+            home = parts.repositories.named(newest.repository)
+            detail = await settled(parts.threads.repository, home.detail, newest.id)
+        except StorageError as error:
+            log.error("job runs again", extra={"job": job.id, "why": f"its restore point cannot be read: {error}"})
+            continue
         if detail.head.attributes.get("run") != job.run:
             continue
         done = replace(job, state=JobState.DONE, last_error="")

@@ -136,7 +136,7 @@ def _of_the_engine(parts: Parts, targets: tuple[str, ...]) -> Iterator[Trouble]:
         yield Trouble(
             f"vcenter:{name}", Topic.VCENTER_AWAY, f"vCenter {name} is away: {why}", f"vCenter {name} is back", targets
         )
-    for name, why in sorted(parts.repositories.away.items()):
+    for name, why in sorted({**parts.repositories.silent, **parts.repositories.away}.items()):
         yield Trouble(
             f"repository:{name}",
             Topic.REPOSITORY_AWAY,

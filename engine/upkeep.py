@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError
-from engine import further, maintenance, overview, rereading, snapshot_report
+from engine import awaiting, further, maintenance, overview, rereading, snapshot_report
 from engine.cleaning import Cleaner
 from engine.jobs import JobId, mint
 from engine.journal import DONE_KEYS_KEPT
@@ -140,6 +140,7 @@ async def retain(parts: Parts) -> str:
         max_expire=parts.config.maintenance.max_expire,
     )
     parts.retention_refused = run.refusal
+    run, waits = await awaiting.hold_back(parts, run)
     done = await further.retain(parts, run, now)
     if done.expired:
         entries = [Audited(now, "retention", "expire", one.point, one.reason) for one in done.expired]
@@ -148,7 +149,7 @@ async def retain(parts: Parts) -> str:
         parts.metrics.operation_finished("expire", "done")
     if done.expired or done.marked or any(plan.unmark for plan in run.plans):
         await parts.crew.list_all_points()
-    return run.refusal or f"{len(done.expired)} expired, {len(done.marked)} marked"
+    return run.refusal or f"{len(done.expired)} expired, {len(done.marked)} marked{waits}"
 
 
 async def forget(parts: Parts) -> None:

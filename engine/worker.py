@@ -10,12 +10,12 @@ from connectors.errors import Gone
 from engine.attempts import Attempt, CalledBack, Tally
 from engine.crew import Crew
 from engine.endings import abandon, finish, give_back, give_way, judge, postpone
+from engine.holding import hold_all
 from engine.inplace import back_up_in_place
 from engine.jobs import Job, JobKind, JobState, Outcome, RunId
 from engine.leases import MIGRATION_LOCK
 from engine.needed import still_due, waits_until
 from engine.records import FULL_READ_ASKED, Change, Intent, RunRow
-from engine.repositories import Away
 from engine.threads import settled
 from policies.evaluation import CALLED_BACK_AT_MOST
 from policies.facts import VmId
@@ -147,16 +147,5 @@ def _newest_is_elsewhere(crew: Crew, vm: VmId, destination: str) -> list[str]:
 
 
 async def _hold(crew: Crew, job: Job) -> Outcome:
-    pool, missed = crew.threads.repository, None
-    for point in await settled(pool, crew.repositories.points, job.vm, known=dict(crew.world.points)):
-        if job.reason in point.holds:
-            continue
-        try:
-            home = crew.repositories.named(point.repository)
-            await settled(pool, home.mark_hold, point.id, job.reason, crew.now())
-        except Away as error:
-            missed = error
-    if missed is not None:
-        raise missed
-    await crew.list_points(job.vm)
+    await hold_all(crew, job.vm, job.reason)
     return await abandon(crew, replace(job, state=JobState.DONE), "held")

@@ -89,7 +89,7 @@ def unkept(rows: Sequence[Row], policies: Sequence[Policy], now: datetime) -> li
         for _, _, chosen in choices(rows, policies, now):
             left.difference_update(chosen)
         going = sorted(left)
-    return [i for i in going if not _guarded(rows[i].point, now)]
+    return [i for i in going if not guarded(rows[i].point, now)]
 
 
 def _unkept_alike(rows: Sequence[Row], policies: Sequence[Policy], now: datetime) -> Sequence[int] | None:
@@ -138,7 +138,7 @@ def _left_by_periods(policy: Policy, finest: tuple[int, ...]) -> tuple[int, ...]
     return tuple(i for i in range(len(finest)) if i not in kept)
 
 
-def _guarded(point: RestorePoint, now: datetime) -> bool:
+def guarded(point: RestorePoint, now: datetime) -> bool:
     """What keeps a point by itself, whatever the policies say; `policies.retention` has the sentences."""
     locked = point.locked_until
     return bool(point.holds) or (locked is not None and locked > now) or point.taken_at > now
