@@ -96,7 +96,7 @@ class Hypervisor(Protocol):
         ...
 
     async def space(self, vm: Address | None = None) -> Sequence[DatastoreSpace]:
-        """How full the VM's datastores are, asked anew; without a VM all of them, as vCenter shows them.
+        """How full those are that a snapshot of the VM is written to; without a VM all of them, as vCenter shows them.
 
         Those that are not accessible, or that the account may not see, are left out.
         """

@@ -46,7 +46,7 @@ class RoomKeeper:
         Between looking and promising nothing else happens, so that two runs never count on the same space.
         """
         expected = expect(vm, points, bytes_per_second=self.bytes_per_second, last_seconds=self.seconds.get(vm.id))
-        spaces = await _spaces(hypervisor, vm)
+        spaces = await _spaces(hypervisor, vm, logging.WARNING)
         why = no_room(spaces, expected, self._promised_beside(vm, run), self.marks)
         if why:
             self.refused("before")
@@ -72,7 +72,7 @@ class RoomKeeper:
         while True:
             await asyncio.sleep(self.look_seconds)
             try:
-                spaces = await _spaces(hypervisor, vm)
+                spaces = await _spaces(hypervisor, vm, logging.DEBUG)
             except ConnectorError as error:
                 log.info("datastores not looked at", extra={"vm": vm.name, "why": str(error)})
                 continue
@@ -112,10 +112,10 @@ def _place(vm: Vm, datastore: str) -> Place:
     return vm.address.vcenter, vm.datacenter, datastore
 
 
-async def _spaces(hypervisor: Hypervisor, vm: Vm) -> Sequence[DatastoreSpace]:
+async def _spaces(hypervisor: Hypervisor, vm: Vm, level: int) -> Sequence[DatastoreSpace]:
     """What can be known: an account that may not see datastores is no reason to have no backup."""
     try:
         return await hypervisor.space(vm.address)
     except (NotPermitted, Rejected) as error:
-        log.warning("free space is not known", extra={"vm": vm.name, "why": str(error)})
+        log.log(level, "free space is not known", extra={"vm": vm.name, "why": str(error)})
         return ()

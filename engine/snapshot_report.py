@@ -93,9 +93,14 @@ def _blocking(parts: Parts, vcenter: str) -> dict[str, str]:
     if not full:
         return {}
     policies = parts.rulebook.in_force
-    vms = (vm for vm in parts.world.vms.values() if vm.address.vcenter == vcenter and full.keys() & set(vm.datastores))
-    wanted = {name for vm in vms if protection(policies, vm).policies for name in vm.datastores}
+    vms = (vm for vm in parts.world.vms.values() if vm.address.vcenter == vcenter and full.keys() & _with_disks(vm))
+    wanted = {name for vm in vms if protection(policies, vm).policies for name in _with_disks(vm)}
     return {name: sentence for name, sentence in full.items() if name in wanted}
+
+
+def _with_disks(vm: Vm) -> set[str]:
+    """Where snapshots of the VM grow; what it has an image in a CD drive from is none of these."""
+    return {disk.datastore for disk in vm.disks if not disk.unprotected}
 
 
 def full_datastores(parts: Parts) -> dict[str, str]:

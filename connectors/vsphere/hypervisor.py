@@ -27,7 +27,8 @@ from connectors.hypervisor import (
     SnapshotDisk,
     TrackedBase,
 )
-from connectors.vsphere import cbt, datastores, diagnosing, hotadd, janitor, overwriting, provision, transport
+from connectors.vsphere import cbt, diagnosing, hotadd, janitor, overwriting, provision, transport
+from connectors.vsphere.datastores import Datastores
 from connectors.vsphere.events import FollowSettings, follow
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.making import SnapshotSettings
@@ -66,6 +67,7 @@ class VCenter:
         self._tags = TagReader(settings.session, session.tls)
         self._inventory = Inventory(session, self._tags, tags_every=settings.tags_every_seconds)
         self._locks = MigrationLocks(session, self._inventory, settings.locks)
+        self._datastores = Datastores(session, self._inventory)
 
     @classmethod
         self._leases = Leases(session)
@@ -165,10 +167,8 @@ class VCenter:
         return self.settings.session.gates
 
     async def space(self, vm: Address | None = None) -> Sequence[DatastoreSpace]:
-        """How full the VM's datastores are, asked anew; without a VM all of them, as vCenter shows them."""
-        if vm is not None:
-            return await datastores.space_of(self.session, vm.moref)
-        return await datastores.all_space(self._inventory)
+        """How full those are that a snapshot of the VM is written to; without a VM all, as vCenter shows them."""
+        return await (self._datastores.of(vm.moref) if vm is not None else self._datastores.all())
 
     async def diagnose(self) -> Diagnosis:
         """What this vCenter is, and what the account may and can do in it. Changes nothing."""

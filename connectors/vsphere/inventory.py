@@ -166,8 +166,8 @@ class Inventory:
             content = self._session.content
             shared = await self._session.call(content.propertyCollector.CreatePropertyCollector)
             collector = line.managed(shared)
-            view = await line.call(_view, line.managed(content.viewManager), content.rootFolder)
             kinds = {vim.VirtualMachine: WATCHED_VM_PATHS, **PLACE_PATHS}
+            view = await line.call(_view, line.managed(content.viewManager), content.rootFolder, kinds)
             await line.call(collector.CreateFilter, _filter_spec(view, kinds), False)
             yield line, collector
         finally:
@@ -194,7 +194,7 @@ class Inventory:
         return Places(places, await self._attribute_names()), sorted(morefs)
 
     def _retrieve_view(self, kinds: Mapping[Any, tuple[str, ...]]) -> list[Any]:
-        view = _view(self._session.content.viewManager, self._session.content.rootFolder)
+        view = _view(self._session.content.viewManager, self._session.content.rootFolder, kinds)
         try:
             return self._session.retrieve([_filter_spec(view, kinds)])
         finally:
@@ -271,8 +271,9 @@ class Inventory:
         return {f.key: str(f.name) for f in fields}
 
 
-def _view(manager: Any, root: Any) -> Any:
-    return manager.CreateContainerView(root, [vim.VirtualMachine, *PLACE_PATHS], True)
+def _view(manager: Any, root: Any, kinds: Iterable[Any]) -> Any:
+    """A view of these kinds alone: every object in it costs, whether its properties are asked for or not."""
+    return manager.CreateContainerView(root, list(kinds), True)
 
 
 def _filter_spec(view: Any, kinds: Mapping[Any, tuple[str, ...]]) -> Any:

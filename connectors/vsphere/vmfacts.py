@@ -129,6 +129,11 @@ def disk_facts(devices: Iterable[Any]) -> tuple[Disk, ...]:
     return tuple(_disk(disk, by_key.get(disk.controllerKey)) for disk in disks)
 
 
+def datastore_of(path: str) -> str:
+    """The datastore in a path such as "[ssd-1] web/web.vmdk"; empty where there is none."""
+    return path[1:].partition("]")[0] if path.startswith("[") else ""
+
+
 def change_id(device: Any) -> str:
     """The change id of a disk device of a snapshot's configuration; empty when its changes are not tracked."""
     return str(getattr(device.backing, "changeId", None) or "")
@@ -203,7 +208,7 @@ def _disk(disk: Any, controller: Any) -> Disk:
         label=_label(disk),
         capacity_bytes=int(capacity),
         uuid=str(getattr(disk.backing, "uuid", None) or ""),
-        datastore=file_name[1:].partition("]")[0] if file_name.startswith("[") else "",
+        datastore=datastore_of(file_name),
         file_name=file_name,
         mode=str(getattr(disk.backing, "diskMode", None) or ""),
         controller=next((name for kind, name in _CONTROLLERS if isinstance(controller, kind)), "scsi"),

@@ -209,6 +209,16 @@ async def test_free_space_is_asked_anew_for_a_vm_and_shown_as_vcenter_knows_it_f
         assert {space.name: space.free_bytes for space in await vcenter.space()}[home] == 1 << 30
 
 
+async def test_runs_on_one_datastore_do_not_each_have_it_looked_at_anew(lab: Lab) -> None:
+    async with connected(lab) as vcenter:
+        vms = await vcenter.inventory()
+        before = lab.calls().get("RefreshDatastore", 0)
+        for _ in range(2):
+            await asyncio.gather(*(vcenter.space(vm.address) for vm in vms))
+        datastores = {name for vm in vms for name in vm.datastores}
+        assert lab.calls()["RefreshDatastore"] - before == len(datastores) < len(vms)
+
+
 async def test_a_leftover_of_a_vm_that_is_gone_is_no_error(fresh_lab: Start, tmp_path: Path) -> None:
     lab = fresh_lab(vms=1, content=False)
     await killed_in_the_middle(lab, tmp_path, "web-01", "dead-1")

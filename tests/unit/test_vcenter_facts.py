@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
+from connectors.vsphere.consistency import Machine, expected
 from connectors.vsphere.naming import read_mark, snapshot_description, snapshot_name, tree_nodes
 from connectors.vsphere.quiesce import achieved, ladder
 from connectors.vsphere.vmfacts import Places, disk_facts, vm_facts
-from policies.facts import Address, Consistency, PowerState, Vm, VmId
+from policies.facts import USUAL_QUIESCING, Address, Consistency, PowerState, Vm, VmId
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 FLAT = vim.vm.device.VirtualDisk.FlatVer2BackingInfo
@@ -149,8 +150,11 @@ def test_a_vm_that_cannot_be_snapshotted_says_why(changes: dict[str, Any], says:
     assert says in facts(**changes).refusal
 
 
-def test_an_independent_disk_alone_refuses_nothing() -> None:
-    assert facts(config__hardware__device=[controller(), disk(mode="independent_persistent")]).refusal == ""
+def test_an_independent_disk_refuses_nothing_while_there_is_another_disk() -> None:
+    independent = disk(mode="independent_persistent")
+    assert "holds none of its disks" in facts(config__hardware__device=[controller(), independent]).refusal
+    independent.key += 1
+    assert facts(config__hardware__device=[controller(), disk(), independent]).refusal == ""
 
 
 def tree(name: str, description: str, *children: Any) -> Any:
@@ -190,19 +194,20 @@ def test_a_name_that_vsphere_would_escape_is_refused() -> None:
         snapshot_name("e1", "100%")
 
 
-def vm(power: PowerState = PowerState.ON, tools: bool = True, guest: str = "Ubuntu Linux (64-bit)") -> Vm:
-    return Vm(VmId("x"), Address("vc", "vm-7"), "db", power=power, tools_running=tools, guest_os=guest)
+def vm(power: PowerState = PowerState.ON, tools: bool = True, guest: str = "ubuntu64Guest") -> Vm:
+    reach, why = expected(Machine(guest, power=power, tools_running=tools))
+    return Vm(VmId("x"), Address("vc", "vm-7"), "db", power=power, tools_running=tools, reach=reach, reach_why=why)
 
 
 APP, FS, CRASH = Consistency.APPLICATION, Consistency.FILESYSTEM, Consistency.CRASH
 
 
 def levels(vm: Vm, want: Consistency, fallback: Consistency) -> list[Consistency]:
-    return [step.best for step in ladder(vm, want, fallback, timeout_minutes=15).steps]
+    return [step.best for step in ladder(vm, want, fallback, timeout=USUAL_QUIESCING.timeout).steps]
 
 
 def test_the_ladder_goes_from_what_is_wanted_to_what_is_accepted() -> None:
-    windows = vm(guest="Microsoft Windows Server 2022 (64-bit)")
+    windows = vm(guest="windows2019srvNext_64Guest")
     assert levels(windows, APP, CRASH) == [APP, FS, CRASH]
     assert levels(windows, APP, FS) == [APP, FS]
     assert levels(vm(), APP, CRASH) == [FS, CRASH]
@@ -212,13 +217,13 @@ def test_the_ladder_goes_from_what_is_wanted_to_what_is_accepted() -> None:
 
 
 def test_a_level_out_of_reach_leaves_no_step_but_a_reason() -> None:
-    found = ladder(vm(tools=False), APP, FS, timeout_minutes=15)
+    found = ladder(vm(tools=False), APP, FS, timeout=USUAL_QUIESCING.timeout)
     assert found.steps == ()
     assert "Tools do not run" in found.reason
 
 
 def test_what_vsphere_ignored_is_not_recorded_as_achieved() -> None:
-    step = ladder(vm(), FS, CRASH, timeout_minutes=15).steps[0]
+    step = ladder(vm(), FS, CRASH, timeout=USUAL_QUIESCING.timeout).steps[0]
     (node,) = tree_nodes([tree("x", "")])
     level, why = achieved(step, vm(), node)
     assert level is CRASH
