@@ -144,6 +144,10 @@ class DatastoreSpace:
     free_bytes: int
 
 
+TRIAL_PREFIX = "backstay-rehearsal-"
+"""How the names of trial VMs begin."""
+
+
 class Identity(StrEnum):
     """Which UUIDs and MAC addresses a restored VM gets.
 
@@ -164,7 +168,7 @@ class RestoreTarget:
     which a snapshot can hold. `disk_datastores` puts single disks elsewhere, by device key. `connect` says whether
     network cards are connected at power-on; None leaves that to the identity: as they were for the original's, not
     at all for a new one. With `cards` false the VM gets no network card. `point` and `run` are written on the VM
-    until its restore is finished.
+    until its restore is finished. A `trial` VM is made for a rehearsal and removed again.
     """
 
     name: str
@@ -180,6 +184,15 @@ class RestoreTarget:
     cards: bool = True
     point: str = ""
     run: str = ""
+    trial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a VM that was switched on showed of its guest after so long. `why` is empty when the guest lives."""
+
+    seconds: float
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from engine.commands import (
     Control,
     QueryLimits,
     Reclaim,
+    Rehearse,
     RestoreDisk,
     RestoreInPlace,
     RestoreToFile,
@@ -249,6 +250,10 @@ def _route_tasks(app: FastAPI, control: Control, who: str) -> None:
 
     @app.post("/v1/tasks/verify")
     async def verify(task: Verify) -> Any:
+        return await submit(task)
+
+    @app.post("/v1/tasks/rehearse")
+    async def rehearse(task: Rehearse) -> Any:
         return await submit(task)
 
     @app.post("/v1/tasks/reclaim")

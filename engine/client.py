@@ -32,6 +32,7 @@ _ROUTES = {
     "RestoreInPlace": "restore-in-place",
     "RestoreDisk": "restore-disk",
     "Verify": "verify",
+    "Rehearse": "rehearse",
     "Reclaim": "reclaim",
 }
 """By the name of the task."""

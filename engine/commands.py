@@ -118,6 +118,22 @@ class Verify:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearse:
+    """Restore a restore point into a trial VM, read that back, compare, and remove it.
+
+    With `heartbeat` the trial VM is switched on, and its guest may take `heartbeat_seconds` to show that it lives;
+    0 stands for what policies without a time give it. Empty fields take what the VM has.
+    """
+
+    point: str
+    vcenter: str = ""
+    heartbeat: bool = False
+    heartbeat_seconds: float = 0.0
+    datastore: str = ""
+    pool: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Reclaim:
     """Free what no restore point needs; with plan_only the result is what would be done.
 
@@ -131,7 +147,7 @@ class Reclaim:
     """As in `Verify`."""
 
 
-Task = BackUpVm | BackUpDisk | RestoreToFile | RestoreToVm | RestoreInPlace | RestoreDisk | Verify | Reclaim
+Task = BackUpVm | BackUpDisk | RestoreToFile | RestoreToVm | RestoreInPlace | RestoreDisk | Verify | Rehearse | Reclaim
 """What takes long: submitted, then followed by its id."""
 
 

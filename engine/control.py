@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from engine import explaining, maintenance, operations, outbox, overview, relink, restore_tasks
+from engine import explaining, maintenance, operations, outbox, overview, rehearsals, relink, restore_tasks
 from engine.commands import (
     BackUpDisk,
     BackUpVm,
     QueryAnswer,
     QueryLimits,
     Reclaim,
+    Rehearse,
     RestoreDisk,
     RestoreInPlace,
     RestoreToFile,
@@ -27,6 +28,7 @@ from engine.failures import BadInput, NotYet
 from engine.inbox import Tick
 from engine.keptvm import summary_of
 from engine.parts import Parts
+from engine.records import Audited
 from engine.records import Audited
 from engine.plain import plain
 from engine.replaying import journal_lines
@@ -77,7 +79,8 @@ class Controls:
         pool, repository = self.parts.threads.repository, await self._home(point)
         detail = await settled(pool, repository.detail, point)
         kept = await settled(pool, summary_of, repository, point)
-        return point_details(detail, kept)
+        rehearsed = await settled(self.parts.threads.state, self.parts.state.rehearsals_of, point)
+        return {**point_details(detail, kept), "rehearsals": [plain(one) for one in rehearsed]}
 
     async def hold(self, reference: str, reason: str, who: str) -> None:
         point = await self._find(reference)
@@ -135,6 +138,13 @@ class Controls:
                 return "restore-disk", restore_tasks.restore_disk(self.parts, await self._find(task.point), vm, task)
             case Verify():
                 points = [await self._find(reference) for reference in task.points]
+            case Rehearse():
+                named = self.parts.world.named(task.point)
+                point = (
+                    rehearsals.last_good(self.parts, self._one(task.point)) if named else await self._find(task.point)
+                )
+                hypervisor = await self._hypervisor_of(point, task.vcenter)
+                return "rehearse", rehearsals.rehearse_task(self.parts, point, hypervisor, task)
                 return "verify", operations.verify_repository(self.parts, points, task)
             case Reclaim():
                 return "reclaim", operations.reclaim_repository(self.parts, task)

@@ -8,6 +8,8 @@ from typing import Any
 
 from engine.jobs import Job, JobKind, JobState
 from engine.parts import Parts
+from engine.plain import plain
+from engine.rehearsal_report import standing_row
 from engine.threads import settled
 from policies.explanation import explain
 from policies.facts import VmId
@@ -27,9 +29,12 @@ async def vm_explained(parts: Parts, vm: VmId) -> Mapping[str, Any]:
     now = parts.now()
     said = explain(parts.rulebook.in_force, parts.world.vms[vm], parts.world.facts(now), _waits(parts, vm))
     decisions = await settled(parts.threads.state, parts.state.decisions_of, vm)
+    rehearsal = standing_row(parts, vm)
+    lines = [said.render(), *([f"Rehearsals: {rehearsal['words']}."] if rehearsal else [])]
     return {
         **said.as_json(),
-        "text": said.render(),
+        "text": "\n".join(lines),
+        "rehearsal": plain(rehearsal),
         "decisions": [dict(zip(_COLUMNS, row, strict=True)) for row in decisions],
     }
 

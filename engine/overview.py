@@ -13,6 +13,7 @@ from engine import snapshot_report
 from engine.jobs import JobKind, JobState
 from engine.parts import Parts, Verified
 from engine.pauses import unhurried
+from engine.rehearsal_report import standing_row
 from engine.threads import settled
 from metrics.labels import CoverageState, RepositoryState, VmCoverage
 from policies.decision import BackUp
@@ -20,6 +21,7 @@ from policies.facts import Address, Vm, VmId
 from policies.naming import unknown_destinations, unknown_targets
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, left_out, protection, refusal_of
+from policies.rehearsal import Rehearsed
 from policies.units import counted
 from storage.errors import StorageError
 from storage.repository import Repository
@@ -36,7 +38,7 @@ async def publish_coverage(parts: Parts) -> None:
 
 def _covered(parts: Parts, policies: PolicySet, vm: Vm) -> VmCoverage:
     effective = protection(policies, vm)
-    history = parts.world.history.get(vm.id)
+    history, tried = parts.world.history.get(vm.id), parts.rehearsals.newest.get(vm.id)
     goals = [p.timing.rpo for p in effective.scheduling if p.timing.rpo is not None]
     row = parts.world.rows.get(vm.id)
     return VmCoverage(
@@ -53,7 +55,15 @@ def _covered(parts: Parts, policies: PolicySet, vm: Vm) -> VmCoverage:
         consecutive_failures=history.consecutive_failures if history is not None else 0,
         unprotected_disks=sum(1 for disk in vm.disks if disk.unprotected and not left_out(effective, disk)),
         moref=vm.address.moref,
+        rehearsed=_rehearsed(effective, tried),
+        rehearsal_seconds=tried.seconds if tried is not None else None,
     )
+
+
+def _rehearsed(effective: Protection, tried: Rehearsed | None) -> float | None:
+    if tried is not None and tried.passed_at is not None:
+        return tried.passed_at.timestamp()
+    return 0.0 if effective.rehearse is not None else None
 
 
 def _state(policies: PolicySet, effective: Protection, vm: Vm) -> CoverageState:
@@ -239,6 +249,16 @@ async def status(parts: Parts) -> Mapping[str, Any]:
             }
             for one in parts.wishes
         ],
+        "rehearsals": [
+            {
+                "policy": one.policy,
+                "every_seconds": one.every.total_seconds(),
+                "vms": one.vms,
+                "overdue": one.overdue,
+                "failed": one.failed,
+            }
+            for one in parts.rehearsals.standing
+        ],
         "notify": [
             {"target": name, "last_sent": box.last_sent, "waiting": box.letter is not None, "trouble": box.trouble}
             for name, box in parts.outboxes.items()
@@ -285,6 +305,7 @@ def _vm_row(parts: Parts, vm: Vm, now: datetime) -> dict[str, Any]:
             *([disk.label, disk.unprotected] for disk in vm.disks if disk.unprotected),
             *snapshot_report.left_out_disks(effective, vm),
         ],
+        "rehearsal": standing_row(parts, vm.id),
         "standing": _said(parts, vm.id),
     }
 

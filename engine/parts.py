@@ -21,6 +21,7 @@ from engine.jobs import RunId
 from engine.maintenance import plan_run
 from engine.outbox import Outbox
 from engine.ports import Bus, Hypervisor
+from engine.rehearsal_records import Rehearsals
 from engine.repositories import Repositories
 from engine.room import RoomKeeper
 from engine.rulebook import Rulebook
@@ -96,6 +97,7 @@ class Parts:
     wishes_at: datetime | None = None
     wishes_of: str = ""
     """The hash of the policies whose wishes these are."""
+    rehearsals: Rehearsals = field(default_factory=Rehearsals)
     retention_refused: str = ""
     copies_refused: dict[str, str] = field(default_factory=dict)
     """Why the newest run of retention in a second copy removed nothing, by the copy's name."""

@@ -14,6 +14,7 @@ from connectors.hypervisor import (
     Cursor,
     DatastoreSpace,
     EventBatch,
+    Heartbeat,
     InventoryUpdate,
     Leftover,
     OpenDisk,
@@ -128,6 +129,17 @@ class Hypervisor(Protocol):
     async def power_off(self, address: Address) -> None:
         """Switch a VM off at once, without asking its guest. Idempotent."""
         ...
+    def trial_vm(self, configuration: bytes, target: RestoreTarget) -> AbstractAsyncContextManager[CreatedVm]:
+        """A VM with empty disks for a rehearsal, which no inventory tells of; gone after the block, whatever happens.
+
+        NotOurs at the end when somebody has made it his; what a crash leaves is a left-over.
+        """
+        ...
+
+    async def heartbeat(self, vm: CreatedVm, seconds: float) -> Heartbeat:
+        """Switch a trial VM on, wait so long for its guest to show that it lives, and switch it off again."""
+        ...
+
 
     async def take_over(
         self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool

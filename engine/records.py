@@ -168,7 +168,7 @@ def move_vm(connection: duckdb.DuckDBPyConnection, new: VmId, old: VmId) -> None
         column = "id" if table == "vms" else "vm"
         connection.execute(f"DELETE FROM {table} WHERE {column} = ?", [new])
     connection.execute("DELETE FROM fired WHERE vm IN (?, ?)", [new, old])
-    for table in ("events", "decisions", "jobs", "distrust", "intents"):
+    for table in ("events", "decisions", "jobs", "distrust", "intents", "rehearsals"):
         connection.execute(f"UPDATE {table} SET vm = ? WHERE vm = ?", [old, new])
 
 

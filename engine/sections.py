@@ -242,6 +242,9 @@ class Limits(_Section):
     foreign_snapshot_age: Duration = timedelta(hours=72)
     """Snapshots of others that are older are told."""
 
+    rehearsals: Count = 1
+    """Restore points that are restored into trial VMs at a time because policies want it."""
+
     disks_per_vm: Count = 2
     lanes: Count = 16
     threads: Count = Field(default_factory=lambda: max(2, min(os.cpu_count() or 2, 8)))
@@ -263,6 +266,7 @@ class Timers(_Section):
     retention: Duration = timedelta(hours=1)
     reclaim: Duration = timedelta(days=1)
     verify: Duration = timedelta(days=1)
+    rehearsals: Duration = timedelta(minutes=1)
     copies: Duration = timedelta(minutes=15)
     locks: Duration = timedelta(days=1)
     policies: Duration = timedelta(seconds=2)

@@ -44,6 +44,7 @@ from engine.notifying import Notifier
 from engine.parts import Parts
 from engine.ports import Hypervisor
 from engine.records import Intent
+from engine.rehearsals import rehearse_next
 from engine.sources import Patience
 from engine.startup import REOPEN, add_hypervisor, assemble, engine_id, gate_limits, policies_folder, recover, take_up
 from engine.state import State
@@ -230,6 +231,8 @@ class Service:
                 loops.create_task(upkeep.every(parts, "retention", timers.retention, upkeep.retain))
                 loops.create_task(upkeep.every(parts, "reclaim", timers.reclaim, upkeep.reclaim))
                 loops.create_task(upkeep.verifying(parts, timers.verify))
+                for _ in range(parts.config.limits.rehearsals):
+                    loops.create_task(upkeep.every(parts, "rehearsals", timers.rehearsals, rehearse_next))
                 loops.create_task(upkeep.every(parts, "locks", timers.locks, upkeep.renew_locks))
                 if parts.config.repositories:
                     loops.create_task(upkeep.every(parts, "repositories", REOPEN, take_up))

@@ -251,6 +251,7 @@ async def recover(parts: Parts) -> None:
             extra={"vm": left.name, "point": left.point, "how": left.kind},
         )
     parts.crew.set_aside = await settled(parts.threads.state, parts.state.set_aside)
+    parts.rehearsals.newest = await settled(parts.threads.state, parts.state.rehearsed)
     own = [point for point in points if not point.repository]
     parts.verified = await settled(parts.threads.repository, _verified, parts.repository, own)
     await parts.dispatcher.recall()

@@ -35,10 +35,12 @@ from engine.records import (
     write_run,
     write_vms,
 )
+from engine.rehearsal_records import COLUMNS, NEWEST, RehearsalRow, rehearsal_row, rehearsed_of, write_rehearsal
 from engine.replaying import recorded_page
 from engine.state_schema import FILE_NAME, open_database, open_read_only, sync_directory, translate
 from policies.facts import Address, PointId, VmId
 from policies.recorded import Recorded
+from policies.rehearsal import Rehearsed
 from policies.units import counted
 from storage.failpoints import failpoint
 from storage.filecalls import translated
@@ -253,6 +255,20 @@ class State:
         rows = self._rows("SELECT policy, rule, vm, fired_at FROM fired")
         return {(r[0], r[1], VmId(r[2])): at for r in rows if (at := aware(r[3])) is not None}
 
+    def note_rehearsal(self, row: RehearsalRow) -> None:
+        """Remember a rehearsal that ended."""
+        with self._transaction() as connection:
+            write_rehearsal(connection, row)
+
+    def rehearsed(self) -> dict[VmId, Rehearsed]:
+        """The newest rehearsal of each VM that counts."""
+        return rehearsed_of(self._rows(NEWEST))
+
+    def rehearsals_of(self, point: PointId) -> list[RehearsalRow]:
+        """Every rehearsal of a restore point, newest first."""
+        rows = self._rows(f"SELECT {COLUMNS} FROM rehearsals WHERE point = ? ORDER BY began_at DESC", [point])
+        return [rehearsal_row(row) for row in rows]
+
     def distrust_of(self, vm: VmId) -> list[Distrust]:
         """Why this VM's change tracking may lie; empty when nothing is known against it."""
         rows = self._rows("SELECT vm, reason, event_key, since FROM distrust WHERE vm = ? ORDER BY since", [vm])
@@ -265,7 +281,13 @@ class State:
     def forget_vms(self, vms: Sequence[VmId]) -> None:
         """Drop what is remembered of VMs that left long ago."""
         with self._transaction() as connection:
-            for table, column in (("vms", "id"), ("runs", "vm"), ("distrust", "vm"), ("fired", "vm")):
+            for table, column in (
+                ("vms", "id"),
+                ("runs", "vm"),
+                ("distrust", "vm"),
+                ("fired", "vm"),
+                ("rehearsals", "vm"),
+            ):
                 connection.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT unnest(?::VARCHAR[]))", [list(vms)])
 
     def forget(self, before: datetime) -> None:

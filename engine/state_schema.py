@@ -21,7 +21,7 @@ from storage.filecalls import translated
 
 log = logging.getLogger("engine.state")
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "state.duckdb"
 
 TABLES = (
@@ -46,6 +46,8 @@ TABLES = (
        intended_at TIMESTAMP)""",
     "CREATE TABLE cursors (vcenter VARCHAR, reached_at TIMESTAMP, key BIGINT, seen BIGINT[])",
     "CREATE TABLE audit (done_at TIMESTAMP, who VARCHAR, action VARCHAR, subject VARCHAR, detail VARCHAR)",
+    """CREATE TABLE rehearsals (vm VARCHAR, point VARCHAR, began_at TIMESTAMP, seconds DOUBLE, passed BOOLEAN,
+       why VARCHAR, policy VARCHAR, counts BOOLEAN, compared_bytes BIGINT, heartbeat_seconds DOUBLE)""",
     "CREATE TABLE policy_files (name VARCHAR, text VARCHAR, accepted_at TIMESTAMP, who VARCHAR, policy_commit VARCHAR)",
 )
 
@@ -56,6 +58,10 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE jobs ADD COLUMN event_at TIMESTAMP",
         "ALTER TABLE jobs ADD COLUMN policy_commit VARCHAR DEFAULT ''",
         "ALTER TABLE policy_files ADD COLUMN policy_commit VARCHAR DEFAULT ''",
+    ),
+    2: (
+        """CREATE TABLE rehearsals (vm VARCHAR, point VARCHAR, began_at TIMESTAMP, seconds DOUBLE, passed BOOLEAN,
+           why VARCHAR, policy VARCHAR, counts BOOLEAN, compared_bytes BIGINT, heartbeat_seconds DOUBLE)""",
     ),
 }
 """From a schema number, the statements that lead to the next one."""

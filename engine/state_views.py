@@ -21,6 +21,8 @@ VIEWS: Mapping[str, str] = {
         j.created_at, j.not_before, j.deadline, j.settled_at, j.point, j.last_error, j.event_key,
         j.event_type, j.event_at, j.policy_commit
         FROM jobs j LEFT JOIN vms v ON v.id = j.vm""",
+    "rehearsals": """SELECT r.began_at, r.vm AS vm_id, v.name AS vm, r.point, r.seconds, r.passed, r.why, r.policy,
+        r.compared_bytes, r.heartbeat_seconds FROM rehearsals r LEFT JOIN vms v ON v.id = r.vm""",
     "audit": "SELECT done_at, who, action, subject, detail FROM audit",
 }
 """What a SELECT may name, and where its rows come from. Times are UTC."""

@@ -43,6 +43,8 @@ class Topic(StrEnum):
     POLICY_CHANGE = "policy_change"
     POLICY_FILES = "policy_files"
     VERIFY_OVERDUE = "verify_overdue"
+    REHEARSAL_FAILED = "rehearsal_failed"
+    REHEARSAL_OVERDUE = "rehearsal_overdue"
 
 
 _WORDS = {
@@ -58,9 +60,11 @@ _WORDS = {
     Topic.POLICY_CHANGE: "policy change waiting",
     Topic.POLICY_FILES: "broken policy files",
     Topic.VERIFY_OVERDUE: "overdue verification",
+    Topic.REHEARSAL_FAILED: "failed rehearsal",
+    Topic.REHEARSAL_OVERDUE: "overdue rehearsal",
 }
 
-OF_A_VM = frozenset({Topic.DAMAGE, Topic.RUN_FAILED, Topic.RPO_MISSED})
+OF_A_VM = frozenset({Topic.DAMAGE, Topic.RUN_FAILED, Topic.RPO_MISSED, Topic.REHEARSAL_FAILED})
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ def _of_vm(parts: Parts, vm: Vm) -> Iterator[Trouble]:
     if effective.notify:
         yield from _missed(parts, vm, effective, parts.now())
         yield from _failed(parts, vm, effective.notify)
+        yield from _rehearsed(parts, vm, effective)
 
 
 def _missed(parts: Parts, vm: Vm, effective: Protection, now: datetime) -> Iterator[Trouble]:
@@ -83,6 +84,18 @@ def _failed(parts: Parts, vm: Vm, targets: tuple[str, ...]) -> Iterator[Trouble]
     )
 
 
+def _rehearsed(parts: Parts, vm: Vm, effective: Protection) -> Iterator[Trouble]:
+    last = parts.rehearsals.newest.get(vm.id)
+    if last is not None and not last.passed and effective.rehearse is not None:
+        yield Trouble(
+            f"rehearsal:{vm.id}",
+            Topic.REHEARSAL_FAILED,
+            f"restoring {vm.name} was tried from {last.point}, and failed: {last.why}",
+            f"restoring {vm.name} was tried again, and passed",
+            effective.notify,
+        )
+
+
 def _damaged(parts: Parts, vm_id: VmId, damaged: list[RestorePoint], everybody: tuple[str, ...]) -> Iterator[Trouble]:
     policies, vm = parts.rulebook.in_force, parts.world.vms.get(vm_id)
     own = policies.policy(damaged[-1].policy)
@@ -109,6 +122,18 @@ def _of_policies(parts: Parts) -> Iterator[Trouble]:
                 f"{counted(one.overdue, 'restore point')} under policy {one.policy} not read back"
                 f" for longer than the {span(one.every)} that it wants",
                 f"the restore points under policy {one.policy} are read back as often as it wants again",
+                policy.notify,
+            )
+
+    for wish in parts.rehearsals.standing:
+        policy = parts.rulebook.in_force.policy(wish.policy)
+        if wish.overdue and policy is not None and policy.notify:
+            yield Trouble(
+                f"rehearsals:{wish.policy}",
+                Topic.REHEARSAL_OVERDUE,
+                f"no rehearsal of {counted(wish.overdue, 'VM')} under policy {wish.policy} passed"
+                f" for longer than the {span(wish.every)} that it wants",
+                f"the VMs under policy {wish.policy} are rehearsed as often as it wants again",
                 policy.notify,
             )
 

@@ -27,7 +27,16 @@ RPO_SLACK = SeriesDoc(
     "vm_rpo_slack_seconds", "gauge", "Time left until the RPO is missed; below 0 it is missed by that much", _VM
 )
 FAILURES = SeriesDoc("vm_consecutive_failures", "gauge", "Failed runs since the last good one", _VM)
-UNPROTECTED_DISKS = SeriesDoc("vm_unprotected_disks", "gauge", "Disks of the VM that no snapshot can hold and no policy leaves out", _VM)
+UNPROTECTED_DISKS = SeriesDoc(
+    "vm_unprotected_disks", "gauge", "Disks of the VM that no snapshot can hold and no policy leaves out", _VM
+)
+REHEARSED = SeriesDoc(
+    "vm_rehearsal_last_success_timestamp_seconds",
+    "gauge",
+    "When restoring the VM was last tried and passed; 0 for never, absent where nobody wants it tried",
+    _VM,
+)
+REHEARSAL_SECONDS = SeriesDoc("vm_rehearsal_seconds", "gauge", "How long the VM's newest rehearsal took", _VM)
 INFO = SeriesDoc(
     "vm_info", "gauge", "Always 1; joins a VM with its policy and its moRef", (*_VM, ("policy", ()), ("moref", ()))
 )
@@ -45,6 +54,8 @@ COVERAGE_SERIES: tuple[SeriesDoc, ...] = (
     RPO_SLACK,
     FAILURES,
     UNPROTECTED_DISKS,
+    REHEARSED,
+    REHEARSAL_SECONDS,
     INFO,
     VMS,
     VMS_UNPROTECTED,
@@ -88,6 +99,8 @@ class CoverageCollector(Collector):
         yield self._per_vm(RPO_SLACK, shown, lambda vm: _slack(vm, now))
         yield self._per_vm(FAILURES, shown, lambda vm: float(vm.consecutive_failures))
         yield self._per_vm(UNPROTECTED_DISKS, shown, lambda vm: float(vm.unprotected_disks))
+        yield self._per_vm(REHEARSED, shown, lambda vm: vm.rehearsed)
+        yield self._per_vm(REHEARSAL_SECONDS, shown, lambda vm: vm.rehearsal_seconds)
         info = self._family(INFO)
         for vm in shown:
             info.add_metric([vm.vcenter, vm.vm_id, vm.vm, vm.policy, vm.moref], 1.0)

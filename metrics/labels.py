@@ -159,7 +159,8 @@ class VmCoverage:
 
     `policy` is the one that decides the schedule, empty when none does. `last_success` is None for never;
     `known_since` is what the RPO is measured from until the first restore point. `rpo_seconds` is None where no
-    policy promises one.
+    policy promises one. `rehearsed` is when a rehearsal last passed, as a timestamp, 0 for never; None where nobody
+    wants any.
     """
 
     vcenter: str
@@ -173,6 +174,8 @@ class VmCoverage:
     consecutive_failures: int = 0
     unprotected_disks: int = 0
     moref: str = ""
+    rehearsed: float | None = None
+    rehearsal_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from metrics.labels import (
 )
 from metrics.making import PREFIX, Maker, one_of, stamp
 from metrics.notices import NoticeMetrics
+from metrics.rehearsals import RehearsalMetrics
 from metrics.snapshots import SnapshotMetrics
 
 __all__ = ["PREFIX", "Metrics"]
@@ -74,6 +75,7 @@ class Metrics:
         maker = Maker(self.registry, self.reference)
         counter, gauge = maker.counter, maker.gauge
         self.notices = NoticeMetrics(maker)
+        self.rehearsals = RehearsalMetrics(maker)
         # The engine
         build = gauge("build_info", "Always 1; the version that runs", version=(), python=())
         self._connected = gauge("connected", "1 while the connection to the peer stands", peer=PEERS)

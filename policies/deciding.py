@@ -51,6 +51,9 @@ def decided_by(protection: Protection) -> dict[str, str]:
         elif setting == "verify":
             shortest = [one.name for one in policies if one.verify_every == protection.verify_every]
             found[setting] = f"{', '.join(shortest)}, the shortest of all"
+        elif setting == "rehearse":
+            asking = next(one.name for one in policies if one.rehearse == protection.rehearse)
+            found[setting] = f"{asking}, the most frequent of all"
         elif setting in united:
             names = ", ".join(policy.name for policy in policies if united[setting](policy))
             found[setting] = names if len(policies) == 1 else f"{names}: of all policies that select it"

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import combinations
 
 from policies.advice import Advice, Advise, adviser
+from policies.advice_rehearsals import rehearsal_advice
 from policies.advice_rules import retention_advice, trigger_advice
 from policies.advice_timing import timing_advice
 from policies.errors import quoted
@@ -70,6 +71,7 @@ def _alone(policy: Policy, advise: Advise, now: datetime) -> Iterable[Advice]:
     yield from timing_advice(policy.timing, advise, now)
     yield from retention_advice(policy, advise, now)
     yield from trigger_advice(policy, advise)
+    yield from rehearsal_advice(policy, advise, now)
 
 
 def _unused(origins: Origins) -> Iterable[Advice]:

@@ -19,6 +19,7 @@ from policies.facts import CONSISTENCY_ORDER, Consistency, EventType, Quiescing
 from policies.hours import Hours
 from policies.presets import spelled_out
 from policies.quiescing import quiescing_of
+from policies.rehearsing import Rehearse, rehearse_of
 from policies.retention_tables import RetentionTable
 from policies.schema import Action, LimitsTable, PolicyTable, TriggerTable, zone_of
 from policies.terms import Term, parse_term
@@ -188,6 +189,7 @@ class Policy:
     leaving: Leaving | None = None
     leaving_why: str = ""
     verify_every: timedelta | None = None
+    rehearse: Rehearse | None = None
     notify: tuple[str, ...] = ()
     on_cbt_invalid: OnCbtInvalid | None = None
     tracking_sample: int | None = None
@@ -265,6 +267,7 @@ def compile_policy(
         on_unmatched=Leaving(table.on_unmatched or Leaving.HOLD),
         on_removed=Leaving(table.on_removed or Leaving.HOLD),
         verify_every=parse_duration(table.verify.every) if table.verify and table.verify.every else None,
+        rehearse=rehearse_of(table.rehearse, zone_of(table.timezone or "UTC")),
         notify=tuple(table.notify or ()),
         on_cbt_invalid=OnCbtInvalid(table.on_cbt_invalid) if table.on_cbt_invalid else None,
         tracking_sample=table.tracking_sample,

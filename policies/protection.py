@@ -23,6 +23,7 @@ from policies.facts import (
 from policies.policy import DEFAULT_FALLBACK, DEFAULT_WANT, OnCbtInvalid, OnMigrate, Policy
 from policies.policyset import PolicySet
 from policies.quiescing import most_patient
+from policies.rehearsing import Rehearse, most_frequent
 from policies.schedule import Due, next_due
 
 _Set = TypeVar("_Set")
@@ -52,6 +53,7 @@ class Protection:
     destination: str = ""
     lock: timedelta = timedelta()
     verify_every: timedelta | None = None
+    rehearse: Rehearse | None = None
     notify: tuple[str, ...] = ()
     on_cbt_invalid: OnCbtInvalid = OnCbtInvalid.FULL
     tracking_sample: int | None = None
@@ -135,6 +137,7 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
             default=OnCbtInvalid.FULL,
         ),
         tracking_sample=max(
+        rehearse=most_frequent(policy.rehearse for policy in matching),
             (policy.tracking_sample for policy in sampling if policy.tracking_sample is not None), default=None
         ),
         on_migrate=max(

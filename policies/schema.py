@@ -22,6 +22,7 @@ from policies.errors import Unusable, quoted
 from policies.facts import VM_EVENT_TYPES, EventType
 from policies.fixture_tables import Fixture
 from policies.quiescing import ConsistencyTable
+from policies.rehearsing import RehearseTable
 from policies.retention_tables import CopyTable, RetentionTable
 from policies.tables import (
     BLACKOUT_PATTERN,
@@ -323,6 +324,7 @@ class PolicyTable(Table):
     )
     limits: LimitsTable | None = _key(None, "How many of its backups may run at a time.")
     verify: VerifyTable | None = _key(None, "How often restore points are read back.")
+    rehearse: RehearseTable | None = _key(None, "How often restoring each VM is tried.")
     notify: Annotated[list[CopyName], Field(min_length=1)] | None = _key(
         None,
         "Whom to tell of runs that failed, a missed rpo and damage: names of `[notify.NAME]` in the engine's"

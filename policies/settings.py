@@ -9,6 +9,7 @@ from policies.facts import USUAL_QUIESCING
 from policies.policy import Leaving, Policy, PolicyLimits, Retention, Trigger
 from policies.protection import Protection
 from policies.quiescing import quiescing_words
+from policies.rehearsing import rehearse_words
 from policies.units import span
 
 
@@ -42,6 +43,7 @@ def settings_of(protection: Protection) -> dict[str, str]:
         "lock": span(protection.lock) if protection.lock else "",
         "notify": ", ".join(protection.notify),
         "verify": f"every {span(protection.verify_every)}" if protection.verify_every is not None else "",
+        "rehearse": rehearse_words(protection.rehearse) if protection.rehearse is not None else "",
         "on_cbt_invalid": _unless_silent(
             protection.on_cbt_invalid, (one.on_cbt_invalid for one in protection.policies)
         ),

@@ -11,6 +11,7 @@ from policies.facts import CONSISTENCY_ORDER, Vm
 from policies.policy import OnCbtInvalid, OnMigrate, Policy
 from policies.protection import DEFAULT_SAMPLE, Protection, combine, left_out
 from policies.quiescing import less_patient
+from policies.rehearsing import less_rehearsed
 
 _CONSISTENCIES, _DOUBTS, _MOVES = tuple(CONSISTENCY_ORDER), tuple(OnCbtInvalid), tuple(OnMigrate)
 
@@ -49,6 +50,8 @@ def _compared(was: Protection, will: Protection) -> Iterator[str]:
         yield "lock"
     if _longer(was.verify_every, will.verify_every):
         yield "verify"
+    if less_rehearsed(was.rehearse, will.rehearse):
+        yield "rehearse"
     if _DOUBTS.index(will.on_cbt_invalid) < _DOUBTS.index(was.on_cbt_invalid):
         yield "on_cbt_invalid"
     if _sample(will) < _sample(was):

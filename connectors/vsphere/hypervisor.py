@@ -18,6 +18,7 @@ from connectors.hypervisor import (
     Cursor,
     DatastoreSpace,
     EventBatch,
+    Heartbeat,
     InventoryUpdate,
     Leftover,
     OpenDisk,
@@ -27,7 +28,7 @@ from connectors.hypervisor import (
     SnapshotDisk,
     TrackedBase,
 )
-from connectors.vsphere import cbt, diagnosing, hotadd, janitor, overwriting, provision, transport
+from connectors.vsphere import cbt, diagnosing, hotadd, janitor, overwriting, provision, transport, trials
 from connectors.vsphere.datastores import Datastores
 from connectors.vsphere.events import FollowSettings, follow
 from connectors.vsphere.inventory import Inventory
@@ -182,12 +183,14 @@ class VCenter:
     async def leftovers(self, is_active: Callable[[str], bool], held: Collection[Address] = ()) -> Sequence[Leftover]:
         """What dead runs of this engine left, in the order in which it is to be removed.
 
-        VMs that nobody can move come first, as removing a snapshot may take hours; attached disks before snapshots.
+        VMs that nobody can move come first, as removing a snapshot may take hours; attached disks before snapshots and
+        before trial VMs, whose disks they may be.
         """
         kept = await self._locks.leftovers(is_active)
         attached = await janitor.attached_leftovers(self.session, self.settings.transports, is_active, held)
-        snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active)
-        return [*kept, *attached, *snapshots]
+        tried = await trials.trial_leftovers(self.session, self._inventory, is_active)
+        snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active, of=of)
+        return [*kept, *attached, *tried, *snapshots]
 
     async def remove(self, leftover: Leftover) -> None:
         """Take one left-over away. Disks of its run are detached before a snapshot goes. Idempotent."""
@@ -199,6 +202,9 @@ class VCenter:
             await janitor.detach(self.session, transports, leftover)
             return
         for attached in await hotadd.attached_leftovers(self.session, transports, lambda run: run != leftover.run):
+        if leftover.kind == trials.TRIAL_VM:
+            await trials.remove_trial(self.session, leftover.vm.moref)
+            return
             await hotadd.detach_leftover(self.session, transports, attached)
         await janitor.remove_leftover(self.session, leftover, self.settings.snapshots.removal)
 
@@ -213,6 +219,14 @@ class VCenter:
     async def power_off(self, address: Address) -> None:
         """Switch a VM off at once, without asking its guest. Idempotent."""
         await overwriting.power_off(self.session, address.moref)
+
+    def trial_vm(self, configuration: bytes, target: RestoreTarget) -> AbstractAsyncContextManager[CreatedVm]:
+        """A trial VM with empty disks, removed on every way out. See trials.hold_trial."""
+        return trials.hold_trial(self.session, self._tags, configuration, target)
+
+    async def heartbeat(self, vm: CreatedVm, seconds: float) -> Heartbeat:
+        """Switch a trial VM on, wait so long for its guest to show that it lives, and switch it off again."""
+        return await trials.heartbeat(self.session, vm.address.moref, seconds)
 
     async def take_over(
         self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool

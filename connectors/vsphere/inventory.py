@@ -23,6 +23,7 @@ from connectors.vsphere.line import Line
 from connectors.vsphere.session import Session
 from connectors.vsphere.tags import TagReader
 from connectors.vsphere.vmfacts import MISSING, VM_PATHS, Places, vm_facts
+from connectors.vsphere.trial_marks import is_trial
 from policies.facts import Address, Vm
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Inventory:
     async def one(self, moref: str) -> Vm:
         """One VM read now; raises Gone when it is not there."""
         found = await self._properties([moref])
-        if moref not in found:
+        if moref not in found or _is_trial(found[moref]):
             raise Gone(f"VM {moref} is not in the inventory any more", where=self._session.where)
         places = Places(await self._places_of(found[moref]), await self._attribute_names())
         tags = await self._tags_of([moref])
@@ -205,7 +206,8 @@ class Inventory:
         facts: dict[str, Vm] = {}
         for start in range(0, len(wanted), READ_AT_ONCE):
             for moref, properties in (await self._properties(wanted[start : start + READ_AT_ONCE])).items():
-                facts[moref] = self._fact(moref, properties, places, tags)
+                if not _is_trial(properties):
+                    facts[moref] = self._fact(moref, properties, places, tags)
         return facts
 
     def _fact(
@@ -268,7 +270,12 @@ class Inventory:
         if manager is None:
             return {}
         fields = (await self._session.properties(manager, ["field"])).get("field") or ()
-        return {f.key: str(f.name) for f in fields}
+        return {f.key: str(f.name) for f in fields if f.name not in ATTRIBUTES}
+
+
+def _is_trial(properties: Mapping[str, Any]) -> bool:
+    """A rehearsal's trial VM is nobody's VM: no policy selects it, and it is not unprotected."""
+    return is_trial(str(properties.get("name") or ""), str(properties.get("config.annotation") or ""))
 
 
 def _view(manager: Any, root: Any, kinds: Iterable[Any]) -> Any:

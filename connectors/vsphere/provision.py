@@ -18,6 +18,7 @@ from connectors.vsphere.placement import Place, Remembered, find_place
 from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark
 from connectors.vsphere.session import Session
 from connectors.vsphere.tags import TagReader
+from connectors.vsphere.trial_marks import as_trial
 from connectors.vsphere.vmfacts import disk_facts
 from connectors.vsphere.vmspec import NewVm, add_disk, matching_controller, new_vm, read_configuration
 from policies.facts import Address
@@ -63,7 +64,10 @@ async def create_vm(session: Session, tags: TagReader, configuration: bytes, tar
     warnings += [f"without {what}" for what in plan.left_out]
     vm = session.managed(vim.VirtualMachine, found["moref"]) if found is not None else None
     if vm is None:
-        if target.point:
+        if target.trial:
+            engine = session.settings.engine_id
+            as_trial(plan.config, plan.disks, engine=engine, point=target.point, run=target.run)
+        elif target.point:
             mark = RestoreMark(session.settings.engine_id, target.point, target.run)
             plan.config.extraConfig.append(option(mark))
             plan.config.annotation = marked(str(saved.annotation or ""), target.point)
@@ -71,7 +75,8 @@ async def create_vm(session: Session, tags: TagReader, configuration: bytes, tar
     try:
         disks = await _disks(session, vm, saved, plan, place, target)
         warnings += await put_nvram(session, vm, kept, place.datacenter, encrypted=saved.keyId is not None)
-        warnings += await put_labels(session, tags, vm, kept.summary)
+        if not target.trial:
+            warnings += await put_labels(session, tags, vm, kept.summary)
         told = await session.properties(vm, ["config.changeVersion"])
     except BaseException as failure:
         if found is None:

@@ -11,7 +11,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from pyVmomi import vim
 
@@ -181,6 +182,8 @@ async def write_disk(
                 request = AttachRequest(moref, datacenter, facts, run, "config.keyId" in told, writable=True)
                 return await stack.enter_async_context(open_writer(session, request, settings))
             case "nbd":
+                gates, host = session.settings.gates, await _name_of(session, told.get("runtime.host"))
+                await stack.enter_async_context(gates.through(connection(host), f"{run} {facts.label}"))
                 which = NetworkDisk(moref, facts.file_name, run)
                 opened = await stack.enter_async_context(open_network_disk(session, which, settings))
                 _check_size(opened.capacity_bytes, facts)
@@ -219,6 +222,10 @@ async def _first_that_works(
             return
     reasons = "; ".join(f"{f.transport}: {f.reason}" for f in fallbacks) or "none is allowed"
     raise TransportFailed(f"no transport works: {reasons}", where=disk.file_name)
+
+
+async def _name_of(session: Session, host: Any) -> str:
+    return unquote(str((await session.properties(host, ["name"])).get("name") or "")) if host is not None else ""
 
 
 async def _encrypted(session: Session, moref: str) -> bool:

@@ -21,6 +21,7 @@ VM_PATHS: tuple[str, ...] = (
     "config.instanceUuid",
     "config.uuid",
     "config.template",
+    "config.annotation",
     "config.changeVersion",
     "config.changeTrackingEnabled",
     "config.guestFullName",

@@ -102,6 +102,11 @@ def _tell(point: Mapping[str, Any], json: bool) -> None:
             show(printable(f"{'':<12} not by {transport}: {why}"))
         if disk.get("tracking_check"):
             show(printable(f"{'':<12} {disk['tracking_check']}"))
+    for one in point.get("rehearsals", ()):
+        ended = "passed" if one["passed"] else f"failed: {one['why']}"
+        beat = f", its guest lived after {one['heartbeat_seconds']:.0f} s" if one["heartbeat_seconds"] else ""
+        when = one["at"][:16].replace("T", " ")
+        show(printable(f"{'rehearsed':<12} {when} UTC, {ended}{beat}, {one['seconds']:.0f} s"))
     for label, why in point["unprotected"]:
         show(printable(f"{'not in it':<12} {label}: {why}"))
     for name, words in shown(point.get("kept", {})):

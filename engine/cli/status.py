@@ -69,6 +69,12 @@ def _show_engine(found: Mapping[str, Any]) -> None:
     _show_repository(found["repository"])
     for wish in found["verification"]:
         show(printable(_verification(wish)))
+    for wish in found.get("rehearsals", ()):
+        show(printable(_rehearsals(wish)))
+    for row in found["vms"]:
+        rehearsal = row.get("rehearsal") or {}
+        if rehearsal.get("running") or rehearsal.get("passed") is False:
+            show(printable(f"{row['vm']}: {rehearsal['words']}"))
     for target in found["notify"]:
         show(printable(_target(target)))
     for name, said in found["upkeep"].items():
@@ -101,6 +107,13 @@ def _verification(wish: Mapping[str, Any]) -> str:
     oldest = f", the oldest reading {_ago(wish['oldest_reading'])}" if wish["oldest_reading"] else ""
     overdue = f", {wish['overdue']} OVERDUE" if wish["overdue"] else ""
     return f"policy {wish['policy']}: {points} to be read back every {_seconds(wish['every_seconds'])}{oldest}{overdue}"
+
+
+def _rehearsals(wish: Mapping[str, Any]) -> str:
+    overdue = f", {wish['overdue']} OVERDUE" if wish["overdue"] else ""
+    failed = f", {wish['failed']} FAILED" if wish["failed"] else ""
+    vms, every = counted(wish["vms"], "VM"), _seconds(wish["every_seconds"])
+    return f"policy {wish['policy']}: {vms} to be rehearsed every {every}{overdue}{failed}"
 
 
 def _target(target: Mapping[str, Any]) -> str:

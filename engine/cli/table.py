@@ -53,6 +53,7 @@ COMMANDS = (
     Command("policy schema", "policy_schema:policy_schema", "Print the JSON schema of policy files."),
     Command("notify test", "notify_test:notify_test", "Send a trial message to a target of notices."),
     Command("verify", "verify:verify", "Read everything back and compare every hash."),
+    Command("rehearse", "rehearse:rehearse", "Restore a VM for trial, compare every byte, and remove it again."),
     Command("copy", "copy_points:copy", "Copy restore points to another repository."),
     Command("reclaim", "reclaim:reclaim", "Free what no restore point needs any more."),
     Command("catalog rebuild", "catalog_rebuild:catalog_rebuild", "Make the catalog again from the repository."),

@@ -278,6 +278,12 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
                 "percentunit",
             ),
+            Number(
+                "VMs whose rehearsal failed or is overdue",
+                Query(
+                    f"sum(backstay_rehearsal_failed_vms{{{POLICY}}}) + sum(backstay_rehearsal_overdue_vms{{{POLICY}}})"
+                ),
+            ),
             Curve(
                 "Expired and reclaimed, per day",
                 (Query(f"sum(increase(backstay_reclaimed_bytes_total{{{ENGINE}}}[1d]))", "reclaimed"),),

@@ -77,7 +77,7 @@ EDITS = (
     Edit(
         "simulator/virtual_machine.go",
         "\tMap.Update(c.VirtualMachine, []types.PropertyChange{\n",
-        "\tc.toolsFollow(c.state)\n\tMap.Update(c.VirtualMachine, []types.PropertyChange{\n",
+        "\tc.toolsFollow(c.state)\n\tc.guestFollows(c.state)\n\tMap.Update(c.VirtualMachine, []types.PropertyChange{\n",
     ),
     Edit(
         "simulator/virtual_machine.go",

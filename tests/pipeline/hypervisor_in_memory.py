@@ -25,6 +25,7 @@ from connectors.hypervisor import (
     DatastoreSpace,
     EventBatch,
     Fallback,
+    Heartbeat,
     InventoryUpdate,
     Leftover,
     OpenDisk,
@@ -128,6 +129,12 @@ class HypervisorInMemory:
         """So many removals leave deltas that have to be consolidated."""
         self.fail_consolidation: ConnectorError | None = None
         self._gates = Gates()
+        self.trials: dict[Address, str] = {}
+        """The run of each trial VM; no inventory tells of these."""
+        self.lifeless = ""
+        self.on_trial: Callable[[Vm], None] = lambda vm: None
+        self.keep_trials = False
+        """The end of a trial leaves it, as a kill would."""
 
     @property
     def vcenter(self) -> str:
@@ -209,13 +216,13 @@ class HypervisorInMemory:
         return datetime.now(UTC) + self.ahead
 
     async def inventory(self) -> Sequence[Vm]:
-        return [guest.vm for guest in self.guests.values()]
+        return [guest.vm for address, guest in self.guests.items() if address not in self.trials]
 
     async def vm(self, address: Address) -> Vm:
         if self.fail_vm is not None:
             raise self.fail_vm
         guest = self.guests.get(address)
-        if guest is None:
+        if guest is None or address in self.trials:
             raise Gone("the VM is not there any more", where=address.moref)
         return replace(guest.vm, own_snapshots=tuple(self.snapshots.get(address, {})))
 
@@ -224,7 +231,7 @@ class HypervisorInMemory:
         complete = True
         while True:
             self._changed.clear()
-            now = {address: guest.vm for address, guest in self.guests.items()}
+            now = {address: guest.vm for address, guest in self.guests.items() if address not in self.trials}
             yield InventoryUpdate(
                 present=tuple(vm for address, vm in now.items() if shown.get(address) != vm),
                 left=tuple(address for address in shown if address not in now),
@@ -385,6 +392,11 @@ class HypervisorInMemory:
             for address, run in self.kept.items()
             if not is_active(run)
         ]
+            if not is_active(run) and of in (None, address)
+        ]
+        tried = [
+            Leftover("trial VM", address, self.guests[address].vm.name, self.guests[address].vm.name, run)
+            for address, run in self.trials.items()
         return kept + [
             Leftover("snapshot", address, self.guests[address].vm.name, name, run)
             for address, held in self.snapshots.items()
@@ -398,6 +410,11 @@ class HypervisorInMemory:
             return
         self.snapshots.get(leftover.vm, {}).pop(leftover.name, None)
         self.log.append(f"janitor removes {leftover.name}")
+        if leftover.kind == "trial VM":
+            self.trials.pop(leftover.vm, None)
+            self.guests.pop(leftover.vm, None)
+            self.log.append("janitor removes a trial VM")
+            return
 
     async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
         self.asked_to_make = target.disks
@@ -414,6 +431,25 @@ class HypervisorInMemory:
 
     async def power_off(self, address: Address) -> None:
         self.set(self.guests[address].vm, power=PowerState.OFF)
+    @asynccontextmanager
+    async def trial_vm(self, configuration: bytes, target: RestoreTarget) -> AsyncIterator[CreatedVm]:
+        address = Address(self._vcenter, f"vm-{self._number + 1}")
+        self.trials[address] = target.run
+        vm = self.add(target.name, disks=len(target.disks) or 1, data=b"")
+        assert vm.address == address
+        self.log.append(f"trial {target.name}")
+        self.on_trial(vm)
+        try:
+            yield CreatedVm(vm.address, vm.name, vm.disks, identity="UUIDs and MAC addresses of its own")
+        finally:
+            if not self.keep_trials:
+                del self.trials[address], self.guests[address]
+                self.log.append("trial removed")
+
+    async def heartbeat(self, vm: CreatedVm, seconds: float) -> Heartbeat:
+        self.log.append("heartbeat")
+        return Heartbeat(seconds if self.lifeless else 0.1, self.lifeless)
+
 
     async def take_over(
         self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool

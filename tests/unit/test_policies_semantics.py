@@ -50,6 +50,10 @@ ELSEWHERE = {
     "a change of what a copy keeps": ("test_what_a_change_would_let_expire_in_a_copy_waits_and_is_told_with_its_name"),
     "`notify`": "test_a_missed_rpo_is_told_once_to_those_whom_policies_name_and_once_when_it_is_met",
     "`verify.every`": "test_the_shortest_time_of_all_policies_that_select_the_vm_counts",
+    "`rehearse`": "test_of_several_policies_the_one_that_asks_most_often_counts_with_all_its_keys",
+    "when a rehearsal starts": (
+        "test_a_rehearsal_starts_inside_its_window_alone_and_in_the_last_one_before_its_time_is_over"
+    ),
     "`rpo`": "test_a_goal_asks_for_a_run_when_an_eighth_of_it_is_left",
     "`schedule`": "test_after_an_outage_of_days_only_the_latest_fixed_time_is_caught_up",
     "clocks go forward": "test_a_skipped_local_time_is_the_next_valid_instant_and_a_repeated_one_has_two",
