@@ -37,6 +37,7 @@ from connectors.vsphere.export_lease import Leases
 from connectors.vsphere.migration_lock import MIGRATION_LOCK, LockSettings, MigrationLocks
 from connectors.vsphere.removal import consolidate
 from connectors.vsphere.session import Session, SessionSettings
+from connectors.vsphere.showing import Board
 from connectors.vsphere.snapshot import hold_snapshot
 from connectors.vsphere.tags import TagReader
 from connectors.vsphere.tracking_defects import DEFECTS, Defect
@@ -68,6 +69,7 @@ class VCenter:
         self._tags = TagReader(settings.session, session.tls)
         self._inventory = Inventory(session, self._tags, tags_every=settings.tags_every_seconds)
         self._locks = MigrationLocks(session, self._inventory, settings.locks)
+        self.board = Board(session, self._inventory)
         self._datastores = Datastores(session, self._inventory)
 
     @classmethod

@@ -18,6 +18,7 @@ from pyVmomi import vim, vmodl
 from connectors.cleanup import finish
 from connectors.errors import ConnectorError, Gone, Unreachable
 from connectors.hypervisor import InventoryUpdate
+from connectors.shown import ATTRIBUTES
 from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.line import Line
 from connectors.vsphere.session import Session

@@ -151,6 +151,7 @@ EDITS = (
         'strings.TrimPrefix(path.Join(directory, file.Name()), datastore.Info.GetDatastoreInfo().Url+"/")',
     ),
     Edit("simulator/host_datastore_system.go", '\tds.Self.Value += "@" + folder.Self.Value\n', ""),
+    _renamed("simulator/custom_fields_manager.go", "c *CustomFieldsManager", "SetField", "setFieldBase"),
     Edit(
         "simulator/custom_fields_manager.go",
         "\t\tentity.CustomValue = append(entity.CustomValue, newValue)\n"
