@@ -190,6 +190,14 @@ def disks(where: str, vms: Sequence[Vm], ways: Mapping[tuple[str, int], Foreseen
             used[way.transport] = used.get(way.transport, 0) + 1
         said = ", ".join(f"{counted(count, 'disk')} by {name}" for name, count in sorted(used.items()) if name)
         yield Finding(where, "ways to disks", "ok", said or "there are none")
+        if any(used) and not {"hotadd", "nbd"} & set(used):
+            yield Finding(
+                where,
+                "ways to disks",
+                "note",
+                f"{' and '.join(sorted(filter(None, used)))} only reads: restores go to files, not into vCenter",
+                "set hot-add or NBD up before you need it: docs/transports.md",
+            )
 
 
 def hot_add(where: str, proxy: ProxyReport) -> Iterator[Finding]:

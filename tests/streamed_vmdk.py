@@ -34,7 +34,11 @@ def raw_deflate(data: bytes) -> bytes:
 
 def streamed(disk: bytes, *, grain: int = GRAIN, pack: Callable[[bytes], bytes] = zlib.compress) -> bytes:
     """The disk as a stream. Grains of zeros are left out."""
-    out = bytearray(header(len(disk), grain=grain).ljust(OVERHEAD * SECTOR, b"\0"))
+    descriptor = (
+        '# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="streamOptimized"\n'
+        f'RW {len(disk) // SECTOR} SPARSE "disk.vmdk"\n'
+    )
+    out = bytearray((header(len(disk), grain=grain) + descriptor.encode()).ljust(OVERHEAD * SECTOR, b"\0"))
     directory = []
     for first in range(0, len(disk), grain * ENTRIES):
         table = [0] * ENTRIES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
@@ -16,7 +17,8 @@ from pyVmomi import vim
 from connectors.errors import Busy, ReadFailed, TransportFailed
 from connectors.hypervisor import OpenDisk, Snapshot
 from connectors.vsphere import export
-from connectors.vsphere.export import Download
+from connectors.vsphere.export import Download, place
+from connectors.vsphere.export_lease import Leases
 from connectors.vsphere.hypervisor import VCenter
 from policies.facts import Address
 from tests.lab.connect import until
@@ -216,9 +218,9 @@ async def test_with_vcenters_certificate_pinned_another_host_is_verified_by_its_
             (pinned, other, "shows another certificate"),
             (session, other, "shows another certificate"),
         ):
-            with closing(Download(login, elsewhere, thumbprint, "here")) as download:
-                with pytest.raises(TransportFailed, match=says):
-                    await asyncio.to_thread(download.begin)
+            reach = Download(login, elsewhere, thumbprint, "here")
+            with closing(reach), pytest.raises(TransportFailed, match=says):
+                await asyncio.to_thread(reach.begin)
         plain = f"http://localhost:{pair.port}/nfc/none/disk-0.vmdk"
         with pytest.raises(TransportFailed, match="no HTTPS address"):
             Download(session, plain, pair.thumbprint, "here")
@@ -245,3 +247,17 @@ async def test_export_is_taken_where_neither_hot_add_nor_nbd_works_and_not_for_e
             with pytest.raises(TransportFailed, match="does not export encrypted VMs"):
                 async with opened(vcenter, other):
                     pass
+
+
+async def test_qemu_reads_what_the_lab_exports(pair: Lab, tmp_path: Path) -> None:
+    async with held(pair, tmp_path) as (vcenter, snapshot):
+        session, stream, raw = vcenter.session, tmp_path / "disk.vmdk", tmp_path / "disk.raw"
+        async with Leases(session).hold(snapshot.moref) as lease:
+            [url] = [url for url in lease.urls if place(url.key) == ("scsi", 0, 0)]
+            with closing(Download(session, url.url, url.sslThumbprint, "here")) as download:
+                await asyncio.to_thread(download.begin)
+                pieces = iter(lambda: download.read(MIB), b"")
+                stream.write_bytes(b"".join(await asyncio.to_thread(list, pieces)))
+        words = ["qemu-img", "convert", "-f", "vmdk", "-O", "raw", str(stream), str(raw)]
+        await asyncio.to_thread(subprocess.run, words, check=True, timeout=60)
+        assert raw.read_bytes() == frozen_bytes(pair, snapshot, snapshot.disks[0].disk.key)
