@@ -27,7 +27,7 @@ from engine.threads import Threads, settled
 from engine.world import World
 from metrics.registry import Metrics
 from policies.decision import Requeue
-from policies.facts import RestorePoint, Vm, VmId
+from policies.facts import Address, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
 from storage.errors import StorageError
 
@@ -150,8 +150,8 @@ class Crew:
         for attempt in [one for one in self.active.values() if one.vm.id == decision.vm]:
             attempt.recall.call(decision.reason)
 
-    async def sweep(self, vcenter: str, wanted: Callable[[Leftover], bool] | None = None) -> Sweep:
-        """One janitor's pass over a vCenter, or over what a run waits for; closes intents of which nothing is left."""
+    async def sweep(self, vcenter: str, vm: Address | None = None) -> Sweep:
+        """One janitor's pass over a vCenter, or over one VM of it; closes intents of which nothing is left."""
         hypervisor = self.means[vcenter].hypervisor
         intents = [i for i in await settled(self.threads.state, self.state.intents) if i.address.vcenter == vcenter]
         held = {i.address for i in intents if i.kind == "attached disk"}
@@ -160,7 +160,7 @@ class Crew:
         def ours(left: Leftover) -> bool:
             return left.run in known or not self.runs.another(left.run)
 
-        swept = await sweep(hypervisor, self.is_active, lambda left: ours(left) and (not wanted or wanted(left)), held)
+        swept = await sweep(hypervisor, self.is_active, ours, held, vm)
         left = {leftover.run for leftover, _ in swept.stuck}
         unmovable = {leftover.vm for leftover, _ in swept.stuck if not leftover.run}
         gone = {leftover.run for leftover in swept.removed}
@@ -170,7 +170,7 @@ class Crew:
             if i.run not in left
             and i.address not in unmovable
             and not self.is_active(i.run)
-            and (wanted is None or i.run in gone)
+            and (vm is None or i.run in gone)
         ]
         # What a snapshot left to merge stays open, so that it is known as ours after a restart too.
         snapshots = [i for i in over if i.kind == "snapshot"]

@@ -129,7 +129,7 @@ async def give_way(crew: Crew, job: Job, over: CalledBack, began: datetime) -> A
         crew.metrics.tracking_distrusted("relocated")
     if job.run is not None:
         crew.active.pop(job.run, None)
-        await crew.remember(crew.state.resolve_intents, [job.run])
+        await _clean_up(crew, job)  # it gives way also where its snapshot could not be removed
     await postpone(crew, job, over.reason, crew.now() + GIVES_WAY)
     return Abandoned(over.reason, requeue=True, called_back=True)
 
@@ -139,7 +139,7 @@ async def _clean_up(crew: Crew, job: Job) -> None:
     if vm is None or vm.address.vcenter not in crew.means:
         return
     try:
-        await crew.sweep(vm.address.vcenter, lambda left: left.run == job.run)
+        await crew.sweep(vm.address.vcenter, vm.address)
     except (ConnectorError, StorageError) as error:
         log.warning("clean-up waits for the next sweep", extra={"vm": vm.name, "why": str(error)})
 
@@ -161,7 +161,7 @@ async def postpone(crew: Crew, job: Job, reason: str, until: datetime | None = N
     not_before = until or crew.now() + POSTPONE
     later = replace(job, state=JobState.PENDING, attempts=job.attempts - 1, not_before=not_before, last_error=reason)
     later, absorbed = _back_in_line(crew, later)
-    await settled(crew.threads.state, crew.state.save_job, later)
+    await crew.remember(crew.state.save_job, later)
     if absorbed is not None:
         await crew.remember(crew.state.save_job, absorbed)
     return Abandoned(reason, requeue=True)

@@ -51,13 +51,14 @@ async def sweep(
     is_active: Callable[[str], bool],
     wanted: Callable[[Leftover], bool] = lambda one: True,
     held: Collection[Address] = (),
+    of: Address | None = None,
 ) -> Sweep:
-    """Remove what dead runs left. Disks first: a snapshot under an attached disk stays.
+    """Remove what dead runs left, of one VM or of all. Disks first: a snapshot under an attached disk stays.
 
     Snapshots go side by side, as many as the vCenter's gates let: one that takes hours keeps no other. `held` are VMs
     to which disks were to be attached.
     """
-    found = [one for one in await hypervisor.leftovers(is_active, held) if wanted(one)]
+    found = [one for one in await hypervisor.leftovers(is_active, held, of=of) if wanted(one)]
     removed: list[Leftover] = []
     stuck: list[tuple[Leftover, str]] = []
 
@@ -65,7 +66,7 @@ async def sweep(
         try:
             await hypervisor.remove(leftover)
         except NotOurs as error:
-            log.info("no left-over of ours", extra={"vm": leftover.vm_name, "what": leftover.kind, "why": str(error)})
+            log.debug("no left-over of ours", extra={"vm": leftover.vm_name, "what": leftover.kind, "why": str(error)})
         except ConnectorError as error:
             stuck.append((leftover, str(error)))
             log.warning("left-over stays", extra={"vm": leftover.vm_name, "what": leftover.name, "why": str(error)})

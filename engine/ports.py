@@ -107,10 +107,13 @@ class Hypervisor(Protocol):
         """Merge deltas that no snapshot accounts for, if the VM has such. Raises when they cannot be merged."""
         ...
 
-    async def leftovers(self, is_active: Callable[[str], bool], held: Collection[Address] = ()) -> Sequence[Leftover]:
+    async def leftovers(
+        self, is_active: Callable[[str], bool], held: Collection[Address] = (), *, of: Address | None = None
+    ) -> Sequence[Leftover]:
         """Snapshots and hot-added disks of this engine whose run is_active denies.
 
-        `held` are VMs to which disks were to be attached: the proxy of then may be another than that of now.
+        `held` are VMs to which disks were to be attached: the proxy of then may be another than that of now. With `of`
+        what stands on that VM, and every attached disk, as its disks may be among them: no other VM is looked at.
         """
         ...
 

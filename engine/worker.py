@@ -65,8 +65,7 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
         seen = await means.hypervisor.vm(known.address)
         if seen.own_snapshots:
             # One VM has one run at a time, so this is what a dead run left.
-            address = known.address
-            await crew.sweep(address.vcenter, lambda left: left.vm == address)
+            await crew.sweep(known.address.vcenter, known.address)
             seen = await means.hypervisor.vm(known.address)
     except Gone:
         return await abandon(crew, job, "the VM is not in the inventory any more")
@@ -91,17 +90,6 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     means = replace(means, repository=crew.repositories.named(destination))
     began = crew.now()
     reasons = await settled(crew.threads.state, crew.state.distrust_of, vm.id)
-    await settled(
-        crew.threads.state,
-        crew.state.intend,
-        Intent(run, "snapshot", vm.address, vm.id, run, began),
-    )
-    if protection(crew.policies(), vm).on_migrate is OnMigrate.BLOCK:
-        await settled(
-            crew.threads.state,
-            crew.state.intend,
-            Intent(run, MIGRATION_LOCK, vm.address, vm.id, vm.name, began),
-        )
     effective = protection(crew.policies(), vm)
     doubts = [
         *(d.reason for d in reasons),
@@ -124,6 +112,11 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     attempt.tally.seconds["queued"] = max(0.0, waited.total_seconds())
     crew.active[run] = attempt
     crew.world.reads(vm.id, vm.host)
+    # Not before the run is known as active: a sweep in between would close what it has just opened.
+    await settled(crew.threads.state, crew.state.intend, Intent(run, "snapshot", vm.address, vm.id, run, began))
+    if effective.on_migrate is OnMigrate.BLOCK:
+        lock = Intent(run, MIGRATION_LOCK, vm.address, vm.id, vm.name, began)
+        await settled(crew.threads.state, crew.state.intend, lock)
     crew.began(attempt)
     done = await back_up_in_place(attempt, means)
     crew.active.pop(run, None)

@@ -182,13 +182,15 @@ class VCenter:
         vm = self.session.managed(vim.VirtualMachine, address.moref)
         await consolidate(self.session, vm, self.settings.snapshots.removal)
 
-    async def leftovers(self, is_active: Callable[[str], bool], held: Collection[Address] = ()) -> Sequence[Leftover]:
-        """What dead runs of this engine left, in the order in which it is to be removed.
+    async def leftovers(
+        self, is_active: Callable[[str], bool], held: Collection[Address] = (), *, of: Address | None = None
+    ) -> Sequence[Leftover]:
+        """What dead runs of this engine left, in the order in which it is to be removed; see the engine's ports.
 
         VMs that nobody can move come first, as removing a snapshot may take hours; attached disks before snapshots and
         before trial VMs, whose disks they may be.
         """
-        kept = await self._locks.leftovers(is_active)
+        kept = await self._locks.leftovers(is_active, of=of)
         attached = await janitor.attached_leftovers(self.session, self.settings.transports, is_active, held)
         tried = await trials.trial_leftovers(self.session, self._inventory, is_active)
         snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active, of=of)

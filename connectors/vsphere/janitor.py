@@ -21,11 +21,16 @@ SNAPSHOT = "snapshot"
 
 
 async def snapshot_leftovers(
-    session: Session, inventory: Inventory, is_active: Callable[[str], bool]
+    session: Session, inventory: Inventory, is_active: Callable[[str], bool], *, of: Address | None = None
 ) -> Sequence[Leftover]:
-    """Snapshots in vCenter with this engine's mark whose run is_active denies."""
+    """Snapshots with this engine's mark whose run is_active denies, of one VM or of all in vCenter."""
     found: list[Leftover] = []
-    for moref, told in (await inventory.read_all(("name", "snapshot"))).items():
+    paths = ("name", "snapshot")
+    if of is None:
+        read = await inventory.read_all(paths)
+    else:
+        read = await session.read([session.managed(vim.VirtualMachine, of.moref)], vim.VirtualMachine, paths)
+    for moref, told in read.items():
         for node in tree_nodes(getattr(told.get("snapshot"), "rootSnapshotList", None)):
             mark = node.mark
             if mark is not None and mark.engine == session.settings.engine_id and not is_active(mark.run):

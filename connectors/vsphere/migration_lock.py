@@ -95,17 +95,21 @@ class MigrationLocks:
                 yield why
                 return
 
-    async def leftovers(self, is_active: Callable[[str], bool]) -> Sequence[Leftover]:
+    async def leftovers(self, is_active: Callable[[str], bool], *, of: Address | None = None) -> Sequence[Leftover]:
         """VMs whose moves we have switched off for a run that is_active denies; the first time, those that may be ours.
 
-        vCenter tells which methods are off, not by whom: `remove` finds out.
+        vCenter tells which methods are off, not by whom: `remove` finds out. With `of` that VM alone, as far as known.
         """
-        if not self._looked:
+        if of is None and not self._looked:
             for moref, told in (await self._inventory.read_all(("disabledMethod",))).items():
                 if _switched_off(told) and moref not in self._held:
                     self._owed.setdefault(moref, "")
             self._looked = True
-        owed = {moref: run for moref, run in self._owed.items() if moref not in self._held and not is_active(run)}
+        owed = {
+            moref: run
+            for moref, run in self._owed.items()
+            if moref not in self._held and not is_active(run) and (of is None or moref == of.moref)
+        }
         vms = [self._session.managed(vim.VirtualMachine, moref) for moref in owed]
         told = await self._session.read(vms, vim.VirtualMachine, ["name", "disabledMethod"]) if vms else {}
         for moref in owed.keys() - {moref for moref, of in told.items() if _switched_off(of)}:

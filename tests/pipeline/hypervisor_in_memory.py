@@ -386,11 +386,13 @@ class HypervisorInMemory:
         self.log.append(f"consolidate {guest.vm.name}")
         self.set(guest.vm, consolidation_needed=False)
 
-    async def leftovers(self, is_active: Callable[[str], bool], held: Collection[Address] = ()) -> Sequence[Leftover]:
+    async def leftovers(
+        self, is_active: Callable[[str], bool], held: Collection[Address] = (), *, of: Address | None = None
+    ) -> Sequence[Leftover]:
         kept = [
             Leftover("migration lock", address, self.guests[address].vm.name, "moves", run)
             for address, run in self.kept.items()
-            if not is_active(run)
+            if not is_active(run) and of in (None, address)
         ]
             if not is_active(run) and of in (None, address)
         ]
@@ -399,9 +401,9 @@ class HypervisorInMemory:
             for address, run in self.trials.items()
         return kept + [
             Leftover("snapshot", address, self.guests[address].vm.name, name, run)
-            for address, held in self.snapshots.items()
-            for name, run in held.items()
-            if not is_active(run)
+            for address, standing in self.snapshots.items()
+            for name, run in standing.items()
+            if not is_active(run) and of in (None, address)
         ]
 
     async def remove(self, leftover: Leftover) -> None:

@@ -15,9 +15,11 @@ import pytest
 from connectors.errors import ConnectorError, ReadFailed
 from engine.attempts import CalledBack
 from engine.commands import BackUpVm
-from engine.jobs import JobState
+from engine.jobs import Job, JobState
+from engine.state import State
 from policies.evaluation import CALLED_BACK_AT_MOST
 from policies.facts import EventType, Vm
+from storage.errors import NoSpace
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
 from tests.pipeline.running import EVERYTHING, Running, configure, running
 from tests.pipeline.test_engine_backup import Bench, bench, threads
@@ -281,3 +283,42 @@ async def test_a_vm_that_was_not_let_go_is_told_and_let_go_by_the_janitor(
         await engine.parts.crew.sweep(hypervisor.vcenter)
         assert hypervisor.kept == {}
         assert await asyncio.wrap_future(engine.parts.threads.state.submit(state.intents)) == []
+
+
+async def test_a_run_that_gives_way_and_leaves_deltas_has_them_consolidated(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web")
+    reads = Reads(hypervisor, vm)
+    async with running(tmp_path, hypervisor, configure(tmp_path, REQUEUE)) as engine:
+        await engine.until(lambda: engine.parts.world.reading_on)
+        hypervisor.set(vm, consolidation_needed=True)
+        await reads.move(engine)
+        await engine.until(partial(gave_way, engine, 1))
+        await engine.until(lambda: engine.parts.world.reading_on)
+        await engine.parts.crew.sweep(hypervisor.vcenter)
+        assert not (await hypervisor.vm(vm.address)).consolidation_needed
+        reads.let_go.set()
+
+
+async def test_a_state_that_cannot_be_written_while_a_run_gives_way_ends_no_worker(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = hypervisor.add("web")
+    reads = Reads(hypervisor, vm)
+    save, refused = State.save_job, list[str]()
+
+    def full(state: State, job: Job) -> None:
+        if "moved by DRS" in job.last_error and not refused:
+            refused.append(job.id)
+            raise NoSpace("no space left", where="state")
+        save(state, job)
+
+    monkeypatch.setattr(State, "save_job", full)
+    async with running(tmp_path, hypervisor, configure(tmp_path, REQUEUE)) as engine:
+        await engine.until(lambda: engine.parts.world.reading_on)
+        await reads.move(engine)
+        await engine.until(partial(gave_way, engine, 1))
+        reads.let_go.set()
+        await engine.until(lambda: engine.points_of("web") == 1)
+    assert len(refused) == 1
