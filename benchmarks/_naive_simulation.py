@@ -21,7 +21,7 @@ from policies.limits import Limits
 from policies.needed import dropped, held_until
 from policies.overload import TYPICAL_RUN
 from policies.policyset import PolicySet
-from policies.protection import protection
+from policies.protection import destinations, protection
 from policies.recorded import Recorded
 from policies.retention import plan_retention
 from policies.runs import RUNS_REMEMBERED
@@ -170,8 +170,7 @@ class Naive:
         self.keys = {key: joined for key, joined in self.keys.items() if joined != run.key}
 
     def _admit(self) -> datetime | None:
-        own = {policy.name: policy.limits for policy in self.policies.policies if policy.limits is not None}
-        limits: Limits = replace(self.assumed.limits, policies=own)
+        limits: Limits = self.assumed.limits.with_those_of(self.policies.policies, destinations(self.policies))
         while True:
             running = {vm: one[2].policy for vm, one in self.running.items()}
             found = admit(self.pending, running, self.vms, limits, self.now, self.turns, typical=self.typical)

@@ -75,7 +75,7 @@ async def reclaim(parts: Parts) -> str:
             return "left to the user who owns the repository"
         ages = SafetyAges(min_age=parts.config.maintenance.orphan_pack)
         plan = await maintenance.reclaim_plan(repository, ages, parts.threads, now=parts.now())
-        with parts.queue.using_repository():
+        with parts.queue.using_repository(name):
             outcome = await maintenance.reclaim(repository, plan, parts.threads, now=parts.now())
         parts.metrics.reclaimed(max(0, outcome.freed_bytes))
         parts.metrics.operation_finished("reclaim", "done")
@@ -113,7 +113,7 @@ async def read_back(
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Read one further repository back, or only these restore points of it; remember what all of it came to."""
-    with parts.queue.using_repository():
+    with parts.queue.using_repository(name):
         report = await maintenance.verify_points(
             parts.repositories.named(name),
             parts.threads,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import datetime, timedelta
@@ -21,6 +21,7 @@ from policies.limits import Limits
 from policies.line import Line
 from policies.overload import Load
 from policies.policyset import PolicySet
+from policies.protection import destinations
 
 IDLE_SECONDS = 30.0
 """The longest sleep between two looks at the queue, in case a clock was set."""
@@ -48,7 +49,7 @@ class JobQueue:
     _unfound: dict[JobId, Job] = field(default_factory=dict)
     """Backups of an earlier engine that wait until the inventory can tell whether their VM is still there."""
     _running: dict[JobId, VmId] = field(default_factory=dict)
-    _others: int = 0
+    _others: Counter[str] = field(default_factory=Counter)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self, limits: Limits) -> None:
@@ -95,7 +96,7 @@ class JobQueue:
         in_force = self.policies()
         if in_force is not self._in_force:
             self._in_force = in_force
-            self.line.limits = self._limits.with_those_of(in_force.policies)
+            self.line.limits = self._limits.with_those_of(in_force.policies, destinations(in_force))
         if self._unfound and self.world.inventory_known:
             found, self._unfound = self._unfound, {}
             for job in found.values():
@@ -151,18 +152,20 @@ class JobQueue:
         self.line.typical = typical + (timedelta(seconds=seconds) - typical) / RUNS_REMEMBERED
 
     @contextmanager
-    def using_repository(self) -> Iterator[None]:
-        """Work beside the backups reads or writes the repository meanwhile; it counts with them."""
-        self._use(1)
+    def using_repository(self, *names: str) -> Iterator[None]:
+        """Work beside the backups reads or writes these repositories meanwhile ("" for the engine's own, as when none
+        is named); it counts with the backups to them."""
+        self._use(1, names or ("",))
         try:
             yield
         finally:
-            self._use(-1)
+            self._use(-1, names or ("",))
             self.changed()
 
-    def _use(self, more: int) -> None:
-        self._others += more
-        self.line.use_repository(self._others)
+    def _use(self, more: int, names: Sequence[str]) -> None:
+        for name in names:
+            self._others[name] += more
+            self.line.use_repository(self._others[name], name)
 
     @property
     def waiting(self) -> tuple[Waiting, ...]:

@@ -25,6 +25,7 @@ from engine.rehearsal_records import Rehearsals
 from engine.repositories import Repositories
 from engine.room import RoomKeeper
 from engine.rulebook import Rulebook
+from engine.showing import Showing
 from engine.sources import Sources
 from engine.state import State
 from engine.tasks import TaskBoard
@@ -33,8 +34,8 @@ from engine.world import World
 from metrics.labels import VerifyState
 from metrics.registry import Metrics
 from policies.facts import PointId, RestorePoint, VmId
-from policies.verification import VerificationStanding
 from policies.keeping import guarded
+from policies.verification import VerificationStanding
 from storage.repository import Repository
 
 
@@ -79,6 +80,7 @@ class Parts:
     tasks: TaskBoard
     metrics: Metrics
     mint_run: Callable[[], RunId]
+    showing: Showing
     bus: Bus | None = None
     addresses: Mapping[str, str] = field(default_factory=dict)
     upkeep: dict[str, str] = field(default_factory=dict)
@@ -101,12 +103,12 @@ class Parts:
     retention_refused: str = ""
     copies_refused: dict[str, str] = field(default_factory=dict)
     """Why the newest run of retention in a second copy removed nothing, by the copy's name."""
-    copies_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by who has second copies open."""
     copies_barred: dict[str, frozenset[PointId]] = field(default_factory=dict)
     """What a second copy lacks and does not take, as it expired there, by the copy's name."""
     awaited: dict[PointId, str] = field(default_factory=dict)
     """Restore points that nothing keeps any more, and that second copies lack which would keep them: these wait."""
+    copies_busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who has second copies open."""
     copies_reclaimed: dict[str, datetime] = field(default_factory=dict)
     """When reclaim last ran in a second copy, or was first thought of, by the copy's name."""
     room: RoomKeeper = field(default_factory=RoomKeeper)

@@ -216,7 +216,7 @@ async def _copy(
         parts.metrics.copy_lacks(name, len(lacking) + len(without))
         return done, unread
 
-    with parts.queue.using_repository():
+    with parts.queue.using_repository(*(source for source, _ in parts.repositories.each())):
         return await interruptible(parts.threads.long, stop, copy)
 
 

@@ -100,12 +100,12 @@ def admit(
     turns: Turns | None = None,
     *,
     typical: timedelta = TYPICAL_RUN,
-    others: int = 0,
+    others: Mapping[str, int] | None = None,
 ) -> Admission:
     """Fill the free places with the most urgent backups that are ready. One VM is backed up once at a time.
 
-    `running` has the policy of each running backup by its VM, `others` is how much other work uses the repository,
-    which leaves backups one place.
+    `running` has the policy of each running backup by its VM, `others` is how much other work uses each
+    repository by its name, which leaves backups one place there.
     A VM that `vms` does not know is on no host and no datastore.
     """
     turns = turns or Turns()
@@ -114,7 +114,8 @@ def admit(
         place for vm, policy in running.items() for place in places_of(vm, vms.get(vm), policy, limits)
     )  # fmt: skip
     if limits.per_repository is not None:
-        used[Place(REPOSITORY, "")] += min(others, limits.per_repository - 1)
+        for name, number in (others or {}).items():
+            used[Place(REPOSITORY, name)] += min(number, limits.per_repository - 1)
     free = limits.running - len(running)
     started: list[BackUp] = []
     first: Load | None = None

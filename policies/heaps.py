@@ -26,6 +26,7 @@ class Slots:
 
     def __init__(self, limits: Limits, vms: Mapping[VmId, Vm]) -> None:
         self._limits, self._vms = limits, vms
+        self._sent = limits.destination_of is not None and limits.per_repository is not None
         self._slots: dict[Place, Slot] = {}
         self._known: dict[tuple[VmId, str], tuple[Vm | None, tuple[Slot, ...]]] = {}
 
@@ -34,7 +35,7 @@ class Slots:
         seen = self._vms.get(vm)
         known = self._known.get((vm, policy))
         if known is None or known[0] is not seen:
-            if known is not None and _at_the_same_places(known[0], seen):
+            if known is not None and not self._sent and _at_the_same_places(known[0], seen):
                 slots = known[1]
             else:
                 slots = tuple([slot for place in places_of(vm, seen, policy, self._limits) if (slot := self.of(place))])

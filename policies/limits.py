@@ -1,12 +1,12 @@
 """How many backups may run at once, and which places one of them takes. Pure.
 
-A place is counted by what it is a place of: the engine, a host, a datastore, a vCenter, the repository, a policy, and
+A place is counted by what it is a place of: the engine, a host, a datastore, a vCenter, a repository, a policy, and
 each VM, which has one backup at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import NamedTuple
@@ -31,8 +31,9 @@ class Limits:
     """How many backups run at once: in all, with their VM on one host, with a disk on one datastore, and so on.
 
     Each running backup holds a snapshot open, and its removal stuns the VM and loads the datastore. `per_repository` is
-    about the backups to all repositories of an engine, and other work there counts with them. None is no limit of its
+    about the backups to each repository of an engine, and other work there counts with them. None is no limit of its
     own. `starts_per_minute` keeps snapshots from being made all at once where there are many free places.
+    `destination_of` tells the repository that a VM's backups go to, where policies name several.
     """
 
     running: int = 8
@@ -42,6 +43,8 @@ class Limits:
     per_repository: int | None = None
     starts_per_minute: int | None = None
     policies: Mapping[str, PolicyLimits] = field(default_factory=dict)
+    destination_of: Callable[[Vm], str] | None = None
+    repositories: int = 1
 
     def of(self, place: Place) -> int | None:
         """How many of a place there are; None without a limit."""
@@ -64,14 +67,19 @@ class Limits:
             case _:
                 return self.per_repository
 
-    def with_those_of(self, policies: Iterable[Policy]) -> Limits:
-        """The same with the limits that these policies have of their own."""
-        return replace(self, policies={one.name: one.limits for one in policies if one.limits is not None})
+    def with_those_of(self, policies: Iterable[Policy], destination_of: Callable[[Vm], str] | None = None) -> Limits:
+        """The same with the limits that these policies have of their own, and with where they send what."""
+        several = tuple(policies)
+        own = {one.name: one.limits for one in several if one.limits is not None}
+        places = {"", *(one.destination for one in several)}
+        return replace(self, policies=own, destination_of=destination_of, repositories=len(places))
 
     @property
     def at_once(self) -> int:
         """How many backups can ever run at once."""
-        return self.running if self.per_repository is None else min(self.running, self.per_repository)
+        if self.per_repository is None:
+            return self.running
+        return min(self.running, self.per_repository * self.repositories)
 
     @property
     def between_starts(self) -> timedelta:
@@ -88,7 +96,8 @@ def places_of(vm_id: VmId, vm: Vm | None, policy: str, limits: Limits) -> tuple[
     """The limited places that a backup of this VM takes; a VM that is not known is on no host and no datastore."""
     places = [Place("vm", vm_id)]
     if limits.per_repository is not None:
-        places.append(Place(REPOSITORY, ""))
+        sends = limits.destination_of
+        places.append(Place(REPOSITORY, "" if sends is None or vm is None else sends(vm)))
     own = limits.policies.get(policy)
     if own is not None and own.running is not None:
         places.append(Place("policy", policy, policy))
@@ -112,7 +121,8 @@ def taken(place: Place, number: int) -> str:
     if place.kind == "vm":
         return "a backup of this VM is running"
     if place.kind == REPOSITORY:
-        return f"{number} {'backup or task uses' if number == 1 else 'backups and tasks use'} the repository"
+        use = "backup or task uses" if number == 1 else "backups and tasks use"
+        return f"{number} {use} the repository{' ' if place.name else ''}{place.name}"
     whose = "" if place.policy is None else f" of policy {place.policy}"
     where = "" if place.kind == "policy" else f" {'in' if place.kind == 'vcenter' else 'on'} {_kind(place)}"
     return f"{counted(number, 'backup')}{whose} {'runs' if number == 1 else 'run'}{where}"

@@ -56,7 +56,7 @@ class Line:
         self._entries: dict[str, Entry] = {}
         self._of: dict[VmId, list[Entry]] = {}
         self._running: dict[VmId, tuple[str, tuple[Slot, ...]]] = {}
-        self._others = 0
+        self._others: dict[str, int] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -191,13 +191,13 @@ class Line:
             self._limits = limits
             self._again()
 
-    def use_repository(self, others: int) -> None:
-        """So much other work uses the repository now; it leaves backups one place."""
-        slot = self._slots.of(Place(REPOSITORY, ""))
+    def use_repository(self, others: int, name: str = "") -> None:
+        """So much other work uses the repository of this name now; it leaves backups one place."""
+        slot = self._slots.of(Place(REPOSITORY, name))
         if slot is not None:
-            slot.taken += min(others, slot.limit - 1) - min(self._others, slot.limit - 1)
+            slot.taken += min(others, slot.limit - 1) - min(self._others.get(name, 0), slot.limit - 1)
             self._opened(slot)
-        self._others = others
+        self._others[name] = others
 
     @property
     def typical(self) -> timedelta:
@@ -358,11 +358,12 @@ class Line:
     def _again(self) -> None:
         """Build it anew from what is in line and what runs."""
         running, self._running = self.running, {}
-        others, self._others = self._others, 0
+        others, self._others = self._others, {}
         self._begin()
         for vm, policy in running.items():
             self._take(vm, policy)
-        self.use_repository(others)
+        for name, number in others.items():
+            self.use_repository(number, name)
         for entry in self._entries.values():
             entry.heaps = None
             self._place(entry)

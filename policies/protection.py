@@ -76,6 +76,14 @@ def protection(policies: PolicySet, vm: Vm) -> Protection:
     return combine(policies.matching(vm))
 
 
+def destinations(policies: PolicySet) -> Callable[[Vm], str] | None:
+    """Tells where the backups of a VM go; None where no policy says, and all go to the engine's own repository."""
+    kept = (policy for several in policies.kept_protection.values() for policy in several)
+    if not any(policy.destination for policy in (*policies.policies, *kept)):
+        return None
+    return lambda vm: protection(policies, vm).destination
+
+
 def copies_of(policies: PolicySet, vm: Vm | None, point: RestorePoint) -> tuple[str, ...]:
     """The second copies that a restore point belongs in. Of a VM that no policy selects, its own policy says so."""
     if vm is not None and (selecting := protection(policies, vm)).policies:
@@ -129,6 +137,7 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
         copies=tuple(dict.fromkeys(name for policy in matching for name in policy.copies)),
         destination=sending[0].destination if sending else "",
         lock=max((policy.retention.lock for policy in matching), default=timedelta()),
+        rehearse=most_frequent(policy.rehearse for policy in matching),
         verify_every=min((p.verify_every for p in matching if p.verify_every is not None), default=None),
         notify=tuple(dict.fromkeys(name for policy in matching for name in policy.notify)),
         on_cbt_invalid=max(
@@ -137,7 +146,6 @@ def combine(matching: tuple[Policy, ...]) -> Protection:
             default=OnCbtInvalid.FULL,
         ),
         tracking_sample=max(
-        rehearse=most_frequent(policy.rehearse for policy in matching),
             (policy.tracking_sample for policy in sampling if policy.tracking_sample is not None), default=None
         ),
         on_migrate=max(

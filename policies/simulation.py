@@ -22,7 +22,7 @@ from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, V
 from policies.gauges import DAY, QUALITY, Gauges, Made, Trace
 from policies.needed import dropped, held_until
 from policies.policyset import PolicySet
-from policies.protection import Protection, due_of, protection
+from policies.protection import Protection, destinations, due_of, protection
 from policies.recorded import Recorded, telling
 from policies.runs import Runs, at_rest, gave_way, heard_by
 from policies.schedule import due_after
@@ -70,7 +70,7 @@ class Simulation:
         self.history = at_rest(facts.history)
         self.fired = dict(facts.fired)
         self.newest = {vm: telling(points, facts.now) for vm, points in facts.points.items()}
-        self.line = ExpressLine(assumed.limits.with_those_of(policies.policies), self.vms)
+        self.line = ExpressLine(assumed.limits.with_those_of(policies.policies, destinations(policies)), self.vms)
         self.runs = Runs(assumed, self._gauges)
         self._heard = heard_by(policies)
         chosen = (policy.selection for policy in policies.policies)

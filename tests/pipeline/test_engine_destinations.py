@@ -13,7 +13,7 @@ from engine.client import Engine
 from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, Verify
 from engine.failures import BadInput
 from engine.startup import take_up
-from policies.facts import RestorePoint
+from policies.facts import RestorePoint, VmId
 from storage.copies import copy_points, plan_copy
 from storage.errors import NoSuchPoint, StoreFailed
 from storage.repository import create, open_repository
@@ -326,3 +326,24 @@ async def test_a_disk_of_no_vcenter_goes_where_the_command_says(tmp_path: Path, 
             done = await engine.finished(await engine.control.submit(asked, "test"))
             assert (done["state"], done["repository"]) == ("done", name)
             assert done["read_bytes"] == 1 << 20, "what changed since another repository's restore point is not enough"
+
+
+async def test_the_places_of_one_repository_are_not_those_of_another(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    more = SECTION + "[limits]\nper_repository = 1\n"
+    async with running(tmp_path, hypervisor, configure(tmp_path, POLICIES, more=more)) as engine:
+        await both(engine)
+        queue = engine.parts.queue
+        queue.paused = True
+        tasks = [await engine.control.submit(BackUpVm(name), "test") for name in ("web", "db")]
+        await engine.until(lambda: len(queue.waiting) == 2)
+        queue.line.began(VmId("another"), "near")
+        queue.paused = False
+        queue.changed()
+        assert (await engine.finished(tasks[1]))["repository"] == "archive"
+        (waits,) = queue.waiting
+        assert waits.reason == "1 backup or task uses the repository"
+        queue.line.finished(VmId("another"))
+        queue.changed()
+        assert (await engine.finished(tasks[0]))["repository"] == ""

@@ -27,6 +27,7 @@ def some_vm(draw: st.DrawFn, number: int) -> Vm:
         f"v{number}",
         host=draw(st.sampled_from(["", "h1", "h2"])),
         datastores=tuple(draw(st.lists(st.sampled_from(["d1", "d2", "d3"]), max_size=2))),
+        tags=frozenset(draw(st.sampled_from([(), ("send=far",)]))),
     )
 
 
@@ -46,7 +47,13 @@ def some_limits(draw: st.DrawFn) -> Limits:
         per_repository=draw(st.none() | st.integers(2, 5)),
         starts_per_minute=draw(st.none() | st.sampled_from([1, 12, 60])),
         policies=draw(st.dictionaries(st.sampled_from(POLICIES), own, max_size=2)),
+        destination_of=draw(st.sampled_from([None, _sent])),
+        repositories=2,
     )
+
+
+def _sent(vm: Vm) -> str:
+    return "far" if vm.tags else ""
 
 
 @st.composite
@@ -171,7 +178,8 @@ def test_the_line_gives_the_answers_of_admit(
     scene: tuple[dict[VmId, Vm], list[BackUp], dict[VmId, str], Limits], steps: list[Step], data: st.DataObject
 ) -> None:
     vms, todo, running, limits = scene
-    typical, others, now, turns = timedelta(minutes=5), 0, NOW, Turns(starts=data.draw(st.integers(0, 16)))
+    typical, now, turns = timedelta(minutes=5), NOW, Turns(starts=data.draw(st.integers(0, 16)))
+    others: dict[str, int] = {}
     line = Line(limits, vms, typical=typical, turns=turns)
     for vm, policy in running.items():
         line.began(vm, policy)
@@ -201,8 +209,9 @@ def test_the_line_gives_the_answers_of_admit(
             case "wait":
                 now += timedelta(seconds=number**2 - 20)
             case "others":
-                others = number % 3
-                line.use_repository(others)
+                name = ("", "far")[number // 3 % 2]
+                others[name] = number % 3
+                line.use_repository(others[name], name)
         expected = admit(pending.values(), running, vms, limits, now, turns, typical=typical, others=others)
         assert line.load(now) == expected.load
         if kind == "start" and expected.start:

@@ -224,11 +224,24 @@ def test_limits_of_the_policy_the_vcenter_and_the_repository_hold_beside_the_oth
     assert reasons(found.waiting) == {"b": "1 backup runs in vCenter vc"}
 
 
+def test_each_repository_has_its_own_places() -> None:
+    known = vms(*(a_vm(name) for name in "abc"))
+    sent = Limits(
+        per_host=9, per_repository=1, destination_of=lambda one: "far" if one.name == "b" else "", repositories=2
+    )
+    found = admit([run(name) for name in "abc"], {}, known, sent, NOW)
+    assert [one.vm for one in found.start] == ["id-a", "id-b"]
+    assert reasons(found.waiting) == {"c": "1 backup or task uses the repository"}
+    found = admit([run("b")], {VmId("id-a"): "gold"}, known, sent, NOW, others={"far": 5})
+    assert [one.vm for one in found.start] == ["id-b"], "other work leaves one place"
+    assert sent.at_once == 2
+
+
 def test_other_work_in_the_repository_counts_but_leaves_one_place() -> None:
-    found = admit([run("a"), run("b")], {}, {}, Limits(per_repository=3), NOW, others=2)
+    found = admit([run("a"), run("b")], {}, {}, Limits(per_repository=3), NOW, others={"": 2})
     assert [one.vm for one in found.start] == ["id-a"]
     assert reasons(found.waiting) == {"b": "3 backups and tasks use the repository"}
-    assert len(admit([run("a"), run("b")], {}, {}, Limits(per_repository=1), NOW, others=9).start) == 1
+    assert len(admit([run("a"), run("b")], {}, {}, Limits(per_repository=1), NOW, others={"": 9}).start) == 1
 
 
 def test_starts_are_paced_where_many_places_are_free() -> None:
