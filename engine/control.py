@@ -28,9 +28,8 @@ from engine.failures import BadInput, NotYet
 from engine.inbox import Tick
 from engine.keptvm import summary_of
 from engine.parts import Parts
-from engine.records import Audited
-from engine.records import Audited
 from engine.plain import plain
+from engine.records import Audited
 from engine.replaying import journal_lines
 from engine.reports import point_details
 from engine.repository_views import repository_views
@@ -138,6 +137,7 @@ class Controls:
                 return "restore-disk", restore_tasks.restore_disk(self.parts, await self._find(task.point), vm, task)
             case Verify():
                 points = [await self._find(reference) for reference in task.points]
+                return "verify", operations.verify_repository(self.parts, points, task)
             case Rehearse():
                 named = self.parts.world.named(task.point)
                 point = (
@@ -145,7 +145,6 @@ class Controls:
                 )
                 hypervisor = await self._hypervisor_of(point, task.vcenter)
                 return "rehearse", rehearsals.rehearse_task(self.parts, point, hypervisor, task)
-                return "verify", operations.verify_repository(self.parts, points, task)
             case Reclaim():
                 return "reclaim", operations.reclaim_repository(self.parts, task)
 
@@ -277,14 +276,14 @@ class Controls:
             raise BadInput("name the vCenter to restore to", hint=f"there is: {', '.join(sorted(known)) or 'none'}")
         return next(iter(known.values()))
 
-    async def _did(self, who: str, action: str, point: PointId, detail: str) -> None:
-        parts = self.parts
-        entry = Audited(parts.now(), who, action, point, legible(detail))
-        await settled(parts.threads.state, parts.state.audit, entry)
-        await parts.crew.list_all_points()
     async def _hypervisor_of(self, point: PointId, name: str) -> Any:
         """The vCenter of the restore point's VM, where it stands and none is named."""
         detail = await settled(self.parts.threads.repository, (await self._home(point)).detail, point)
         vm = self.parts.world.vms.get(detail.head.vm)
         return self._hypervisor(name or (vm.address.vcenter if vm is not None else ""))
 
+    async def _did(self, who: str, action: str, point: PointId, detail: str) -> None:
+        parts = self.parts
+        entry = Audited(parts.now(), who, action, point, legible(detail))
+        await settled(parts.threads.state, parts.state.audit, entry)
+        await parts.crew.list_all_points()

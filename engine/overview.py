@@ -151,7 +151,13 @@ def problems(parts: Parts) -> list[str]:
     found += unknown_targets(parts.rulebook.in_force, parts.config.notify).values()
     found += [f"notices to {name} wait: {box.trouble}" for name, box in parts.outboxes.items() if box.trouble]
     found += [f"repository {name} is away: {why}" for name, why in sorted(parts.repositories.away.items())]
+    found += [f"repository {name} does not answer: {why}" for name, why in sorted(parts.repositories.silent.items())]
     found += unknown_destinations(parts.rulebook.in_force, parts.config.repositories).values()
+    found += [
+        f"retention: {counted(number, 'restore point')} {'waits' if number == 1 else 'wait'} for {where}, which would"
+        " keep what no rule here keeps any more"
+        for where, number in sorted(Counter(parts.awaited.values()).items())
+    ]
     if parts.retention_refused:
         found.append(f"retention: {parts.retention_refused}")
     found += [f"retention in the copy {name}: {why}" for name, why in sorted(parts.copies_refused.items())]
@@ -161,13 +167,7 @@ def problems(parts: Parts) -> list[str]:
 
 def waiting_for_a_person(parts: Parts) -> list[str]:
     """The pending change of policies, in sentences."""
-    found += [f"repository {name} does not answer: {why}" for name, why in sorted(parts.repositories.silent.items())]
     pending = parts.rulebook.pending
-    found += [
-        f"retention: {counted(number, 'restore point')} {'waits' if number == 1 else 'wait'} for {where}, which would"
-        " keep what no rule here keeps any more"
-        for where, number in sorted(Counter(parts.awaited.values()).items())
-    ]
     if pending is None:
         return []
     plan = pending.plan

@@ -129,9 +129,6 @@ class Hypervisor(Protocol):
         """Everything is written: take away what marks the VM as half restored. Idempotent."""
         ...
 
-    async def power_off(self, address: Address) -> None:
-        """Switch a VM off at once, without asking its guest. Idempotent."""
-        ...
     def trial_vm(self, configuration: bytes, target: RestoreTarget) -> AbstractAsyncContextManager[CreatedVm]:
         """A VM with empty disks for a rehearsal, which no inventory tells of; gone after the block, whatever happens.
 
@@ -143,6 +140,9 @@ class Hypervisor(Protocol):
         """Switch a trial VM on, wait so long for its guest to show that it lives, and switch it off again."""
         ...
 
+    async def power_off(self, address: Address) -> None:
+        """Switch a VM off at once, without asking its guest. Idempotent."""
+        ...
 
     async def take_over(
         self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool

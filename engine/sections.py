@@ -291,14 +291,14 @@ class Maintenance(_Section):
     expiry_grace: Duration = timedelta(0)
     """How long a restore point stays marked before retention forgets it."""
 
-    max_expire: Count | None = None
-    """At most so many restore points expire in one run of retention; None for no limit."""
-
-    reread: Duration = timedelta(days=30)
     copy_wait: Duration = timedelta(days=30)
     """How long a restore point that nothing keeps any more stays for the second copies that lack it and would keep it;
     nothing for no wait."""
 
+    max_expire: Count | None = None
+    """At most so many restore points expire in one run of retention; None for no limit."""
+
+    reread: Duration = timedelta(days=30)
     """Verification reads what was not read back for so long, and what is new since the last one."""
 
     verify_window: OpenHours = ()

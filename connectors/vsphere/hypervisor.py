@@ -31,9 +31,9 @@ from connectors.hypervisor import (
 from connectors.vsphere import cbt, diagnosing, hotadd, janitor, overwriting, provision, transport, trials
 from connectors.vsphere.datastores import Datastores
 from connectors.vsphere.events import FollowSettings, follow
+from connectors.vsphere.export_lease import Leases
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.making import SnapshotSettings
-from connectors.vsphere.export_lease import Leases
 from connectors.vsphere.migration_lock import MIGRATION_LOCK, LockSettings, MigrationLocks
 from connectors.vsphere.removal import consolidate
 from connectors.vsphere.session import Session, SessionSettings
@@ -68,12 +68,12 @@ class VCenter:
         self.settings = settings
         self._tags = TagReader(settings.session, session.tls)
         self._inventory = Inventory(session, self._tags, tags_every=settings.tags_every_seconds)
+        self._leases = Leases(session)
         self._locks = MigrationLocks(session, self._inventory, settings.locks)
         self.board = Board(session, self._inventory)
         self._datastores = Datastores(session, self._inventory)
 
     @classmethod
-        self._leases = Leases(session)
     async def connect(cls, settings: VCenterSettings) -> Self:
         """Log in; raises LoginRefused or Unreachable."""
         return cls(await Session.open(settings.session), settings)
@@ -193,7 +193,7 @@ class VCenter:
         kept = await self._locks.leftovers(is_active, of=of)
         attached = await janitor.attached_leftovers(self.session, self.settings.transports, is_active, held)
         tried = await trials.trial_leftovers(self.session, self._inventory, is_active)
-        snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active, of=of)
+        snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active)
         return [*kept, *attached, *tried, *snapshots]
 
     async def remove(self, leftover: Leftover) -> None:
@@ -202,13 +202,13 @@ class VCenter:
         if leftover.kind == MIGRATION_LOCK:
             await self._locks.remove(leftover)
             return
+        if leftover.kind == trials.TRIAL_VM:
+            await trials.remove_trial(self.session, leftover.vm.moref)
+            return
         if leftover.kind == hotadd.ATTACHED_DISK:
             await janitor.detach(self.session, transports, leftover)
             return
         for attached in await hotadd.attached_leftovers(self.session, transports, lambda run: run != leftover.run):
-        if leftover.kind == trials.TRIAL_VM:
-            await trials.remove_trial(self.session, leftover.vm.moref)
-            return
             await hotadd.detach_leftover(self.session, transports, attached)
         await janitor.remove_leftover(self.session, leftover, self.settings.snapshots.removal)
 
@@ -220,10 +220,6 @@ class VCenter:
         """Everything is written: take away what marks the VM as half restored. Idempotent."""
         await provision.finish_vm(self.session, vm.address.moref)
 
-    async def power_off(self, address: Address) -> None:
-        """Switch a VM off at once, without asking its guest. Idempotent."""
-        await overwriting.power_off(self.session, address.moref)
-
     def trial_vm(self, configuration: bytes, target: RestoreTarget) -> AbstractAsyncContextManager[CreatedVm]:
         """A trial VM with empty disks, removed on every way out. See trials.hold_trial."""
         return trials.hold_trial(self.session, self._tags, configuration, target)
@@ -231,6 +227,10 @@ class VCenter:
     async def heartbeat(self, vm: CreatedVm, seconds: float) -> Heartbeat:
         """Switch a trial VM on, wait so long for its guest to show that it lives, and switch it off again."""
         return await trials.heartbeat(self.session, vm.address.moref, seconds)
+
+    async def power_off(self, address: Address) -> None:
+        """Switch a VM off at once, without asking its guest. Idempotent."""
+        await overwriting.power_off(self.session, address.moref)
 
     async def take_over(
         self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool

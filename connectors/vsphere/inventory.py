@@ -23,8 +23,8 @@ from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.line import Line
 from connectors.vsphere.session import Session
 from connectors.vsphere.tags import TagReader
-from connectors.vsphere.vmfacts import MISSING, VM_PATHS, Places, vm_facts
 from connectors.vsphere.trial_marks import is_trial
+from connectors.vsphere.vmfacts import MISSING, VM_PATHS, Places, vm_facts
 from policies.facts import Address, Vm
 
 log = logging.getLogger(__name__)

@@ -386,37 +386,35 @@ class HypervisorInMemory:
         self.log.append(f"consolidate {guest.vm.name}")
         self.set(guest.vm, consolidation_needed=False)
 
-    async def leftovers(
-        self, is_active: Callable[[str], bool], held: Collection[Address] = (), *, of: Address | None = None
-    ) -> Sequence[Leftover]:
+    async def leftovers(self, is_active: Callable[[str], bool], held: Collection[Address] = ()) -> Sequence[Leftover]:
         kept = [
             Leftover("migration lock", address, self.guests[address].vm.name, "moves", run)
             for address, run in self.kept.items()
-            if not is_active(run) and of in (None, address)
-        ]
-            if not is_active(run) and of in (None, address)
+            if not is_active(run)
         ]
         tried = [
             Leftover("trial VM", address, self.guests[address].vm.name, self.guests[address].vm.name, run)
             for address, run in self.trials.items()
-        return kept + [
+            if not is_active(run)
+        ]
+        return [*kept, *tried] + [
             Leftover("snapshot", address, self.guests[address].vm.name, name, run)
             for address, standing in self.snapshots.items()
             for name, run in standing.items()
-            if not is_active(run) and of in (None, address)
+            if not is_active(run)
         ]
 
     async def remove(self, leftover: Leftover) -> None:
         if leftover.kind == "migration lock":
             self.kept.pop(leftover.vm, None)
             return
-        self.snapshots.get(leftover.vm, {}).pop(leftover.name, None)
-        self.log.append(f"janitor removes {leftover.name}")
         if leftover.kind == "trial VM":
             self.trials.pop(leftover.vm, None)
             self.guests.pop(leftover.vm, None)
             self.log.append("janitor removes a trial VM")
             return
+        self.snapshots.get(leftover.vm, {}).pop(leftover.name, None)
+        self.log.append(f"janitor removes {leftover.name}")
 
     async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
         self.asked_to_make = target.disks
@@ -431,8 +429,6 @@ class HypervisorInMemory:
     async def finish_vm(self, vm: CreatedVm) -> None:
         self.half_restored_vms.pop(vm.address, None)
 
-    async def power_off(self, address: Address) -> None:
-        self.set(self.guests[address].vm, power=PowerState.OFF)
     @asynccontextmanager
     async def trial_vm(self, configuration: bytes, target: RestoreTarget) -> AsyncIterator[CreatedVm]:
         address = Address(self._vcenter, f"vm-{self._number + 1}")
@@ -452,6 +448,8 @@ class HypervisorInMemory:
         self.log.append("heartbeat")
         return Heartbeat(seconds if self.lifeless else 0.1, self.lifeless)
 
+    async def power_off(self, address: Address) -> None:
+        self.set(self.guests[address].vm, power=PowerState.OFF)
 
     async def take_over(
         self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool
