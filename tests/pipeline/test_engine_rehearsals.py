@@ -11,7 +11,7 @@ import pytest
 
 from connectors.disk_files import FileWriter
 from connectors.errors import NoRoom
-from connectors.hypervisor import CreatedVm, DatastoreSpace
+from connectors.hypervisor import CreatedVm, DatastoreSpace, Heartbeat
 from engine import upkeep
 from engine.commands import BackUpVm, Rehearse
 from engine.failures import BadInput, RemoteFailure
@@ -165,9 +165,9 @@ async def test_an_older_restore_point_is_tried_but_does_not_count_and_a_second_o
         vcenter.on_trial = lambda vm: held.set()
         beat = vcenter.heartbeat
 
-        async def slow(made: CreatedVm, seconds: float) -> Any:
+        async def slow(vm: CreatedVm, seconds: float) -> Heartbeat:
             await holding.wait()
-            return await beat(made, seconds)
+            return await beat(vm, seconds)
 
         vcenter.heartbeat = slow  # type: ignore[method-assign]
         one = await engine.control.submit(Rehearse("db", heartbeat=True), "a test")
