@@ -192,8 +192,8 @@ class VCenter:
         """
         kept = await self._locks.leftovers(is_active, of=of)
         attached = await janitor.attached_leftovers(self.session, self.settings.transports, is_active, held)
-        tried = await trials.trial_leftovers(self.session, self._inventory, is_active)
-        snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active)
+        tried = await trials.trial_leftovers(self.session, self._inventory, is_active) if of is None else ()
+        snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active, of=of)
         return [*kept, *attached, *tried, *snapshots]
 
     async def remove(self, leftover: Leftover) -> None:
