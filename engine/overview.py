@@ -148,6 +148,7 @@ def problems(parts: Parts) -> list[str]:
         for one in parts.crew.half_restored
         if not parts.world.inventory_known or Address(one.vcenter, one.moref) in parts.world.standing_in(one.vcenter)
     ]
+    found += parts.showing.sentences(parts.names)
     found += unknown_targets(parts.rulebook.in_force, parts.config.notify).values()
     found += [f"notices to {name} wait: {box.trouble}" for name, box in parts.outboxes.items() if box.trouble]
     found += [f"repository {name} is away: {why}" for name, why in sorted(parts.repositories.away.items())]

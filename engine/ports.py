@@ -24,11 +24,61 @@ from connectors.hypervisor import (
     SnapshotDisk,
     TrackedBase,
 )
+from connectors.shown import Note, Put, Wanted
 from policies.facts import USUAL_QUIESCING, Address, Consistency, Quiescing, Vm
+
+
+class Board(Protocol):
+    """What is shown of our work in one vCenter. Every method may raise a ConnectorError; none is needed for a run."""
+
+    async def prepare(self, wanted: Wanted) -> dict[str, str]:
+        """Make what showing needs. By "attributes", "events" and "tasks", why it cannot be shown, where it cannot."""
+        ...
+
+    async def labels(self) -> dict[str, dict[str, str]]:
+        """What our attributes say now, by moRef and name; VMs without any are left out."""
+        ...
+
+    async def label(self, vm: Address, name: str, value: str) -> None:
+        """Set one of our attributes of a VM."""
+        ...
+
+    async def post(self, note: Note) -> None:
+        """Post an event at a VM."""
+        ...
+
+    async def begin(self, vm: Address, run: str, text: str) -> str:
+        """Show that a run begins; the task."""
+        ...
+
+    async def progress(self, task: str, percent: int) -> None:
+        """Show how far the run is. Gone or Rejected when the task has ended."""
+        ...
+
+    async def end(self, task: str, error: str = "") -> None:
+        """Show that the run is over, with an error or without. Gone or Rejected when it is already."""
+        ...
+
+    async def unfinished(self, is_dead: Callable[[str], bool]) -> list[str]:
+        """Tasks of this engine that are shown as running though their run is dead."""
+        ...
+
+    async def there(self) -> Put:
+        """What there is of ours, of whichever engine."""
+        ...
+
+    async def clean(self) -> None:
+        """Take everything of ours away, of whichever engine. Idempotent."""
+        ...
 
 
 class Hypervisor(Protocol):
     """One vCenter, logged in. Every method may raise a ConnectorError."""
+
+    @property
+    def board(self) -> Board:
+        """What is shown of our work there."""
+        ...
 
     @property
     def vcenter(self) -> str:

@@ -72,6 +72,18 @@ TransportName = Literal["hotadd", "nbd", "export", "https"]
 EsxiBuilds = Annotated[str, Field(pattern=r"^\d+(\.\d+)*( *< *\d+)?$")]
 
 
+class Show(_Section):
+    """`[vcenter.NAME.show]`: what people see of our work in that vCenter, where the account may show it.
+
+    `attributes`: the last restore point, the policies and the state, as custom attributes of each VM; `events`: runs
+    that succeed or fail, and VMs that nothing protects; `tasks`: runs that go on.
+    """
+
+    attributes: bool = False
+    events: bool = False
+    tasks: bool = False
+
+
 class VCenter(_Section):
     """`[vcenter.NAME]`: one vCenter. Without ca_file the system's authorities are trusted; one is always checked.
 
@@ -85,6 +97,7 @@ class VCenter(_Section):
     port: Port = 443
     ca_file: Path | None = None
     distrusted_builds: tuple[EsxiBuilds, ...] = ()
+    show: Show = Field(default_factory=Show)
 
 
 class Copy(RepositorySection):

@@ -25,6 +25,7 @@ from connectors.diagnosis import NbdTools
 from connectors.errors import ConnectorError, LoginRefused
 from connectors.gates import Gates
 from connectors.nats_login import BusSettings
+from connectors.shown import Wanted
 from connectors.vsphere import vddk
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import SessionSettings
@@ -284,6 +285,8 @@ class Service:
                 loops.create_task(parts.sources.watch_inventory(hypervisor))
                 loops.create_task(parts.sources.reconcile(hypervisor, parts.config.timers.reconcile))
                 loops.create_task(parts.sources.watch_clock(hypervisor, CLOCK_COMPARED))
+                wanted = Wanted(**vcenter.show.model_dump())
+                loops.create_task(parts.showing.run(hypervisor.vcenter, hypervisor.board, wanted))
         finally:
             await hypervisor.aclose()
 

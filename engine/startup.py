@@ -13,7 +13,7 @@ from pathlib import Path
 from connectors.gates import GateLimits
 from connectors.messages import Subjects
 from engine.announcing import Announcer
-from engine.attempts import Means
+from engine.attempts import Attempt, Means
 from engine.cleaning import OwnRuns
 from engine.config import Config
 from engine.crew import Crew
@@ -24,7 +24,7 @@ from engine.headroom import Marks
 from engine.identity import Traits
 from engine.inbox import Inbox
 from engine.jobqueue import JobQueue
-from engine.jobs import JobId, JobState, RunId, mint
+from engine.jobs import Job, JobId, JobState, Outcome, RunId, mint
 from engine.outbox import outboxes
 from engine.parts import Parts, Verified
 from engine.ports import Hypervisor
@@ -33,6 +33,7 @@ from engine.repositories import Repositories, open_section
 from engine.restore_journal import unfinished
 from engine.room import RoomKeeper
 from engine.rulebook import Rulebook
+from engine.showing import Showing
 from engine.sources import Sources
 from engine.state import State
 from engine.stores import RepositorySection
@@ -125,10 +126,14 @@ def assemble(
     )
     dispatcher.given_up = crew.given_up
     dispatcher.called_back = crew.call_back
+    def is_dead(run: str) -> bool:
+        return not (crew.is_active(run) or runs.another(run))
+
+    showing = Showing(world, lambda: rulebook.in_force, now, is_dead, now())
     announcer = None
     if config.bus is not None:
         announcer = Announcer(Subjects(config.bus.site), now, lambda vm: _name(world, VmId(vm)))
-        crew.began, crew.ended = announcer.began, announcer.ended
+    _tell_of_runs(crew, showing, announcer)
 
     def no_room(when: str) -> None:
         metrics.standing.no_room(when)
@@ -154,12 +159,29 @@ def assemble(
         tasks=TaskBoard(secrets.token_hex(3), _failed(metrics)),
         metrics=metrics,
         mint_run=mint_run,
+        showing=showing,
         means=means,
         unreachable=unreachable,
         announcer=announcer,
         outboxes=outboxes(config, metrics, now),
         room=RoomKeeper(Marks(config.limits.datastore_free, config.limits.datastore_low), refused=no_room),
     )
+
+
+def _tell_of_runs(crew: Crew, showing: Showing, announcer: Announcer | None) -> None:
+    """Have those who tell of runs hear of them."""
+
+    def began(attempt: Attempt) -> None:
+        showing.began(attempt)
+        if announcer is not None:
+            announcer.began(attempt)
+
+    def ended(job: Job, outcome: Outcome) -> None:
+        showing.ended(job, outcome)
+        if announcer is not None:
+            announcer.ended(job, outcome)
+
+    crew.began, crew.ended = began, ended
 
 
 def admission_limits(config: Config) -> Limits:

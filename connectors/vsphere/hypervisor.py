@@ -70,7 +70,7 @@ class VCenter:
         self._inventory = Inventory(session, self._tags, tags_every=settings.tags_every_seconds)
         self._leases = Leases(session)
         self._locks = MigrationLocks(session, self._inventory, settings.locks)
-        self.board = Board(session, self._inventory)
+        self._board = Board(session, self._inventory)
         self._datastores = Datastores(session, self._inventory)
 
     @classmethod
@@ -82,6 +82,11 @@ class VCenter:
     def vcenter(self) -> str:
         """The vCenter's instance UUID."""
         return self.session.vcenter
+
+    @property
+    def board(self) -> Board:
+        """What is shown of our work there."""
+        return self._board
 
     async def clock(self) -> datetime:
         """vCenter's own time now."""

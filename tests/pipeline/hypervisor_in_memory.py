@@ -47,6 +47,7 @@ from policies.facts import (
     Vm,
     VmId,
 )
+from tests.pipeline.board_in_memory import BoardInMemory
 
 MIB = 1 << 20
 
@@ -129,6 +130,7 @@ class HypervisorInMemory:
         """So many removals leave deltas that have to be consolidated."""
         self.fail_consolidation: ConnectorError | None = None
         self._gates = Gates()
+        self.board = BoardInMemory()
         self.trials: dict[Address, str] = {}
         """The run of each trial VM; no inventory tells of these."""
         self.lifeless = ""
