@@ -321,7 +321,7 @@ def _tracked(base: DiskHead) -> TrackedBase:
 
 def _as_it_comes(changes: Changes) -> Whole:
     """All of a disk that comes by as one stream: what change tracking calls unchanged comes by as well."""
-    return changes if isinstance(changes, Whole) else Whole("it was exported, and all of it came", "exported")
+    return changes if isinstance(changes, Whole) else Whole("an export brings all of a disk", "exported")
 
 
 def _told(changes: Changes) -> str:

@@ -39,7 +39,7 @@ def test_a_vm_is_backed_up_by_export_alone_and_later_runs_store_only_what_change
                 assert disk["transport"] == "export"
                 assert [way for way, _ in json.loads(disk["fallbacks"])] == ["hotadd", "nbd"]
             engine.assert_same_as_frozen(point["id"], frozen_at(lab, point), tmp_path)
-        assert point["disks"][0]["changes"] == "whole: it was exported, and all of it came"
+        assert point["disks"][0]["changes"] == "whole: an export brings all of a disk"
         assert point["disks"][0]["stored_bytes"] <= 4 * 65536
         assert 'backstay_full_reads_total{reason="exported"} 2.0' in engine.metrics()
         assert not lab.vm("alone").snapshots

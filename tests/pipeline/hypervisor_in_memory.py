@@ -95,6 +95,23 @@ class ThreadedReader:
         self._reader.read_into(offset, view)
 
 
+class ForwardReader(ThreadedReader):
+    """One that does not go back, as an export does not, and does not know where there is nothing."""
+
+    def __init__(self, reader: FileReader, on_read: Callable[[int], None]) -> None:
+        super().__init__(reader, on_read)
+        self._at = 0
+
+    def extents(self) -> list[Extent]:
+        return [Extent(0, self.capacity_bytes)]
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        if offset < self._at:
+            raise ReadFailed(f"offset {offset} went by")
+        super().read_into(offset, view)
+        self._at = offset + len(view)
+
+
 class HypervisorInMemory:
     """See the module. Attributes named `fail_…`, `before_…` and `on_…` make it misbehave."""
 
@@ -362,11 +379,10 @@ class HypervisorInMemory:
                 def on_read(offset: int, transport: str = transport) -> None:
                     self.on_read(transport, offset)
 
-                reader: DiskReader = (
-                    AwaitedReader(file, on_read) if transport == "nbd" else ThreadedReader(file, on_read)
-                )
+                kinds = {"nbd": AwaitedReader, "export": ForwardReader}
+                reader: DiskReader = kinds.get(transport, ThreadedReader)(file, on_read)
                 try:
-                    yield OpenDisk(reader, transport, tuple(fallbacks))
+                    yield OpenDisk(reader, transport, tuple(fallbacks), sequential=transport == "export")
                 finally:
                     self.log.append(f"close {transport}")
             return

@@ -1,0 +1,66 @@
+"""Disks that come as one stream, forward and all of it, whatever change tracking says and whichever way breaks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.jobs import Done
+from policies.facts import Vm
+from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory, broken_after
+from tests.pipeline.test_engine_backup import Bench, bench, threads
+
+__all__ = ["bench", "threads"]
+
+BLOCK = 64 << 10
+
+
+@pytest.fixture
+def hypervisor(tmp_path: Path) -> HypervisorInMemory:
+    (tmp_path / "disks").mkdir()
+    return HypervisorInMemory(tmp_path / "disks")
+
+
+async def changed_since(bench: Bench) -> Vm:
+    """A VM with a restore point, and with changes since: what had data may be empty now."""
+    vm = bench.hypervisor.add("web", mib=8, data=os.urandom(6 * MIB))
+    await bench.back_up(vm)
+    bench.hypervisor.write(vm, 5 * MIB, os.urandom(BLOCK))
+    bench.hypervisor.write(vm, MIB, bytes(BLOCK))
+    return vm
+
+
+def assert_all_of_it_came(bench: Bench, vm: Vm, done: Done) -> None:
+    (disk,) = done.disks
+    assert bench.content(done.point) == bench.hypervisor.disk_file(vm).read_bytes()
+    assert (disk.whole, disk.read_bytes) == ("exported", 8 * MIB)
+    assert disk.new_bytes == BLOCK, "what is read in full is stored as what changed"
+    head = bench.repository.detail(done.point).disks[0].head
+    assert head.attributes["changes"] == disk.changes == "whole: an export brings all of a disk"
+    assert "tracking_sampled_blocks" not in head.attributes
+
+
+async def test_an_export_is_read_in_full_where_changes_alone_were_wanted(bench: Bench) -> None:
+    vm = await changed_since(bench)
+    done = await bench.back_up(vm, transports=("export",), sample=10)
+    assert_all_of_it_came(bench, vm, done)
+
+
+@pytest.mark.parametrize("next_way", ["https", "nbd"])
+async def test_the_way_after_an_export_that_breaks_reads_everything_too(bench: Bench, next_way: str) -> None:
+    vm = await changed_since(bench)
+    bench.hypervisor.on_read = broken_after(3, "export")
+    done = await bench.back_up(vm, transports=("export", next_way))
+    assert done.disks[0].transport == next_way
+    assert bench.content(done.point) == bench.hypervisor.disk_file(vm).read_bytes()
+    assert done.disks[0].whole == "exported"
+
+
+async def test_an_export_after_a_way_that_broke_writes_over_what_that_one_had_begun(bench: Bench) -> None:
+    vm = await changed_since(bench)
+    bench.hypervisor.on_read = broken_after(1, "nbd")
+    done = await bench.back_up(vm, transports=("nbd", "export"))
+    assert [told.partition(":")[0] for told in done.disks[0].fallbacks] == ["nbd", "nbd"]
+    assert_all_of_it_came(bench, vm, done)
