@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from policies.facts import Event, Vm, VmId
+from policies.facts import Event, EventType, Vm, VmId
 from policies.policy import Policy, Trigger
 from policies.terms import Term
 from policies.windows import next_open
@@ -30,6 +30,14 @@ def naive_decisions(
     policies: Sequence[Policy], event: Event, vm: Vm, fired: Mapping[tuple[str, str, VmId], datetime], now: datetime
 ) -> list[Said]:
     """The decisions about an event of a VM, policies in the order of their precedence."""
+    hard = event.type is EventType.POWERED_OFF and event.cause == "manual"  # what tracking held may be lost
+    doubts: list[Said] = [("DistrustTracking", "", "", None)] if hard else []
+    return [*doubts, *_of_triggers(policies, event, vm, fired, now)]
+
+
+def _of_triggers(
+    policies: Sequence[Policy], event: Event, vm: Vm, fired: Mapping[tuple[str, str, VmId], datetime], now: datetime
+) -> list[Said]:
     selecting = [policy for policy in policies if _selects(policy, vm)]
     if not selecting:
         return [("Skip", "", "", None)]
