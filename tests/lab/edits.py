@@ -86,6 +86,15 @@ EDITS = (
     ),
     _renamed("simulator/task.go", "t *Task", "Run", "runBase"),
     _renamed("simulator/property_filter.go", "f *PropertyFilter", "apply", "applyBase"),
+    _renamed("simulator/property_collector.go", "pc *PropertyCollector", "RetrievePropertiesEx", "retrieveBase"),
+    _renamed("simulator/property_collector.go", "pc *PropertyCollector", "WaitForUpdatesEx", "waitBase"),
+    Edit("simulator/property_collector.go", "pc.RetrievePropertiesEx(ctx, ", "pc.retrieveBase(ctx, ", times=2),
+    Edit("simulator/property_collector.go", "pc.WaitForUpdatesEx(ctx, ", "pc.waitBase(ctx, "),
+    Edit(
+        "simulator/property_collector.go",
+        "\tcancel  context.CancelFunc\n}",
+        "\tcancel  context.CancelFunc\n\theld    []types.PropertyFilterUpdate\n\tversion string\n}",
+    ),
     Edit("simulator/property_collector.go", "time.NewTicker(250 * time.Millisecond)", "time.NewTicker(updateTick)"),
     Edit("simulator/property_collector.go", "ctx.Map.AddHandler(pc)", "watch(ctx, pc)"),
     Edit(

@@ -12,6 +12,7 @@ import (
 // Settings are the lab's manners; they can be changed while it runs.
 type Settings struct {
 	PageAreas       int    `json:"page_areas"`       // most areas in one answer of QueryChangedDiskAreas
+	PageObjects     int    `json:"page_objects"`     // most objects in one answer of a property collector; 0: all
 	EmptyPageEvery  int    `json:"empty_page_every"` // a gap that begins at a multiple of so many grains is an empty page; 0: never
 	SupersetGrains  int    `json:"superset_grains"`  // grains reported around each changed one
 	Star            string `json:"star"`             // "*" answers "allocated", "whole" or "fault"
@@ -63,7 +64,7 @@ type labState struct {
 
 var lab = &labState{
 	settings: settingsBox{now: Settings{
-		PageAreas: 2000, EmptyPageEvery: 3, Star: "allocated", DeviceDelayMS: 20, KeepFrozen: true,
+		PageAreas: 2000, PageObjects: 10, EmptyPageEvery: 3, Star: "allocated", DeviceDelayMS: 20, KeepFrozen: true,
 	}},
 	roots: map[string]string{}, stores: map[string]*Datastore{},
 }
