@@ -219,6 +219,18 @@ async def test_runs_on_one_datastore_do_not_each_have_it_looked_at_anew(lab: Lab
         assert lab.calls()["RefreshDatastore"] - before == len(datastores) < len(vms)
 
 
+async def test_left_overs_of_one_vm_are_looked_for_on_that_vm_alone(fresh_lab: Start, tmp_path: Path) -> None:
+    lab = fresh_lab(vms=2, content=False)
+    await killed_in_the_middle(lab, tmp_path, "web-01", "dead-1")
+    async with connected(lab) as vcenter:
+        dead = next(vm for vm in await vcenter.inventory() if vm.own_snapshots)
+        (other,) = [vm for vm in await vcenter.inventory() if not vm.own_snapshots]
+        views = lab.calls()["CreateContainerView"]
+        assert [left.run for left in await vcenter.leftovers(lambda run: False, of=dead.address)] == ["dead-1"]
+        assert await vcenter.leftovers(lambda run: False, of=other.address) == []
+        assert lab.calls()["CreateContainerView"] == views
+
+
 async def test_a_leftover_of_a_vm_that_is_gone_is_no_error(fresh_lab: Start, tmp_path: Path) -> None:
     lab = fresh_lab(vms=1, content=False)
     await killed_in_the_middle(lab, tmp_path, "web-01", "dead-1")
