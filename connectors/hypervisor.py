@@ -203,7 +203,7 @@ class CreatedVm:
     `resumed` when an earlier, interrupted restore of the same restore point had made it. `version` changes whenever
     something but this restore changes the VM, its being switched on included; `found_version` is what it was when an
     earlier restore's VM was found. `safety` names the snapshot above which
-    its disks are written, if there is one.
+    its disks are written, if there is one. `other` when it was half restored from another point, or by another engine.
     """
 
     address: Address
@@ -215,3 +215,4 @@ class CreatedVm:
     version: str = ""
     found_version: str = ""
     safety: str = ""
+    other: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,10 +55,11 @@ def unpack(data: bytes) -> KeptVm:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
-            if CONFIGURATION not in sizes or max(sizes.values()) > MAX_BYTES:
+            stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+            if CONFIGURATION not in sizes or max(sizes.values()) > MAX_BYTES or not stored:
                 raise Rejected("what the restore point keeps of the VM is not an archive of ours")
             parts = {name: archive.read(name) for name in (CONFIGURATION, NVRAM, SUMMARY) if name in sizes}
         summary = json.loads(parts.get(SUMMARY) or b"{}")
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error) as error:
         raise Rejected(f"what the restore point keeps of the VM cannot be read: {error}") from error
     return KeptVm(parts[CONFIGURATION], parts.get(NVRAM, b""), summary if isinstance(summary, dict) else {})

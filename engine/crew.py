@@ -62,7 +62,7 @@ class Crew:
     merging: Merging = field(default_factory=Merging)
     runs: OwnRuns = field(default_factory=lambda: OwnRuns(datetime.max.replace(tzinfo=UTC)))
     _others: set[RunId] = field(default_factory=set)
-    _restoring: set[tuple[str, str]] = field(default_factory=set)
+    _restoring: dict[tuple[str, str], str] = field(default_factory=dict)
     _unfinished: tuple[Restoring, ...] = ()
     _state_dir: Path | None = None
     _listing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -73,22 +73,33 @@ class Crew:
         """Whether disks of the VM, or of one with its name, are being written, or are half written."""
         if any((one.vcenter, one.moref) == (vm.address.vcenter, vm.address.moref) for one in self._unfinished):
             return True
-        return (vm.address.vcenter, vm.name) in self._restoring
+        return self._being_restored(vm.address.vcenter, vm.name, vm.address.moref)
+
+    def _being_restored(self, vcenter: str, name: str, moref: str) -> bool:
+        """By its name, since a VM that is made has no other at first, or by its moRef: names change."""
+        names = [(one, by) for (center, one), by in self._restoring.items() if center == vcenter]
+        return any(one == name or (moref and by == moref) for one, by in names)
 
     def remember_unfinished(self, state_dir: Path) -> None:
         """Learn which VMs are half restored from the journals of restores. Blocking."""
         self._state_dir = state_dir
         self._unfinished = tuple(unfinished(state_dir))
 
-    async def forget_given_up(self, vm: Vm, hypervisor: Hypervisor) -> None:
-        """A VM that carries no mark of a restore any more was reverted, or made whole by hand: it waits for nothing."""
+    async def carries_mark(self, vm: Vm, hypervisor: Hypervisor) -> bool:
+        """Whether the VM itself says that it is half restored, whatever is known here of it.
+
+        One that does not any more was reverted, or made whole by hand: it waits for nothing.
+        """
         address = vm.address
+        if await hypervisor.half_restored(address):
+            return True
         left = [one for one in self.half_restored if (one.vcenter, one.moref) == (address.vcenter, address.moref)]
-        if left and self._state_dir is not None and not await hypervisor.half_restored(address):
+        if left and self._state_dir is not None:
             for one in left:
                 log.info("a restore was given up", extra={"vm": one.name, "point": one.point})
                 await settled(self.threads.long, Journal(self._state_dir, one).finish)
             await settled(self.threads.long, self.remember_unfinished, self._state_dir)
+        return False
 
     @property
     def half_restored(self) -> list[Restoring]:
@@ -122,15 +133,15 @@ class Crew:
             self._others.discard(run)
 
     @contextmanager
-    def restoring(self, vcenter: str, name: str) -> Iterator[None]:
-        """No VM of this name is backed up meanwhile: its disks are being written. BadInput when they are already."""
-        if (vcenter, name) in self._restoring:
+    def restoring(self, vcenter: str, name: str, moref: str = "") -> Iterator[None]:
+        """This VM is not backed up meanwhile: its disks are being written. BadInput when they are already."""
+        if self._being_restored(vcenter, name, moref):
             raise BadInput(f"{name} is being restored already", hint="wait for that to end")
-        self._restoring.add((vcenter, name))
+        self._restoring[vcenter, name] = moref
         try:
             yield
         finally:
-            self._restoring.discard((vcenter, name))
+            self._restoring.pop((vcenter, name), None)
 
     def given_up(self, job: Job) -> None:
         """An event gave the job up before it ran: tell who waits for it."""

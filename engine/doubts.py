@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from engine.records import Change, Distrust
+from engine.records import Change, Distrust, RunRow
 from engine.state import State
 from engine.threads import Threads, settled
+from engine.world import World
 from metrics.registry import Metrics
 from policies.facts import Event, EventType, VmId
 
@@ -22,6 +23,14 @@ _BY_CAUSE = {
 def kind_of(event: Event) -> str:
     """As what the doubt is counted to which an event led."""
     return _BY_CAUSE.get((event.type, event.cause), event.type.value.removeprefix("vm."))
+
+
+def newest_is_gone(world: World, vm: VmId) -> list[str]:
+    """Why an older restore point is not built on: it may lie behind a doubt that the newest one had settled."""
+    last = world.runs.get(vm, RunRow(vm)).last_success
+    good = [point.taken_at for point in world.points.get(vm, ()) if point.complete and not point.damaged]
+    gone = last is not None and max(good, default=last) < last
+    return ["the newest restore point is gone or damaged"] if gone else []
 
 
 async def distrust_disks(

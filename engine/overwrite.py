@@ -112,8 +112,17 @@ async def overwrite(
     what = Restoring(asked.kind, asked.point, vm.address.vcenter, _target(asked, vm, pairs), vm.name)
     journal = Journal(means.state_dir, what)
     before = await settled(threads.long, journal.read)
-    if before is None and vm.power is PowerState.OFF and not vm.snapshots:
-        pairs, since = await _looked_at(asked.point, vm, pairs, means, run=run, distrust=distrust, latest=newest)
+    earlier = before.wanted_by if before is not None else ""
+    if before is not None and not earlier and not await hypervisor.half_restored(vm.address):
+        # It was reverted, or made whole by hand: what the journal says is of then.
+        await settled(threads.long, journal.finish)
+        before = None
+    looked: str | None = None
+    if vm.power is PowerState.OFF and not vm.snapshots and (before is None or earlier):
+        before = None
+        pairs, since, looked = await _looked_at(
+            asked.point, vm, pairs, means, run=run, distrust=distrust, latest=newest
+        )
         _guard(asked, vm, since)
         if asked.safety:
             await _room(vm, pairs, means)
@@ -122,8 +131,22 @@ async def overwrite(
         pairs = [replace(pair, why_all="an earlier restore was interrupted") for pair in pairs]
     await distrusted()
     keys = [pair.disk.key for pair in pairs]
-    taken = await hypervisor.take_over(vm.address, keys, point=asked.point, run=run, safety=asked.safety)
+    await settled(threads.long, journal.intend, run)
+    try:
+        taken = await hypervisor.take_over(
+            vm.address, keys, point=asked.point, run=run, safety=asked.safety, earlier=earlier
+        )
+    except Rejected:
+        if before is None:
+            await settled(threads.long, journal.finish)
+        raise
     goes_on, doubt = resumption(taken, before)
+    if looked is not None and taken.found_version != looked:
+        doubt = "the VM was changed after it was looked at"
+        if not asked.safety and not asked.discard:
+            await hypervisor.hand_back(taken, keep_safety=True)
+            await settled(threads.long, journal.finish)
+            _guard(asked, vm, doubt)
     await settled(threads.long, journal.begin, version=taken.version, anew=not goes_on)
     written: list[DiskWritten] = []
     for index, pair in enumerate(pairs):
@@ -153,13 +176,19 @@ async def restore_beside(
     before = await settled(threads.long, journal.read)
     found = await hypervisor.take_over(vm.address, (), point=point, run=run, safety=False)
     goes_on, doubt = resumption(found, before)
-    key = before.made if before is not None and found.resumed else 0
-    if key not in {disk.key for disk in vm.disks}:
+    warnings: list[str] = []
+    made = before.made if before is not None and found.resumed else ""
+    added = next((disk for disk in vm.disks if made and disk.uuid == made), None)
+    if added is None:
         goes_on, doubt = False, ""
-        key = await hypervisor.add_disk(vm.address, record.head.capacity_bytes, datastore, thin=thin)
-    await settled(threads.long, journal.begin, version="", anew=not goes_on, made=key)
-    taken = await hypervisor.take_over(vm.address, (key,), point=point, run=run, safety=False)
-    await settled(threads.long, journal.begin, version=taken.version, anew=not goes_on, made=key)
+        if found.resumed:
+            warnings.append("a disk that the interrupted restore had added may be left: remove it, if there is one")
+        added = await hypervisor.add_disk(vm.address, record.head.capacity_bytes, datastore, thin=thin)
+    await settled(threads.long, journal.begin, version="", anew=not goes_on, made=added.uuid)
+    taken = await hypervisor.take_over(vm.address, (added.key,), point=point, run=run, safety=False)
+    if taken.disks[0].uuid != added.uuid:
+        raise Rejected(f"its disk {added.label} is another one now", where=vm.name)
+    await settled(threads.long, journal.begin, version=taken.version, anew=not goes_on, made=added.uuid)
     disk = await settled(threads.repository, means.repository.read_disk, point, record.head.name)
     mapped = tuple(Extent(offset, length) for offset, length in await settled(threads.long, disk.extents))
     start = before.reached.get(0, 0) if before is not None and goes_on else 0
@@ -168,7 +197,7 @@ async def restore_beside(
     done = await _one(0, pair, disk, fresh, means, journal, run=run, start=start, doubt=doubt, fresh=not doubt)
     await hypervisor.hand_back(taken, keep_safety=False)
     await settled(threads.long, journal.finish)
-    return RestoredVm(fresh, (done,), (f"{taken.disks[0].label} was added to {vm.name}",))
+    return RestoredVm(fresh, (done,), (f"{taken.disks[0].label} was added to {vm.name}", *warnings))
 
 
 async def _one(
@@ -217,14 +246,18 @@ async def _looked_at(
     run: RunId,
     distrust: str,
     latest: RestorePoint | None,
-) -> tuple[list[Pair], str]:
-    """Where the VM's disks may differ from the restore point, and what of them was never backed up; "" for nothing."""
+) -> tuple[list[Pair], str, str]:
+    """Where the VM's disks may differ from the restore point, what of them was never backed up ("" for nothing), and
+    the VM's version when that was so.
+    """
     newest = await settled(means.threads.repository, means.repository.latest, vm.id)
     heads = {record.head.uuid: record for record in newest.disks} if newest is not None else {}
     found: list[Pair] = []
     since: list[str] = []
     crash = Consistency.CRASH
+    version_of = means.hypervisor.vm
     async with means.hypervisor.snapshot(vm, run=run, want=crash, fallback=crash, track=False) as snapshot:
+        first = (await version_of(vm.address)).change_version
         seen = {one.disk.uuid: one for one in snapshot.disks}
         for pair in pairs:
             base, now = heads.get(pair.disk.uuid), seen.get(pair.disk.uuid)
@@ -244,7 +277,13 @@ async def _looked_at(
             if changes.extents:
                 since.append(f"{pair.disk.label}: {total(changes.extents)} bytes since {newest.id}")
             found.append(await _differing(point, pair, newest, base, changes.extents, means))
-    return found, "; ".join(since)
+        changed = (await version_of(vm.address)).change_version != first
+    if changed:
+        # Switched on and off again, it has written what no answer of then tells.
+        reason = "the VM was changed while it was looked at"
+        found = [Pair(pair.record, pair.disk, None, reason) for pair in pairs]
+        since.append(reason)
+    return found, "; ".join(since), (await version_of(vm.address)).change_version
 
 
 async def _differing(

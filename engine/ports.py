@@ -25,7 +25,7 @@ from connectors.hypervisor import (
     TrackedBase,
 )
 from connectors.shown import Note, Put, Wanted
-from policies.facts import USUAL_QUIESCING, Address, Consistency, Quiescing, Vm
+from policies.facts import USUAL_QUIESCING, Address, Consistency, Disk, Quiescing, Vm
 
 
 class Board(Protocol):
@@ -195,11 +195,12 @@ class Hypervisor(Protocol):
         ...
 
     async def take_over(
-        self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool
+        self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool, earlier: str = ""
     ) -> CreatedVm:
         """Make a VM that is there ready for these of its disks to be written, with a snapshot for safety if asked.
 
         Rejected, with nothing changed, when it is not off or has other snapshots. Until `hand_back` it is marked.
+        `earlier` is the run that may have made the snapshot for safety and died before it marked the VM.
         """
         ...
 
@@ -208,11 +209,11 @@ class Hypervisor(Protocol):
         ...
 
     async def half_restored(self, address: Address) -> bool:
-        """Whether the VM carries the mark of a restore of this engine that is not over."""
+        """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
         ...
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
-        """Give a VM one more, empty disk; its device key."""
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
+        """Give a VM one more, empty disk; how it is known."""
         ...
 
     def write_disk(

@@ -116,6 +116,8 @@ def disk_keys(detail: PointDetail) -> tuple[int, ...]:
 
 def resumption(made: CreatedVm, before: Progress | None) -> tuple[bool, str]:
     """Whether the restore goes on where an earlier one ended, else why all of the disks is compared, if it is. Pure."""
+    if made.other:
+        return False, "another restore has written to it"
     if not made.resumed:
         return False, ""
     if before is None:

@@ -6,6 +6,7 @@ that disk before the line was written.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -45,12 +46,14 @@ class Restoring:
 class Progress:
     """What a journal says: up to which offset each disk is done, and how the VM was known when that was written.
 
-    `made` is the device key of a disk that the restore has added to the VM, 0 for none.
+    `made` is the UUID of a disk that the restore has added to the VM: device keys change hands. `wanted_by` is the run
+    that was about to take the VM over, when the journal says nothing after it.
     """
 
     reached: Mapping[int, int] = field(default_factory=dict)
     version: str = ""
-    made: int = 0
+    made: str = ""
+    wanted_by: str = ""
 
 
 class Journal:
@@ -66,24 +69,33 @@ class Journal:
         if not lines:
             return None
         reached: dict[int, int] = {}
-        version, made = "", 0
+        version, made, wanted_by = "", "", ""
         for line in lines[1:]:
-            version, made = str(line.get("version", version)), int(line.get("made", made))
+            version, made = str(line.get("version", version)), str(line.get("made", made))
+            wanted_by = str(line.get("wanted_by", ""))
             if line.get("anew"):
                 reached.clear()
-            if "disk" in line:
-                reached[int(line["disk"])] = int(line["reached"])
-        return Progress(reached, version, made)
+            disk, offset = line.get("disk"), line.get("reached")
+            if isinstance(disk, int) and isinstance(offset, int):
+                reached[disk] = offset
+        return Progress(reached, version, made, wanted_by)
 
-    def begin(self, *, version: str, anew: bool, made: int = 0) -> None:
+    def intend(self, run: str) -> None:
+        """A run is about to take the VM over; StorageError, before anything is changed, when no journal can be kept."""
+        self._add({"wanted_by": run})
+
+    def begin(self, *, version: str, anew: bool, made: str = "") -> None:
         """An attempt starts: the VM is known as `version` now. With `anew` nothing that was reached counts."""
+        self._add({"version": version, "made": made, "anew": anew})
+
+    def _add(self, line: Mapping[str, Any]) -> None:
         with translated(str(self.path)):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _lines(self.path):
                 self.path.unlink(missing_ok=True)
                 self._append(asdict(self.what))
                 _sync_folder(self.path.parent)
-            self._append({"version": version, "made": made, "anew": anew})
+            self._append(line)
 
     def note(self, disk: int, reached: int) -> None:
         """All of the disk before this offset is done and durable."""
@@ -100,7 +112,8 @@ class Journal:
         data = b"\n" + json.dumps(line).encode() + b"\n"
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, data)
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)

@@ -9,7 +9,7 @@ from typing import Any
 
 from connectors.hypervisor import Identity, RestoreTarget
 from engine.commands import RestoreDisk, RestoreInPlace, RestoreToVm
-from engine.doubts import distrust_disks
+from engine.doubts import distrust_disks, newest_is_gone
 from engine.failures import BadInput, Declined
 from engine.overwrite import IN_PLACE, OVER_DISK, Overwrite, Pair, checked, matched, overwrite, restore_beside
 from engine.parts import Parts
@@ -29,7 +29,14 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
         detail = await settled(parts.threads.repository, home.detail, point)
         original = parts.world.vms.get(detail.head.vm)
         # The target's vCenter sees only its own VMs; the original may live in another.
-        lives = original is not None and asked.identity == "auto" and original.address.vcenter != hypervisor.vcenter
+        lives = original is not None and original.address.vcenter != hypervisor.vcenter
+        if lives and original is not None and asked.identity == Identity.KEEP.value:
+            where = parts.names.get(original.address.vcenter, original.address.vcenter)
+            raise Declined(
+                f"the identity of the original is in use: {original.name} is still in {where}",
+                where=asked.name,
+                hint="remove that VM, or restore with a new identity",
+            )
         target = RestoreTarget(
             name=asked.name,
             folder=asked.folder,
@@ -50,7 +57,7 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
             await settled(parts.threads.long, parts.crew.remember_unfinished, parts.config.state_dir)
         parts.metrics.operation_finished("restore", "done")
         result = told(parts, detail, made)
-        if lives and original is not None:
+        if lives and original is not None and asked.identity == Identity.AUTO.value:
             where = parts.names.get(original.address.vcenter, original.address.vcenter)
             result["identity"] += f": the original, {original.name}, is still in {where}"
         return result
@@ -127,7 +134,7 @@ async def _target(
     if any(attempt.vm.id == vm_id for attempt in parts.crew.active.values()):
         raise Declined("it is being backed up", where=seen.name, hint="wait for that to end, see: backstay status")
     try:
-        with parts.crew.restoring(known.address.vcenter, seen.name):
+        with parts.crew.restoring(known.address.vcenter, seen.name, known.address.moref):
             if asked.power_off and seen.power is not PowerState.OFF:
                 await hypervisor.power_off(known.address)
                 seen = replace(await hypervisor.vm(known.address), id=vm_id)
@@ -151,7 +158,8 @@ async def _overwritten(
     watch: Watch,
 ) -> Mapping[str, Any]:
     advance = started(watch, f"{detail.id} to {vm.name}", detail)
-    reasons = await settled(parts.threads.state, parts.state.distrust_of, vm.id)
+    told_of = await settled(parts.threads.state, parts.state.distrust_of, vm.id)
+    reasons = [*(each.reason for each in told_of), *newest_is_gone(parts.world, vm.id)]
 
     async def distrusted() -> None:
         reason = f"it was restored to {detail.id}"
@@ -165,7 +173,7 @@ async def _overwritten(
             pairs,
             means(parts, home, hypervisor, advance),
             run=run,
-            distrust="; ".join(each.reason for each in reasons),
+            distrust="; ".join(reasons),
             newest=max((p for p in parts.world.points.get(vm.id, ())), key=lambda p: p.taken_at, default=None),
             distrusted=distrusted,
         )

@@ -9,13 +9,14 @@ from functools import partial
 from connectors.errors import Gone
 from engine.attempts import Attempt, CalledBack, Tally
 from engine.crew import Crew
+from engine.doubts import newest_is_gone
 from engine.endings import abandon, finish, give_back, give_way, judge, postpone
 from engine.holding import hold_all
 from engine.inplace import back_up_in_place
 from engine.jobs import Job, JobKind, JobState, Outcome, RunId
 from engine.leases import MIGRATION_LOCK
 from engine.needed import still_due, waits_until
-from engine.records import FULL_READ_ASKED, Change, Intent, RunRow
+from engine.records import FULL_READ_ASKED, Change, Intent
 from engine.threads import settled
 from policies.evaluation import CALLED_BACK_AT_MOST
 from policies.facts import VmId
@@ -76,9 +77,8 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     vm = sighting.vm
     if vm.id != job.vm:
         return await abandon(crew, job, "another VM stands in its place now")
-    await crew.forget_given_up(vm, means.hypervisor)
-    if crew.is_restoring(vm):
-        return await postpone(crew, job, "the VM is being restored")
+    if await crew.carries_mark(vm, means.hypervisor) or crew.is_restoring(vm):
+        return await postpone(crew, job, "the VM is being restored, or half restored")
     dropped = still_due(job, vm, crew.policies(), crew.world.facts(crew.now()))
     dropped = dropped or nothing_wanted(protection(crew.policies(), vm), vm)
     if dropped:
@@ -93,7 +93,7 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     effective = protection(crew.policies(), vm)
     doubts = [
         *(d.reason for d in reasons),
-        *_newest_is_gone(crew, vm.id),
+        *newest_is_gone(crew.world, vm.id),
         *_newest_is_elsewhere(crew, vm.id, destination),
     ]
     doubt = "; ".join(dict.fromkeys(doubts))
@@ -108,6 +108,9 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
         was_read=partial(crew.world.reads, vm.id, ""),
         gives_way=crew.world.called_back.get(vm.id, 0) < CALLED_BACK_AT_MOST,
     )  # fmt: skip
+    if crew.is_restoring(vm):  # since; from here on a restore sees that the VM is backed up
+        await settled(crew.threads.state, crew.state.resolve_intents, [run])
+        return await postpone(crew, job, "the VM is being restored, or half restored")
     waited = began - max(job.created_at, job.not_before)
     attempt.tally.seconds["queued"] = max(0.0, waited.total_seconds())
     crew.active[run] = attempt
@@ -122,14 +125,6 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     crew.active.pop(run, None)
     await finish(crew, job, done, attempt, began, reasons)
     return done
-
-
-def _newest_is_gone(crew: Crew, vm: VmId) -> list[str]:
-    """Why an older restore point is not built on: it may lie behind a doubt that the newest one had settled."""
-    last = crew.world.runs.get(vm, RunRow(vm)).last_success
-    good = [point.taken_at for point in crew.world.points.get(vm, ()) if point.complete and not point.damaged]
-    gone = last is not None and max(good, default=last) < last
-    return ["the newest restore point is gone or damaged"] if gone else []
 
 
 def _newest_is_elsewhere(crew: Crew, vm: VmId, destination: str) -> list[str]:

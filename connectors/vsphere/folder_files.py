@@ -117,5 +117,6 @@ def _check(answer: httpx.Response, file: FolderFile) -> None:
         )
     if status == httpx.codes.NOT_FOUND:
         raise Gone("it is not there", where=file.name)
-    if status >= httpx.codes.BAD_REQUEST:
+    if status not in (httpx.codes.OK, httpx.codes.CREATED, httpx.codes.NO_CONTENT):
+        # Above all no redirect: what it says is not the file, and nothing was written.
         raise ConnectorError(f"vCenter answered {status} for it", where=file.name)

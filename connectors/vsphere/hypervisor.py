@@ -43,7 +43,7 @@ from connectors.vsphere.tags import TagReader
 from connectors.vsphere.tracking_defects import DEFECTS, Defect
 from connectors.vsphere.transport_settings import TransportSettings
 from connectors.vsphere.whereabouts import seen_again
-from policies.facts import USUAL_QUIESCING, Address, Consistency, Quiescing, Vm
+from policies.facts import USUAL_QUIESCING, Address, Consistency, Disk, Quiescing, Vm
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +238,12 @@ class VCenter:
         await overwriting.power_off(self.session, address.moref)
 
     async def take_over(
-        self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool
+        self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool, earlier: str = ""
     ) -> CreatedVm:
         """Make a VM that is there ready for these of its disks to be written. See overwriting.take_over."""
-        return await overwriting.take_over(self.session, address.moref, keys, point=point, run=run, safety=safety)
+        return await overwriting.take_over(
+            self.session, address.moref, keys, point=point, run=run, safety=safety, earlier=earlier
+        )
 
     async def hand_back(self, vm: CreatedVm, *, keep_safety: bool) -> None:
         """Everything is written: take the marks and, unless it is to be kept, the snapshot for safety away."""
@@ -249,11 +251,11 @@ class VCenter:
         await overwriting.hand_back(self.session, vm.address.moref, removal, safety=vm.safety, keep_safety=keep_safety)
 
     async def half_restored(self, address: Address) -> bool:
-        """Whether the VM carries the mark of a restore of this engine that is not over."""
+        """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
         return await overwriting.half_restored(self.session, address.moref)
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
-        """Give a VM one more, empty disk; its device key."""
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
+        """Give a VM one more, empty disk; how it is known."""
         return await overwriting.add_empty_disk(self.session, address.moref, capacity_bytes, datastore, thin=thin)
 
     def write_disk(

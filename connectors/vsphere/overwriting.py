@@ -25,7 +25,7 @@ from connectors.vsphere.removal import RemovalSettings, consolidate, read_tree
 from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark
 from connectors.vsphere.session import Session
 from connectors.vsphere.vmfacts import disk_facts
-from policies.facts import Address
+from policies.facts import Address, Disk
 
 log = logging.getLogger(__name__)
 
@@ -59,19 +59,21 @@ async def power_off(session: Session, moref: str) -> None:
 
 
 async def take_over(
-    session: Session, moref: str, keys: Sequence[int], *, point: str, run: str, safety: bool
+    session: Session, moref: str, keys: Sequence[int], *, point: str, run: str, safety: bool, earlier: str = ""
 ) -> CreatedVm:
     """Make a VM ready for its disks with these device keys to be written, in this order, and mark it as half restored.
 
     Rejected, with nothing changed, when it is not off, or has snapshots that are not ours for safety. `resumed` when
-    an interrupted restore of the same restore point has left it so.
+    an interrupted restore of the same restore point has left it so. A snapshot for safety is ours as long as the mark
+    names it, or, where there is no mark, when it is the one of the run `earlier`: one that a finished restore has left
+    holds what somebody wanted to keep.
     """
     vm = session.managed(vim.VirtualMachine, moref)
     told = await session.properties(vm, _PATHS)
     name = str(told.get("name") or moref)
     tree = getattr(told.get("snapshot"), "rootSnapshotList", None)
     mark = read_mark(told.get("config.extraConfig") or ())
-    kept = _safety(tree, session.settings.engine_id, point, mark)
+    kept = _safety(tree, session.settings.engine_id, earlier, mark)
     if why := refusal(told, list(tree_nodes(tree)), kept):
         raise Rejected(why, where=name)
     resumed = mark is not None and (mark.engine, mark.point) == (session.settings.engine_id, point)
@@ -95,6 +97,7 @@ async def take_over(
         version=str(now.get("config.changeVersion") or ""),
         found_version=str(told.get("config.changeVersion") or ""),
         safety=kept,
+        other=mark is not None and not resumed,
     )
 
 
@@ -120,14 +123,13 @@ async def hand_back(session: Session, moref: str, settings: RemovalSettings, *, 
 
 
 async def half_restored(session: Session, moref: str) -> bool:
-    """Whether the VM carries the mark of a restore of this engine that is not over."""
+    """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
     told = await session.properties(session.managed(vim.VirtualMachine, moref), ["config.extraConfig"])
-    mark = read_mark(told.get("config.extraConfig") or ())
-    return mark is not None and mark.engine == session.settings.engine_id
+    return read_mark(told.get("config.extraConfig") or ()) is not None
 
 
-async def add_empty_disk(session: Session, moref: str, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
-    """Give the VM one more disk, on its first SCSI, NVMe or SATA controller with room; its device key."""
+async def add_empty_disk(session: Session, moref: str, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
+    """Give the VM one more disk, on its first SCSI, NVMe or SATA controller with room; how it is known."""
     vm = session.managed(vim.VirtualMachine, moref)
     before = list((await session.properties(vm, ["config.hardware.device"])).get("config.hardware.device") or ())
     controller, unit = free_place(before)
@@ -152,7 +154,7 @@ async def add_empty_disk(session: Session, moref: str, capacity_bytes: int, data
     ]
     if not found:
         raise Rejected("vCenter made no disk", where=moref)
-    return int(found[0])
+    return next(fact for fact in disk_facts(after) if fact.key == found[0])
 
 
 def free_place(devices: Sequence[Any]) -> tuple[int, int]:
@@ -184,19 +186,13 @@ def refusal(told: Mapping[str, Any], nodes: Sequence[TreeNode], safety: str) -> 
     return ""
 
 
-def _safety(trees: Sequence[Any] | None, engine: str, point: str, mark: RestoreMark | None) -> str:
-    """The name of the snapshot for safety that this restore, or an interrupted one, has made; empty when none has."""
-    for tree in trees or ():
-        if not str(tree.name).startswith(safety_prefix(engine)):
-            continue
-        try:
-            told = json.loads(str(tree.description or ""))
-        except ValueError:
-            continue
-        interrupted = mark is not None and mark.engine == engine and mark.safety == str(tree.name)
-        if interrupted or (isinstance(told, dict) and told.get("restores") == point):
-            return str(tree.name)
-    return ""
+def _safety(trees: Sequence[Any] | None, engine: str, earlier: str, mark: RestoreMark | None) -> str:
+    """The name of the snapshot for safety that an interrupted restore has made; empty when none has. Pure."""
+    if mark is not None:
+        name = mark.safety if mark.engine == engine else ""
+    else:
+        name = f"{safety_prefix(engine)}{earlier}" if earlier else ""
+    return name if name and name in {str(tree.name) for tree in trees or ()} else ""
 
 
 async def _check_datastores(session: Session, told: Mapping[str, Any], name: str) -> None:

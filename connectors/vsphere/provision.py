@@ -164,10 +164,18 @@ async def _earlier(session: Session, place: Place, target: RestoreTarget) -> Map
     if isinstance(there, vim.VirtualMachine) and target.point:
         told = await session.properties(
             session.managed(vim.VirtualMachine, there._moId),
-            ["config.extraConfig", "config.uuid", "config.changeVersion"],
+            ["config.extraConfig", "config.uuid", "config.changeVersion", "runtime.powerState", "snapshot"],
         )
         mark = read_mark(told.get("config.extraConfig") or ())
         if mark is not None and (mark.engine, mark.point) == (session.settings.engine_id, target.point):
+            if told.get("runtime.powerState") != vim.VirtualMachine.PowerState.poweredOff:
+                raise Rejected(
+                    f"{target.name} is half restored and is not powered off",
+                    where=session.where,
+                    hint="switch it off to have its disks written over, or restore under another name",
+                )
+            if told.get("snapshot") is not None:
+                raise Rejected(f"{target.name} is half restored and has snapshots", hint="remove them first")
             log.info("half-restored VM found", extra={"vm": target.name, "moref": there._moId, "run": mark.run})
             return {**told, "moref": there._moId}
     raise _is_taken(session, target)

@@ -141,7 +141,7 @@ def _way(given: Mapping[str, Any]) -> str:
 
 
 def _tell(result: Mapping[str, Any], point: str, to_file: str) -> None:
-    say(f"Restored {result.get('point', point)} to {result.get('vm') or to_file}, verified.")
+    say(printable(f"Restored {result.get('point', point)} to {result.get('vm') or to_file}, verified."))
     if "UUID" in result.get("identity", ""):  # of a VM that was made; one that was there keeps its own
         say(printable(f"Identity: {result['identity']}."))
     for disk in result.get("disks", ()) if "vm" in result else ():

@@ -470,7 +470,7 @@ class HypervisorInMemory:
         self.set(self.guests[address].vm, power=PowerState.OFF)
 
     async def take_over(
-        self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool
+        self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool, earlier: str = ""
     ) -> CreatedVm:
         vm = (await self.vm(address)) if address in self.guests else None
         if vm is None:
@@ -479,14 +479,18 @@ class HypervisorInMemory:
             raise Rejected("it is not powered off", where=vm.name)
         if vm.own_snapshots or vm.snapshots:
             raise Rejected("it has snapshots, above which nothing may be written", where=vm.name)
-        resumed = self.half_restored_vms.get(address) == (vm.name, point)
+        mark = self.half_restored_vms.get(address)
+        resumed = mark == (vm.name, point)
         self.half_restored_vms[address] = (vm.name, point)
         by_key = {disk.key: disk for disk in vm.disks}
         kept = f"backstay-safety-{run}" if safety else ""
         self.log.append(f"take over {vm.name} {kept}".strip())
         version = vm.change_version
         disks = tuple(by_key[key] for key in keys)
-        return CreatedVm(address, vm.name, disks, resumed=resumed, version=version, found_version=version, safety=kept)
+        other = mark is not None and not resumed
+        return CreatedVm(
+            address, vm.name, disks, resumed=resumed, version=version, found_version=version, safety=kept, other=other
+        )
 
     async def hand_back(self, vm: CreatedVm, *, keep_safety: bool) -> None:
         self.half_restored_vms.pop(vm.address, None)
@@ -495,7 +499,7 @@ class HypervisorInMemory:
     async def half_restored(self, address: Address) -> bool:
         return address in self.half_restored_vms
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> int:
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
         guest = self.guests[address]
         key = max(guest.files, default=1999) + 1
         path = self.directory / f"{guest.vm.name}-{key}.raw"
@@ -507,7 +511,7 @@ class HypervisorInMemory:
         )  # fmt: skip
         guest.files[key], guest.writes[key] = path, []
         self.set(guest.vm, disks=(*guest.vm.disks, added))
-        return key
+        return added
 
     @asynccontextmanager
     async def write_disk(
