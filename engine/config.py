@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tomli
 from pydantic import Field, ValidationError, model_validator
@@ -19,6 +19,9 @@ from engine.targets import Notify
 from storage import places
 from storage.places import Place
 
+PlaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+"""What policies may call a repository or a copy."""
+
 SYSTEM_FILE = Path("/etc/backstay/backstay.toml")
 
 
@@ -30,8 +33,8 @@ class Config(_Section):
     state_dir: Path = Field(default_factory=lambda: default_state_dir())
     policies: Path = Field(default=Path("policies.d"))
     repository: RepositorySection
-    repositories: dict[str, RepositorySection] = Field(default_factory=dict)
-    copies: dict[str, Copy] = Field(default_factory=dict)
+    repositories: dict[PlaceName, RepositorySection] = Field(default_factory=dict)
+    copies: dict[PlaceName, Copy] = Field(default_factory=dict)
     vcenter: dict[str, VCenter] = Field(default_factory=dict)
     notify: dict[str, Notify] = Field(default_factory=dict)
     api: Api = Field(default_factory=Api)
@@ -44,15 +47,23 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _is_at_different_places(self) -> Config:
-        seen: dict[tuple[str, str], str] = {}
-        named = {"repository": self.repository}
-        named |= {f"repositories.{name}": section for name, section in self.repositories.items()}
-        for name, section in named.items():
-            place = (str(section.path or section.url.rstrip("/")), section.endpoint)
-            if place in seen:
-                raise ValueError(f"{seen[place]} and {name} are one place; leave one of them out")
-            seen[place] = name
+        if same := self._two_at_one_place():
+            raise ValueError(same)
         return self
+
+    def _two_at_one_place(self) -> str:
+        """Which two sections name one place, by whatever way there; "" when none do."""
+        seen: dict[tuple[str, str], str] = {}
+        named: dict[str, RepositorySection] = {"repository": self.repository}
+        named |= {f"repositories.{name}": section for name, section in self.repositories.items()}
+        named |= {f"copies.{name}": section for name, section in self.copies.items()}
+        for name, section in named.items():
+            where = os.path.realpath(section.path) if section.path is not None else section.url.rstrip("/")
+            place = (where, section.endpoint.rstrip("/"))
+            if place in seen:
+                return f"{seen[place]} and {name} are one place; leave one of them out"
+            seen[place] = name
+        return ""
 
     @property
     def place(self) -> Place:
@@ -90,6 +101,8 @@ def parse(text: str, path: Path) -> Config:
     except ValidationError as error:
         raise BadInput("\n".join(complaints(error, Config, text, path))) from None
     absolute: Config = anchored(config, path.absolute().parent)
+    if same := absolute._two_at_one_place():
+        raise BadInput(same, where=str(path))
     return absolute
 
 

@@ -18,7 +18,7 @@ from engine.threads import settled
 from metrics.labels import CoverageState, RepositoryState, VmCoverage
 from policies.decision import BackUp
 from policies.facts import Address, Vm, VmId
-from policies.naming import unknown_destinations, unknown_targets
+from policies.naming import unknown_copies, unknown_destinations, unknown_targets
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, left_out, protection, refusal_of
 from policies.rehearsal import Rehearsed
@@ -159,6 +159,7 @@ def problems(parts: Parts) -> list[str]:
         " keep what no rule here keeps any more"
         for where, number in sorted(Counter(parts.awaited.values()).items())
     ]
+    found += unknown_copies(parts.rulebook.in_force, parts.config.copies).values()
     if parts.retention_refused:
         found.append(f"retention: {parts.retention_refused}")
     found += [f"retention in the copy {name}: {why}" for name, why in sorted(parts.copies_refused.items())]

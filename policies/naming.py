@@ -20,6 +20,18 @@ def unknown_destinations(policies: PolicySet, known: Collection[str]) -> dict[st
     return found
 
 
+def unknown_copies(policies: PolicySet, known: Collection[str]) -> dict[str, str]:
+    """The second copies that policies ask for and the configuration does not have, each with a sentence."""
+    found: dict[str, str] = {}
+    for policy in policies.policies:
+        for name in policy.copies:
+            if name not in known and name not in found:
+                place = f"{policy.source.file}:{policy.source.line}:{policy.source.column}"
+                found[name] = f"{place}: policy {quoted(policy.name)} asks for the second copy {quoted(name)}, and the"
+                found[name] += f" configuration has no [copies.{name}]"
+    return found
+
+
 def unknown_targets(policies: PolicySet, known: Collection[str]) -> dict[str, str]:
     """The targets of notices that policies name and the configuration does not have, each with a sentence."""
     found: dict[str, str] = {}

@@ -90,6 +90,7 @@ async def test_a_copy_that_cannot_be_opened_is_told_and_keeps_no_other_from_its_
         assert "gone failed: " in said and "there is no repository here" in said
         assert "offsite: 1 restore point copied" in said
         assert "no [copies.misspelt]" in engine.parts.upkeep["copy misspelt"]
+        assert any("no [copies.misspelt]" in one for one in overview.problems(engine.parts))
         assert sample(engine, "copy_missing_points", copy="gone") == 1
         assert sample(engine, "copy_last_success_timestamp_seconds", copy="gone") == 0
 

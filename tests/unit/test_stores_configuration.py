@@ -126,3 +126,27 @@ def test_an_engine_may_have_further_repositories_but_each_place_once() -> None:
     assert parse(text + '"b"', HERE).repositories["archive"].path == Path("/etc/backstay/b")
     with pytest.raises(BadInput, match=r"repository and repositories\.archive are one place"):
         parse(text + '"a"', HERE)
+
+
+def test_one_place_by_two_ways_is_told_and_so_is_a_copy_that_would_be_the_repository_itself(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    text = 'schema = 1\nrepository.path = "a"\n'
+    for section, said in (
+        (f'[repositories.b]\npath = "{tmp_path}/a"', "repository and repositories.b are one place"),
+        ('[repositories.b]\npath = "x/../a/"', "repository and repositories.b are one place"),
+        ('[repositories.b]\npath = "link"', "repository and repositories.b are one place"),
+        ('[copies.c]\npath = "link"', "repository and copies.c are one place"),
+        (
+            '[repositories.b]\npath = "b"\n[copies.c]\npath = "b"',
+            "repositories.b and copies.c are one place",
+        ),
+        (
+            '[copies.c]\nurl = "s3://bucket/a"\n[copies.d]\nurl = "s3://bucket/a/"',
+            "copies.c and copies.d are one place",
+        ),
+        ('[repositories.""]\npath = "b"', "repositories"),
+        ('[copies."a b"]\npath = "b"', "copies"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            parse(text + section, tmp_path / "backstay.toml")
