@@ -51,7 +51,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
     async with AsyncExitStack() as held:
         held.enter_context(means.room.promise(run))
         points = await settled(means.threads.repository, means.repository.points, vm.id)
-        await means.room.check(means.hypervisor, vm, run, points)
+        await means.room.check(means.hypervisor, vm, run, points, whole=bool(attempt.distrust))
         started = monotonic()
         try:
             async with means.hypervisor.snapshot(

@@ -37,6 +37,10 @@ MARGIN = 2.0
 INTERVALS = 7
 """So many of the newest intervals between restore points tell the rate; the busiest counts."""
 
+SHORTEST_INTERVAL = timedelta(hours=1)
+"""What was read a few minutes after another run does not tell a day: taken for one, it could keep the VM from ever
+being backed up again, as no further restore point would tell otherwise."""
+
 READ_IN_FULL = 0.9
 """A restore point that read so large a share of its disks does not tell what had changed."""
 
@@ -96,26 +100,35 @@ def rate_of(points: Sequence[RestorePoint], disk_bytes: int) -> Rate:
     rates: list[float] = []
     read: int | None = None
     for before, after in pairwise(complete):
-        apart = (after.taken_at - before.taken_at).total_seconds()
-        if apart > 0 and after.read_bytes < READ_IN_FULL * after.disk_bytes:
+        apart = after.taken_at - before.taken_at
+        if apart > timedelta() and after.read_bytes < READ_IN_FULL * after.disk_bytes:
             read = after.read_bytes
-            rates.append(read / apart * 86_400)
+            rates.append(read / max(apart, SHORTEST_INTERVAL).total_seconds() * 86_400)
     if not rates:
         return Rate(int(disk_bytes * UNKNOWN_DAILY_CHANGE), None, "assumed, as its restore points do not tell")
     newest = rates[-INTERVALS:]
     daily = max(*newest, disk_bytes * LEAST_DAILY_CHANGE)
-    return Rate(int(min(daily, disk_bytes * 86_400)), read, f"measured over {counted(len(newest), 'incremental run')}")
+    return Rate(int(daily), read, f"measured over {counted(len(newest), 'incremental run')}")
 
 
 def expect(
-    vm: Vm, points: Sequence[RestorePoint], *, bytes_per_second: float | None, last_seconds: float | None
+    vm: Vm,
+    points: Sequence[RestorePoint],
+    *,
+    bytes_per_second: float | None,
+    last_seconds: float | None,
+    whole: bool = False,
 ) -> Expected:
-    """What a run of the VM may need. `last_seconds` is how long its last run took, where that is known."""
+    """What a run of the VM may need, which reads the `whole` of its disks or what changed.
+
+    `last_seconds` is how long its last run took, where that is known.
+    """
     disks = [disk for disk in vm.disks if not disk.unprotected]
     total = sum(disk.capacity_bytes for disk in disks)
     rate = rate_of(points, total)
-    to_read = total if rate.last_read_bytes is None else rate.last_read_bytes
-    seconds = to_read / (bytes_per_second or UNKNOWN_BYTES_PER_SECOND) if last_seconds is None else last_seconds
+    to_read = total if whole or rate.last_read_bytes is None else rate.last_read_bytes
+    reading = to_read / (bytes_per_second or UNKNOWN_BYTES_PER_SECOND)
+    seconds = max(reading, last_seconds or 0.0) if whole else reading if last_seconds is None else last_seconds
     seconds += BESIDE_READING.total_seconds()
     most = UNKNOWN_AT_MOST if rate.last_read_bytes is None else 1.0
     needed: Counter[str] = Counter()

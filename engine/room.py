@@ -40,12 +40,15 @@ class RoomKeeper:
     seconds: dict[VmId, float] = field(default_factory=dict)
     _promised: dict[str, Mapping[Place, int]] = field(default_factory=dict)
 
-    async def check(self, hypervisor: Hypervisor, vm: Vm, run: str, points: Sequence[RestorePoint]) -> Expected:
+    async def check(
+        self, hypervisor: Hypervisor, vm: Vm, run: str, points: Sequence[RestorePoint], *, whole: bool = False
+    ) -> Expected:
         """NoRoom where a snapshot of the VM could fill a datastore; else what it may need is promised to the run.
 
         Between looking and promising nothing else happens, so that two runs never count on the same space.
         """
-        expected = expect(vm, points, bytes_per_second=self.bytes_per_second, last_seconds=self.seconds.get(vm.id))
+        speed, last = self.bytes_per_second, self.seconds.get(vm.id)
+        expected = expect(vm, points, bytes_per_second=speed, last_seconds=last, whole=whole)
         spaces = await _spaces(hypervisor, vm, logging.WARNING)
         why = no_room(spaces, expected, self._promised_beside(vm, run), self.marks)
         if why:
@@ -53,8 +56,8 @@ class RoomKeeper:
             _refuse(
                 vm,
                 "; ".join(why),
-                "free space there or move VMs away; the backup is tried again by itself, and limits.datastore_free"
-                " says how much has to be free",
+                "free space there or move VMs away; the backup is tried again by itself. How much has to be free say"
+                " limits.datastore_free and, above what the deltas may come to, limits.datastore_low",
             )
         self._promised[run] = {_place(vm, name): needed for name, needed in expected.by_datastore.items()}
         return expected

@@ -64,6 +64,24 @@ def test_points_an_hour_apart_tell_the_change_of_a_day() -> None:
     assert rate_of(points(100, 1, every=timedelta(hours=1)), 100 * GIB).daily_bytes == 24 * GIB
 
 
+def test_two_runs_in_a_row_do_not_keep_the_vm_from_its_next_one() -> None:
+    made = points(100, 1, every=timedelta(minutes=1))
+    assert rate_of(made, 100 * GIB).daily_bytes == 24 * GIB
+    assert no_room([DatastoreSpace("ssd", 1000 * GIB, 200 * GIB)], expected_of(made), {}, Marks()) == ()
+
+
+def expected_of(made: Sequence[RestorePoint]) -> Expected:
+    return expect(machine(("ssd", 100)), made, bytes_per_second=None, last_seconds=4 * 3600)
+
+
+def test_a_run_that_has_to_read_everything_is_not_expected_to_be_as_short_as_its_last_one() -> None:
+    vm, made = machine(("ssd", 1000)), points(1000, 4, of=1000)
+    short = expect(vm, made, bytes_per_second=100 << 20, last_seconds=60)
+    long = expect(vm, made, bytes_per_second=100 << 20, last_seconds=60, whole=True)
+    assert (short.seconds, long.seconds) == (660, 600 + 1000 * GIB / (100 << 20))
+    assert long.by_datastore["ssd"] > 10 * short.by_datastore["ssd"]
+
+
 def test_a_run_that_read_everything_and_a_damaged_one_tell_nothing() -> None:
     made = points(100, 100, 99)
     assert rate_of(made, 100 * GIB).last_read_bytes is None
