@@ -10,6 +10,7 @@ SUMMARY = "Back up VMware VMs as your policies say, while they move."
 
 GROUPS = {
     "vm": "Look after how VMs are known.",
+    "vcenter": "Look after what is shown in vCenters.",
     "policy": "Look at policies, check them, confirm what they change.",
     "repo": "Make repositories and look after their keys.",
     "repo key": "Look after the keys that open an encrypted repository.",
@@ -42,6 +43,7 @@ COMMANDS = (
     Command("release", "release:release", "Open the holds of a restore point."),
     Command("expire", "expire:expire", "Forget a restore point."),
     Command("vm relink", "vm_relink:vm_relink", "Join the histories of a VM that got a new id."),
+    Command("vcenter clean", "vcenter_clean:vcenter_clean", "Take away what Backstay shows in a vCenter."),
     Command("policy lint", "policy_lint:policy_lint", "Check policy files."),
     Command("policy test", "policy_test:policy_test", "Run the tests that are written beside the policies."),
     Command("policy explain", "policy_explain:policy_explain", "Say why a VM is protected, or a restore point kept."),

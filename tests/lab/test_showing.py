@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,11 @@ from connectors.shown import ATTRIBUTES, POLICY, STATE, Kind, Note, Put, Wanted
 from connectors.vsphere import extension
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.inventory import Inventory
+from engine.cli.vcenter_clean import vcenter_clean
+from engine.failures import BadInput
 from policies.facts import Address
 from tests.lab.connect import connected
+from tests.lab.test_doctor import written
 from tests.lab.vcenter import Lab
 
 Start = Callable[..., Lab]
@@ -121,3 +126,30 @@ async def test_everything_of_ours_can_be_taken_away_and_nothing_else(fresh_lab: 
         found = (await Inventory.read_all(vcenter._inventory, ("customValue",)))[where.moref]["customValue"]
         assert [v.value for v in found] == ["dba"]
         assert await vcenter.session.call(vcenter.session.content.extensionManager.FindExtension, extension.KEY) is None
+
+
+def test_a_command_shows_what_is_there_and_takes_it_away_when_told(
+    fresh_lab: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = fresh_lab(vms=1, content=False)
+    config = written(lab, tmp_path, "[vcenter.main.show]", "tasks = true")
+
+    async def prepare() -> None:
+        async with connected(lab) as vcenter:
+            await vcenter.board.prepare(ALL)
+
+    asyncio.run(prepare())
+    assert vcenter_clean("main", config=config) == 3
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0] == 'custom attribute "Backstay restore point", with its values on all VMs'
+    assert "set [vcenter.main.show] to false" in said.err
+    assert vcenter_clean("main", config=config, yes=True) == 0
+    capsys.readouterr()
+    assert vcenter_clean("main", config=config, json=True) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "vcenter": "main",
+        "found": {"attributes": [], "tasks": 0, "extension": False},
+        "removed": False,
+    }
+    with pytest.raises(BadInput):
+        vcenter_clean("elsewhere", config=config)
