@@ -25,6 +25,7 @@ from engine.commands import (
     Verify,
 )
 from engine.failures import BadInput, NotYet
+from engine.holding import must_be_the_latest
 from engine.inbox import Tick
 from engine.keptvm import summary_of
 from engine.parts import Parts
@@ -43,6 +44,7 @@ from metrics.exposition import render
 from policies.facts import PointId, RestorePoint, VmId
 from policies.planfile import planned
 from storage.moments import legible
+from storage.points import LATEST
 from storage.repository import Repository
 from storage.sole import sole_bytes
 
@@ -247,7 +249,10 @@ class Controls:
         return {**repository_views(self.parts.repository), **state}
 
     async def _find(self, reference: str) -> PointId:
-        return await settled(self.parts.threads.repository, self.parts.repositories.find, reference)
+        found: PointId = await settled(self.parts.threads.repository, self.parts.repositories.find, reference)
+        if reference.endswith(f"@{LATEST}"):
+            must_be_the_latest(self.parts.world, self.parts.repositories.away, found)
+        return found
 
     async def _home(self, point: PointId) -> Repository:
         return await settled(self.parts.threads.repository, self.parts.repositories.home, point)

@@ -120,6 +120,30 @@ async def test_a_restore_point_elsewhere_is_found_beside_a_repository_that_does_
         await upkeep.publish(engine.parts)
 
 
+async def test_an_older_restore_point_does_not_pass_for_the_latest(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path, POLICIES, more=SECTION)
+    async with running(tmp_path, hypervisor, config) as engine:
+        await both(engine)
+        (older,) = of(engine, "web")
+        await change(engine, MOVED)
+        await back_up(engine, "web")
+        newest = of(engine, "web")[-1]
+        archive = engine.parts.repositories.more["archive"]
+        for what in ("point_ids", "points"):
+            monkeypatch.setattr(archive, what, fails)
+        with pytest.raises(StoreFailed, match=f"{newest.id} in archive, which does not answer.*{older.id}"):
+            await engine.control.point("web@latest")
+        assert (await engine.control.point(older.id))["vm"] == "web"
+        monkeypatch.undo()
+        assert (await engine.control.point("web@latest"))["id"] == newest.id
+    (tmp_path / "archive").rename(tmp_path / "away")
+    async with running(tmp_path, hypervisor, config) as engine:
+        with pytest.raises(StoreFailed, match="probably in archive, which is away"):
+            await engine.control.point("web@latest")
+
+
 async def test_a_start_goes_on_though_what_a_job_has_made_in_one_repository_cannot_be_read(
     tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
