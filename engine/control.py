@@ -101,7 +101,7 @@ class Controls:
         if not last and not lost:  # one that is not lost is refused then
             await settled(pool, maintenance.check_last_good, self.parts.repositories, repository, point)
         await settled(pool, repository.expire, point, reason, self.parts.now(), lost=lost)
-        self.parts.metrics.points_expired(1)
+        self.parts.metrics.repositories.points_expired(1)
         self.parts.metrics.operation_finished("expire", "done")
         await self._did(who, "expire", point, reason)
 

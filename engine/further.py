@@ -77,7 +77,7 @@ async def reclaim(parts: Parts) -> str:
         plan = await maintenance.reclaim_plan(repository, ages, parts.threads, now=parts.now())
         with parts.queue.using_repository(name):
             outcome = await maintenance.reclaim(repository, plan, parts.threads, now=parts.now())
-        parts.metrics.reclaimed(max(0, outcome.freed_bytes))
+        parts.metrics.repositories.reclaimed(max(0, outcome.freed_bytes))
         parts.metrics.operation_finished("reclaim", "done")
         if repository.locking is not None:
             await settled(parts.threads.long, repository.renew_locks, parts.now())

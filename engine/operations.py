@@ -224,7 +224,7 @@ def reclaim_repository(parts: Parts, asked: Reclaim) -> Body:
             return {**plan_row(plan), "exit_code": int(Exit.DONE if plan.idle else Exit.PARTIAL)}
         watch.say("freeing packs")
         outcome = await maintenance.reclaim(repository, plan, parts.threads, now=parts.now())
-        parts.metrics.reclaimed(max(0, outcome.freed_bytes))
+        parts.metrics.repositories.reclaimed(max(0, outcome.freed_bytes))
         parts.metrics.operation_finished("reclaim", "done")
         return {**plan_row(plan), "done": plain(outcome), "freed_bytes": outcome.freed_bytes}
 

@@ -105,7 +105,7 @@ async def publish_repository(parts: Parts) -> None:
 async def _publish_one(parts: Parts, name: str, label: str, repository: Repository, verified: Verified) -> None:
     sizes = await settled(parts.threads.repository, repository.sizes)
     points = [point for listed in parts.world.points.values() for point in listed if point.repository == name]
-    parts.metrics.repository(
+    parts.metrics.repositories.seen(
         RepositoryState(
             repository=label,
             stored_bytes=sizes.stored_bytes,
@@ -128,7 +128,7 @@ async def _publish_one(parts: Parts, name: str, label: str, repository: Reposito
 def _count_rebuilds(parts: Parts) -> None:
     now = Counter(parts.repository.catalog.rebuilds)
     for kind in (now - parts.rebuilds).elements():
-        parts.metrics.catalog_rebuilt(kind)
+        parts.metrics.repositories.catalog_rebuilt(kind)
     parts.rebuilds = now
 
 

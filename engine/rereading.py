@@ -90,7 +90,7 @@ async def look(parts: Parts, *, anew: bool = False) -> None:
         parts.wishes = await settled(parts.threads.long, verification_standing, parts.rulebook.in_force, facts, read)
     else:
         parts.wishes = ()
-    parts.metrics.verification_wanted(
+    parts.metrics.repositories.verification_wanted(
         {one.policy: (one.every.total_seconds(), one.overdue, one.oldest) for one in parts.wishes}
     )
 

@@ -135,7 +135,7 @@ async def _all(parts: Parts) -> list[str]:
             parts.metrics.operation_finished("copy", "failed")
             facts = standing_still(parts.world.facts(parts.now()))
             lacks = await settled(parts.threads.long, wanted, parts.rulebook.in_force, facts, name)
-            parts.metrics.copy_lacks(name, max(1, len(lacks)))  # nobody can tell what is there
+            parts.metrics.repositories.copy_lacks(name, max(1, len(lacks)))  # nobody can tell what is there
             log.error("second copy failed", extra={"copy": name, "why": str(error)})
             said.append(f"{name} failed: {error}")
         else:
@@ -192,7 +192,7 @@ async def _copy(
             here = [point for point in wants if home[point] == name_of_source]
             try:
                 plan = plan_copy(source, target, here)
-                parts.metrics.copy_lacks(name, len(lacking) + len(plan.missing) + len(without))
+                parts.metrics.repositories.copy_lacks(name, len(lacking) + len(plan.missing) + len(without))
                 made = copy_points(
                     source,
                     target,
@@ -213,7 +213,7 @@ async def _copy(
         beyond = {point for point in wants if home[point] in unread or home[point] in parts.repositories.away}
         lacking |= beyond - has
         parts.copies_barred[name] = frozenset(wants) - has - lacking
-        parts.metrics.copy_lacks(name, len(lacking) + len(without))
+        parts.metrics.repositories.copy_lacks(name, len(lacking) + len(without))
         return done, unread
 
     with parts.queue.using_repository(*(source for source, _ in parts.repositories.each())):

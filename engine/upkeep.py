@@ -145,7 +145,7 @@ async def retain(parts: Parts) -> str:
     if done.expired:
         entries = [Audited(now, "retention", "expire", one.point, one.reason) for one in done.expired]
         await settled(parts.threads.state, parts.state.audit, *entries)
-        parts.metrics.points_expired(len(done.expired))
+        parts.metrics.repositories.points_expired(len(done.expired))
         parts.metrics.operation_finished("expire", "done")
     if done.expired or done.marked or any(plan.unmark for plan in run.plans):
         await parts.crew.list_all_points()
@@ -174,7 +174,7 @@ async def reclaim(parts: Parts) -> str:
     plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
     with parts.queue.using_repository():
         outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
-    parts.metrics.reclaimed(max(0, outcome.freed_bytes))
+    parts.metrics.repositories.reclaimed(max(0, outcome.freed_bytes))
     parts.metrics.operation_finished("reclaim", "done")
     condemned = counted(outcome.condemned, "pack")
     return f"{outcome.freed_bytes} bytes freed, {condemned} condemned, {len(plan.waiting)} waiting"

@@ -54,7 +54,7 @@ def a_day_in_the_life(metrics: Metrics, now: datetime) -> None:
     metrics.policy_files_checked(0)
     metrics.reload_pending(1, now)
     metrics.queue(waiting=2, running=1)
-    metrics.repository(
+    metrics.repositories.seen(
         RepositoryState(
             "main", 10, 100, 10_000, 5, 1, 3, last_verified=now, verify=VerifyState.DAMAGED, damaged_objects=1
         )
@@ -62,7 +62,7 @@ def a_day_in_the_life(metrics: Metrics, now: datetime) -> None:
     metrics.snapshots(SnapshotState("vc", 1, now - timedelta(days=2), 2, now - timedelta(days=9), 1, 1))
     metrics.nats_durability(Durability.NOT_DURABLE)
     metrics.clock_skew("vcenter", 0.5)
-    metrics.verification_wanted({"gold": (7 * 86400.0, 0, now - timedelta(days=3))})
+    metrics.repositories.verification_wanted({"gold": (7 * 86400.0, 0, now - timedelta(days=3))})
     metrics.notices.waiting({"ops": False})
 
 
@@ -76,8 +76,8 @@ def work(metrics: Metrics) -> None:
     metrics.event_seen("vm.powered_off", "vcenter", 0.2)
     metrics.event_source_alive("vcenter")
     metrics.event_found_by_reconcile("vm.created")
-    metrics.points_expired(1)
-    metrics.reclaimed(1000)
+    metrics.repositories.points_expired(1)
+    metrics.repositories.reclaimed(1000)
     metrics.notices.attempted("ops", "sent")
 
 

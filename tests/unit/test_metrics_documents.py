@@ -12,6 +12,9 @@ import pytest
 from metrics.grafana import build
 from metrics.reference import reference
 from metrics.registry import PREFIX, Metrics
+from metrics.rehearsals import RehearsalMetrics
+from metrics.repositories import RepositoryMetrics
+from metrics.snapshots import SnapshotMetrics
 
 ROOT = Path(build.__file__).parents[2]
 RULES = ROOT / "metrics/alerts/backstay.rules.yml"
@@ -48,7 +51,8 @@ def test_everything_that_the_registry_can_be_told_somebody_tells_it() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and "metrics" in ast.unparse(node.func)
     }
-    methods = {name for name, value in vars(Metrics).items() if callable(value) and not name.startswith("_")}
+    kinds = (Metrics, RehearsalMetrics, RepositoryMetrics, SnapshotMetrics)
+    methods = {name for kind in kinds for name, of in vars(kind).items() if callable(of) and not name.startswith("_")}
     assert methods - told == set(), "a metric that never moves is a lie: feed it or delete it"
 
 

@@ -166,7 +166,7 @@ def everything(metrics: Metrics, word: str) -> None:
     metrics.connection(word, up=True)
     metrics.reconnected(word)
     metrics.clock_skew(word, 1.0)
-    metrics.catalog_rebuilt(word)
+    metrics.repositories.catalog_rebuilt(word)
 
 
 def test_one_of_the_states_is_1_and_the_others_are_0() -> None:
@@ -174,7 +174,7 @@ def test_one_of_the_states_is_1_and_the_others_are_0() -> None:
     metrics.nats_durability(Durability.NOT_DURABLE)
     assert [value(metrics, "nats_durability", state=state) for state in Durability] == [0.0, 1.0, 0.0]
     state = RepositoryState("main", 10, 100, 1000, 1, 2, 3, verify=VerifyState.DAMAGED, damaged_objects=2)
-    metrics.repository(state)
+    metrics.repositories.seen(state)
     assert value(metrics, "verify_state", repository="main", state="damaged") == 1.0
     assert value(metrics, "verify_state", repository="main", state="never") == 0.0
     assert value(metrics, "verify_last_success_timestamp_seconds", repository="main") == 0.0
@@ -206,7 +206,7 @@ def test_the_exposition_is_what_the_scraper_asked_for(accept: str) -> None:
 def test_every_name_starts_with_the_prefix_and_is_in_the_reference() -> None:
     metrics = made()
     metrics.policies_loaded(["gold"])
-    metrics.repository(RepositoryState("main", 1, 1, 1, 1, 1, 1))
+    metrics.repositories.seen(RepositoryState("main", 1, 1, 1, 1, 1, 1))
     families = text_string_to_metric_families(render(metrics.registry).body.decode())
     names = {family.name for family in families if not family.name.startswith(PREFIX + "process_")}
     documented = {PREFIX + doc.name.removesuffix("_total") for doc in metrics.reference}
