@@ -164,6 +164,7 @@ class Inventory:
     async def _filter(self) -> AsyncIterator[tuple[Line, Any]]:
         line = self._session.line("inventory")
         collector: Any = None
+        view: Any = None
         try:
             content = self._session.content
             shared = await self._session.call(content.propertyCollector.CreatePropertyCollector)
@@ -173,15 +174,17 @@ class Inventory:
             await line.call(collector.CreateFilter, _filter_spec(view, kinds), False)
             yield line, collector
         finally:
-            await finish(self._end(line, collector), within=2 * self._session.settings.answer_seconds)
+            await finish(self._end(line, collector, view), within=2 * self._session.settings.answer_seconds)
 
-    async def _end(self, line: Line, collector: Any) -> None:
-        """End the wait under way, which else would hold its thread, and the collector with its filter."""
+    async def _end(self, line: Line, collector: Any, view: Any) -> None:
+        """End the wait under way, which else would hold its thread, the collector with its filter, and the view."""
         try:
             if collector is not None:
                 shared = self._session.managed(PC, collector._moId)
                 await self._session.call(shared.CancelWaitForUpdates)
                 await self._session.call(shared.DestroyPropertyCollector)
+            if view is not None:
+                await self._session.call(self._session.managed(vim.view.ContainerView, view._moId).DestroyView)
         except ConnectorError as error:
             log.info("collector is gone already", extra={"error": str(error)})
         finally:
