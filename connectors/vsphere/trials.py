@@ -99,10 +99,10 @@ async def trial_leftovers(
 
 
 async def heartbeat(session: Session, moref: str, seconds: float) -> Heartbeat:
-    """Switch a VM on, wait so long for its VMware Tools to show that the guest lives, and switch it off again.
+    """Switch a VM on, wait for its VMware Tools to show that the guest lives, and switch it off again.
 
-    A question that vCenter asks meanwhile is answered: whether it was moved or copied with "copied", any other with
-    the answer that vCenter proposes. Until then the power-on would not end.
+    It may take so many seconds from when it is on. A question that vCenter asks meanwhile is answered: whether it was
+    moved or copied with "copied", any other with the answer that vCenter proposes. Until then it would not come on.
     """
     vm = session.managed(vim.VirtualMachine, moref)
     began = time.monotonic()
@@ -112,18 +112,22 @@ async def heartbeat(session: Session, moref: str, seconds: float) -> Heartbeat:
         await session.task(vm.PowerOnVM_Task, timeout=TASK_SECONDS, entity=vm, operation="PowerOn")
 
     async def watch() -> str:
-        why = "it was not switched on"
-        while time.monotonic() - began < seconds:
+        since: float | None = None
+        while True:
+            started = starting.done()
             told = await session.properties(vm, _LIFE)
             if (question := told.get("runtime.question")) is not None:
                 asked.append(await _answer(session, vm, question))
             why = _lifeless(told)
             if not why:
                 return ""
-            if starting.done() and told.get("runtime.powerState") == vim.VirtualMachine.PowerState.poweredOff:
+            if told.get("runtime.powerState") == vim.VirtualMachine.PowerState.poweredOn:
+                since = time.monotonic() if since is None else since
+                if time.monotonic() - since >= seconds:
+                    return why
+            elif started:
                 return "it switched itself off"
             await asyncio.sleep(min(LOOK_SECONDS, seconds))
-        return why
 
     starting = asyncio.ensure_future(switch_on())  # noqa: TID251 - waited for below, on every way out
     try:
