@@ -228,8 +228,8 @@ class Transport(_Section):
 class Limits(_Section):
     """`[limits]`: how much may happen at once. Memory of reading is disks × lanes × 1 MiB.
 
-    `total` to `per_repository` count backups. The engine's repository takes them all; other work there (second copies,
-    verification, reclaim) counts with them, but leaves them one place. Policies may have tighter limits of their own.
+    `total` to `per_repository` count backups. Other work in a repository (second copies, verification, reclaim)
+    counts with those to it, but leaves them one place. Policies may have tighter limits of their own.
     `starts_per_minute` is for where many places are free at once: not all snapshots shall be made in one second.
     """
 
