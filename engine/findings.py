@@ -14,6 +14,7 @@ from engine.failures import Exit
 from engine.headroom import Marks, blocked
 from engine.looking import Foreseen, unreadable
 from engine.units import show_size
+from engine.ways import none_writes
 from policies.facts import Vm
 from policies.units import counted
 
@@ -190,12 +191,12 @@ def disks(where: str, vms: Sequence[Vm], ways: Mapping[tuple[str, int], Foreseen
             used[way.transport] = used.get(way.transport, 0) + 1
         said = ", ".join(f"{counted(count, 'disk')} by {name}" for name, count in sorted(used.items()) if name)
         yield Finding(where, "ways to disks", "ok", said or "there are none")
-        if any(used) and not {"hotadd", "nbd"} & set(used):
+        if any(used) and (why := none_writes(filter(None, used))):
             yield Finding(
                 where,
                 "ways to disks",
                 "note",
-                f"{' and '.join(sorted(filter(None, used)))} only reads: restores go to files, not into vCenter",
+                f"{why}: restores go to files, not into vCenter",
                 "set hot-add or NBD up before you need it: docs/transports.md",
             )
 

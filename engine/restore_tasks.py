@@ -17,6 +17,7 @@ from engine.ports import Hypervisor
 from engine.restore import DiskWritten, Means, RestoredVm, restore_vm
 from engine.tasks import Body, Watch
 from engine.threads import settled
+from engine.ways import none_writes
 from policies.facts import PointId, PowerState, Vm, VmId
 from storage.repository import DiskRecord, PointDetail, Repository
 
@@ -120,6 +121,7 @@ async def _target(
     parts: Parts, vm_id: VmId, asked: RestoreInPlace | RestoreDisk, does: str
 ) -> AsyncIterator[tuple[Vm, Hypervisor]]:
     """The VM to write into, read again and off, while nobody backs it up; Declined without a person's confirmation."""
+    assert_writing(parts)
     known = parts.world.vms[vm_id]
     hypervisor = parts.hypervisors.get(known.address.vcenter)
     if hypervisor is None:
@@ -192,7 +194,8 @@ def _record(detail: PointDetail, label: str) -> DiskRecord:
 
 
 def means(parts: Parts, repository: Repository, hypervisor: Hypervisor, advance: Callable[[int], None]) -> Means:
-    """What a restore needs of the engine."""
+    """What a restore into a vCenter needs of the engine; Declined where it has no way to write a disk."""
+    assert_writing(parts)
     return Means(
         repository,
         hypervisor,
@@ -202,6 +205,16 @@ def means(parts: Parts, repository: Repository, hypervisor: Hypervisor, advance:
         lanes=parts.config.limits.lanes,
         advance=advance,
     )
+
+
+def assert_writing(parts: Parts) -> None:
+    """Declined where no transport of the configuration writes disks."""
+    if why := none_writes(parts.config.transport.order):
+        raise Declined(
+            f"nothing is restored into a vCenter: {why}",
+            where="[transport] order",
+            hint="add hotadd or nbd (docs/transports.md), or restore to a file with --to-file",
+        )
 
 
 def started(watch: Watch, note: str, detail: PointDetail) -> Callable[[int], None]:

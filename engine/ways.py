@@ -1,8 +1,11 @@
-"""Which ways to a disk are left when one breaks while it is read: the same once more, then the next. Pure."""
+"""Which ways to a disk are left when one breaks while it is read, and which only read. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+ONLY_READ = frozenset({"export", "https"})
+"""Ways by which a disk is read and never written."""
 
 
 def left_after(ways: Sequence[str], used: str, broken: Sequence[str]) -> tuple[str, ...]:
@@ -13,3 +16,9 @@ def left_after(ways: Sequence[str], used: str, broken: Sequence[str]) -> tuple[s
     """
     at = ways.index(used) if used in ways else 0
     return tuple(ways[at + 1 :] if used in broken else ways[at:])
+
+
+def none_writes(ways: Iterable[str]) -> str:
+    """Why no disk can be written by these ways, as a sentence; empty when one can be."""
+    told = sorted(ways)
+    return "" if set(told) - ONLY_READ else f"by {' and '.join(told) or 'no transport'} disks are only read"

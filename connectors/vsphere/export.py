@@ -160,7 +160,8 @@ class Download:
         self._connection.close()
 
     def _verify(self, sock: Any) -> None:
-        shown = hashlib.sha1(sock.getpeercert(binary_form=True) or b"", usedforsecurity=False).hexdigest()
+        kind = "sha256" if len(self._thumbprint) == 64 else "sha1"
+        shown = hashlib.new(kind, sock.getpeercert(binary_form=True) or b"", usedforsecurity=False).hexdigest()
         if self._thumbprint and shown != self._thumbprint:
             raise TransportFailed(
                 f"host {self._connection.host} shows another certificate than vCenter tells of", where=self._where

@@ -195,7 +195,8 @@ async def write_disk(
             case _:
                 raise TransportFailed(_unknown(name))
 
-    async with _first_that_works(enter, transports or settings.order, facts) as (writer, name, fallbacks):
+    hint = "set hot-add or NBD up (backstay doctor), or restore to a file"
+    async with _first_that_works(enter, transports or settings.order, facts, hint) as (writer, name, fallbacks):
         log.info("disk open for writing", extra={"disk": facts.file_name, "transport": name})
         yield OpenTarget(writer, name, fallbacks)
         if isinstance(writer, FileWriter):
@@ -206,7 +207,7 @@ async def write_disk(
 
 @asynccontextmanager
 async def _first_that_works(
-    enter: Callable[[AsyncExitStack, str], Awaitable[T]], names: Sequence[str], disk: Disk
+    enter: Callable[[AsyncExitStack, str], Awaitable[T]], names: Sequence[str], disk: Disk, hint: str = ""
 ) -> AsyncIterator[tuple[T, str, tuple[Fallback, ...]]]:
     """What enter() makes with the first of the transports that it does not fail for."""
     fallbacks: list[Fallback] = []
@@ -221,7 +222,7 @@ async def _first_that_works(
             yield opened, name, tuple(fallbacks)
             return
     reasons = "; ".join(f"{f.transport}: {f.reason}" for f in fallbacks) or "none is allowed"
-    raise TransportFailed(f"no transport works: {reasons}", where=disk.file_name)
+    raise TransportFailed(f"no transport works: {reasons}", where=disk.file_name, hint=hint)
 
 
 async def _name_of(session: Session, host: Any) -> str:

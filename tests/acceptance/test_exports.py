@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.commands import BackUpVm
+import pytest
+
+from engine.commands import BackUpVm, RestoreInPlace, RestoreToVm
+from engine.failures import Exit, RemoteFailure
 from tests.acceptance.engine_process import ON_REQUEST, EngineProcess, engine_for, frozen_at
 from tests.lab.vcenter import MIB, Lab, Machine
 
@@ -39,10 +42,13 @@ def test_a_vm_is_backed_up_by_export_alone_and_later_runs_store_only_what_change
                 assert disk["transport"] == "export"
                 assert [way for way, _ in json.loads(disk["fallbacks"])] == ["hotadd", "nbd"]
             engine.assert_same_as_frozen(point["id"], frozen_at(lab, point), tmp_path)
-        assert point["disks"][0]["changes"] == "whole: an export brings all of a disk"
-        assert point["disks"][0]["stored_bytes"] <= 4 * 65536
+        [first] = [disk for disk in point["disks"] if disk["label"] == "Hard disk 1"]
+        assert first["changes"] == "whole: an export brings all of a disk"
+        assert first["stored_bytes"] <= 4 * 65536
         assert 'backstay_full_reads_total{reason="exported"} 2.0' in engine.metrics()
         assert not lab.vm("alone").snapshots
+        with pytest.raises(RemoteFailure, match="by export a disk is only read: vCenter imports whole VMs"):
+            engine.finished(RestoreToVm(point["id"], "alone-2"))
         told = lab.leases()
         assert (told["held"], told["aborted"], told["timed_out"]) == ([], 0, 0)
 
@@ -65,3 +71,17 @@ def test_a_killed_engine_s_lease_ends_by_itself_and_the_next_run_is_right(
         point = engine.back_up("alone")
         engine.assert_same_as_frozen(point["id"], frozen_at(lab, point), tmp_path)
         assert (lab.leases()["held"], lab.vm("alone").snapshots) == ([], ())
+
+
+def test_where_nothing_writes_disks_a_restore_into_vcenter_is_declined_before_anything_is_done(
+    fresh_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=0, extra=(ALONE,))
+    with engine_for(lab, tmp_path / "engine", ON_REQUEST, order=("export", "https")) as engine:
+        engine.start()
+        point = engine.back_up("alone")["id"]
+        for asked in (RestoreToVm(point, "copy"), RestoreInPlace(point, yes=True, power_off=True)):
+            with pytest.raises(RemoteFailure, match="by export and https disks are only read") as declined:
+                engine.finished(asked)
+            assert declined.value.verdict.exit_code == Exit.REFUSED
+        assert [(vm.name, vm.power) for vm in lab.vms()] == [("alone", "poweredOn")]

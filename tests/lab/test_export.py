@@ -134,6 +134,19 @@ async def test_a_lease_that_vcenter_ends_fails_its_reads_and_the_next_opening_ge
             assert await contents(disk.reader) == frozen_bytes(pair, snapshot, snapshot.disks[1].disk.key)
 
 
+async def test_a_lease_whose_answer_was_lost_ends_by_itself_and_keeps_nobody_longer(pair: Lab, tmp_path: Path) -> None:
+    await asyncio.to_thread(pair.settings, lease_seconds=1)
+    async with held(pair, tmp_path) as (vcenter, snapshot):
+        await asyncio.to_thread(pair.inject, "ExportSnapshot", drop=True)
+        with pytest.raises(TransportFailed, match="the connection failed"):
+            async with opened(vcenter, snapshot):
+                pass
+        assert len((await asyncio.to_thread(pair.leases))["held"]) == 1
+        await until(lambda: not pair.leases()["held"])
+        async with opened(vcenter, snapshot, 1) as disk:
+            assert await contents(disk.reader) == frozen_bytes(pair, snapshot, snapshot.disks[1].disk.key)
+
+
 @pytest.mark.parametrize("trouble", ["lease", "privilege", "status", "size", "place"])
 async def test_each_reason_against_an_export_is_a_sentence_and_no_lease_is_left(
     pair: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str

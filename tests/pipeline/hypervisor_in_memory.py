@@ -379,8 +379,8 @@ class HypervisorInMemory:
                 def on_read(offset: int, transport: str = transport) -> None:
                     self.on_read(transport, offset)
 
-                kinds = {"nbd": AwaitedReader, "export": ForwardReader}
-                reader: DiskReader = kinds.get(transport, ThreadedReader)(file, on_read)
+                kinds: dict[str, Callable[..., DiskReader]] = {"nbd": AwaitedReader, "export": ForwardReader}
+                reader = kinds.get(transport, ThreadedReader)(file, on_read)
                 try:
                     yield OpenDisk(reader, transport, tuple(fallbacks), sequential=transport == "export")
                 finally:

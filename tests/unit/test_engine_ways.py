@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.ways import left_after
+from engine.ways import left_after, none_writes
 
 WAYS: tuple[str, ...] = ("hotadd", "nbd", "https")
 
@@ -33,3 +33,8 @@ def test_a_reading_ends_however_often_ways_break() -> None:
         ways = left_after(ways, used, broken)
         broken.append(used)
     assert broken == [way for way in WAYS for _ in range(2)]
+
+
+def test_ways_that_only_read_are_told_to_who_wants_to_write() -> None:
+    assert none_writes(("https", "export")) == "by export and https disks are only read"
+    assert none_writes(("export", "nbd")) == none_writes(("hotadd",)) == ""

@@ -100,7 +100,7 @@ def test_disks_that_nothing_reaches_are_a_problem_for_each_reason() -> None:
     (found,) = findings.disks("main", [VM], {("vm-1", 2000): Way("nbd")})
     found_by_export, note = findings.disks("main", [VM], {("vm-1", 2000): Way("export")})
     assert (found_by_export.said, note.level) == ("1 disk by export", "note")
-    assert note.said == "export only reads: restores go to files, not into vCenter"
+    assert note.said == "by export disks are only read: restores go to files, not into vCenter"
     assert (found.level, found.said) == ("ok", "1 disk by nbd")
 
 
