@@ -96,6 +96,9 @@ func guarded(ctx *Context, method *Method, handler mo.Reference) soap.HasFault {
 	if ctx.req != nil && ctx.Session != nil {
 		for _, id := range needed(method) {
 			if !privileges.held(ctx.Session.UserName, id) && ctx.Session.UserName != lab.viewer {
+				faults.Lock()
+				faults.calls["NoPermission "+method.Name+" "+id]++
+				faults.Unlock()
 				return &serverFaultBody{Reason: Fault("Permission to perform this operation was denied.", &types.NoPermission{
 					Object: method.This, PrivilegeId: id,
 				})}
@@ -111,11 +114,38 @@ func needed(method *Method) []string {
 	if id := privileged[method.Name]; id != "" {
 		ids = append(ids, id)
 	}
-	reconfigure, ok := method.Body.(*types.ReconfigVM_Task)
-	if !ok {
-		return ids
+	ids = append(ids, perCall[method.Name]...)
+	switch call := method.Body.(type) {
+	case *types.ReconfigVM_Task:
+		ids = append(ids, neededFor(&call.Spec)...)
+	case *types.CreateVM_Task:
+		ids = append(ids, neededFor(&call.Config)...)
 	}
-	return append(ids, neededFor(&reconfigure.Spec)...)
+	return ids
+}
+
+// perCall are the other calls that need a privilege, as "Required Privileges" of the API reference tells.
+var perCall = map[string][]string{
+	"CreateVM_Task":             {"VirtualMachine.Inventory.Create", "Resource.AssignVMToPool", "Datastore.AllocateSpace"},
+	"Destroy_Task":              {"VirtualMachine.Inventory.Delete"},
+	"PowerOnVM_Task":            {"VirtualMachine.Interact.PowerOn"},
+	"PowerOffVM_Task":           {"VirtualMachine.Interact.PowerOff"},
+	"AnswerVM":                  {"VirtualMachine.Interact.AnswerQuestion"},
+	"ConsolidateVMDisks_Task":   {"VirtualMachine.State.RemoveSnapshot"},
+	"RenameSnapshot":            {"VirtualMachine.State.RenameSnapshot"},
+	"RevertToSnapshot_Task":     {"VirtualMachine.State.RevertToSnapshot"},
+	"RelocateVM_Task":           {"Resource.ColdMigrate"},
+	"DisableMethods":            {"Global.DisableMethods"},
+	"EnableMethods":             {"Global.EnableMethods"},
+	"QueryAssignedLicenses":     {"Global.Licenses"},
+	"RemoveCustomFieldDef":      {"Global.ManageCustomFields"},
+	"RegisterExtension":         {"Extension.Register"},
+	"UpdateExtension":           {"Extension.Update"},
+	"UnregisterExtension":       {"Extension.Unregister"},
+	"CreateTask":                {"Task.Create"},
+	"SetTaskState":              {"Task.Update"},
+	"SetTaskDescription":        {"Task.Update"},
+	"PbmQueryAssociatedProfile": {"StorageProfile.View"},
 }
 
 func neededFor(spec *types.VirtualMachineConfigSpec) []string {
@@ -123,12 +153,26 @@ func neededFor(spec *types.VirtualMachineConfigSpec) []string {
 	if len(spec.ExtraConfig) > 0 {
 		ids = append(ids, "VirtualMachine.Config.AdvancedConfig")
 	}
+	if spec.Annotation != "" {
+		ids = append(ids, "VirtualMachine.Config.Annotation")
+	}
+	if spec.Name != "" && spec.Files == nil {
+		ids = append(ids, "VirtualMachine.Config.Rename")
+	}
 	if spec.ChangeTrackingEnabled != nil {
 		ids = append(ids, "VirtualMachine.Config.ChangeTracking")
 	}
 	for _, change := range spec.DeviceChange {
 		c := change.GetVirtualDeviceConfigSpec()
+		if _, card := c.Device.(types.BaseVirtualEthernetCard); card {
+			ids = append(ids, "Network.Assign")
+		}
 		if _, disk := c.Device.(*types.VirtualDisk); !disk {
+			if c.Operation == types.VirtualDeviceConfigSpecOperationEdit {
+				ids = append(ids, "VirtualMachine.Config.EditDevice")
+			} else {
+				ids = append(ids, "VirtualMachine.Config.AddRemoveDevice")
+			}
 			continue
 		}
 		switch {
