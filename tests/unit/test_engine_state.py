@@ -238,6 +238,7 @@ def test_a_state_of_the_first_schema_is_as_a_new_one_once_migrated(tmp_path: Pat
         for name, columns in FIRST_TABLES.items():
             raw.execute(f"DROP TABLE {name}")
             raw.execute(f"CREATE TABLE {name} ({columns})")
+        raw.execute("DROP TABLE rehearsals")  # of schema 3
         raw.execute("INSERT INTO policy_files VALUES ('a.toml', 'schema = 1', NULL, 'root')")
         raw.execute(
             "INSERT INTO jobs VALUES ('j', 'k', 'backup', 'v', 'gold', 'rpo', 'it was time', ?, ?, NULL, 0, 'crash',"
