@@ -113,6 +113,10 @@ class Repositories:
             names = ", ".join(sorted(untold))
             raise NoSuchPoint(error.what, where=error.where, hint=f"what is in {names} is not known now") from None
 
+    def name_of(self, repository: Repository) -> str:
+        """The name of an open one."""
+        return next(name for name, one in self.each() if one is repository)
+
     def there(self) -> dict[str, set[PointId]]:
         """What each has now by its own store, whatever is remembered of it; nothing where one does not answer."""
         found: dict[str, set[PointId]] = {}

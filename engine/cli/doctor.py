@@ -100,7 +100,8 @@ def _local(config: Config) -> Iterator[Finding]:
             yield Finding("", name, "ok", work())
         except FAMILIES as error:
             yield refused("", name, error)
-    repositories = [section.path for section in (config.repository, *config.copies.values()) if section.path]
+    sections = (config.repository, *config.repositories.values(), *config.copies.values())
+    repositories = [section.path for section in sections if section.path]
     yield from directories(config.state_dir, Path(tempfile.gettempdir()), repositories)
     if config.bus is not None:
         try:

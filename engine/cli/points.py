@@ -47,8 +47,9 @@ def points(
     if json:
         show_json(rows)
         return
+    several = any(row.get("repository") for row in rows)
     show_table(
-        ("POINT", "VM", "TAKEN (UTC)", "CONSISTENCY", "DISKS", "READ", "STORED", "STATE"),
+        ("POINT", "VM", "TAKEN (UTC)", "CONSISTENCY", "DISKS", "READ", "STORED", *(["IN"] if several else []), "STATE"),
         [
             (
                 row["id"],
@@ -58,6 +59,7 @@ def points(
                 show_size(row["disk_bytes"]),
                 show_size(row["read_bytes"]),
                 show_size(row["stored_bytes"]),
+                *([row.get("repository", "")] if several else []),
                 _state(row),
             )
             for row in rows
@@ -130,6 +132,7 @@ def _provenance(point: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "point", point["id"]
     yield "vm", f"{point['vm']} ({point['vm_id']})"
     yield "taken", f"{point['taken_at'][:19].replace('T', ' ')} UTC"
+    yield "repository", point.get("repository", "")
     yield "consistency", consistency if wanted in ("", consistency) else f"{consistency}, {wanted} was wanted"
     yield "why", said.get("consistency_reason", "")
     yield "snapshot", f"made in {said['snapshot_seconds']} s" if said.get("snapshot_seconds") else ""

@@ -62,11 +62,17 @@ def _show_engine(found: Mapping[str, Any]) -> None:
     for vcenter in found["vcenters"]:
         trouble = f": {vcenter['trouble']}" if vcenter["trouble"] else ""
         show(printable(f"vcenter {vcenter['name']}: {counted(vcenter['vms'], 'VM')}{trouble}"))
+    if missed := found.get("missed_events"):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in missed.items())
+        show(printable(f"found by comparing, told by no event: {kinds}"))
     show(
         f"coverage: {covered['protected']} of {counted(covered['vms'], 'VM')} protected,"
         f" {len(covered['never_backed_up'])} never backed up, {len(covered['late'])} late"
     )
     _show_repository(found["repository"])
+    for one in found.get("repositories", ()):
+        points = counted(one["points"], "restore point")
+        show(printable(f"repository {one['name']} at {one['location']}: {points}{', away' if one['away'] else ''}"))
     for wish in found["verification"]:
         show(printable(_verification(wish)))
     for wish in found.get("rehearsals", ()):

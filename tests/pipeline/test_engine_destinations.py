@@ -86,7 +86,8 @@ async def test_each_vm_goes_to_the_repository_that_its_policy_names_and_comes_ba
         assert sorted((point.vm_name, point.repository) for point in listed) == [("db", "archive"), ("web", "")]
         for name in ("web", "db"):
             (point,) = of(engine, name)
-            assert (await engine.control.point(point.id))["vm"] == name
+            told = await engine.control.point(point.id)
+            assert (told["vm"], told["repository"]) == (name, {"web": "", "db": "archive"}[name])
             target = tmp_path / f"{name}.raw"
             task = await engine.control.submit(RestoreToFile(f"{name}@latest", target), "test")
             assert (await engine.finished(task))["state"] == "done"

@@ -41,3 +41,10 @@ def test_the_way_of_a_disk_and_why_it_was_no_better_one_are_shown(capsys: pytest
 def test_a_point_that_tells_no_way_is_shown_without_one(capsys: pytest.CaptureFixture[str]) -> None:
     _tell(point(), json=False)
     assert "1.0 MiB read (whole: first)" in capsys.readouterr().out
+
+
+def test_a_point_in_a_further_repository_says_in_which(capsys: pytest.CaptureFixture[str]) -> None:
+    _tell(point() | {"repository": "archive"}, json=False)
+    assert "repository   archive" in capsys.readouterr().out
+    _tell(point(), json=False)
+    assert "repository" not in capsys.readouterr().out
