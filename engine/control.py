@@ -81,7 +81,8 @@ class Controls:
         detail = await settled(pool, repository.detail, point)
         kept = await settled(pool, summary_of, repository, point)
         rehearsed = await settled(self.parts.threads.state, self.parts.state.rehearsals_of, point)
-        return {**point_details(detail, kept), "rehearsals": [plain(one) for one in rehearsed]}
+        name = self.parts.repositories.name_of(repository)
+        return {**point_details(detail, kept), "repository": name, "rehearsals": [plain(one) for one in rehearsed]}
 
     async def hold(self, reference: str, reason: str, who: str) -> None:
         point = await self._find(reference)
