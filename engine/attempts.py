@@ -19,6 +19,9 @@ from policies.facts import USUAL_QUIESCING, Disk, Quiescing, Vm
 from policies.policy import OnCbtInvalid, OnMigrate
 from storage.repository import Repository
 
+KEPT_IN_PLACE = "kept in its place"
+"""The placement of a run whose VM nobody could move."""
+
 DEFAULT_TRANSPORTS = ("hotadd", "nbd", "export", "https")
 
 
@@ -52,6 +55,10 @@ class CalledBack(Exception):
         super().__init__(reason)
         self.reason = reason
         self.distrust = distrust
+
+
+class KeptByOther(Exception):
+    """Another product keeps the VM in its place, and this run waits until it does not. Nothing was made yet."""
 
 
 class TrackingLied(TrackingUnusable):
@@ -104,7 +111,7 @@ class Attempt:
     `recall` has it give way while it reads, `was_read` hears when it has read everything. Where it `gives_way` no
     more, a move of storage that it does not survive is a failure. `sample` is how many blocks of each disk are read
     again although change tracking calls them unchanged, None for the usual; `quiescing` how patiently its guest is
-    asked to hold still.
+    asked to hold still. `waits_for_place`: it does not go on where another product keeps its VM in its place.
     """
 
     job: Job
@@ -120,5 +127,6 @@ class Attempt:
     gives_way: bool = True
     on_migrate: OnMigrate = OnMigrate.FINISH
     placement: str = ""
+    waits_for_place: bool = True
     sample: int | None = 0
     quiescing: Quiescing = USUAL_QUIESCING

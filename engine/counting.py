@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.attempts import Attempt
+from engine.attempts import KEPT_IN_PLACE, Attempt
 from engine.jobs import Done, Job
 from metrics.registry import Metrics
 
@@ -27,6 +27,8 @@ def count_done(metrics: Metrics, job: Job, done: Done, attempt: Attempt, seconds
             metrics.tracking_sampled(disk.sampled.blocks, differ=disk.sampled.differ)
         for fallback in disk.fallbacks:
             metrics.transport_failed(fallback.partition(":")[0])
+    if done.placement:
+        metrics.placed(kept=done.placement == KEPT_IN_PLACE)
     if done.consistency != job.consistency:
         metrics.consistency_fell_back(done.consistency.value)
 

@@ -42,6 +42,7 @@ class Crew:
 
     `began` is told of every run whose snapshot is about to be made, `ended` of every job that was taken and how that
     ended; both must be quick. `set_aside` are VMs whose last run ended with an error that trying again cannot mend.
+    `kept_since` tells since when another product is known to keep the VM of a job in its place.
     """
 
     queue: JobQueue
@@ -60,6 +61,7 @@ class Crew:
     active: dict[RunId, Attempt] = field(default_factory=dict)
     set_aside: set[VmId] = field(default_factory=set)
     merging: Merging = field(default_factory=Merging)
+    kept_since: dict[JobId, datetime] = field(default_factory=dict)
     runs: OwnRuns = field(default_factory=lambda: OwnRuns(datetime.max.replace(tzinfo=UTC)))
     _others: set[RunId] = field(default_factory=set)
     _restoring: dict[tuple[str, str], str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError, LoginRefused
-from engine.attempts import Attempt, CalledBack, TrackingLied
+from engine.attempts import Attempt, CalledBack, KeptByOther, TrackingLied
 from engine.counting import count_done, count_without_point
 from engine.crew import Crew
 from engine.drafting import joined
@@ -132,6 +132,17 @@ async def give_way(crew: Crew, job: Job, over: CalledBack, began: datetime) -> A
         await _clean_up(crew, job)  # it gives way also where its snapshot could not be removed
     await postpone(crew, job, over.reason, crew.now() + GIVES_WAY)
     return Abandoned(over.reason, requeue=True, called_back=True)
+
+
+async def wait_for_place(crew: Crew, job: Job, over: KeptByOther) -> Abandoned:
+    """The run has made nothing: the same job waits again, and others have its worker meanwhile."""
+    log.info("run waits", extra={"vm": crew.name(job.vm), "why": str(over)})
+    crew.kept_since = {one: at for one, at in crew.kept_since.items() if one in crew.world.jobs}
+    crew.kept_since.setdefault(job.id, crew.now())
+    if job.run is not None:
+        crew.active.pop(job.run, None)
+        await crew.remember(crew.state.resolve_intents, [job.run])
+    return await postpone(crew, job, str(over), crew.now() + POSTPONE)
 
 
 async def _clean_up(crew: Crew, job: Job) -> None:

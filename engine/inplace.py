@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from time import monotonic
 
-from connectors.errors import ConnectorError
-from engine.attempts import Attempt, Means
+from connectors.errors import Busy, ConnectorError
+from engine.attempts import KEPT_IN_PLACE, Attempt, KeptByOther, Means
 from engine.backup import back_up
 from engine.jobs import Done
 from engine.leases import MIGRATION_LOCK
 from policies.policy import OnMigrate
+from policies.units import span
 
 log = logging.getLogger("engine.backup")
 
-KEPT = "kept in its place"
+PLACE_AWAITED = timedelta(minutes=10)
+"""How long another product's switch is waited for: as long as VMware's own sample does."""
 
 
 async def back_up_in_place(attempt: Attempt, means: Means) -> Done:
     """As `back_up`, with the VM kept in its place where the attempt says so and vCenter lets us.
 
     A VM that cannot be kept is backed up all the same, as with `finish`, and the result tells why. A VM that could
-    not be let go is a warning once the restore point is there; the janitor goes on with it.
+    not be let go is a warning once the restore point is there; the janitor goes on with it. KeptByOther where another
+    product keeps it and the attempt waits for that.
     """
     if attempt.on_migrate is not OnMigrate.BLOCK:
         return await back_up(attempt, means)
-    began, first = monotonic(), attempt.tally.stage
+    began = monotonic()
     done: Done | None = None
-    attempt.tally.stage = "keeping the VM in its place"
     try:
-        async with means.hypervisor.kept_in_place(attempt.vm, run=attempt.run) as why:
+        async with AsyncExitStack() as held:
+            try:
+                keeping = means.hypervisor.kept_in_place(attempt.vm, run=attempt.run)
+                why = await held.enter_async_context(keeping)
+            except Busy as error:
+                if attempt.waits_for_place:
+                    raise KeptByOther(error.what) from error
+                why = f"{error.what}; waited {span(PLACE_AWAITED)}"
             attempt.tally.lap("queued", began)
-            attempt.tally.stage = first
-            placement = f"not {KEPT}: {why}" if why else KEPT
-            with ExitStack() as held:
+            placement = f"not {KEPT_IN_PLACE}: {why}" if why else KEPT_IN_PLACE
+            with ExitStack() as leases:
                 if not why:
-                    held.enter_context(attempt.tally.leases.hold(MIGRATION_LOCK, attempt.vm.name))
+                    leases.enter_context(attempt.tally.leases.hold(MIGRATION_LOCK, attempt.vm.name))
                 done = replace(await back_up(replace(attempt, placement=placement), means), placement=placement)
     except ConnectorError as error:
         if done is None:

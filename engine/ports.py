@@ -108,6 +108,7 @@ class Hypervisor(Protocol):
     def kept_in_place(self, vm: Vm, *, run: str) -> AbstractAsyncContextManager[str]:
         """Nobody moves the VM meanwhile; yields why somebody may after all, empty when nobody can.
 
+        Busy, with nothing changed, while another product keeps it, as that may let it go at any time.
         Given back on every way out, a cancellation while it is taken included; what a crash leaves is a left-over.
         """
         ...

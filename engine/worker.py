@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import partial
 
 from connectors.errors import Gone
-from engine.attempts import Attempt, CalledBack, Tally
+from engine.attempts import Attempt, CalledBack, KeptByOther, Tally
 from engine.crew import Crew
 from engine.doubts import newest_is_gone
-from engine.endings import abandon, finish, give_back, give_way, judge, postpone
+from engine.endings import abandon, finish, give_back, give_way, judge, postpone, wait_for_place
 from engine.holding import hold_all
-from engine.inplace import back_up_in_place
+from engine.inplace import PLACE_AWAITED, back_up_in_place
 from engine.jobs import Job, JobKind, JobState, Outcome, RunId
 from engine.leases import MIGRATION_LOCK
 from engine.needed import still_due, waits_until
@@ -37,6 +37,8 @@ async def work(crew: Crew) -> None:
             raise
         except CalledBack as over:
             outcome = await give_way(crew, started, over, began)
+        except KeptByOther as other:
+            outcome = await wait_for_place(crew, started, other)
         except Exception as error:
             outcome = await judge(crew, started, error, began)
         finally:
@@ -105,6 +107,7 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
         sample=effective.tracking_sample,
         quiescing=effective.quiescing,
         on_migrate=effective.on_migrate,
+        waits_for_place=began - crew.kept_since.get(job.id, began) < PLACE_AWAITED,
         was_read=partial(crew.world.reads, vm.id, ""),
         gives_way=crew.world.called_back.get(vm.id, 0) < CALLED_BACK_AT_MOST,
     )  # fmt: skip

@@ -77,6 +77,7 @@ DISTRUST_REASONS = (
     OTHER,
 )
 SAMPLE_RESULTS = ("agreed", "differed")
+PLACEMENTS = ("kept", "not_kept")
 TRACKING_CHECKS = ("agreed", "differed", "impossible", OTHER)
 CONSISTENCIES = ("crash", "filesystem", "application", OTHER)
 REBUILD_REASONS = ("missing", "damaged", "behind", "old_schema", OTHER)

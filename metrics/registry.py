@@ -27,6 +27,7 @@ from metrics.labels import (
     OPERATIONS,
     OTHER,
     PEERS,
+    PLACEMENTS,
     RUN_RESULTS,
     SAMPLE_RESULTS,
     STAGES,
@@ -119,6 +120,11 @@ class Metrics:
         )
         self._consistency_fallbacks = counter(
             "consistency_fallbacks_total", "Runs that reached less than the policy asks for", achieved=CONSISTENCIES
+        )
+        self._placed = counter(
+            "runs_to_be_kept_in_place_total",
+            "Runs whose policies keep their VM from moving, and whether vCenter let them",
+            placement=PLACEMENTS,
         )
         self._operations = counter(
             "operations_total", "Restores and maintenance that ended", operation=OPERATIONS, result=OPERATION_RESULTS
@@ -231,6 +237,10 @@ class Metrics:
     def consistency_fell_back(self, achieved: str) -> None:
         """A run reached this consistency, which is less than its policy asked for."""
         self._consistency_fallbacks.labels(one_of(achieved, CONSISTENCIES)).inc()
+
+    def placed(self, *, kept: bool) -> None:
+        """A run that was to keep its VM in its place could do so, or not."""
+        self._placed.labels("kept" if kept else "not_kept").inc()
 
     def tracking_distrusted(self, reason: str) -> None:
         """Change tracking of a VM is not trusted any more; `reason` is a kind, not a sentence."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,11 +45,11 @@ _UNLICENSED = (vim.fault.RestrictedVersion, vmodl.fault.NotSupported, vmodl.faul
 
 @dataclass(frozen=True, slots=True)
 class LockSettings:
-    """How long to wait for another product's switch, as long as VMware's own sample does, and to try a release."""
+    """How often a switch is tried to be taken, while a run waits, and to be taken back, and the pauses between."""
 
-    wait_seconds: float = 600.0
     first_pause: float = 1.0
     longest_pause: float = 15.0
+    takes: int = 2
     tries: int = 8
 
 
@@ -71,29 +70,20 @@ class MigrationLocks:
     async def hold(self, vm: Vm, run: str) -> AsyncIterator[str]:
         """Nobody moves the VM meanwhile. Yields why somebody may after all; empty when nobody can.
 
-        Where another product has switched moves off, its switch is waited for: it could be taken back at any time.
-        Leaving raises when the switch could not be taken back; it is a left-over then.
+        Busy at once where another product has switched moves off: it may take its switch back at any time. Unreachable
+        when nobody knows whether they are off. Leaving raises when the switch could not be taken back; it is a
+        left-over then.
         """
         moref = vm.address.moref
-        began = time.monotonic()
-        backoff = Backoff(self._settings.first_pause, self._settings.longest_pause)
         within = 3 * self._session.settings.answer_seconds * self._settings.tries + 60.0
-        while True:
-            async with AsyncExitStack() as stack:
-                try:
-                    taking = acquired(partial(self._take, moref, run), partial(self._release, moref), within=within)
-                    why = await stack.enter_async_context(taking)
-                except Busy as error:
-                    if time.monotonic() - began < self._settings.wait_seconds:
-                        await backoff.sleep()
-                        continue
-                    why = f"{error.what}; waited {self._settings.wait_seconds:g} s"
-                except TimeoutError as error:
-                    raise Busy(f"moves were not switched off within {within:g} s", where=vm.name) from error
+        taking = acquired(partial(self._take, moref, run), partial(self._release, moref), within=within)
+        try:
+            async with taking as why:
                 if why:
                     log.warning("the VM may move while it is backed up", extra={"vm": vm.name, "why": why})
                 yield why
-                return
+        except TimeoutError as error:
+            raise Unreachable(f"moves were not switched off or on within {within:g} s", where=vm.name) from error
 
     async def leftovers(self, is_active: Callable[[str], bool], *, of: Address | None = None) -> Sequence[Leftover]:
         """VMs whose moves we have switched off for a run that is_active denies; the first time, those that may be ours.
@@ -140,7 +130,7 @@ class MigrationLocks:
                 raise NotOurs(f"its moves are switched off, by whom cannot be told: {error.what}") from error
             self._owed.pop(moref, None)
         vm = self._session.managed(vim.VirtualMachine, moref)
-        if not known and _switched_off(await self._session.properties(vm, ["disabledMethod"])):
+        if _switched_off(await self._session.properties(vm, ["disabledMethod"])):
             raise NotOurs("its moves are switched off by another product, or by what it is", where=leftover.vm_name)
 
     async def _take(self, moref: str, run: str) -> str:
@@ -149,14 +139,14 @@ class MigrationLocks:
             self._held[moref] = run
             try:
                 await self._switch_off(moref, run)
-            except Unreachable:
-                # It may have been carried out all the same.
+            except (Unreachable, Busy):
+                # It may have been carried out all the same, or for one of the methods alone.
                 self._owed[moref] = run
                 del self._held[moref]
                 raise
             except ConnectorError as error:
                 del self._held[moref]
-                if isinstance(error, (Busy, Gone)):
+                if isinstance(error, Gone):
                     raise
                 return _refusal(error)
             self._owed.pop(moref, None)
@@ -180,7 +170,7 @@ class MigrationLocks:
         for methods in ((RELOCATE, MIGRATE), (RELOCATE,)):
             inside = "".join(f"<method><method>{m}</method><reasonId>{reason}</reasonId></method>" for m in methods)
             try:
-                await self._patiently("DisableMethods", moref, inside)
+                await self._patiently("DisableMethods", moref, inside, self._settings.takes)
             except Rejected:
                 if methods == (RELOCATE,):
                     raise
@@ -190,12 +180,12 @@ class MigrationLocks:
     async def _switch_on(self, moref: str) -> None:
         """What somebody else has switched off stays off: vCenter compares the source."""
         inside = "".join(f"<method>{method}</method>" for method in (RELOCATE, MIGRATE))
-        await self._patiently("EnableMethods", moref, inside)
+        await self._patiently("EnableMethods", moref, inside, self._settings.tries)
 
-    async def _patiently(self, name: str, moref: str, inside: str) -> None:
+    async def _patiently(self, name: str, moref: str, inside: str, tries: int) -> None:
         """Both calls may be put again: a second one finds what the first has done."""
         backoff = Backoff(self._settings.first_pause, self._settings.longest_pause)
-        for attempt in range(1, self._settings.tries + 1):
+        for attempt in range(1, tries + 1):
             try:
                 await self._session.call(_invoke, self._session, name, moref, inside, self.source, mutating=True)
                 return
@@ -206,7 +196,7 @@ class MigrationLocks:
                         return
                     what = f"another product, {fault.sourceId}, keeps the VM in its place and may let it go at any time"
                     raise Busy(what, where=self._session.where) from error
-                if _cannot(error) or not error.retry or attempt == self._settings.tries:
+                if _cannot(error) or not error.retry or attempt == tries:
                     raise
                 await backoff.sleep()
 

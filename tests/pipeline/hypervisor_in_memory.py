@@ -17,7 +17,7 @@ from pathlib import Path
 
 from connectors.disk_files import FileReader, FileWriter
 from connectors.disks import Changes, DiskReader, Extent, Incremental, Whole, merge
-from connectors.errors import ConnectorError, Gone, ReadFailed, Rejected, TransportFailed, Unconsolidated
+from connectors.errors import Busy, ConnectorError, Gone, ReadFailed, Rejected, TransportFailed, Unconsolidated
 from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
@@ -127,6 +127,7 @@ class HypervisorInMemory:
         self.fail_removal: ConnectorError | None = None
         self.fail_letting_go: ConnectorError | None = None
         self.movable = ""
+        self.kept_by_other = ""
         self.kept: dict[Address, str] = {}
         self.fail_vm: ConnectorError | None = None
         self.ahead = timedelta(0)
@@ -283,6 +284,8 @@ class HypervisorInMemory:
 
     @asynccontextmanager
     async def kept_in_place(self, vm: Vm, *, run: str) -> AsyncIterator[str]:
+        if self.kept_by_other:
+            raise Busy(f"another product, {self.kept_by_other}, keeps the VM in its place")
         if self.movable:
             yield self.movable
             return

@@ -266,6 +266,42 @@ async def test_a_vm_that_cannot_be_kept_is_backed_up_and_the_result_tells_why(
         assert "keep web" not in hypervisor.log
 
 
+async def test_a_vm_that_another_product_keeps_is_waited_for_without_a_worker(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.endings.POSTPONE", SOON)
+    hypervisor.add("web")
+    hypervisor.kept_by_other = "com.example.other"
+    async with running(tmp_path, hypervisor, configure(tmp_path, BLOCK)) as engine:
+        await engine.until(lambda: len(engine.parts.crew.kept_since) == 1)
+        await engine.until(lambda: not engine.parts.crew.active)
+        assert "keeps the VM in its place" in next(iter(engine.parts.world.jobs.values())).last_error
+        hypervisor.kept_by_other = ""
+        await engine.until(lambda: engine.points_of("web") == 1)
+        assert hypervisor.log[0] == "keep web"
+        sample = engine.parts.metrics.registry.get_sample_value
+        assert sample("backstay_runs_to_be_kept_in_place_total", {"placement": "kept"}) == 1
+        assert sample("backstay_runs_total", {"policy": "everything", "result": "failed"}) == 0
+
+
+async def test_a_vm_that_another_product_keeps_for_too_long_is_backed_up_all_the_same(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.endings.POSTPONE", SOON)
+    monkeypatch.setattr("engine.worker.PLACE_AWAITED", 3 * SOON)
+    hypervisor.add("web")
+    hypervisor.kept_by_other = "com.example.other"
+    async with running(tmp_path, hypervisor, configure(tmp_path, BLOCK)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        (point,) = await engine.control.points("web")
+        told = (await engine.control.point(point.id))["attributes"]["placement"]
+        assert told.startswith("not kept in its place: another product, com.example.other, keeps the VM")
+        sample = engine.parts.metrics.registry.get_sample_value
+        assert sample("backstay_runs_to_be_kept_in_place_total", {"placement": "not_kept"}) == 1
+        state = engine.parts.state
+        assert await asyncio.wrap_future(engine.parts.threads.state.submit(state.intents)) == []
+
+
 async def test_a_vm_that_was_not_let_go_is_told_and_let_go_by_the_janitor(
     tmp_path: Path, hypervisor: HypervisorInMemory
 ) -> None:
