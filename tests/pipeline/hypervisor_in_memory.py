@@ -407,11 +407,13 @@ class HypervisorInMemory:
         self.log.append(f"consolidate {guest.vm.name}")
         self.set(guest.vm, consolidation_needed=False)
 
-    async def leftovers(self, is_active: Callable[[str], bool], held: Collection[Address] = ()) -> Sequence[Leftover]:
+    async def leftovers(
+        self, is_active: Callable[[str], bool], held: Collection[Address] = (), *, of: Address | None = None
+    ) -> Sequence[Leftover]:
         kept = [
             Leftover("migration lock", address, self.guests[address].vm.name, "moves", run)
             for address, run in self.kept.items()
-            if not is_active(run)
+            if not is_active(run) and of in (None, address)
         ]
         tried = [
             Leftover("trial VM", address, self.guests[address].vm.name, self.guests[address].vm.name, run)
@@ -422,7 +424,7 @@ class HypervisorInMemory:
             Leftover("snapshot", address, self.guests[address].vm.name, name, run)
             for address, standing in self.snapshots.items()
             for name, run in standing.items()
-            if not is_active(run)
+            if not is_active(run) and of in (None, address)
         ]
 
     async def remove(self, leftover: Leftover) -> None:
