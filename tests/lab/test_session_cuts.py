@@ -1,8 +1,9 @@
 """The session ends between any two calls of a backup: no snapshot is made twice, nothing stays, and the data is right.
 
-The lab numbers the calls of one backup and ends the session before each in turn, which is after the one before; of
-the calls that change vCenter each is also carried out, and the session ends with its answer lost. What stands in
-vCenter is read by plain pyVmomi of another account, what was frozen is the lab's own copy.
+The lab numbers the calls of one backup, by hot-add or by NBD with the VM kept in its place, and ends the session
+before each in turn, which is after the one before; of the calls that change vCenter each is also carried out, and the
+session ends with its answer lost. What stands in vCenter is read by plain pyVmomi of another account, what was frozen
+is the lab's own copy.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from pyVim.connect import Disconnect, SmartConnect
 from pyVmomi import vim
 
 from connectors.vsphere.hypervisor import VCenter
-from connectors.vsphere.transport_settings import TransportSettings
 from engine.attempts import Attempt, Means
-from engine.backup import back_up
+from engine.inplace import back_up_in_place
 from engine.jobs import Done, Job, JobId, JobKind, RunId
 from engine.threads import Threads
 from policies.facts import Address, Consistency, VmId
+from policies.policy import OnMigrate
 from storage.repository import Repository, create, open_repository
 from tests.lab.connect import connected
+from tests.lab.reaching import transport_settings
 from tests.lab.vcenter import MIB, Lab
 
 GRAIN = 64 << 10
-CHANGES = ("CreateSnapshotEx_Task", "ReconfigVM_Task", "RemoveSnapshot_Task")
+CHANGES = ("CreateSnapshotEx_Task", "ReconfigVM_Task", "RemoveSnapshot_Task", "DisableMethods", "EnableMethods")
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Backups:
     vcenter: VCenter
     repository: Repository
     means: Means
+    on_migrate: OnMigrate = OnMigrate.FINISH
     runs: int = 0
 
     async def next(self) -> Done:
@@ -58,7 +61,8 @@ class Backups:
             rule="rpo", reason="it was time", created_at=now, not_before=now, consistency=Consistency.CRASH,
             fallback=Consistency.CRASH,
         )  # fmt: skip
-        return await back_up(Attempt(job, replace(vm, id=VmId("id-web")), RunId(f"run{self.runs}")), self.means)
+        attempt = Attempt(job, replace(vm, id=VmId("id-web")), RunId(f"run{self.runs}"), on_migrate=self.on_migrate)
+        return await back_up_in_place(attempt, self.means)
 
     def content(self, done: Done) -> bytes:
         source = self.repository.read_disk(done.point, done.disks[0].label)
@@ -74,6 +78,7 @@ class Left:
     snapshots: int
     proxy_disks: int
     marks: tuple[str, ...]
+    switched_off: tuple[str, ...]
 
 
 class Witness:
@@ -92,7 +97,8 @@ class Witness:
         assert config is not None
         disks = [device for device in config.hardware.device if isinstance(device, vim.vm.device.VirtualDisk)]
         marks = tuple(option.key for option in config.extraConfig if "backstay" in option.key and option.value)
-        return Left(len(tree.rootSnapshotList) if tree is not None else 0, len(disks), marks)
+        snapshots = len(tree.rootSnapshotList) if tree is not None else 0
+        return Left(snapshots, len(disks), marks, tuple(self._vm.disabledMethod))
 
     def close(self) -> None:
         Disconnect(self._service)
@@ -110,7 +116,7 @@ def witnessing(lab: Lab) -> Iterator[Witness]:
 @asynccontextmanager
 async def backups_of(lab: Lab, root: Path) -> AsyncIterator[Backups]:
     create(root / "repo", now=datetime.now(UTC))
-    transports = TransportSettings(order=("hotadd",), proxy="app-02", device_folder=lab.device_folder)
+    transports = transport_settings(lab, root, order=("hotadd", "nbd"), proxy="app-02", libdir=str(lab.root))
     threads = Threads()
     try:
         with open_repository(root / "repo", now=lambda: datetime.now(UTC)) as repository:
@@ -121,15 +127,24 @@ async def backups_of(lab: Lab, root: Path) -> AsyncIterator[Backups]:
         threads.close()
 
 
+def places(calls: Sequence[str]) -> dict[tuple[str, str], int]:
+    """The numbers of the calls, by the last change of anything and the call, without readings that were repeated."""
+    found: dict[tuple[str, str], int] = {}
+    change = "the beginning"
+    for number, call in enumerate(calls, 1):
+        found.setdefault((change, call), number)
+        change = f"{call} (call {number})" if call.startswith(CHANGES) else change
+    return found
+
+
+def where(place: tuple[str, str]) -> tuple[str, str]:
+    """A key of `places` without the numbers, which differ between two backups."""
+    return place[0].partition(" (")[0], place[1]
+
+
 def told_apart(calls: Sequence[str]) -> list[int]:
     """The numbers of the calls, without readings that were made already since the last change of anything."""
-    numbers: list[int] = []
-    since: set[str] = set()
-    for number, call in enumerate(calls, 1):
-        if call not in since:
-            numbers.append(number)
-        since = set() if call.startswith(CHANGES) else since | {call}
-    return numbers
+    return sorted(places(calls).values())
 
 
 @pytest.fixture
@@ -140,32 +155,76 @@ def memory(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-async def test_a_session_that_ends_at_any_call_of_a_backup_costs_nothing(
-    fresh_lab: Callable[..., Lab], memory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A login is spaced from the one before by a second, which over all the calls would add up.
+async def cut_everywhere(
+    backups: Backups, witness: Witness, numbers: Callable[[Sequence[str]], list[int]]
+) -> list[str]:
+    """Back up once with the calls recorded, then once more for each of these calls, at which the session ends.
+
+    The calls that were recorded.
+    """
+    lab, before = backups.lab, witness.look()
+    lab.record_calls(lab.user)
+    await backups.next()
+    calls = lab.recorded_calls()
+    assert len(numbers(calls)) >= 5, calls
+    cuts = [(number, False) for number in numbers(calls)]
+    cuts += [(number, True) for number in numbers(calls) if calls[number - 1].startswith(CHANGES)]
+    for number, lose in cuts:
+        at = f"{calls[number - 1]} (call {number}{', its answer lost' if lose else ''})"
+        known, logins = len(lab.frozen("web-01")), backups.vcenter.session.logins
+        lab.record_calls(lab.user, end_at=number, lose=lose)
+        done = await backups.next()
+        assert backups.vcenter.session.logins == logins + 1, at
+        assert done.warnings == (), at
+        assert done.disks[0].changes == "incremental", at
+        assert done.disks[0].transport == backups.means.transports[0], at
+        assert witness.look() == before, at
+        frozen = lab.frozen("web-01")
+        assert len(frozen) == known + 1, f"{len(frozen) - known} snapshots were made: {at}"
+        assert backups.content(done) == frozen[-1].disks[0].image.read_bytes(), at
+    return calls
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login is spaced from the one before by a second, which over all the calls would add up."""
     monkeypatch.setattr("connectors.vsphere.session.LOGIN_SPACING_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_session_that_ends_at_any_call_of_a_backup_costs_nothing(
+    fresh_lab: Callable[..., Lab], memory: Path
+) -> None:
     lab = fresh_lab(vms=2, disks_per_vm=1, disk_bytes=MIB, content=False, tracking=True)
     with witnessing(lab) as witness:
         async with backups_of(lab, memory) as backups:
-            before = witness.look()
+            await backups.next()
+            calls = await cut_everywhere(backups, witness, told_apart)
+            for kind in ("CreateSnapshotEx_Task", "QueryChangedDiskAreas", "ReconfigVM_Task", "RemoveSnapshot_Task"):
+                assert any(call.startswith(kind) for call in calls), calls
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_session_that_ends_while_a_vm_is_kept_in_its_place_and_read_by_nbd_costs_nothing(
+    fresh_lab: Callable[..., Lab], memory: Path
+) -> None:
+    # Cut is where hot-add was not: at each change, and at the first reading after each.
+    lab = fresh_lab(vms=2, disks_per_vm=1, disk_bytes=MIB, content=False, tracking=True)
+    with witnessing(lab) as witness:
+        async with backups_of(lab, memory) as backups:
             await backups.next()
             lab.record_calls(lab.user)
             await backups.next()
-            calls = lab.recorded_calls()
-            for kind in ("CreateSnapshotEx_Task", "QueryChangedDiskAreas", "ReconfigVM_Task", "RemoveSnapshot_Task"):
+            covered = {where(place) for place in places(lab.recorded_calls())}
+            backups.means = replace(backups.means, transports=("nbd",))
+            backups.on_migrate = OnMigrate.BLOCK
+
+            def numbers(calls: Sequence[str]) -> list[int]:
+                fresh = {place: n for place, n in places(calls).items() if where(place) not in covered}
+                first = {place[0]: n for place, n in reversed(fresh.items()) if not place[1].startswith(CHANGES)}
+                changes = [n for place, n in fresh.items() if place[1].startswith(CHANGES)]
+                return sorted([*first.values(), *changes])
+
+            calls = await cut_everywhere(backups, witness, numbers)
+            for kind in ("DisableMethods", "EnableMethods"):
                 assert any(call.startswith(kind) for call in calls), calls
-            cuts = [(number, False) for number in told_apart(calls)]
-            cuts += [(n, True) for n, call in enumerate(calls, 1) if call.startswith(CHANGES)]
-            for number, lose in cuts:
-                where = f"{calls[number - 1]} (call {number}{', its answer lost' if lose else ''})"
-                known, logins = len(lab.frozen("web-01")), backups.vcenter.session.logins
-                lab.record_calls(lab.user, end_at=number, lose=lose)
-                done = await backups.next()
-                assert backups.vcenter.session.logins == logins + 1, where
-                assert done.warnings == (), where
-                assert done.disks[0].changes == "incremental", where
-                assert witness.look() == before, where
-                frozen = lab.frozen("web-01")
-                assert len(frozen) == known + 1, f"{len(frozen) - known} snapshots were made: {where}"
-                assert backups.content(done) == frozen[-1].disks[0].image.read_bytes(), where

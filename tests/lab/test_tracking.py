@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyVmomi import vim
 
 from connectors.disks import Extent, Incremental, Whole
 from connectors.hypervisor import TrackedBase
-from connectors.vsphere.tracking import LATER
+from connectors.vsphere.tracking import LATER, switch_on
 from policies.facts import EventType
 from tests.lab.connect import connected
 from tests.lab.images import GRAIN
@@ -223,3 +224,16 @@ async def test_a_revert_is_read_in_full_although_the_sequence_has_caught_up(fres
 def distrusted_as(engine: Running, kind: str) -> float:
     read = engine.parts.metrics.registry.get_sample_value
     return read("backstay_tracking_distrusted_total", {"reason": kind}) or 0
+
+
+async def test_tracking_is_not_switched_on_where_a_snapshot_came_after_the_vm_was_looked_at(untracked: Lab) -> None:
+    lab = untracked
+    async with connected(lab) as vcenter:
+        [vm] = await vcenter.inventory()
+        lab.snapshot("web-01", "by hand")
+        managed = vcenter.session.managed(vim.VirtualMachine, vm.address.moref)
+        found = await switch_on(vcenter.session, managed, vm)
+        assert not found.just_now
+        assert "not switched on while a disk has a delta" in found.reason
+        [after] = await vcenter.inventory()
+        assert not after.tracking_enabled
