@@ -23,6 +23,8 @@ SUMMARY = "summary.json"
 MAX_BYTES = 64 << 20
 """Nothing larger was ever written; a greater entry is not one of ours."""
 
+_SHAPES = {"missing": dict, "attributes": dict, "tags": list, "cards": list, "disks": list}
+
 _START = b"PK\x03\x04"
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -62,4 +64,18 @@ def unpack(data: bytes) -> KeptVm:
         summary = json.loads(parts.get(SUMMARY) or b"{}")
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error) as error:
         raise Rejected(f"what the restore point keeps of the VM cannot be read: {error}") from error
-    return KeptVm(parts[CONFIGURATION], parts.get(NVRAM, b""), summary if isinstance(summary, dict) else {})
+    return KeptVm(parts[CONFIGURATION], parts.get(NVRAM, b""), _shaped(summary) if isinstance(summary, dict) else {})
+
+
+def _shaped(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary without what has another shape than ours: a restore acts on it."""
+    found: dict[str, Any] = {
+        name: value for name, value in summary.items() if isinstance(value, _SHAPES.get(name, object))
+    }
+    for name in ("missing", "attributes"):
+        if name in found:
+            found[name] = {key: str(value) for key, value in found[name].items()}
+    for name in ("cards", "disks"):
+        if name in found:
+            found[name] = [one for one in found[name] if isinstance(one, dict)]
+    return found

@@ -19,6 +19,9 @@ T = TypeVar("T")
 MAX_BYTES = 16 << 20
 """NVRAM has 8 KiB to about 1 MiB; what is much larger is something else."""
 
+_READ = (httpx.codes.OK,)
+_WRITTEN = (httpx.codes.OK, httpx.codes.CREATED, httpx.codes.NO_CONTENT)
+
 _PATH = re.compile(r"\[([^\]]+)\] (.+)")
 
 
@@ -43,7 +46,7 @@ async def read_file(session: Session, file: FolderFile) -> bytes:
 
     async def ask(client: httpx.AsyncClient) -> bytes:
         async with client.stream("GET", file.url) as answer:
-            _check(answer, file)
+            _check(answer, file, _READ)
             held = bytearray()
             async for piece in answer.aiter_bytes():
                 held += piece
@@ -61,7 +64,7 @@ async def write_file(session: Session, file: FolderFile, data: bytes) -> None:
     """Put a small file in the place of the one that is there, if one is."""
 
     async def ask(client: httpx.AsyncClient) -> None:
-        _check(await client.put(file.url, content=data), file)
+        _check(await client.put(file.url, content=data), file, _WRITTEN)
 
     await _answered(session, file, ask)
 
@@ -107,7 +110,7 @@ class _LoggedOut(Exception):
     """The cookie is not valid any more."""
 
 
-def _check(answer: httpx.Response, file: FolderFile) -> None:
+def _check(answer: httpx.Response, file: FolderFile, well: tuple[int, ...]) -> None:
     status = answer.status_code
     if status == httpx.codes.UNAUTHORIZED:
         raise _LoggedOut
@@ -117,6 +120,5 @@ def _check(answer: httpx.Response, file: FolderFile) -> None:
         )
     if status == httpx.codes.NOT_FOUND:
         raise Gone("it is not there", where=file.name)
-    if status not in (httpx.codes.OK, httpx.codes.CREATED, httpx.codes.NO_CONTENT):
-        # Above all no redirect: what it says is not the file, and nothing was written.
+    if status not in well:  # a redirect among them: what it says is not the file, and nothing was written
         raise ConnectorError(f"vCenter answered {status} for it", where=file.name)

@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyVmomi import vim
 
+from connectors.errors import Rejected
+from connectors.hypervisor import RestoreTarget
+from connectors.vsphere.overwriting import _make_safety, safety_prefix
 from connectors.vsphere.restore_marks import KEY
-from engine.restore_journal import unfinished
+from engine.overwrite import IN_PLACE
+from engine.restore_journal import Journal, Restoring, unfinished
 from policies.facts import Address
+from tests.lab.reaching import snapshotted
 from tests.lab.restoring import kept_point
 from tests.lab.restoring_run import STRIDE_BYTES, connect, restore
 from tests.lab.test_provision import told
@@ -157,3 +163,54 @@ async def test_what_happened_meanwhile_makes_a_resumed_restore_compare_everythin
     assert [disk.compared for disk in done.disks] == [why]
     image = lab.frozen("web-01")[-1].disks[0].image
     assert filecmp.cmp(image, lab.vm("back-again").disks[0].flat, shallow=False)
+
+
+async def test_a_half_restored_vm_that_was_switched_on_is_left_alone(fresh_lab: FreshLab, tmp_path: Path) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False)
+    vcenter = await connect(facts_for(lab, tmp_path))
+    try:
+        async with snapshotted(vcenter, lab, "web-01") as snapshot:
+            configuration = snapshot.configuration
+        target = RestoreTarget("back-again", point="p1", run="r1")
+        await vcenter.create_vm(configuration, target)
+        await asyncio.to_thread(lab.power_on, "back-again")
+        before = lab.calls()
+        with pytest.raises(Rejected, match="is half restored and is not powered off"):
+            await vcenter.create_vm(configuration, target)
+        await asyncio.to_thread(lab.power_off, "back-again")
+        await asyncio.to_thread(lab.snapshot, "back-again")
+        with pytest.raises(Rejected, match="is half restored and has snapshots"):
+            await vcenter.create_vm(configuration, target)
+        assert lab.calls().get("ReconfigVM_Task") == before.get("ReconfigVM_Task")
+    finally:
+        await vcenter.aclose()
+
+
+async def test_the_snapshot_for_safety_of_a_dead_run_is_used_and_one_that_was_kept_is_not(
+    fresh_lab: FreshLab, tmp_path: Path
+) -> None:
+    lab, facts = await ready(fresh_lab, tmp_path)
+    await asyncio.to_thread(lab.write_as_guest, "web-01", 0, MIB, b"written since")
+    await asyncio.to_thread(lab.power_off, "web-01")
+    over = facts | {"over": lab.vm("web-01").moref}
+    vcenter = await connect(facts)
+    point, web = facts["point"], Address(vcenter.vcenter, over["over"])
+    try:
+        # The run dies after it made its snapshot and before it marks the VM.
+        Journal(Path(facts["state_dir"]), Restoring(IN_PLACE, point, web.vcenter, web.moref, "web-01")).intend("r0")
+        managed = vcenter.session.managed(vim.VirtualMachine, web.moref)
+        await _make_safety(vcenter.session, managed, f"{safety_prefix('engine-1')}r0", point, "r0")
+        assert not await vcenter.half_restored(web)
+        done = await restore(over)
+        assert done.vm.safety.endswith("-r0")
+        assert lab.vm("web-01").snapshots == ()
+        assert filecmp.cmp(lab.frozen("web-01")[0].disks[0].image, lab.vm("web-01").disks[0].flat, shallow=False)
+        assert unfinished(Path(facts["state_dir"])) == []
+        # One that a finished restore has left holds what somebody wants back.
+        await _make_safety(vcenter.session, managed, f"{safety_prefix('engine-1')}r1", point, "r1")
+        with pytest.raises(Rejected, match="it has snapshots, above which nothing may be written"):
+            await restore({**over, "run": "r2"})
+        assert len(lab.vm("web-01").snapshots) == 1
+        assert unfinished(Path(facts["state_dir"])) == []
+    finally:
+        await vcenter.aclose()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from connectors.hypervisor import CreatedVm
-from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace
+from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace, RestoreToVm
 from engine.failures import Exit
 from engine.overwrite import BESIDE
 from engine.restore_journal import Journal, Restoring
-from policies.facts import PowerState, Vm
+from policies.facts import Address, PowerState, Vm
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
 from tests.pipeline.running import Running, configure, running
 from tests.pipeline.test_engine_restores import ON_REQUEST
@@ -204,9 +205,23 @@ async def test_a_backup_that_is_about_to_begin_gives_way_to_a_restore_that_began
         waiting = await engine.control.submit(BackUpVm("web"), "test")
         await engine.until(lambda: began)
         state.distrust_of = distrust_of  # type: ignore[method-assign]
-        await engine.until(lambda: not any(i.vm == web.address for i in crew.active.values()))
+        await engine.until(lambda: not any(a.vm.address == web.address for a in crew.active.values()))
         await asyncio.sleep(0)
         await engine.until(lambda: state.intents() == [])
         assert "snapshot web" not in vcenter.log
         began[0].__exit__(None, None, None)
         await engine.control.cancel(waiting, "test")
+
+
+async def test_the_identity_of_a_vm_that_lives_in_another_vcenter_is_not_given_away_twice(tmp_path: Path) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    web = vcenter.add("web")
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: engine.parts.world.named("web"))
+        first = await backed_up(engine)
+        [known] = engine.parts.world.named("web")
+        engine.parts.world.vms[known] = replace(web, id=known, address=Address("vc-2", "vm-9"))
+        report = await carried_out(engine, RestoreToVm(first, "web", identity="keep"))
+        assert report["exit"] == int(Exit.REFUSED)
+        assert "the identity of the original is in use: web is still in vc-2" in str(report["sentence"])
+        assert len(vcenter.guests) == 1
