@@ -10,16 +10,16 @@ from datetime import datetime, timedelta
 
 from policies.conditions import Answer, Condition
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
+from policies.due import back_up, initial, scheduled
 from policies.facts import Event, EventType, Facts, Vm, VmHistory, VmId
 from policies.policy import OnMigrate, Policy, Trigger
 from policies.policyset import PolicySet
-from policies.protection import Protection, due_of, last_good, protection, refusal_of
-from policies.schedule import Due, blackout_words, latest_start, opening
-from policies.sealing import maker
+from policies.protection import Protection, last_good, protection, refusal_of
+from policies.schedule import blackout_words, latest_start, opening
 from policies.sentences import asked, happened, name_of
 from policies.spreading import delay
 from policies.terms import glob_matches
-from policies.units import clock, span, stamp
+from policies.units import clock, span
 
 _FIRST_SIGHT = {EventType.CREATED, EventType.CLONED, EventType.REGISTERED}
 _SWEEPS = {EventType.CLOCK, EventType.RECONCILED}
@@ -28,8 +28,6 @@ _UNCONDITIONAL = Answer(True)
 
 CALLED_BACK_AT_MOST = 3
 """So often in a row a run gives way to moves of its VM; the next one goes on, or a VM that always moves had none."""
-_TYPES = {one: one.value for one in EventType}
-_make_backup = maker(BackUp)
 
 GIVES_WAY = timedelta(seconds=30)
 """How long a run waits that gave way to a move: the next may follow at once."""
@@ -115,7 +113,7 @@ def _requested(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> Decis
     winner = effective.winner
     if why := refusal_of(effective, vm):
         return Skip(vm.id, winner.name if winner else "", "request", f"{asked(event)}, but {why}", event.key)
-    return _back_up(
+    return back_up(
         effective,
         winner,
         vm,
@@ -167,7 +165,7 @@ def _triggered(policies: PolicySet, vm: Vm, event: Event, facts: Facts) -> tuple
         chosen = decision if isinstance(decision, BackUp) else chosen
         said.append(decision)
     if event.type in _FIRST_SIGHT and chosen is None and not refusal:
-        said.append(_initial(effective, winner, vm, event, facts))
+        said.append(initial(effective, winner, vm, event, facts))
     return tuple(said)
 
 
@@ -219,7 +217,7 @@ def _fire(
             return DistrustTracking(vm.id, reason + doubt, event.key, policy.name, trigger.rule)
     start, waits = _start(effective, policy, trigger, vm, event, facts)
     when = f"at {clock(start, zone, now)}" if start > now else "now"
-    return _back_up(
+    return back_up(
         effective,
         policy,
         vm,
@@ -277,125 +275,3 @@ def _goal(effective: Protection, vm: VmId, facts: Facts, start: datetime) -> dat
         return None
     good = last_good(vm, facts, effective.fallback)
     return max(start, good + min(goals)) if good is not None else start
-
-
-def _initial(effective: Protection, winner: Policy, vm: Vm, event: Event, facts: Facts) -> Decision:
-    """Initial protection: a VM that was never backed up, under a policy with a goal, is due at once."""
-    if last_good(vm.id, facts, effective.fallback) is not None:
-        reason = f"{happened(event, vm)}; it has a good restore point and is due by its schedule"
-        return Skip(vm.id, winner.name, "rpo", reason, event.key)
-    pending = _under_way(facts.history.get(vm.id, _NOTHING_KNOWN))
-    if pending:
-        return Skip(vm.id, winner.name, "rpo", f"{happened(event, vm)}; {pending}", event.key)
-    found = due_of(effective, vm.id, facts)
-    if found is None:
-        reason = f"{happened(event, vm)}; {_unscheduled(effective, winner)}: it waits for its triggers"
-        return Skip(vm.id, winner.name, "rpo", reason, event.key)
-    policy, due = found
-    if due.rule == "schedule" and due.at > facts.now:
-        reason = f"{happened(event, vm)}; policy {policy.name} backs it up at {_at(due, policy, facts.now)}"
-        return Skip(vm.id, policy.name, due.rule, reason, event.key)
-    return _run_due(effective, policy, due, vm, event, facts, f"{happened(event, vm)}; ")
-
-
-def scheduled(effective: Protection, vm: Vm, event: Event, facts: Facts, *, words: bool = True) -> BackUp | Skip:
-    """What the clock, or a reconciliation, says about one VM; without `words` a backup does not say why."""
-    winner = effective.winner
-    if winner is None:
-        return Skip(vm.id, "", "", f"no policy selects {vm.name}: it is not protected", event.key)
-    if why := refusal_of(effective, vm):
-        return Skip(vm.id, winner.name, "", f"{vm.name} cannot be backed up: {why}", event.key)
-    found = due_of(effective, vm.id, facts, words=words)
-    if found is None:
-        reason = f"{_unscheduled(effective, winner)}: {vm.name} waits for its triggers"
-        return Skip(vm.id, winner.name, "", reason, event.key)
-    policy, due = found
-    pending = _under_way(facts.history.get(vm.id, _NOTHING_KNOWN))
-    if pending:
-        return Skip(vm.id, policy.name, due.rule, f"{vm.name}: {pending}", event.key)
-    if due.at > facts.now:
-        reason = f"{vm.name} is due at {_at(due, policy, facts.now)}: {due.why}"
-        return Skip(vm.id, policy.name, due.rule, reason, event.key)
-    return _run_due(effective, policy, due, vm, event, facts, f"{vm.name}: " if words else None)
-
-
-def _unscheduled(effective: Protection, winner: Policy) -> str:
-    if effective.scheduling:
-        return f"the times of policy {effective.scheduling[0].name} are over"
-    return f"policy {winner.name} has no rpo and no schedule"
-
-
-def _under_way(history: VmHistory) -> str:
-    if history.running:
-        return "a backup is running"
-    return "a backup is waiting in the queue" if history.pending else ""
-
-
-def _at(due: Due, policy: Policy, now: datetime) -> str:
-    return clock(due.at, policy.timing.zone, now)
-
-
-def _run_due(
-    effective: Protection, policy: Policy, due: Due, vm: Vm, event: Event, facts: Facts, opening_words: str | None
-) -> BackUp:
-    """`opening_words` begin the sentence; None makes none."""
-    reason = ""
-    if opening_words is not None:
-        when = ""
-        if due.at > facts.now:
-            held = blackout_words(policy.timing, facts.now, facts.now)
-            when = f", at {_at(due, policy, facts.now)}{'' if held else ' when its window opens'}"
-        reason = f"{opening_words}{due.why}; policy {policy.name} backs it up{when}"
-    return _back_up(
-        effective,
-        policy,
-        vm,
-        due.rule,
-        key=f"{policy.name}:{due.rule}:{vm.id}:{stamp(due.slot)}Z{_after_loss(effective, vm, facts)}",
-        reason=reason,
-        not_before=max(facts.now, due.at),
-        deadline=due.deadline,
-        event=event,
-    )
-
-
-def _after_loss(effective: Protection, vm: Vm, facts: Facts) -> str:
-    """What tells the run that a slot needs once more: the restore point of its last run is gone, or not good."""
-    known = facts.history.get(vm.id, _NOTHING_KNOWN)
-    success, remembered = known.last_success, known.last_good
-    if success is None or (remembered is not None and success <= remembered <= facts.now):
-        return ""
-    good = last_good(vm.id, facts, effective.fallback)
-    return f":{stamp(success)}Z" if good is None or good < success else ""
-
-
-def _back_up(
-    effective: Protection,
-    policy: Policy | None,
-    vm: Vm,
-    rule: str,
-    *,
-    key: str,
-    reason: str,
-    not_before: datetime,
-    deadline: datetime | None,
-    event: Event,
-) -> BackUp:
-    return _make_backup(
-        key,
-        vm.id,
-        policy.name if policy else "",
-        rule,
-        reason,
-        not_before,
-        deadline,
-        effective.priority,
-        effective.want,
-        effective.fallback,
-        effective.transports,
-        policy.hash if policy else "",
-        event.key,
-        _TYPES[event.type],
-        event.at,
-        policy.source.commit if policy else "",
-    )

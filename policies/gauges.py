@@ -215,3 +215,8 @@ class Gauges:
     def finish(self) -> None:
         """What still waits at the end."""
         self.trace.overflows.extend(self._closed.values())
+
+
+def better(point: RestorePoint, level: int) -> bool:
+    """Whether a restore point is whole and of a higher consistency than the level of this number."""
+    return point.complete and not point.damaged and QUALITY[point.consistency] > level

@@ -16,10 +16,11 @@ from heapq import heappop, heappush
 from policies.aftermath import CHANGING, changed_by
 from policies.assumptions import Assumptions
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
-from policies.evaluation import GIVES_WAY, evaluate, scheduled, unsafe
+from policies.due import scheduled
+from policies.evaluation import GIVES_WAY, evaluate, unsafe
 from policies.express import ExpressLine
 from policies.facts import Event, EventType, Facts, PointId, RestorePoint, Vm, VmHistory, VmId
-from policies.gauges import DAY, QUALITY, Gauges, Made, Trace
+from policies.gauges import DAY, QUALITY, Gauges, Made, Trace, better
 from policies.needed import dropped, held_until
 from policies.policyset import PolicySet
 from policies.protection import Protection, destinations, due_of, protection
@@ -362,7 +363,7 @@ class Simulation:
         quality = decision.consistency
         level = QUALITY[quality]
         known = self.newest.pop(vm_id, ())
-        rest = [one for one in known if one.taken_at > began or _better(one, level)] if known else []
+        rest = [one for one in known if one.taken_at > began or better(one, level)] if known else []
         if level >= self._strictest:  # good for every policy: remembered as the engine remembers, which is found faster
             self.history[vm_id] = _make_history(last_success=began, last_good=began, last_attempt=began)
         else:
@@ -383,7 +384,7 @@ class Simulation:
         good, points = self.history[vm_id].last_good, self.newest.get(vm_id)
         if not points:
             return good
-        usable = [p.taken_at for p in points if _better(p, -1) and p.taken_at <= self.now]
+        usable = [p.taken_at for p in points if better(p, -1) and p.taken_at <= self.now]
         return max(usable if good is None else [good, *usable], default=None)
 
     def _finished(self) -> Trace:
@@ -393,7 +394,3 @@ class Simulation:
         self.trace.vms.update(self.vms)
         self._gauges.finish()
         return self.trace
-
-
-def _better(point: RestorePoint, level: int) -> bool:
-    return point.complete and not point.damaged and QUALITY[point.consistency] > level
