@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.commands import BackUpVm, RestoreInPlace, RestoreToVm
-from engine.failures import Exit, RemoteFailure
+from engine.commands import BackUpVm, RestoreToVm
+from engine.failures import RemoteFailure
 from tests.acceptance.engine_process import ON_REQUEST, EngineProcess, engine_for, frozen_at
 from tests.lab.vcenter import MIB, Lab, Machine
 
@@ -71,17 +71,3 @@ def test_a_killed_engine_s_lease_ends_by_itself_and_the_next_run_is_right(
         point = engine.back_up("alone")
         engine.assert_same_as_frozen(point["id"], frozen_at(lab, point), tmp_path)
         assert (lab.leases()["held"], lab.vm("alone").snapshots) == ([], ())
-
-
-def test_where_nothing_writes_disks_a_restore_into_vcenter_is_declined_before_anything_is_done(
-    fresh_lab: Callable[..., Lab], tmp_path: Path
-) -> None:
-    lab = fresh_lab(vms=0, extra=(ALONE,))
-    with engine_for(lab, tmp_path / "engine", ON_REQUEST, order=("export", "https")) as engine:
-        engine.start()
-        point = engine.back_up("alone")["id"]
-        for asked in (RestoreToVm(point, "copy"), RestoreInPlace(point, yes=True, power_off=True)):
-            with pytest.raises(RemoteFailure, match="by export and https disks are only read") as declined:
-                engine.finished(asked)
-            assert declined.value.verdict.exit_code == Exit.REFUSED
-        assert [(vm.name, vm.power) for vm in lab.vms()] == [("alone", "poweredOn")]

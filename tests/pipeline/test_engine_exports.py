@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from engine.commands import BackUpVm, RestoreInPlace, RestoreToVm
+from engine.failures import Exit
 from engine.jobs import Done
-from policies.facts import Vm
+from policies.facts import PowerState, Vm
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory, broken_after
+from tests.pipeline.running import EVERYTHING, configure, running
 from tests.pipeline.test_engine_backup import Bench, bench, threads
 
 __all__ = ["bench", "threads"]
@@ -64,3 +67,19 @@ async def test_an_export_after_a_way_that_broke_writes_over_what_that_one_had_be
     done = await bench.back_up(vm, transports=("nbd", "export"))
     assert [told.partition(":")[0] for told in done.disks[0].fallbacks] == ["nbd", "nbd"]
     assert_all_of_it_came(bench, vm, done)
+
+
+async def test_where_nothing_writes_disks_a_restore_into_vcenter_is_declined_before_anything_is_done(
+    tmp_path: Path,
+) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    web = vcenter.add("web")
+    config = configure(tmp_path, EVERYTHING, more='[transport]\norder = ["export", "https"]')
+    async with running(tmp_path, vcenter, config) as engine:
+        await engine.until(lambda: engine.parts.world.named("web"))
+        point = str((await engine.finished(await engine.control.submit(BackUpVm("web"), "test")))["id"])
+        for asked in (RestoreToVm(point, "copy"), RestoreInPlace(point, yes=True, power_off=True)):
+            declined = await engine.finished(await engine.control.submit(asked, "test"))
+            assert declined["exit"] == int(Exit.REFUSED)
+            assert "by export and https disks are only read" in str(declined)
+    assert (vcenter.created, vcenter.guests[web.address].vm.power) == ([], PowerState.ON)
