@@ -25,6 +25,7 @@ from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from connectors.errors import ConnectorError, Unreachable
 from connectors.messages import MAX_MESSAGE_BYTES, Subjects, key_of
+from connectors.vcenter_messages import structured
 from connectors.nats_client import Foreign, GuardedClient, connect, ours, shut
 from connectors.nats_login import BusSettings, read_login
 from metrics.labels import Durability
@@ -72,11 +73,11 @@ class NatsMessage:
         self._bus = bus
         self._raw = raw
         self.subject: str = raw.subject
-        self.data: bytes = raw.data
+        self.data: bytes = structured(headers, raw.data, most=MAX_MESSAGE_BYTES)
         self.deliveries: int = position.num_delivered
         self.received_at: datetime = position.timestamp.astimezone(UTC)
         place = f"{position.stream}/{position.sequence.stream}/{self.received_at.isoformat()}"
-        self.key: str = key_of(headers.get(api.Header.MSG_ID.value), raw.data, position=place)
+        self.key: str = key_of(headers.get(api.Header.MSG_ID.value), self.data, position=place)
 
     async def working(self) -> None:
         """Ask for ack_wait once more."""

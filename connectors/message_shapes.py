@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from policies.facts import Address
 
@@ -126,10 +136,48 @@ class VimHost(_Vim):
     name: OptionalLine = Field("", validation_alias=AliasChoices("Name", "name"))
 
 
-class VimEvent(_Vim):
-    """As much of a vim.event.VmEvent as a policy can ask about; Go's and JSON's spelling of the names."""
+class VimArgument(_Vim):
+    """One argument of an EventEx."""
 
-    vm: VimVm = Field(validation_alias=AliasChoices("Vm", "vm"))
+    key: OptionalLine = Field("", validation_alias=AliasChoices("Key", "key"))
+    value: Any = Field(None, validation_alias=AliasChoices("Value", "value"))
+
+
+class VimEvent(_Vim):
+    """As much of a vim.event.Event as a policy can ask about; Go's and JSON's spelling of the names.
+
+    `vm` is lacking in an EventEx about a tag, which names its object in an argument.
+    """
+
+    key: int = Field(0, validation_alias=AliasChoices("Key", "key"))
+    created: AwareDatetime | None = Field(
+        None, strict=False, validation_alias=AliasChoices("CreatedTime", "createdTime")
+    )
+    vm: VimVm | None = Field(None, validation_alias=AliasChoices("Vm", "vm"))
     host: VimHost | None = Field(None, validation_alias=AliasChoices("Host", "host"))
     source_host: VimHost | None = Field(None, validation_alias=AliasChoices("SourceHost", "sourceHost"))
     user: OptionalLine = Field("", validation_alias=AliasChoices("UserName", "userName"))
+    arguments: list[VimArgument] | None = Field(
+        None, max_length=100, validation_alias=AliasChoices("Arguments", "arguments")
+    )
+
+    @field_validator("created")
+    @classmethod
+    def _is_of_our_days(cls, value: datetime | None) -> datetime | None:
+        if value is not None and not 2000 <= value.year < 2200:
+            raise ValueError("is not of our days")
+        return value
+
+    @field_validator("key")
+    @classmethod
+    def _is_a_key(cls, value: int) -> int:
+        """Keys that overflowed are negative, and mean nothing to anybody."""
+        if abs(value) > 1 << 63:
+            raise ValueError("is no key")
+        return max(0, value)
+
+    def argument(self, key: str) -> str:
+        """The text of an argument; empty when there is none that a person could read."""
+        found = next((one.value for one in self.arguments or () if one.key == key), "")
+        text = found.strip() if isinstance(found, str) and len(found) <= 512 else ""
+        return text if text.isprintable() else ""

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -28,6 +27,7 @@ from pydantic import (
 
 from connectors.errors import BadMessage
 from connectors.message_shapes import CommandData, Envelope, EventData, Identity, VimEvent
+from connectors.vcenter_messages import TAG_EVENTS, VIM_EVENTS, class_of, told, vcenter_of
 from policies.facts import Event, EventType
 
 MAX_MESSAGE_BYTES = 256 * 1024
@@ -42,22 +42,7 @@ BACKUP_COMMAND = "io.backstay.command.backup.v1"
 HOLD_COMMAND = "io.backstay.command.hold.v1"
 RUN_MESSAGE = "io.backstay.run.v1"
 
-VIM_EVENTS: Mapping[str, tuple[EventType, str]] = {
-    "VmPoweredOnEvent": (EventType.POWERED_ON, ""),
-    "DrsVmPoweredOnEvent": (EventType.POWERED_ON, "drs"),
-    "VmPoweredOffEvent": (EventType.POWERED_OFF, ""),
-    "VmSuspendedEvent": (EventType.SUSPENDED, ""),
-    "VmMigratedEvent": (EventType.MIGRATED, "manual"),
-    "DrsVmMigratedEvent": (EventType.MIGRATED, "drs"),
-    "VmRelocatedEvent": (EventType.RELOCATED, ""),
-    "VmCreatedEvent": (EventType.CREATED, ""),
-    "VmClonedEvent": (EventType.CLONED, ""),
-    "VmDeployedEvent": (EventType.CLONED, ""),
-    "VmRemovedEvent": (EventType.REMOVED, ""),
-    "VmReconfiguredEvent": (EventType.RECONFIGURED, ""),
-    "VmRenamedEvent": (EventType.RENAMED, ""),
-    "VmRegisteredEvent": (EventType.REGISTERED, ""),
-}
+_SHOWN = "docs/messages.md shows every message"
 
 Shape = TypeVar("Shape", bound=BaseModel)
 Kind = Literal["not_ours", "malformed", "too_large", "not_allowed", "given_up"]
@@ -121,10 +106,14 @@ class Subjects:
         return f"{self.prefix}dlq.{subject.removeprefix(self.prefix)}"
 
 
-def parse(subject: str, data: bytes, *, key: str, received_at: datetime) -> Event | Unrelated:
+def parse(
+    subject: str, data: bytes, *, key: str, received_at: datetime, vcenters: Mapping[str, str] | None = None
+) -> Event | Unrelated:
     """What the message says, as an event with this key and without a VmId. Raises BadMessage for anything else.
 
     A time after `received_at`, which must be aware, is taken as `received_at`: a message cannot come from the future.
+    `vcenters` are the instance UUIDs of those that are followed by their hosts, empty for one that is not reached yet:
+    an event from there is Busy, one of another vCenter is refused, and any other has the key of vCenter's own in its.
     """
     area = _area(subject)
     envelope = _envelope(data, subject)
@@ -133,7 +122,7 @@ def parse(subject: str, data: bytes, *, key: str, received_at: datetime) -> Even
         case ("event", name) if name == EVENT_MESSAGE:
             return _announced(_told(EventData, envelope, subject), key, at)
         case ("event", name) if name.startswith("com.vmware."):
-            return _from_vcenter(envelope, key, at, subject)
+            return _from_vcenter(envelope, key, at, subject, vcenters)
         case ("cmd.backup", name) if name == BACKUP_COMMAND:
             return _asked(EventType.BACKUP_REQUESTED, _told(CommandData, envelope, subject), envelope, key, at)
         case ("cmd.hold", name) if name == HOLD_COMMAND:
@@ -248,33 +237,26 @@ def _asked(type: EventType, data: CommandData, envelope: Envelope, key: str, at:
     )
 
 
-def _from_vcenter(envelope: Envelope, key: str, at: datetime, subject: str) -> Event | Unrelated:
-    name = envelope.subject
-    if match := re.fullmatch(r"com\.vmware\.vsphere\.(\w+)\.v0", envelope.type):
-        name = match[1]
-    if name not in VIM_EVENTS:
+def _from_vcenter(
+    envelope: Envelope, key: str, at: datetime, subject: str, vcenters: Mapping[str, str] | None
+) -> Event | Unrelated:
+    name = class_of(envelope.type, envelope.subject)
+    if name not in VIM_EVENTS and name not in TAG_EVENTS:
         return Unrelated(f"vCenter event {_short(name) or 'without a name'} is none that a policy can ask about")
-    type, cause = VIM_EVENTS[name]
     data = _told(VimEvent, envelope, subject)
-    return Event(
-        key=key,
-        type=type,
-        at=at,
-        source="nats",
-        vm_name=data.vm.name,
-        cause=cause,
-        from_host=data.source_host.name if data.source_host else "",
-        to_host=data.host.name if data.host and data.source_host else "",
-        user=data.user,
-        detail={"moref": data.vm.vm.value if data.vm.vm else "", "vcenter": _host(envelope.source), "vim_event": name},
-    )
-
-
-def _host(source: str) -> str:
-    try:
-        return urlsplit(source).hostname or ""
-    except ValueError:
-        return ""
+    vcenter = vcenter_of(envelope.source, vcenters)
+    if vcenter is None:
+        raise RefusedMessage(
+            "not_ours",
+            f"{_short(envelope.source)} is no vCenter that this engine follows",
+            where=subject,
+            hint="if it is, add the host in this address to known_as of its [vcenter.NAME]",
+        )
+    if name in VIM_EVENTS and data.vm is None:
+        raise RefusedMessage("malformed", "data.Vm: Field required", where=subject, hint=_SHOWN)
+    if name in TAG_EVENTS and not data.argument("Object"):
+        raise RefusedMessage("malformed", "data.Arguments: names no object", where=subject, hint=_SHOWN)
+    return told(data, name, vcenter=vcenter, source=envelope.source, key=key, at=at)
 
 
 def _malformed(error: ValidationError, subject: str, inside: str) -> RefusedMessage:
@@ -285,7 +267,7 @@ def _malformed(error: ValidationError, subject: str, inside: str) -> RefusedMess
         "malformed",
         f"{_short(place) or 'the message'}: {_short(first['msg'])}{others}",
         where=subject,
-        hint="docs/messages.md shows every message",
+        hint=_SHOWN,
     )
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from connectors.errors import Busy, ConnectorError, Gone, Unreachable
 from connectors.hypervisor import Cursor, EventBatch, InventoryUpdate
+from connectors.vcenter_messages import echoed
+from engine import echoes
 from engine.drafting import Draft
 from engine.inbox import Alone, Happened, Inbox, Item, Rulings, Seen, Tick, Told
 from engine.jobs import Job, JobId, JobState
@@ -76,6 +79,8 @@ class Dispatcher:
     standing: dict[VmId, Decision] = field(default_factory=dict)
     """The latest answer of the clock for each VM, for `explain`."""
     suspicions: Suspicions = field(default_factory=Suspicions)
+    missed: Counter[str] = field(default_factory=Counter)
+    """By type, the events that only comparing with the inventory has found since the start."""
     _new: dict[str, bool] = field(default_factory=dict)
     """Of each vCenter whether its inventory was never seen; see `_first_contact`."""
     _unwritten: dict[VmId, VmRow] = field(default_factory=dict)
@@ -137,17 +142,20 @@ class Dispatcher:
         if batch.gap:
             log.warning("gap in the events", extra={"vcenter": vcenter, "why": batch.gap})
             self.noted.gap(vcenter, batch.gap)
-        await self._read_again(vcenter, {e.address for e in fresh if e.address is not None}, draft)
+        await self._read_again(vcenter, echoes.addresses(self.world, vcenter, fresh), draft)
+        told = await settled(self.threads.state, self.state.known_keys, [echoes.echo_of(e) for e in fresh])
         async for event in unhurried(fresh):
-            self._decide(self._resolved(event), draft)
+            if not echoes.about_nothing(self.world, event):
+                self._decide(self._resolved(event), draft, echo=echoes.echo_of(event) in told)
         if not (batch.events or batch.gap):
             self.suspicions.caught_up(vcenter, now)
         await self._commit(draft, batch.cursor)
         return _rulings(draft)
 
     async def _fresh(self, events: Sequence[Event]) -> list[Event]:
-        known = await settled(self.threads.state, self.state.known_keys, [event.key for event in events])
-        return list({event.key: event for event in events if event.key not in known}.values())
+        keys = [key for event in events for key in (event.key, echoed(event.key)) if key]
+        known = await settled(self.threads.state, self.state.known_keys, keys)
+        return list({e.key: e for e in events if e.key not in known and echoed(e.key) not in known}.values())
 
     async def _read_again(self, vcenter: str, addresses: set[Address], draft: Draft) -> None:
         """Bring the world up to date about these addresses."""
@@ -189,10 +197,10 @@ class Dispatcher:
             return event
         if event.address is not None:
             return replace(event, vm=self.world.book.at(event.address))
-        named = self.world.named(event.vm_name)
+        named = echoes.named(self.world, event)
         return replace(event, vm=named[0]) if len(named) == 1 else event
 
-    def _decide(self, event: Event, draft: Draft, *, reconciled: bool = False) -> None:
+    def _decide(self, event: Event, draft: Draft, *, reconciled: bool = False, echo: bool = False) -> None:
         if event.vm is not None and event.type is EventType.REMOVED and event.vm in self.world.vms:
             # A hint that was overtaken: the inventory shows the VM.
             decisions: Iterable[Decision] = (
@@ -200,6 +208,8 @@ class Dispatcher:
             )
         else:
             decisions = evaluate(self.policies(), event, self.world.facts(draft.now))
+        if echo:
+            decisions = echoes.what_is_new(event, decisions)
         draft.take(event, decisions, reconciled=reconciled)
         if event.vm is not None:
             draft.explains(event.vm)
@@ -280,13 +290,14 @@ class Dispatcher:
         draft = self._draft(now)
         event = self._resolved(event)
         known = None if event.vm is None else self.world.vms.get(event.vm)
+        address = known.address if known is not None else event.address
         if event.type is EventType.HOLD_REQUESTED and event.vm is not None:
-            known = None  # a hold is about restore points: it waits for no vCenter
+            known, address = None, None  # a hold is about restore points: it waits for no vCenter
         elif known is None and not self.world.inventory_known:
             raise Busy("the inventory is not known yet", where=event.vm_name or str(event.vm), hint="try again later")
-        if known is not None:
-            await self._read_again(known.address.vcenter, {known.address}, draft)
-        self._decide(event, draft)
+        if address is not None:
+            await self._read_again(address.vcenter, {address}, draft)
+        self._decide(self._resolved(event), draft)
         await self._commit(draft)
         return _rulings(draft)
 
@@ -294,8 +305,8 @@ class Dispatcher:
         draft = self._draft(now)
         draft.bring_forward()
         for event in missed_events(self.world, self.suspicions, now, self.reconcile_grace):
-            # Tags have no event: comparing is how their change is told, not how a missed one is found.
-            self._decide(event, draft, reconciled=event.type is not EventType.RETAGGED)
+            self._decide(event, draft, reconciled=True)
+            self.missed[event.type.value] += 1
         clock = Event(key=f"clock:{now:%Y%m%dT%H%M%S.%fZ}", type=EventType.CLOCK, at=now, source="clock")
         decisions = await self._sweep(clock, now)
         self.standing = {d.vm: d for d in decisions if d.vm is not None}

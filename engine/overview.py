@@ -204,6 +204,7 @@ async def status(parts: Parts) -> Mapping[str, Any]:
             }
             for uuid in parts.hypervisors
         ],
+        "missed_events": dict(sorted(parts.dispatcher.missed.items())),
         "coverage": {
             "vms": len(rows),
             "protected": sum(row["protected"] for row in rows),

@@ -88,7 +88,8 @@ class VCenter(_Section):
     """`[vcenter.NAME]`: one vCenter. Without ca_file the system's authorities are trusted; one is always checked.
 
     `distrusted_builds` are versions of ESXi whose change tracking is not believed, besides those that are known:
-    "8.0.2" for all its builds, "8.0.2 < 22380479" for those below.
+    "8.0.2" for all its builds, "8.0.2 < 22380479" for those below. `known_as` are other names of its host, as events
+    that come by the bus may give them.
     """
 
     host: str = Field(min_length=1)
@@ -98,6 +99,7 @@ class VCenter(_Section):
     ca_file: Path | None = None
     distrusted_builds: tuple[EsxiBuilds, ...] = ()
     show: Show = Field(default_factory=Show)
+    known_as: tuple[str, ...] = ()
 
 
 class Copy(RepositorySection):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -72,6 +72,8 @@ class Sources:
     """Whether each vCenter answered when it was last asked something."""
     skews: dict[str, float] = field(default_factory=dict)
     """By how many seconds each vCenter's clock is before ours."""
+    vcenters: Callable[[], Mapping[str, str]] = dict
+    """The instance UUIDs of all configured vCenters by their hosts, empty for those that are not reached yet."""
     reconnected: Callable[[str], None] = lambda vcenter: None
     """Told of each vCenter that is reached again."""
     elapsed: Callable[[], float] = time.monotonic
@@ -190,7 +192,7 @@ class Sources:
     async def _take_message(self, message: BusMessage) -> None:
         now = self.now()
         try:
-            said = parse(message.subject, message.data, key=message.key, received_at=now)
+            said = parse(message.subject, message.data, key=message.key, received_at=now, vcenters=self.vcenters())
         except BadMessage as bad:
             self.metrics.message_refused(bad.kind if isinstance(bad, RefusedMessage) else "malformed")
             await message.refuse(str(bad))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -155,7 +155,7 @@ def assemble(
         dispatcher=dispatcher,
         queue=queue,
         crew=crew,
-        sources=Sources(inbox, state, threads, metrics, now),
+        sources=Sources(inbox, state, threads, metrics, now, vcenters=lambda: _hosts(config, names)),
         tasks=TaskBoard(secrets.token_hex(3), _failed(metrics)),
         metrics=metrics,
         mint_run=mint_run,
@@ -201,6 +201,16 @@ def gate_limits(config: Config) -> GateLimits:
     """How much may happen at once in one vCenter, as configured."""
     own = config.limits
     return GateLimits(own.snapshots_per_vcenter, own.removals_per_vcenter, own.removals_per_datastore, own.nbd_per_host)
+
+
+def _hosts(config: Config, names: Mapping[str, str]) -> dict[str, str]:
+    """The instance UUIDs of all configured vCenters by their hosts, empty for those that are not reached yet."""
+    reached = {name: uuid for uuid, name in names.items()}
+    return {
+        host.lower(): reached.get(name, "")
+        for name, section in config.vcenter.items()
+        for host in (section.host, *section.known_as)
+    }
 
 
 def _name(world: World, vm: VmId) -> str:

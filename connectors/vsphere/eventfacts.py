@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from pyVmomi import vim
 
+from connectors.vcenter_messages import TAG_EVENTS, vcenter_key
 from policies.facts import Address, Event, EventType
 
 DRS = "drs"
@@ -28,7 +29,7 @@ def event_key(vcenter: str, event: Any) -> str:
     vCenter's own keys begin anew when its database is restored, so the second in which the event was created
     belongs to the key. Only the second: finer parts may differ between an event seen live and read back later.
     """
-    return f"vc:{vcenter}:{int(created(event).timestamp())}:{event.key}"
+    return vcenter_key(vcenter, created(event), event.key)
 
 
 def created(event: Any) -> datetime:
@@ -40,7 +41,7 @@ def created(event: Any) -> datetime:
 def normalise(vcenter: str, event: Any) -> Event | None:
     """Our event, or None for one that no policy can ask about."""
     if event.vm is None:
-        return None
+        return _about_a_tag(vcenter, event)
     found = _classify(event)
     if found is None:
         return None
@@ -57,6 +58,24 @@ def normalise(vcenter: str, event: Any) -> Event | None:
         to_host=_name(event.host),
         user=str(event.userName or ""),
         detail=_detail(event, cause),
+    )
+
+
+def _about_a_tag(vcenter: str, event: Any) -> Event | None:
+    """A tag that was attached or detached: vCenter names the object by its name alone, whatever it is."""
+    id = str(getattr(event, "eventTypeId", None) or "")
+    told = {str(one.key): str(one.value) for one in getattr(event, "arguments", None) or ()}
+    if id not in TAG_EVENTS or not told.get("Object"):
+        return None
+    return Event(
+        key=event_key(vcenter, event),
+        type=EventType.RETAGGED,
+        at=created(event),
+        source=f"vcenter:{vcenter}",
+        vm_name=unquote(told["Object"].strip()),
+        cause=MANUAL,
+        user=str(told.get("User") or event.userName or ""),
+        detail={"class": id, "vcenter_key": str(event.key), "tags": f"{TAG_EVENTS[id]} {told.get('Tag', '').strip()}"},
     )
 
 

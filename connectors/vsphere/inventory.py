@@ -145,7 +145,8 @@ class Inventory:
             if seen.places:
                 places, _ = await self._survey()
             again = seen.present if seen.places else seen.touched & seen.present
-            read = await self._facts(sorted(again), places, tags)
+            # Those of a VM that was read by itself meanwhile are newer than those of the last round.
+            read = await self._facts(sorted(again), places, self._last_tags or {})
             changed = {m: vm for m, vm in read.items() if known.get(m) != vm}
             left = [m for m in known if m not in seen.present or (m in again and m not in read)]
             seen.touched, seen.places = set(), False

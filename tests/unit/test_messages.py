@@ -12,11 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from connectors.errors import BadMessage
+from connectors.errors import BadMessage, Busy
 from connectors.message_shapes import AnnouncedType
 from connectors.messages import (
     MAX_MESSAGE_BYTES,
-    VIM_EVENTS,
     RefusedMessage,
     Subjects,
     Unrelated,
@@ -24,6 +23,7 @@ from connectors.messages import (
     parse,
     run_message,
 )
+from connectors.vcenter_messages import VIM_EVENTS, echo_key, echoed, structured, vcenter_key
 from policies.facts import VM_EVENT_TYPES, Address, Event, EventType
 
 CREATED = {"event": "vm.created", "vm": {"name": "a"}}
@@ -154,6 +154,95 @@ def test_a_vcenter_event_in_knatives_envelope_is_understood() -> None:
 def test_a_vcenter_event_that_no_policy_can_name_is_unrelated(name: str) -> None:
     event = read(EVENT, cloud_event("com.vmware.event.router/event", {"Key": 1}, subject=name))
     assert isinstance(event, Unrelated)
+
+
+HERE = {"vc.example.com": "5f2a", "new.example.com": ""}
+TAG = {
+    "Key": 326221,
+    "CreatedTime": "2026-11-22T11:59:00.5Z",
+    "Vm": None,
+    "Arguments": [
+        {"Key": "Tag", "Value": "gold"},
+        {"Key": "Object", "Value": "web-1\n"},
+        {"Key": "User", "Value": "alice"},
+    ],
+}
+
+
+def from_vcenter(name: str, data: object, *, host: str = "VC.example.com") -> Event:
+    sent = cloud_event("com.vmware.event.router/event", data, subject=name, source=f"https://{host}/sdk")
+    event = parse(EVENT, sent, key="k", received_at=NOW, vcenters=HERE)
+    assert isinstance(event, Event)
+    return event
+
+
+def test_an_event_of_a_vcenter_that_is_followed_has_the_key_of_the_follower_in_its() -> None:
+    event = from_vcenter("DrsVmMigratedEvent", {**VEBA, "Key": 9902})
+    vcenters_own = vcenter_key("5f2a", datetime(2026, 11, 22, 11, 59, tzinfo=UTC), 9902)
+    assert event.key == echo_key(vcenters_own, "DrsVmMigratedEvent", "vm-57")
+    assert echoed(event.key) == vcenters_own
+    assert event.address == Address("5f2a", "vm-57")
+    assert from_vcenter("VmPoweredOffEvent", {**VEBA, "Key": 9902}).key != event.key
+    assert from_vcenter("DrsVmMigratedEvent", {**VEBA, "Key": -7}).key == "k"
+    assert from_vcenter("DrsVmMigratedEvent", {**VEBA, "Key": 9902, "CreatedTime": None}).key == "k"
+
+
+def test_an_event_of_a_vcenter_that_nobody_follows_is_refused_and_one_of_a_later_one_comes_again() -> None:
+    with pytest.raises(RefusedMessage, match="known_as") as refused:
+        from_vcenter("DrsVmMigratedEvent", VEBA, host="elsewhere.example.com")
+    assert refused.value.kind == "not_ours"
+    with pytest.raises(Busy):
+        from_vcenter("DrsVmMigratedEvent", VEBA, host="new.example.com")
+
+
+def test_a_tag_that_was_attached_names_its_object_in_an_argument() -> None:
+    event = from_vcenter("com.vmware.cis.tagging.attach", TAG)
+    assert (event.type, event.vm_name, event.address) == (EventType.RETAGGED, "web-1", None)
+    assert event.detail["tags"] == "added gold"
+    assert echoed(event.key) == "vc:5f2a:1795348740:326221"
+    with pytest.raises(BadMessage, match="names no object"):
+        from_vcenter("com.vmware.cis.tagging.attach", {**TAG, "Arguments": []})
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({**VEBA, "CreatedTime": "yesterday"}, "CreatedTime"),
+        ({**VEBA, "CreatedTime": "0001-01-01T00:00:00Z"}, "not of our days"),
+        ({**VEBA, "Key": "9902"}, "Key"),
+        ({**VEBA, "Key": 1 << 70}, "Key"),
+        ({**VEBA, "Arguments": [{"Key": "a"}] * 101}, "Arguments"),
+        ({**VEBA, "Vm": None}, "Vm"),
+        ({**VEBA, "Vm": {"Name": "a\x00b", "Vm": {"Value": "vm-57"}}}, "control characters"),
+    ],
+)
+def test_a_hostile_event_is_refused_with_the_place(data: object, words: str) -> None:
+    with pytest.raises(BadMessage, match=words):
+        from_vcenter("DrsVmMigratedEvent", data)
+
+
+def test_a_message_in_binary_mode_says_the_same_as_one_in_structured_mode() -> None:
+    headers = {
+        "ce-specversion": "1.0",
+        "Ce-Id": "08179137",
+        "ce-source": "https://vc.example.com/sdk",
+        "ce-type": "com.vmware.event.router/event",
+        "ce-subject": "DrsVmMigratedEvent",
+        "ce-time": "2026-11-22T11%3A59%3A00Z",
+        "Content-Type": "application/json",
+        "Backstay-Other": "x",
+    }
+    body = json.dumps({**VEBA, "Key": 9902}).encode()
+    made = structured(headers, body, most=MAX_MESSAGE_BYTES)
+    event = parse(EVENT, made, key="k", received_at=NOW, vcenters=HERE)
+    assert isinstance(event, Event)
+    assert (event.key, event.at) == (from_vcenter("DrsVmMigratedEvent", {**VEBA, "Key": 9902}).key, event.at)
+    assert key_of(None, made, position="p") == key_of(None, made, position="q")
+    assert structured({}, body, most=MAX_MESSAGE_BYTES) == body
+    assert structured(headers, b"x" * 99, most=98) == b"x" * 99
+    for wrong in (b"", b"{", b"[" * 100_000, b"\xff", b"NaN", b'"text"'):
+        with pytest.raises(BadMessage):
+            parse(EVENT, structured(headers, wrong, most=MAX_MESSAGE_BYTES), key="k", received_at=NOW)
 
 
 def test_every_vim_event_leads_to_a_type_that_a_trigger_can_name() -> None:
