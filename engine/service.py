@@ -61,7 +61,6 @@ log = logging.getLogger("engine.service")
 METRICS_SECONDS = 5.0
 """How often metrics that are read from tables are made anew."""
 
-
 T = TypeVar("T")
 
 BRIEFLY_HELD = timedelta(seconds=10)
@@ -213,6 +212,7 @@ class Service:
     open_hypervisor: Opener = connect
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _opened: list[Hypervisor] = field(default_factory=list, init=False)
 
     async def run(self) -> None:
         """Until `stopping` is set."""
@@ -251,6 +251,8 @@ class Service:
         except* _Stopped:
             log.info("engine stopped")
         finally:
+            for hypervisor in self._opened:  # runs that were cut off needed them to clean up
+                await hypervisor.aclose()
             parts.repositories.close()
 
     async def _stop(self) -> None:
@@ -275,20 +277,18 @@ class Service:
                 parts.unreachable[name] = str(error)
                 parts.metrics.connection("vcenter", up=False)
             await patience.wait()
-        try:
-            add_hypervisor(parts, name, hypervisor)
-            log.info("vCenter followed", extra={"vcenter": name, "uuid": hypervisor.vcenter})
-            async with asyncio.TaskGroup() as loops:
-                loops.create_task(upkeep.janitor(parts, hypervisor.vcenter, parts.config.timers.janitor))
-                loops.create_task(upkeep.look_at_datastores(parts, hypervisor.vcenter))
-                loops.create_task(parts.sources.follow_events(hypervisor))
-                loops.create_task(parts.sources.watch_inventory(hypervisor))
-                loops.create_task(parts.sources.reconcile(hypervisor, parts.config.timers.reconcile))
-                loops.create_task(parts.sources.watch_clock(hypervisor, CLOCK_COMPARED))
-                wanted = Wanted(**vcenter.show.model_dump())
-                loops.create_task(parts.showing.run(hypervisor.vcenter, hypervisor.board, wanted))
-        finally:
-            await hypervisor.aclose()
+        self._opened.append(hypervisor)
+        add_hypervisor(parts, name, hypervisor)
+        log.info("vCenter followed", extra={"vcenter": name, "uuid": hypervisor.vcenter})
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(upkeep.janitor(parts, hypervisor.vcenter, parts.config.timers.janitor))
+            loops.create_task(upkeep.look_at_datastores(parts, hypervisor.vcenter))
+            loops.create_task(parts.sources.follow_events(hypervisor))
+            loops.create_task(parts.sources.watch_inventory(hypervisor))
+            loops.create_task(parts.sources.reconcile(hypervisor, parts.config.timers.reconcile))
+            loops.create_task(parts.sources.watch_clock(hypervisor, CLOCK_COMPARED))
+            wanted = Wanted(**vcenter.show.model_dump())
+            loops.create_task(parts.showing.run(hypervisor.vcenter, hypervisor.board, wanted))
 
     async def _listen(self, settings: sections.Bus) -> None:
         """The bus, however long it takes to be there."""

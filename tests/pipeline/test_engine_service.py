@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from connectors.errors import ReadFailed, Unreachable
+from connectors.hypervisor import Snapshot
 from engine.commands import BackUpVm, QueryLimits, Reclaim, RestoreToFile, RestoreToVm, Verify
 from engine.failures import BadInput
 from engine.inbox import Told
@@ -262,6 +266,31 @@ async def test_a_stop_in_the_middle_of_a_run_leaves_no_snapshot_and_the_job_for_
     assert not hypervisor.snapshots[vm.address]
     async with running(tmp_path, hypervisor, config) as engine:
         await engine.until(lambda: engine.points_of("web") == 1)
+
+
+class Lingering(HypervisorInMemory):
+    """Removing a snapshot takes calls to vCenter."""
+
+    @asynccontextmanager
+    async def snapshot(self, *args: Any, **named: Any) -> AsyncIterator[Snapshot]:
+        async with super().snapshot(*args, **named) as snapshot:
+            try:
+                yield snapshot
+            finally:
+                for _ in range(100):
+                    await asyncio.sleep(0)
+
+
+async def test_a_stop_logs_out_only_when_the_runs_that_it_cut_off_have_cleaned_up(tmp_path: Path) -> None:
+    (tmp_path / "disks").mkdir()
+    hypervisor = Lingering(tmp_path / "disks")
+    hypervisor.add("web", mib=64, data=os.urandom(64 * MIB))
+    reading = asyncio.Event()
+    hypervisor.on_read = lambda transport, offset: reading.set()
+    config = configure(tmp_path).model_copy(update={"transport": Transport(order=("nbd",))})
+    async with running(tmp_path, hypervisor, config), asyncio.timeout(10):
+        await reading.wait()
+    assert hypervisor.log.index("remove snapshot web") < hypervisor.log.index("closed")
 
 
 async def test_what_a_killed_engine_left_is_removed_at_the_next_start(
