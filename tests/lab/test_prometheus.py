@@ -62,6 +62,7 @@ def a_day_in_the_life(metrics: Metrics, now: datetime) -> None:
     metrics.snapshots(SnapshotState("vc", 1, now - timedelta(days=2), 2, now - timedelta(days=9), 1, 1))
     metrics.nats_durability(Durability.NOT_DURABLE)
     metrics.clock_skew("vcenter", 0.5)
+    metrics.rehearsals.stand({"gold": (3, 0, 0)})
     metrics.repositories.verification_wanted({"gold": (7 * 86400.0, 0, now - timedelta(days=3))})
     metrics.notices.waiting({"ops": False})
 

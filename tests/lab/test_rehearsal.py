@@ -71,7 +71,7 @@ async def test_a_trial_vm_has_no_network_an_identity_of_its_own_is_in_no_invento
             assert options["uuid.action"] == "create"
             assert trial.memoryAllocation.reservation == 0
             disks = [d for d in trial.hardware.device if isinstance(d, vim.vm.device.VirtualDisk)]
-            assert [d.backing.thinProvisioned for d in disks] == [True]
+            assert [getattr(d.backing, "thinProvisioned", None) for d in disks] == [True]
             assert [vm.name for vm in await vcenter.inventory()] == ["web-01"]
             with pytest.raises(Gone):
                 await vcenter.vm(made.address)
@@ -206,6 +206,8 @@ async def test_a_killed_engine_s_rehearsal_is_cleaned_up_and_done_again_and_dama
         assert row["heartbeat_seconds"] > 0
         assert [vm.name for vm in lab.vms()] == ["web-01"]
         assert not lab.vm("web-01").snapshots
+        known = [row.traits.name for row in engine.parts.world.rows.values()]
+        assert known == ["web-01"], "events of trial VMs make no VM"
 
         for pack in [path for path in (root / "repo" / "packs").rglob("*") if path.is_file()]:
             data = bytearray(pack.read_bytes())
