@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from time import monotonic
 
 from connectors.errors import TrackingUnusable
@@ -57,8 +57,17 @@ class CalledBack(Exception):
         self.distrust = distrust
 
 
-class KeptByOther(Exception):
-    """Another product keeps the VM in its place, and this run waits until it does not. Nothing was made yet."""
+class NotNow(Exception):
+    """Through no fault the run has made nothing, and its job waits: `until` then, or for a moment."""
+
+    def __init__(self, reason: str, until: datetime | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.until = until
+
+
+class KeptByOther(NotNow):
+    """Another product keeps the VM in its place, and this run waits until it does not."""
 
 
 class TrackingLied(TrackingUnusable):
@@ -112,6 +121,7 @@ class Attempt:
     more, a move of storage that it does not survive is a failure. `sample` is how many blocks of each disk are read
     again although change tracking calls them unchanged, None for the usual; `quiescing` how patiently its guest is
     asked to hold still. `waits_for_place`: it does not go on where another product keeps its VM in its place.
+    `about_to` raises NotNow where its snapshot may not be made at this moment.
     """
 
     job: Job
@@ -128,5 +138,6 @@ class Attempt:
     on_migrate: OnMigrate = OnMigrate.FINISH
     placement: str = ""
     waits_for_place: bool = True
+    about_to: Callable[[], None] = lambda: None
     sample: int | None = 0
     quiescing: Quiescing = USUAL_QUIESCING

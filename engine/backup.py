@@ -61,6 +61,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                 fallback=job.fallback,
                 track=vm.tracking_supported,
                 quiescing=attempt.quiescing,
+                about_to=attempt.about_to,
             ) as whole:
                 held.enter_context(tally.leases.hold(SNAPSHOT, whole.name))
                 snapshot = leaving_out(whole, attempt.left_out)

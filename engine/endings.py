@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError, LoginRefused
-from engine.attempts import Attempt, CalledBack, KeptByOther, TrackingLied
+from engine.attempts import Attempt, CalledBack, KeptByOther, NotNow, TrackingLied
 from engine.counting import count_done, count_without_point
 from engine.crew import Crew
 from engine.drafting import joined
@@ -134,15 +134,16 @@ async def give_way(crew: Crew, job: Job, over: CalledBack, began: datetime) -> A
     return Abandoned(over.reason, requeue=True, called_back=True)
 
 
-async def wait_for_place(crew: Crew, job: Job, over: KeptByOther) -> Abandoned:
+async def wait(crew: Crew, job: Job, over: NotNow) -> Abandoned:
     """The run has made nothing: the same job waits again, and others have its worker meanwhile."""
-    log.info("run waits", extra={"vm": crew.name(job.vm), "why": str(over)})
-    crew.kept_since = {one: at for one, at in crew.kept_since.items() if one in crew.world.jobs}
-    crew.kept_since.setdefault(job.id, crew.now())
+    log.info("run waits", extra={"vm": crew.name(job.vm), "why": over.reason})
+    if isinstance(over, KeptByOther):
+        crew.kept_since = {one: at for one, at in crew.kept_since.items() if one in crew.world.jobs}
+        crew.kept_since.setdefault(job.id, crew.now())
     if job.run is not None:
         crew.active.pop(job.run, None)
         await crew.remember(crew.state.resolve_intents, [job.run])
-    return await postpone(crew, job, str(over), crew.now() + POSTPONE)
+    return await postpone(crew, job, over.reason, over.until or crew.now() + POSTPONE)
 
 
 async def _clean_up(crew: Crew, job: Job) -> None:

@@ -122,11 +122,14 @@ class Hypervisor(Protocol):
         fallback: Consistency,
         track: bool,
         quiescing: Quiescing = USUAL_QUIESCING,
+        about_to: Callable[[], None] = lambda: None,
     ) -> AbstractAsyncContextManager[Snapshot]:
         """A snapshot named after the run; removed on every way out, a cancellation during creation included.
 
         With track, changed block tracking is enabled first where that is safe. `quiescing` says how patiently the
-        guest is asked to hold still before a weaker level is tried.
+        guest is asked to hold still before a weaker level is tried. `about_to` is called before each time that vSphere
+        is asked for the snapshot, which may be long after the call: what it raises ends the attempt, and nothing is
+        made.
         """
         ...
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 
 from connectors.errors import Gone
-from engine.attempts import Attempt, CalledBack, KeptByOther, Tally
+from engine.attempts import Attempt, CalledBack, NotNow, Tally
 from engine.crew import Crew
 from engine.doubts import newest_is_gone
-from engine.endings import abandon, finish, give_back, give_way, judge, postpone, wait_for_place
+from engine.endings import abandon, finish, give_back, give_way, judge, postpone, wait
 from engine.holding import hold_all
 from engine.inplace import PLACE_AWAITED, back_up_in_place
 from engine.jobs import Job, JobKind, JobState, Outcome, RunId
@@ -19,7 +19,7 @@ from engine.needed import still_due, waits_until
 from engine.records import FULL_READ_ASKED, Change, Intent
 from engine.threads import settled
 from policies.evaluation import CALLED_BACK_AT_MOST
-from policies.facts import VmId
+from policies.facts import Vm, VmId
 from policies.policy import OnCbtInvalid, OnMigrate
 from policies.protection import left_out, nothing_wanted, protection
 
@@ -37,8 +37,8 @@ async def work(crew: Crew) -> None:
             raise
         except CalledBack as over:
             outcome = await give_way(crew, started, over, began)
-        except KeptByOther as other:
-            outcome = await wait_for_place(crew, started, other)
+        except NotNow as over:
+            outcome = await wait(crew, started, over)
         except Exception as error:
             outcome = await judge(crew, started, error, began)
         finally:
@@ -85,9 +85,8 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     dropped = dropped or nothing_wanted(protection(crew.policies(), vm), vm)
     if dropped:
         return await abandon(crew, job, dropped)
-    later = waits_until(job, vm, crew.policies(), crew.world.facts(crew.now()))
-    if later is not None:
-        return await postpone(crew, job, "a blackout has begun", later)
+    about_to = partial(_not_in_a_blackout, crew, job, vm)
+    about_to()
     destination = protection(crew.policies(), vm).destination
     means = replace(means, repository=crew.repositories.named(destination))
     began = crew.now()
@@ -107,6 +106,7 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
         sample=effective.tracking_sample,
         quiescing=effective.quiescing,
         on_migrate=effective.on_migrate,
+        about_to=about_to,
         waits_for_place=began - crew.kept_since.get(job.id, began) < PLACE_AWAITED,
         was_read=partial(crew.world.reads, vm.id, ""),
         gives_way=crew.world.called_back.get(vm.id, 0) < CALLED_BACK_AT_MOST,
@@ -135,6 +135,13 @@ def _newest_is_elsewhere(crew: Crew, vm: VmId, destination: str) -> list[str]:
     newest = max(crew.world.points.get(vm, ()), key=lambda point: point.taken_at, default=None)
     elsewhere = newest is not None and newest.repository != destination
     return ["the newest restore point is in another repository"] if elsewhere else []
+
+
+def _not_in_a_blackout(crew: Crew, job: Job, vm: Vm) -> None:
+    """Raise NotNow where the job may not start at this moment: it may have waited long for its turn, or its guest."""
+    later = waits_until(job, vm, crew.policies(), crew.world.facts(crew.now()))
+    if later is not None:
+        raise NotNow("a blackout has begun", later)
 
 
 async def _hold(crew: Crew, job: Job) -> Outcome:

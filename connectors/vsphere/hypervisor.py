@@ -131,6 +131,7 @@ class VCenter:
         fallback: Consistency,
         track: bool,
         quiescing: Quiescing = USUAL_QUIESCING,
+        about_to: Callable[[], None] = lambda: None,
     ) -> AbstractAsyncContextManager[Snapshot]:
         """A snapshot named after the run, removed on every way out. See hold_snapshot."""
         return hold_snapshot(
@@ -143,6 +144,7 @@ class VCenter:
             track=track,
             settings=self.settings.snapshots,
             quiescing=quiescing,
+            about_to=about_to,
         )
 
     async def changes(

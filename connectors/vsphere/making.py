@@ -65,6 +65,7 @@ class Making:
     run: str
     settings: SnapshotSettings
     quiescing: Quiescing = USUAL_QUIESCING
+    about_to: Callable[[], None] = lambda: None
 
     async def climb(self, held: AsyncExitStack, want: Consistency, fallback: Consistency) -> Made:
         """Make it and leave it to `held` to remove it; SnapshotFailed when not even the fall-back is reached.
@@ -134,6 +135,7 @@ class Making:
             await remove_snapshot(self.session, self.managed, self.name, self.settings.removal)
 
         async with self.session.settings.gates.through(creation(), f"make {self.name}"):
+            self.about_to()
             return await held.enter_async_context(acquired(lambda: self._started(step), release, within=self._within))
 
     async def _clear(self) -> None:

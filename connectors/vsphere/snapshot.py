@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC
 from typing import Any
@@ -38,12 +38,13 @@ async def hold_snapshot(
     track: bool,
     settings: SnapshotSettings,
     quiescing: Quiescing = USUAL_QUIESCING,
+    about_to: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Snapshot]:
     """A snapshot of the VM, named after the run.
 
     Raises Rejected when the VM cannot be snapshotted as it is, SnapshotFailed when not even the fall-back level can
-    be reached, Gone when the VM is not there. Leaving raises when the snapshot could not be removed; the janitor
-    finds it then.
+    be reached, Gone when the VM is not there, and what `about_to` raises before a creation. Leaving raises when the
+    snapshot could not be removed; the janitor finds it then.
     """
     moref = vm.address.moref
     managed = session.managed(vim.VirtualMachine, moref)
@@ -53,7 +54,7 @@ async def hold_snapshot(
     )
     name = snapshot_name(session.settings.engine_id, run)
 
-    making = Making(session, managed, fresh, name, run, settings, quiescing)
+    making = Making(session, managed, fresh, name, run, settings, quiescing, about_to)
     try:
         async with AsyncExitStack() as held:
             made = await making.climb(held, want, fallback)

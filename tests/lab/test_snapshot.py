@@ -220,6 +220,26 @@ async def test_a_cancellation_while_another_creation_is_waited_for_makes_no_snap
     assert names(lab) == ()
 
 
+async def test_a_guest_is_not_asked_again_once_its_run_may_not_go_on(lab: Lab) -> None:
+    asked: list[int] = []
+
+    def about_to() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise ValueError("a blackout has begun")
+
+    lab.inject("CreateSnapshotEx_Task", "ApplicationQuiesceFault", times=1, in_task=True)
+    async with connected(lab) as vcenter:
+        vm, made = await vm_named(vcenter, "web-01"), lab.calls().get("CreateSnapshotEx_Task", 0)
+        with pytest.raises(ValueError, match="blackout"):
+            async with vcenter.snapshot(
+                vm, run="r", want=FILESYSTEM, fallback=CRASH, track=False, quiescing=ONE_RETRY, about_to=about_to
+            ):
+                raise AssertionError("it was made in a blackout")
+        assert lab.calls()["CreateSnapshotEx_Task"] == made + 1
+    assert names(lab) == ()
+
+
 async def test_cancellations_while_it_is_held_and_while_it_is_removed_leave_no_snapshot(lab: Lab) -> None:
     lab.settings(removal_delay_ms=200)
     try:

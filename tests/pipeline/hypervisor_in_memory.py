@@ -132,6 +132,7 @@ class HypervisorInMemory:
         self.fail_vm: ConnectorError | None = None
         self.ahead = timedelta(0)
         self.on_read: Callable[[str, int], None] = lambda transport, offset: None
+        self.before_snapshot: Callable[[], None] = lambda: None
         self.before_copy: Callable[[Vm], None] = lambda vm: None
         self.created: list[Path] = []
         self._changed = asyncio.Event()
@@ -310,10 +311,13 @@ class HypervisorInMemory:
         fallback: Consistency,
         track: bool,
         quiescing: Quiescing = USUAL_QUIESCING,
+        about_to: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[Snapshot]:
         guest = self.guests.get(vm.address)
         if guest is None:
             raise Gone("the VM is not there any more", where=vm.name)
+        self.before_snapshot()
+        about_to()
         name = f"backstay-{run}"
         folder = self.directory / name
         folder.mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -102,3 +102,28 @@ async def test_a_disk_outside_of_snapshots_that_the_policy_leaves_out_is_listed_
         await overview.publish_coverage(engine.parts)
         assert {m.value for f in engine.parts.metrics.registry.collect() for m in f.samples
                 if m.name == "backstay_vm_unprotected_disks"} == {0.0}  # fmt: skip
+
+
+async def test_a_blackout_that_begins_while_a_run_waits_for_its_snapshot_makes_the_job_wait_and_fails_nothing(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hypervisor.add("web")
+    begun = [False]
+
+    def begins() -> None:
+        begun[0] = not hypervisor.log
+
+    def held_until(*_: object) -> datetime | None:
+        was, begun[0] = begun[0], False
+        if was:
+            hypervisor.log.append("blackout")
+        return datetime.now(UTC) + timedelta(milliseconds=50) if was else None
+
+    hypervisor.before_snapshot = begins
+    monkeypatch.setattr("engine.worker.waits_until", held_until)
+    async with running(tmp_path, hypervisor, configure(tmp_path, EVERYTHING)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        sample = engine.parts.metrics.registry.get_sample_value
+        assert sample("backstay_runs_total", {"policy": "everything", "result": "failed"}) == 0
+        assert (await engine.control.points("web"))[0].vm_name == "web"
+    assert hypervisor.log[:2] == ["blackout", "snapshot web"]
