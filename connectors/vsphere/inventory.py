@@ -210,7 +210,11 @@ class Inventory:
         wanted = list(morefs)
         facts: dict[str, Vm] = {}
         for start in range(0, len(wanted), READ_AT_ONCE):
-            for moref, properties in (await self._properties(wanted[start : start + READ_AT_ONCE])).items():
+            found = await self._properties(wanted[start : start + READ_AT_ONCE])
+            if any(_has_unnamed(properties, places) for properties in found.values()):
+                # A custom attribute that is younger than these names.
+                places = Places(places.by_moref, await self._attribute_names())
+            for moref, properties in found.items():
                 if not _is_trial(properties):
                     facts[moref] = self._fact(moref, properties, places, tags)
         return facts
@@ -281,6 +285,10 @@ class Inventory:
 def _is_trial(properties: Mapping[str, Any]) -> bool:
     """A rehearsal's trial VM is nobody's VM: no policy selects it, and it is not unprotected."""
     return is_trial(str(properties.get("name") or ""), str(properties.get("config.annotation") or ""))
+
+
+def _has_unnamed(properties: Mapping[str, Any], places: Places) -> bool:
+    return any(value.key not in places.attribute_names for value in properties.get("customValue") or ())
 
 
 def _view(manager: Any, root: Any, kinds: Iterable[Any]) -> Any:

@@ -148,6 +148,16 @@ async def assert_equals_inventory(watch: Watch, vcenter: VCenter) -> None:
     await watch.until(lambda w: w.vms == now)
 
 
+async def test_a_custom_attribute_that_is_made_while_somebody_watches_is_told(fresh_lab: Start) -> None:
+    lab = fresh_lab(vms=1, content=False)
+    async with connected(lab) as vcenter, aclosing(vcenter.watch()) as updates:
+        watch = Watch(updates)
+        await watch.until(lambda w: w.completes == 1)
+        lab.set_attribute("web-01", "backup-owner", "alice")
+        await watch.until(lambda w: (vm := w.named("web-01")) is not None and bool(vm.attributes))
+        await assert_equals_inventory(watch, vcenter)
+
+
 async def test_what_happened_while_the_session_was_lost_is_told_afterwards(fresh_lab: Start) -> None:
     lab = fresh_lab(vms=3, content=False)
     async with connected(lab) as vcenter, aclosing(vcenter.watch()) as updates:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from connectors.disks import Extent
-from connectors.errors import ReadFailed, TrackingUnusable
+from connectors.errors import ReadFailed, TrackingUnusable, TransportFailed
 from engine.attempts import TrackingLied
 from engine.commands import BackUpVm
 from engine.copying import Copied, CopyPlan
@@ -321,6 +321,15 @@ async def test_a_changed_part_that_is_a_hole_now_is_stored_as_zeros(bench: Bench
     content = bench.content(done.point)
     assert content[3 * MIB :] == bytes(MIB)
     assert content == bench.hypervisor.disk_file(vm).read_bytes()
+
+
+@pytest.mark.parametrize("transport", ["nbd", "hotadd"])
+async def test_a_disk_that_is_shown_smaller_than_it_is_is_no_restore_point(bench: Bench, transport: str) -> None:
+    vm = in_use(bench)
+    os.truncate(bench.hypervisor.disk_file(vm), 3 * MIB)
+    with pytest.raises(TransportFailed, match=f"{transport} shows 3145728 bytes of a disk of 4194304"):
+        await bench.back_up(vm, transports=(transport,))
+    assert bench.repository.points() == []
 
 
 async def test_a_disk_of_which_less_was_read_than_planned_is_no_restore_point(
