@@ -13,8 +13,9 @@ from engine.rehearsal_report import standing_row
 from engine.threads import settled
 from policies.explanation import explain
 from policies.facts import VmId
+from policies.protection import protection
 from policies.staying import explain_point, find_point, provenance
-from policies.units import clock
+from policies.units import clock, span
 from storage.errors import NoSuchPoint
 
 _COLUMNS = (
@@ -60,7 +61,10 @@ async def point_explained(parts: Parts, reference: str) -> Mapping[str, Any]:
                  if one.id == id)  # fmt: skip
     said = explain_point(policies, point, facts)
     if waits := parts.awaited.get(id, ""):
-        said = replace(said, reasons=(*said.reasons, f"it waits for {waits}, which would keep it and lacks it"))
+        reason = f"it waits for {waits}, which would keep it and lacks it"
+        wait = span(parts.config.maintenance.copy_wait)
+        until = f"until it is there, or has been marked for {wait}"
+        said = replace(said, status="waits for a second copy", reasons=(*said.reasons, reason), until=until)
     said = replace(said, provenance=provenance(dict(detail.head.attributes), policies))
     return {**said.as_json(), "recorded": dict(detail.head.attributes), "text": said.render()}
 

@@ -248,6 +248,7 @@ async def test_retention_waits_for_a_copy_that_lacks_what_it_would_keep(
         assert any("waits for the copy offsite" in one for one in overview.problems(engine.parts))
         said = await engine.control.explain_point(first.id)
         assert any("waits for the copy offsite" in one for one in said["reasons"])
+        assert said["until"] == "until it is there, or has been marked for 30 d"
         assert await upkeep.retain(engine.parts) == "0 expired, 0 marked; 1 restore point waits for the copy offsite"
         (tmp_path / "away").rename(tmp_path / "offsite")
         await second_copies.copy_all(engine.parts)
