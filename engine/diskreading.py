@@ -13,7 +13,7 @@ from time import monotonic
 from typing import cast
 
 from connectors.disks import AsyncReader, BlockingReader, Changes, DiskReader, Extent, Incremental, Whole
-from connectors.errors import ReadFailed, TrackingUnusable, TransportFailed
+from connectors.errors import Gone, ReadFailed, TrackingUnusable, TransportFailed
 from connectors.hypervisor import Fallback, OpenDisk, Snapshot, SnapshotDisk, TrackedBase
 from engine.attempts import Attempt, Means, TrackingLied
 from engine.comparing import Comparing
@@ -113,7 +113,12 @@ class DiskRead:
         tracked = None if base is None else _tracked(base)
         compared = bool(attempt.distrust) and tracked is not None and attempt.on_cbt_invalid is OnCbtInvalid.VERIFY
         distrust = "" if compared else attempt.distrust
-        changes = await self.means.hypervisor.changes(self.snapshot, self.disk, tracked, distrust=distrust)
+        try:
+            changes = await self.means.hypervisor.changes(self.snapshot, self.disk, tracked, distrust=distrust)
+        except Gone as error:
+            raise ReadFailed(
+                "somebody removed the snapshot, or reverted the VM, while it was backed up", where=self.snapshot.vm.name
+            ) from error
         attempt.tally.lap("changes", began)
         if compared:
             return Whole(attempt.distrust), changes

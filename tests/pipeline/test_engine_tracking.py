@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from connectors.disks import Extent
+from connectors.disks import Changes, Extent
 from connectors.errors import ReadFailed, TrackingUnusable, TransportFailed
 from engine.attempts import TrackingLied
 from engine.commands import BackUpVm
 from engine.copying import Copied, CopyPlan
+from engine.failures import Kind, verdict
 from engine.jobs import Sampled
 from engine.streaming import stream_disk
 from policies.facts import EventType, Vm
@@ -345,3 +346,19 @@ async def test_a_disk_of_which_less_was_read_than_planned_is_no_restore_point(
     with pytest.raises(ReadFailed, match="0 of 4194304 bytes were read"):
         await bench.back_up(vm, transports=("nbd",))
     assert bench.repository.points() == []
+
+
+async def test_a_snapshot_that_somebody_removed_fails_the_run_for_now_and_not_for_good(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = bench.hypervisor.add("web")
+    await bench.back_up(vm)
+
+    async def gone(*_: object, **__: object) -> Changes:
+        raise Gone("snapshot-7 is not there any more")
+
+    monkeypatch.setattr(bench.hypervisor, "changes", gone)
+    with pytest.raises(ReadFailed, match="somebody removed the snapshot, or reverted the VM") as failed:
+        await bench.back_up(vm)
+    assert verdict(failed.value).kind is Kind.RETRY
+    assert len(bench.repository.points()) == 1
