@@ -27,7 +27,8 @@ HOSTS_AT_ONCE = 32
 HOST_SECONDS = 5.0
 """How long an ESXi host may take to accept a connection."""
 
-VDDK_PORT = 902
+VDDK_PORT, EXPORT_PORT = 902, 443
+"""Where ESXi hosts give disks away to VDDK, and what is exported."""
 
 
 class Patient(Protocol):
@@ -78,11 +79,15 @@ async def examine(
     found = [findings.product(where, told, user), findings.clock(where, told.skew_seconds)]
     found += findings.privileges(where, told, transports, user)
     found += [findings.machines(where, vms), findings.tracking(where, vms)]
-    found += findings.disks(where, vms, await patient.predictions(vms))
+    ways = await patient.predictions(vms)
+    found += findings.disks(where, vms, ways)
     if told.proxy is not None:
         found += findings.hot_add(where, told.proxy)
     if tools is not None and not tools.trouble and vddk:
         found.append(findings.hosts(where, len(told.hosts), await unreachable(told.hosts, VDDK_PORT)))
+    if any(way.transport == "export" for way in ways.values()):
+        dumb = await unreachable(told.hosts, EXPORT_PORT)
+        found.append(findings.hosts(where, len(told.hosts), dumb, port=EXPORT_PORT, way="export"))
     found += findings.datastores(where, await patient.space(), marks)
     return found
 

@@ -204,7 +204,11 @@ def disks(where: str, vms: Sequence[Vm], ways: Mapping[tuple[str, int], Foreseen
 def hot_add(where: str, proxy: ProxyReport) -> Iterator[Finding]:
     """Whether disks can be attached to the VM that this engine runs in."""
     if proxy.trouble:
-        do = "" if "switched off" in proxy.trouble else "see Hot-add in docs/transports.md; without it NBD is used"
+        do = (
+            ""
+            if "switched off" in proxy.trouble
+            else "see Hot-add in docs/transports.md; without it the other transports are used"
+        )
         yield Finding(where, "hot-add", "note", f"not here: {proxy.trouble}", do)
         return
     free = f"{counted(proxy.free_places, 'free place')} on {', '.join(proxy.controllers)}"
@@ -236,19 +240,19 @@ def nbd(tools: NbdTools) -> Finding:
     return Finding("", "nbdkit and VDDK", "ok", f"{tools.nbdkit} with {tools.library}")
 
 
-def hosts(where: str, asked: int, unreachable: Mapping[str, str]) -> Finding:
-    """Whether the ESXi hosts answer where VDDK reads from them."""
+def hosts(where: str, asked: int, unreachable: Mapping[str, str], *, port: int = 902, way: str = "NBD") -> Finding:
+    """Whether the ESXi hosts answer at the port from which this way reads."""
     if not unreachable:
-        return Finding(where, "ESXi hosts", "ok", f"{counted(asked, 'host')} can be reached on TCP 902")
+        return Finding(where, "ESXi hosts", "ok", f"{counted(asked, 'host')} can be reached on TCP {port}")
     named = "; ".join(f"{name}: {why}" for name, why in list(unreachable.items())[:NAMED])
     rest = f" and {len(unreachable) - NAMED} more" if len(unreachable) > NAMED else ""
     return Finding(
         where,
         "ESXi hosts",
         "problem",
-        f"{len(unreachable)} of {counted(asked, 'host')} do not answer on TCP 902, so NBD reads nothing there"
+        f"{len(unreachable)} of {counted(asked, 'host')} do not answer on TCP {port}, so {way} reads nothing there"
         f" ({named}{rest})",
-        "let this machine resolve the hosts' names, and open TCP 902 to them",
+        f"let this machine resolve the hosts' names, and open TCP {port} to them",
     )
 
 

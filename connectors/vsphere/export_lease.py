@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 READY_SECONDS = 120.0
 """How long vCenter may take until a lease is ready."""
 
-LONGEST_SILENCE_SECONDS = 30.0
+SHORTEST_SILENCE_SECONDS, LONGEST_SILENCE_SECONDS = 0.2, 30.0
 """vCenter is told of progress at least so often, and four times within the lease's timeout."""
 
 
@@ -84,7 +84,7 @@ class Lease:
         """Tell vCenter of progress until this is cancelled or the lease is lost."""
         heard = monotonic()
         while not self.trouble:
-            await asyncio.sleep(min(self._timeout / 4, LONGEST_SILENCE_SECONDS))
+            await asyncio.sleep(max(SHORTEST_SILENCE_SECONDS, min(self._timeout / 4, LONGEST_SILENCE_SECONDS)))
             percent = min(99, 100 * self._read_bytes // max(1, self._total_bytes))
             try:
                 await self._session.call(self._managed.HttpNfcLeaseProgress, percent)

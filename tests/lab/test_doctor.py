@@ -99,7 +99,7 @@ def test_where_all_is_well_each_check_says_what_it_found_and_nothing_is_changed(
         "certificate": "days left",
         "clock": "vCenter's clock is 0 s",
         "privileges": f"{lab.user} has all that",
-        "change tracking": "on for 0 of 3 VMs, 3 get it at their first backup",
+        "change tracking": "on for 0 of 3 VMs, 3 get it at the first backup",
         "VMs": "3 VMs, none is refused",
         "ways to disks": "by hotadd",
         "hot-add": f"{PROXY}: 14 free places on",
@@ -194,3 +194,17 @@ def test_the_written_role_is_one_that_vcenter_takes_and_holds_what_doctor_asks_f
     assert "-Principal 'VSPHERE.LOCAL\\backup'" in text
     assert f"New-VIRole -Name {made['name']} -Privilege (Get-VIPrivilege -Id '{made['privileges'][0]}'," in text
     assert f"govc role.create {made['name']} {made['privileges'][0]} " in text
+
+
+def test_where_export_is_the_only_way_doctor_says_what_that_means(
+    fresh_lab: Start, home: Path, examined: Examined
+) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False)
+    lab.surroundings(user=lab.user, denied=["VApp.Export"])
+    found = examined(lab, written(lab, home, '[transport]\norder = ["export"]'), expect=3)
+    assert "VApp.Export" in found["privileges"][0]["said"]
+    assert [one["said"] for one in found["ways to disks"]] == [
+        "1 disk by export",
+        "by export disks are only read: restores go to files, not into vCenter",
+    ]
+    assert "3 of 3 hosts do not answer on TCP 443, so export reads nothing there" in found["ESXi hosts"][0]["said"]
