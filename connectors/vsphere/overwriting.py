@@ -102,15 +102,13 @@ async def take_over(
 
 
 async def hand_back(session: Session, moref: str, settings: RemovalSettings, *, safety: str, keep_safety: bool) -> None:
-    """Everything is written: take mark and warning away and, unless it is to be kept, the snapshot for safety."""
+    """Everything is written: take the snapshot for safety away, unless it is to be kept, then mark and warning.
+
+    The mark goes last: cut off before, the VM is still known as ours to finish, and no snapshot stays unknown.
+    """
     vm = session.managed(vim.VirtualMachine, moref)
-    told = await session.properties(vm, ["config.annotation"])
-    notes = cleared(str(told.get("config.annotation") or ""))
-    await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=notes, extraConfig=[option(None)]))
-    if keep_safety or not safety:
-        return
-    for node in await read_tree(session, vm):
-        if node.name == safety and safety.startswith(safety_prefix(session.settings.engine_id)):
+    if safety and not keep_safety and safety.startswith(safety_prefix(session.settings.engine_id)):
+        for node in [node for node in await read_tree(session, vm) if node.name == safety]:
             snapshot = session.managed(vim.vm.Snapshot, node.moref)
             await session.task(
                 partial(snapshot.RemoveSnapshot_Task, removeChildren=False, consolidate=True),
@@ -119,7 +117,11 @@ async def hand_back(session: Session, moref: str, settings: RemovalSettings, *, 
                 operation="RemoveSnapshot",
             )
             log.info("snapshot for safety removed", extra={"snapshot": node.name, "vm": moref})
-    await consolidate(session, vm, settings)
+    told = await session.properties(vm, ["config.annotation"])
+    notes = cleared(str(told.get("config.annotation") or ""))
+    await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=notes, extraConfig=[option(None)]))
+    if safety and not keep_safety:
+        await consolidate(session, vm, settings)
 
 
 async def half_restored(session: Session, moref: str) -> bool:

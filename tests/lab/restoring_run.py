@@ -2,12 +2,15 @@
 
 FACTS is a JSON file: how to reach the lab, "repository", "state_dir", "point", and "name" of the new VM, or "over" for
 the moRef of the VM to restore in place. It prints a line for each piece that is written, and the result as JSON.
+With "die_after" it kills itself when vCenter has carried out so many tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 from connectors.hypervisor import RestoreTarget
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
-from connectors.vsphere.session import SessionSettings
+from connectors.vsphere.session import Session, SessionSettings
 from connectors.vsphere.transport_settings import TransportSettings
 from engine.jobs import RunId
 from engine.overwrite import IN_PLACE, Overwrite, matched, overwrite
@@ -79,6 +82,24 @@ async def _nothing() -> None:
     """There is no engine whose state remembers it."""
 
 
+def die_after(tasks: int) -> None:
+    """Have this process die as soon as vCenter has carried out so many tasks for it."""
+    carry_out, done = Session.task, 0
+
+    async def task(self: Session, *args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        answer = await carry_out(self, *args, **kwargs)
+        done += 1
+        if done == tasks:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    Session.task = task  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
-    done = asyncio.run(restore(json.loads(Path(sys.argv[1]).read_text())))
+    told = json.loads(Path(sys.argv[1]).read_text())
+    if told.get("die_after"):
+        die_after(told["die_after"])
+    done = asyncio.run(restore(told))
     print(json.dumps({"resumed_at": [disk.resumed_at for disk in done.disks], "moref": done.vm.address.moref}))

@@ -214,3 +214,26 @@ async def test_the_snapshot_for_safety_of_a_dead_run_is_used_and_one_that_was_ke
         assert unfinished(Path(facts["state_dir"])) == []
     finally:
         await vcenter.aclose()
+
+
+@pytest.mark.parametrize("tasks", [3, 5], ids=["safety-made", "safety-removed"])
+async def test_killed_between_the_steps_of_a_restore_in_place_the_same_command_leaves_nothing(
+    fresh_lab: FreshLab, tmp_path: Path, tasks: int
+) -> None:
+    lab, facts = await ready(fresh_lab, tmp_path)
+    await asyncio.to_thread(lab.write_as_guest, "web-01", 0, MIB, b"written since")
+    await asyncio.to_thread(lab.power_off, "web-01")
+    over = facts | {"over": lab.vm("web-01").moref}
+    record = tmp_path / "facts.json"
+    record.write_text(json.dumps({**over, "die_after": tasks}))
+    command = [sys.executable, "-m", "tests.lab.restoring_run", str(record)]
+    died = await asyncio.to_thread(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=False))
+    assert died.returncode == -signal.SIGKILL
+    # Looked at first, the snapshot for that is removed, then the one for safety made, the VM marked, that removed.
+    assert len(lab.vm("web-01").snapshots) == (1 if tasks == 3 else 0)
+    await restore({**over, "run": "r2"})
+    vm = lab.vm("web-01")
+    assert vm.snapshots == ()
+    assert filecmp.cmp(lab.frozen("web-01")[0].disks[0].image, vm.disks[0].flat, shallow=False)
+    assert not [o for o in told(lab, "web-01").extraConfig if o.key == KEY]
+    assert unfinished(Path(facts["state_dir"])) == []
