@@ -17,7 +17,7 @@ from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import utc_now
 from engine.cli.visiting import configured, parse_address, password_source, read_authority, user_of
 from engine.config import Config
-from engine.failures import NotReachable
+from engine.failures import BadInput, NotReachable
 from engine.looking import look as look_at
 from engine.sections import VCenter
 from engine.service import connect
@@ -54,7 +54,13 @@ def look(
     vcenter
         Its name in the configuration, its host, or a URL.
     """
-    known = configured(vcenter, config)
+    login = {"--user": user, "--password": password, "--ca-file": ca_file, "--fingerprint": fingerprint}
+    given = [option for option, value in login.items() if value is not None]
+    known = configured(vcenter, config, by_address=not given)
+    if known is not None and given:
+        raise BadInput(
+            f"{vcenter} is a name in the configuration, which says how to log in", where=given[0], hint="give its host"
+        )
     chosen = policies or (known[1].policies if known is not None and known[1].policies.is_dir() else examples())
     tried = load(chosen) if chosen is not None else None
     if known is not None:

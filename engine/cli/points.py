@@ -97,7 +97,7 @@ def _tell(point: Mapping[str, Any], json: bool) -> None:
     for name, words in _provenance(point):
         if words:
             show(printable(f"{name:<12} {words}"))
-    for disk in point["disks"]:
+    for disk in sorted(point["disks"], key=lambda disk: _in_order(disk["label"])):
         size, read = show_size(disk["capacity_bytes"]), show_size(disk["read_bytes"])
         show(printable(f"{'disk':<12} {disk['label']}, {size}, {read} read{_way(disk)} ({disk.get('changes', '')})"))
         for transport, why in _pairs(disk.get("fallbacks", "")):
@@ -114,6 +114,11 @@ def _tell(point: Mapping[str, Any], json: bool) -> None:
     for name, words in shown(point.get("kept", {})):
         if words:
             show(printable(f"{name:<12} {words}"))
+
+
+def _in_order(label: str) -> list[tuple[int, str]]:
+    """ "Hard disk 2" before "Hard disk 10"."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", label)]
 
 
 def _way(disk: Mapping[str, Any]) -> str:

@@ -42,14 +42,26 @@ def parse_address(text: str) -> Address:
     return Address(parts.hostname, port, parts.username or "")
 
 
-def configured(name: str, config: Path | None) -> tuple[VCenter, Config] | None:
-    """The vCenter of this name, with its configuration, when there is one."""
+def configured(name: str, config: Path | None, *, by_address: bool) -> tuple[VCenter, Config] | None:
+    """The vCenter of this name, or else of this address where that counts, with its configuration."""
     place = config or find()
     if config is None and not place.exists():
         return None
     loaded = load(place)
-    known = loaded.vcenter.get(name)
+    known = loaded.vcenter.get(name) or (_at(name, loaded) if by_address else None)
     return (known, loaded) if known is not None else None
+
+
+def _at(text: str, config: Config) -> VCenter | None:
+    """The only configured vCenter at this address; without a port in it, whatever its port."""
+    address = parse_address(text)
+    bare = urlsplit(text if "://" in text else f"https://{text}").port is None
+    found = [
+        vcenter
+        for vcenter in config.vcenter.values()
+        if vcenter.host.lower() == address.host.lower() and (bare or vcenter.port == address.port)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def read_authority(path: Path) -> str:

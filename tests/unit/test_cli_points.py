@@ -48,3 +48,11 @@ def test_a_point_in_a_further_repository_says_in_which(capsys: pytest.CaptureFix
     assert "repository   archive" in capsys.readouterr().out
     _tell(point(), json=False)
     assert "repository" not in capsys.readouterr().out
+
+
+def test_disks_are_shown_in_the_order_of_their_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    told = point()
+    told["disks"] = [told["disks"][0] | {"label": f"Hard disk {number}"} for number in (10, 2, 1)]
+    _tell(told, json=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("disk ")]
+    assert [line.split(",")[0].split()[-1] for line in lines] == ["1", "2", "10"]
