@@ -40,7 +40,7 @@ EXIT_MEANINGS: dict[Exit, str] = {
     Exit.PARTIAL: "done in part, or something would change where that was asked",
     Exit.DAMAGED: "damage found",
     Exit.REFUSED: "refused by a guard",
-    Exit.UNREACHABLE: "vCenter, NATS, store or disk unreachable, or login refused",
+    Exit.UNREACHABLE: "engine, vCenter, NATS, store or disk unreachable, or login refused",
     Exit.NO_SPACE: "no space left",
     Exit.NO_REPOSITORY: "no repository here that this version can open",
     Exit.LOCKED: "the repository is locked by another process",

@@ -164,7 +164,7 @@ def tracking(where: str, vms: Sequence[Vm]) -> Finding:
     waiting = [vm.name for vm in able if vm.tracking_supported and not vm.tracking_enabled and vm.snapshots]
     later = len(able) - on - len(never) - len(waiting)
     parts = [f"on for {on} of {counted(len(able), 'VM')}"]
-    parts += [f"{later} get it at their first backup"] if later else []
+    parts += [f"{later} {'gets' if later == 1 else 'get'} it at the first backup"] if later else []
     parts += [f"{len(waiting)} not while they have snapshots ({_some(waiting)})"] if waiting else []
     parts += [f"{len(never)} cannot have it ({_some(never)}): they are read in full"] if never else []
     level: Level = "note" if waiting or never else "ok"

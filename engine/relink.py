@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from connectors.errors import ConnectorError
@@ -19,7 +19,6 @@ from engine import histories
 from engine.failures import BadInput, NotYet
 from engine.inbox import Alone, Tick
 from engine.parts import Parts
-from engine.plain import show_time
 from engine.records import Audited
 from engine.threads import settled
 from policies.decision import RetentionPlan
@@ -114,8 +113,12 @@ def _row(parts: Parts, vm: VmId) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any]) -> str:
     stands = "in the inventory" if row["stands"] else "not in the inventory"
-    span = f", {show_time(row['oldest'])} to {show_time(row['newest'])}" if row["restore_points"] else ""
+    span = f", {_minute(row['oldest'])} to {_minute(row['newest'])}" if row["restore_points"] else ""
     return f"{row['id']}  {row['name']}  {stands}, {counted(row['restore_points'], 'restore point')}{span}"
+
+
+def _minute(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 async def _join(parts: Parts, old: VmId, new: VmId, who: str) -> Mapping[str, Any]:

@@ -188,8 +188,9 @@ def _identity_of(found: Mapping[str, Any], saved: Any) -> Chosen:
 
 
 def _is_taken(session: Session, target: RestoreTarget) -> Rejected:
+    folder = f"the folder {target.folder}" if target.folder else "its folder"
     return Rejected(
-        f"a VM or folder called {target.name} is there already in the folder {target.folder or '/'}",
+        f"a VM or folder called {target.name} is there already in {folder}",
         where=session.where,
         hint="restore under another name, or into another folder",
     )

@@ -79,7 +79,7 @@ def test_change_tracking_that_waits_for_a_snapshot_is_told() -> None:
     old = ForeignSnapshot("before", NOW)
     vms = [replace(VM, tracking_enabled=True), replace(VM, name="b", snapshots=(old,)), VM]
     found = findings.tracking("main", vms)
-    assert found.said == "on for 1 of 3 VMs, 1 get it at their first backup, 1 not while they have snapshots (b)"
+    assert found.said == "on for 1 of 3 VMs, 1 gets it at the first backup, 1 not while they have snapshots (b)"
     assert "read in full" in findings.tracking("main", [replace(VM, tracking_supported=False)]).said
     assert "refused" in findings.machines("main", [VM]).said
     assert findings.machines("main", [replace(VM, refusal="it is a template")]).level == "note"
