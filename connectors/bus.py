@@ -25,9 +25,9 @@ from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from connectors.errors import ConnectorError, Unreachable
 from connectors.messages import MAX_MESSAGE_BYTES, Subjects, key_of
-from connectors.vcenter_messages import structured
 from connectors.nats_client import Foreign, GuardedClient, connect, ours, shut
 from connectors.nats_login import BusSettings, read_login
+from connectors.vcenter_messages import structured
 from metrics.labels import Durability
 from metrics.registry import Metrics
 
