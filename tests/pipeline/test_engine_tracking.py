@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from connectors.disks import Changes, Extent
-from connectors.errors import ReadFailed, TrackingUnusable, TransportFailed
+from connectors.errors import Gone, ReadFailed, TrackingUnusable, TransportFailed
 from engine.attempts import TrackingLied
 from engine.commands import BackUpVm
 from engine.copying import Copied, CopyPlan
