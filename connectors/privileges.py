@@ -173,6 +173,14 @@ PURPOSES = (
         "no VM can be restored",
     ),
     Purpose(
+        "questions of trial VMs",
+        "restore",
+        "folders",
+        _vm("Interact.AnswerQuestion"),
+        "a question that vCenter asks when a trial VM is switched on is not answered",
+        needed=False,
+    ),
+    Purpose(
         "writing over NBD",
         "restore",
         "folders",
