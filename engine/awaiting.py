@@ -110,7 +110,7 @@ async def hold_back(parts: Parts, run: RetentionRun) -> tuple[RetentionRun, Wait
     """The run without what waits for a second copy; `parts.awaited` tells of that."""
     parts.awaited = {}
     copies, wait = parts.config.copies, parts.config.maintenance.copy_wait
-    if run.refusal or not copies or not run.expire or parts.repository.append_only:
+    if run.refusal or not copies or not run.expire:
         return run, Waits({}, {})
     policies, facts, barred = (
         parts.rulebook.in_force,
@@ -118,6 +118,10 @@ async def hold_back(parts: Parts, run: RetentionRun) -> tuple[RetentionRun, Wait
         parts.copies_barred,
     )
     lacks = await settled(parts.threads.planning, lacking, run, policies, facts, tuple(copies), dict(barred))
+    # Where an owner expires what is marked, a mark is no wait.
+    owners = {name for name, repository in parts.repositories.each() if repository.append_only}
+    theirs = {p.id for several in facts.points.values() for p in several if p.repository in owners} if owners else set()
+    lacks = {point: names for point, names in lacks.items() if point not in theirs}
     held, waits = holding_back(run, lacks, facts, wait)
     parts.awaited = {point: place_of(names) for point, names in waits.still.items()}
     for where, number in _by_place(waits.over).items():
