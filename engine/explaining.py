@@ -30,7 +30,7 @@ async def vm_explained(parts: Parts, vm: VmId) -> Mapping[str, Any]:
     now = parts.now()
     said = explain(parts.rulebook.in_force, parts.world.vms[vm], parts.world.facts(now), _waits(parts, vm))
     decisions = await settled(parts.threads.state, parts.state.decisions_of, vm)
-    rehearsal = standing_row(parts, vm)
+    rehearsal = standing_row(parts, vm, protection(parts.rulebook.in_force, parts.world.vms[vm]).rehearse)
     lines = [said.render(), *([f"Rehearsals: {rehearsal['words']}."] if rehearsal else [])]
     return {
         **said.as_json(),

@@ -308,7 +308,7 @@ def _vm_row(parts: Parts, vm: Vm, now: datetime) -> dict[str, Any]:
             *([disk.label, disk.unprotected] for disk in vm.disks if disk.unprotected),
             *snapshot_report.left_out_disks(effective, vm),
         ],
-        "rehearsal": standing_row(parts, vm.id),
+        "rehearsal": standing_row(parts, vm.id, effective.rehearse),
         "standing": _said(parts, vm.id),
     }
 

@@ -48,6 +48,8 @@ class Rehearsals:
     newest: dict[VmId, Rehearsed] = field(default_factory=dict)
     busy: dict[VmId, PointId] = field(default_factory=dict)
     standing: tuple[RehearsalStanding, ...] = ()
+    paused: dict[VmId, datetime] = field(default_factory=dict)
+    """VMs that could not be rehearsed, through no fault of their restore points, and until when others go first."""
 
     def ended(self, row: RehearsalRow) -> None:
         """Remember one that counts."""

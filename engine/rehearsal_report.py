@@ -8,15 +8,12 @@ from typing import Any
 
 from engine.parts import Parts
 from policies.facts import VmId
-from policies.protection import protection
-from policies.rehearsing import rehearse_words
+from policies.rehearsing import Rehearse, rehearse_words
 from policies.units import span
 
 
-def standing_row(parts: Parts, vm: VmId) -> Mapping[str, Any]:
+def standing_row(parts: Parts, vm: VmId, how: Rehearse | None) -> Mapping[str, Any]:
     """How the rehearsals of one VM stand, for people and programs; empty where nobody wants any and none was."""
-    seen = parts.world.vms.get(vm)
-    how = protection(parts.rulebook.in_force, seen).rehearse if seen is not None else None
     last = parts.rehearsals.newest.get(vm)
     if how is None and last is None:
         return {}

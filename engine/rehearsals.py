@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.restore import Means
 from engine.tasks import Body, Watch
 from engine.threads import settled
 from policies import rehearsing
-from policies.facts import Facts, PointId, VmId
+from policies.facts import Facts, PointId, RestorePoint, VmId
 from policies.policy import DEFAULT_FALLBACK
 from policies.protection import protection
 from policies.rehearsal import due_rehearsals, good_points, rehearsal_standing
@@ -33,6 +33,9 @@ from storage.errors import Damaged, StorageError
 from storage.repository import PointDetail, Repository
 
 log = logging.getLogger("engine.rehearsals")
+
+PAUSE = timedelta(minutes=10)
+"""How long a VM that could not be rehearsed lets others go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +62,55 @@ async def rehearse_next(parts: Parts) -> str:
     facts = await look(parts)
     found = await settled(
         parts.threads.long,
-        partial(due_rehearsals, busy=dict(parts.rehearsals.busy), most=parts.config.limits.rehearsals),
+        partial(
+            due_rehearsals,
+            busy=dict(parts.rehearsals.busy),
+            aside=_aside(parts),
+            most=parts.config.limits.rehearsals,
+        ),
         parts.rulebook.in_force,
-        facts,
+        replace(facts, points=_at_hand(parts, facts)),
         dict(parts.rehearsals.newest),
     )
-    for one in found:
-        vm = parts.world.vms.get(one.vm)
-        hypervisor = parts.hypervisors.get(vm.address.vcenter) if vm is not None else None
-        if vm is None or hypervisor is None or one.vm in parts.rehearsals.busy:
-            continue
-        if len(parts.rehearsals.busy) >= parts.config.limits.rehearsals:
-            break
-        how = one.how
-        asked = Asked(how.heartbeat, how.heartbeat_within.total_seconds(), how.datastore, how.pool, one.policy)
-        log.info("rehearsal begins", extra={"vm": vm.name, "point": one.point, "why": one.reason})
-        try:
-            result = await rehearse(parts, one.point, hypervisor, asked, Watch())
-        except (ConnectorError, StorageError) as error:
-            return f"{vm.name} failed: {error}"
-        finally:
-            await look(parts)
-        return f"{vm.name} {'passed' if result['passed'] else 'failed: ' + result['why']}"
-    return "none is due"
+    if not found:
+        return "none is due"
+    [one, *_] = found
+    vm = parts.world.vms.get(one.vm)
+    hypervisor = parts.hypervisors.get(vm.address.vcenter) if vm is not None else None
+    # Another may have begun while the decision was made.
+    if vm is None or hypervisor is None or len(parts.rehearsals.busy) >= parts.config.limits.rehearsals:
+        return "waits for its turn"
+    how = one.how
+    asked = Asked(how.heartbeat, how.heartbeat_within.total_seconds(), how.datastore, how.pool, one.policy)
+    log.info("rehearsal begins", extra={"vm": vm.name, "point": one.point, "why": one.reason})
+    try:
+        result = await rehearse(parts, one.point, hypervisor, asked, Watch())
+    except (ConnectorError, StorageError, BadInput) as error:
+        parts.rehearsals.paused[one.vm] = parts.now() + PAUSE
+        return f"{vm.name} failed: {error}"
+    finally:
+        await look(parts)
+    return f"{vm.name} {'passed' if result['passed'] else 'failed: ' + result['why']}"
+
+
+def _aside(parts: Parts) -> frozenset[VmId]:
+    """VMs that cannot be rehearsed now: their vCenter does not answer, or they failed a moment ago."""
+    now, answering = parts.now(), parts.sources.answering
+    parts.rehearsals.paused = {vm: until for vm, until in parts.rehearsals.paused.items() if until > now}
+    away = [
+        vm.id
+        for vm in parts.world.vms.values()
+        if vm.address.vcenter not in parts.hypervisors or not answering.get(vm.address.vcenter, True)
+    ]
+    return frozenset((*parts.rehearsals.paused, *away))
+
+
+def _at_hand(parts: Parts, facts: Facts) -> Mapping[VmId, tuple[RestorePoint, ...]]:
+    """The restore points that are in repositories which are open."""
+    away = parts.repositories.away
+    if not away:
+        return facts.points
+    return {vm: tuple(one for one in listed if one.repository not in away) for vm, listed in facts.points.items()}
 
 
 async def look(parts: Parts) -> Facts:

@@ -68,12 +68,16 @@ def due_rehearsals(
     rehearsed: Mapping[VmId, Rehearsed],
     *,
     busy: Collection[VmId] = (),
+    aside: Collection[VmId] = (),
     most: int = 1,
 ) -> tuple[DueRehearsal, ...]:
-    """Which to begin now, longest overdue first; `most` go on at once, those that are `busy` with one included."""
+    """Which to begin now, longest overdue first; `most` go on at once, those that are `busy` with one included.
+
+    Those `aside` cannot be rehearsed now and let others go first.
+    """
     found = []
     for vm, effective, how, good in _wanted(policies, facts):
-        if vm.id in busy:
+        if vm.id in busy or vm.id in aside:
             continue
         last = rehearsed.get(vm.id)
         deadline = _deadline(how, last, good)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from connectors.disk_files import FileWriter
-from connectors.errors import NoRoom
-from connectors.hypervisor import CreatedVm, DatastoreSpace, Heartbeat
-from engine import upkeep
+from connectors.errors import NoRoom, Unreachable
+from connectors.hypervisor import CreatedVm, DatastoreSpace, Heartbeat, RestoreTarget
+from engine import rehearsals, upkeep
 from engine.commands import BackUpVm, Rehearse
 from engine.failures import BadInput, RemoteFailure
 from engine.headroom import Marks
@@ -192,6 +192,29 @@ async def test_what_a_killed_engine_left_is_removed_by_the_next_one(
     async with running(tmp_path, vcenter, configure(tmp_path)) as engine:
         await engine.until(lambda: not vcenter.trials)
         assert "janitor removes a trial VM" in vcenter.log
+
+
+async def test_a_vm_that_cannot_be_tried_now_keeps_no_other_from_its_rehearsal(
+    tmp_path: Path, vcenter: HypervisorInMemory
+) -> None:
+    first, second = vcenter.add("first"), vcenter.add("second")
+    config = configure(tmp_path, REHEARSED, more='rehearsals = "1d"\n')
+    trial_vm = vcenter.trial_vm
+
+    def unreachable(configuration: bytes, target: RestoreTarget) -> Any:
+        if "first" in target.name:
+            raise Unreachable("it does not answer")
+        return trial_vm(configuration, target)
+
+    vcenter.trial_vm = unreachable  # type: ignore[method-assign]
+    async with running(tmp_path, vcenter, config) as engine:
+        await backed_up(engine, first)
+        await backed_up(engine, second)
+        said = [await rehearsals.rehearse_next(engine.parts) for _ in range(3)]
+        assert sorted(said[:2]) == ["first failed: it does not answer", "second passed"]
+        assert said[2] == "none is due"
+        names = [engine.parts.crew.name(vm) for vm in engine.parts.rehearsals.newest]
+        assert names == ["second"], "a vCenter that is away says nothing of a restore point"
 
 
 async def test_a_vm_without_a_good_restore_point_has_nothing_to_rehearse(

@@ -82,6 +82,8 @@ def test_the_longest_overdue_comes_first_and_no_more_than_may_go_on_at_once() ->
     assert due(MONTHLY, seen(*vms), *records, most=1) == order[:1]
     assert due(MONTHLY, seen(*vms), *records, most=2, busy=(order[0],)) == [order[1]]
     assert due(MONTHLY, seen(*vms), *records, most=1, busy=(order[0],)) == []
+    found = due_rehearsals(MONTHLY, seen(*vms), {one.vm: one for one in records}, aside=order[:2])
+    assert [one.vm for one in found] == [order[2]], "who cannot be rehearsed now keeps nobody"
 
 
 def test_a_failed_rehearsal_is_tried_again_after_a_day_though_it_passed_lately() -> None:
