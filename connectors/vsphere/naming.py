@@ -63,6 +63,11 @@ def read_mark(name: str, description: str) -> Mark | None:
     return mark if name == f"{PREFIX}-{mark.engine}-{mark.run}" else None
 
 
+def escaped(name: str) -> str:
+    """A name as vCenter's API takes and gives it (ManagedEntity.name): percent, slash and backslash escaped."""
+    return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
+
+
 def tree_nodes(trees: Sequence[Any] | None, depth: int = 1) -> Iterator[TreeNode]:
     """Every snapshot of a VM's rootSnapshotList, parents first."""
     for tree in trees or ():

@@ -14,6 +14,7 @@ from connectors.hypervisor import CreatedVm, RestoreTarget
 from connectors.kept_vm import KeptVm, unpack
 from connectors.vsphere.belongings import put_labels, put_nvram
 from connectors.vsphere.identities import Chosen, choose, taken
+from connectors.vsphere.naming import escaped
 from connectors.vsphere.placement import Place, Remembered, find_place
 from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark
 from connectors.vsphere.session import Session
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 TASK_SECONDS = 600.0
 
+LONGEST_NAME = 80
+"""Characters of a VM's name: vSphere takes no more."""
+
 
 async def create_vm(session: Session, tags: TagReader, configuration: bytes, target: RestoreTarget) -> CreatedVm:
     """A new VM like the saved one, with empty disks in the order of the restore point's.
@@ -36,6 +40,8 @@ async def create_vm(session: Session, tags: TagReader, configuration: bytes, tar
     what an interrupted restore left: it is taken up and completed. It carries the mark until `finish_vm`. Raises
     Rejected, naming what exists, for a wrong name.
     """
+    if not 0 < len(target.name) <= LONGEST_NAME:
+        raise Rejected(f"a VM's name has 1 to {LONGEST_NAME} characters, not {len(target.name)}", where=target.name)
     kept = unpack(configuration)
     saved = read_configuration(configuration)
     place = await find_place(session, target, _remembered(kept, saved))
@@ -52,7 +58,7 @@ async def create_vm(session: Session, tags: TagReader, configuration: bytes, tar
 
     plan = new_vm(
         saved,
-        name=target.name,
+        name=escaped(target.name),
         datastore=place.datastore,
         version=version,
         network_of=network_of,
@@ -158,7 +164,7 @@ async def _earlier(session: Session, place: Place, target: RestoreTarget) -> Map
 
     Rejected when something else has the name.
     """
-    there = await session.call(session.content.searchIndex.FindChild, place.folder, target.name)
+    there = await session.call(session.content.searchIndex.FindChild, place.folder, escaped(target.name))
     if there is None:
         return None
     if isinstance(there, vim.VirtualMachine) and target.point:

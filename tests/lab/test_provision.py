@@ -118,6 +118,8 @@ async def test_it_goes_where_it_is_told_to(fresh_lab: FreshLab, tmp_path: Path) 
         (RestoreTarget("x", host="esx-99"), ["host called esx-99", "DC0_C0_H0"]),
         (RestoreTarget("x", network_map={"VM Network": "DMZ"}), ["no network DMZ", "VM Network"]),
         (RestoreTarget("web-01", folder="/prod/web"), ["web-01 is there already", "another name"]),
+        (RestoreTarget(""), ["1 to 80 characters"]),
+        (RestoreTarget("x" * 81), ["1 to 80 characters, not 81"]),
     ],
 )
 async def test_a_wrong_name_is_answered_with_those_that_are_there(
@@ -131,6 +133,19 @@ async def test_a_wrong_name_is_answered_with_those_that_are_there(
             await vcenter.create_vm(configuration, target)
     assert all(words in str(caught.value) for words in says), str(caught.value)
     assert len(lab.vms()) == before
+
+
+async def test_a_name_with_what_vcenter_escapes_is_made_and_known_as_it_was_asked_for(
+    fresh_lab: FreshLab, tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB)
+    target = RestoreTarget("web 1/2\\3 100%2f")
+    async with connected(lab, transport_settings(lab, tmp_path)) as vcenter:
+        configuration = await saved(vcenter, lab, "web-01")
+        made = await vcenter.create_vm(configuration, target)
+        assert (await vcenter.vm(made.address)).name == target.name
+        with pytest.raises(Rejected, match="is there already"):
+            await vcenter.create_vm(configuration, target)
 
 
 async def test_a_name_that_is_taken_meanwhile_is_told_alike(fresh_lab: FreshLab, tmp_path: Path) -> None:
