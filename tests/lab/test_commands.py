@@ -257,6 +257,12 @@ def test_after_init_run_needs_nothing_else_and_commands_go_through_the_engine(fr
         back = home / "back.img"
         backstay("restore", "web-01@latest", "--to-file", back, "--config", config, home=home)
         assert back.stat().st_size == 16 * MIB
+        tried = backstay("rehearse", "web-01", "--heartbeat", "--config", config, "--json", home=home).data
+        assert (tried["passed"], tried["heartbeat"]["seen"]) == (True, True)
+        said = backstay("rehearse", "web-01@latest", "--config", config, home=home).err
+        assert "passed" in said and "nothing differs" in said and "none was asked for" in said
+        assert "rehearsed" in backstay("points", "web-01@latest", "--config", config, home=home).out
+        backstay("rehearse", "web-01", "--heartbeat-within", "1m", "--config", config, home=home, expect=2)
         assert "web-01" in backstay("status", "--config", config, home=home).out
         assert "Not protected" in backstay("backup", "partly", "--config", config, home=home, expect=3).err
         raw = home / "raw.img"
