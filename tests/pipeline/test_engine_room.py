@@ -10,6 +10,7 @@ import pytest
 
 from connectors.errors import Busy, NoRoom, NotPermitted
 from engine.failures import Exit, Kind, verdict
+from engine.headroom import Mark, Marks
 from engine.jobs import RunId
 from engine.snapshot_report import standing
 from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
@@ -56,15 +57,17 @@ async def test_a_run_ends_and_its_snapshot_goes_when_the_datastore_runs_low(benc
 async def test_two_runs_do_not_count_on_the_same_free_space(bench: Bench) -> None:
     one, two = bench.hypervisor.add("one", mib=8), bench.hypervisor.add("two", mib=8)
     keeper = bench.means.room
-    expected = await keeper.check(bench.hypervisor, one, RunId("r1"), [])
-    need = expected.by_datastore["ds-1"]
-    bench.hypervisor.free["ds-1"] = max(TIB // 10 + 1, TIB // 20 + need * 2 - 1)
-    keeper._promised["r1"] = {("vc-1", "", "ds-1"): TIB // 20}
+    keeper.marks = Marks(free=Mark(), low=Mark())
+    need = (await keeper.check(bench.hypervisor, one, RunId("r1"), [])).by_datastore["ds-1"]
+    assert need > 0
+    bench.hypervisor.free["ds-1"] = 2 * need - 1
     with pytest.raises(NoRoom, match="those of other runs"):
         await keeper.check(bench.hypervisor, two, RunId("r2"), [])
     with keeper.promise("r1"):
         pass
     await keeper.check(bench.hypervisor, two, RunId("r2"), [])
+    with pytest.raises(NoRoom, match="those of other runs"):
+        await keeper.check(bench.hypervisor, one, RunId("r1"), [])
 
 
 async def test_free_space_that_the_account_may_not_see_is_no_reason_to_have_no_backup(bench: Bench) -> None:
