@@ -9,6 +9,7 @@ import pytest
 
 from connectors.vcenter_messages import echo_key
 from engine.inbox import Rulings, Told
+from engine.overview import status
 from engine.threads import settled
 from policies.decision import BackUp
 from policies.facts import Event, EventType, Vm
@@ -89,3 +90,12 @@ async def test_a_message_hides_neither_what_it_does_not_say_nor_what_changes_the
         await backups(engine, by_bus(extended))
         hypervisor.events_out.put_nowait(extended)
         assert await decided(engine, extended.key) == ["distrust"]
+
+
+async def test_status_tells_by_kind_what_no_event_told(tmp_path: Path, hypervisor: HypervisorInMemory) -> None:
+    vm = hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path, TRIGGERED)) as engine:
+        await engine.until(lambda: engine.parts.world.complete)
+        hypervisor.set(vm, tags=frozenset({"backup=gold"}))
+        await engine.until(lambda: engine.parts.dispatcher.missed)
+        assert (await status(engine.parts))["missed_events"] == {"vm.retagged": 1}
