@@ -174,15 +174,25 @@ def _lifeless(told: Mapping[str, Any]) -> str:
 
 async def _answer(session: Session, vm: Any, question: Any) -> str:
     """Answer what vCenter asks of the VM; what was asked and answered, in a sentence."""
-    choices = list(question.choice.choiceInfo or ())
-    copied = [one for one in choices if "copied" in str(one.label or one.summary or "").replace("_", "").lower()]
-    proposed = choices[question.choice.defaultIndex or 0 : (question.choice.defaultIndex or 0) + 1]
-    chosen = next(iter([*copied, *proposed]), None)
-    said = " ".join(str(question.text or "").split())
+    chosen = chosen_answer(question)
+    said = f"vCenter asked: {' '.join(str(question.text or '').split())}"
     if chosen is None:
-        return f"vCenter asks: {said}"
+        return f"{said}; it offers no answer"
     try:
         await session.call(vm.AnswerVM, question.id, str(chosen.key), mutating=True)
     except ConnectorError as error:
-        return f"vCenter asks: {said}; the answer failed: {error}"
-    return f"vCenter asked: {said}; answered: {chosen.label or chosen.summary or chosen.key!s}"
+        return f"{said}; the answer failed: {error}"
+    return f"{said}; answered: {_label(chosen)}"
+
+
+def chosen_answer(question: Any) -> Any | None:
+    """What a trial VM's question is answered with: that it was copied, else what vCenter proposes. Pure."""
+    choices = list(question.choice.choiceInfo or ())
+    copied = [one for one in choices if "copied" in _label(one).replace("_", "").lower()]
+    proposed = question.choice.defaultIndex or 0
+    return next(iter([*copied, *choices[proposed : proposed + 1]]), None)
+
+
+def _label(choice: Any) -> str:
+    """The underscore in "I _copied it" marks a key of the keyboard."""
+    return str(choice.label or choice.summary or choice.key)
