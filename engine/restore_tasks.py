@@ -21,11 +21,15 @@ from engine.ways import none_writes
 from policies.facts import PointId, PowerState, Vm, VmId
 from storage.repository import DiskRecord, PointDetail, Repository
 
+NAME_LENGTH = 80
+"""The longest name that vCenter gives a VM."""
+
 
 def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: RestoreToVm) -> Body:
     """A restore point becomes a new VM."""
 
     async def body(watch: Watch) -> Mapping[str, Any]:
+        check_name(asked.name)
         home = await settled(parts.threads.repository, parts.repositories.home, point)
         detail = await settled(parts.threads.repository, home.detail, point)
         original = parts.world.vms.get(detail.head.vm)
@@ -64,6 +68,16 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
         return result
 
     return body
+
+
+def check_name(name: str) -> None:
+    """BadInput for what is no name of a VM: vCenter would take it for another, or for none. Pure."""
+    if not name.strip() or not name.isprintable() or "/" in name or "\\" in name or len(name) > NAME_LENGTH:
+        raise BadInput(
+            f"{name!r} is no name of a VM",
+            where="--to-vm",
+            hint=f"1 to {NAME_LENGTH} characters that can be seen, without slashes; vCenter writes a slash as %2f",
+        )
 
 
 def restore_in_place(parts: Parts, point: PointId, asked: RestoreInPlace) -> Body:

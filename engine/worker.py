@@ -112,7 +112,6 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
         gives_way=crew.world.called_back.get(vm.id, 0) < CALLED_BACK_AT_MOST,
     )  # fmt: skip
     if crew.is_restoring(vm):  # since; from here on a restore sees that the VM is backed up
-        await settled(crew.threads.state, crew.state.resolve_intents, [run])
         return await postpone(crew, job, "the VM is being restored, or half restored")
     waited = began - max(job.created_at, job.not_before)
     attempt.tally.seconds["queued"] = max(0.0, waited.total_seconds())

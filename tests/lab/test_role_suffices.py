@@ -82,7 +82,7 @@ async def test_with_the_two_roles_alone_every_way_of_backing_up_and_of_restoring
         await done(engine, RestoreDisk(point, "app-02-new", datastore="fast-1"))
         over = lab.vm("app-02-new").disks[0].label
         await done(engine, RestoreDisk(point, "app-02-new", over=over, yes=True, safety=False, discard=True))
-        await done(engine, Rehearse(ways["web-01"]["id"], heartbeat=True, heartbeat_seconds=30))
+        await done(engine, Rehearse(ways["web-01"]["id"], heartbeat=True, heartbeat_seconds=0.2))
     used = {name: [disk["transport"] for disk in way["disks"]] for name, way in ways.items()}
     assert used == {"web-01": ["hotadd"], "app-02": ["nbd"], "db-03": ["https", "https"], "web-04": ["export"]}
     refused = sorted(name.removeprefix("NoPermission ") for name in lab.calls() if name.startswith("NoPermission "))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,10 @@ import pytest
 
 from connectors.hypervisor import CreatedVm
 from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace, RestoreToVm
-from engine.failures import Exit
+from engine.failures import BadInput, Exit
 from engine.overwrite import BESIDE
 from engine.restore_journal import Journal, Restoring
+from engine.restore_tasks import check_name
 from policies.facts import Address, PowerState, Vm
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
 from tests.pipeline.running import Running, configure, running
@@ -188,9 +188,9 @@ async def test_a_vm_that_is_renamed_while_it_is_restored_is_not_backed_up(tmp_pa
 
 async def test_a_backup_that_is_about_to_begin_gives_way_to_a_restore_that_began(tmp_path: Path) -> None:
     vcenter = HypervisorInMemory(tmp_path)
-    web = vcenter.add("web")
+    web, _ = vcenter.add("web"), vcenter.add("db")
     async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
-        await engine.until(lambda: engine.parts.world.named("web"))
+        await engine.until(lambda: engine.parts.world.named("db"))
         crew, state = engine.parts.crew, engine.parts.state
         began: list[Any] = []
         distrust_of = state.distrust_of
@@ -205,9 +205,7 @@ async def test_a_backup_that_is_about_to_begin_gives_way_to_a_restore_that_began
         waiting = await engine.control.submit(BackUpVm("web"), "test")
         await engine.until(lambda: began)
         state.distrust_of = distrust_of  # type: ignore[method-assign]
-        await engine.until(lambda: not any(a.vm.address == web.address for a in crew.active.values()))
-        await asyncio.sleep(0)
-        await engine.until(lambda: state.intents() == [])
+        await backed_up(engine, "db")
         assert "snapshot web" not in vcenter.log
         began[0].__exit__(None, None, None)
         await engine.control.cancel(waiting, "test")
@@ -225,3 +223,10 @@ async def test_the_identity_of_a_vm_that_lives_in_another_vcenter_is_not_given_a
         assert report["exit"] == int(Exit.REFUSED)
         assert "the identity of the original is in use: web is still in vc-2" in str(report["sentence"])
         assert len(vcenter.guests) == 1
+
+
+@pytest.mark.parametrize("name", ["", " ", "prod/web", "web\n", "..\\web", "w" * 81])
+def test_what_is_no_name_of_a_vm_is_refused(name: str) -> None:
+    with pytest.raises(BadInput, match="is no name of a VM"):
+        check_name(name)
+    check_name("Bücher 50%2f50")
