@@ -153,7 +153,8 @@ def test_init_writes_what_check_finds_ready_and_only_we_may_read(lab: Lab, home:
     assert backstay("points", "--config", config, "--json", home=home).data == []
 
 
-def test_init_and_check_say_so_when_no_transport_reaches_a_disk(lab: Lab, home: Path) -> None:
+def test_init_and_check_say_so_when_no_transport_reaches_a_disk(fresh_lab: Start, home: Path) -> None:
+    lab = fresh_lab(vms=0, extra=[Machine(name="sealed", disks=(4 * MIB, 4 * MIB), encrypted=True, content=False)])
     ran = init(lab, home, "--ca-file", str(lab.ca_file))
     assert "Not ready yet" in ran.err and "VDDK" in ran.err
     checked = backstay("check", "--config", home / "etc" / "backstay.toml", home=home, expect=6)
