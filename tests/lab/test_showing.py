@@ -18,10 +18,13 @@ from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.inventory import Inventory
 from engine.cli.vcenter_clean import vcenter_clean
 from engine.failures import BadInput
+from engine.startup import engine_id
 from policies.facts import Address
 from tests.lab.connect import connected
 from tests.lab.test_doctor import written
-from tests.lab.vcenter import Lab
+from tests.lab.test_engine_end_to_end import config_for, one_point_each
+from tests.lab.vcenter import MIB, Lab
+from tests.pipeline.running import engine_of
 
 Start = Callable[..., Lab]
 ALL = Wanted(attributes=True, events=True, tasks=True)
@@ -153,3 +156,38 @@ def test_a_command_shows_what_is_there_and_takes_it_away_when_told(
     }
     with pytest.raises(BadInput):
         vcenter_clean("elsewhere", config=config)
+
+
+async def test_an_engine_shows_its_runs_and_ends_the_tasks_of_the_one_before(fresh_lab: Start, tmp_path: Path) -> None:
+    lab = fresh_lab(vms=1, tracking=True, disk_bytes=4 * MIB)
+    name, where = lab.vms()[0].name, Address(lab.instance_uuid, lab.vms()[0].moref)
+    show = "[vcenter.lab.show]\nattributes = true\nevents = true\ntasks = true\n"
+    config = config_for(lab, tmp_path / "engine", more=show)
+    async with connected(lab, engine_id=engine_id(config)) as vcenter:
+        await vcenter.board.prepare(ALL)
+        dead = await vcenter.board.begin(where, "20200101T000000dead0001", "of an engine that was killed")
+        async with engine_of(config) as engine:
+            engine.parts.showing.pace, engine.parts.showing.look_seconds = 0.02, 0.1
+            await one_point_each(engine, [name])
+            said: dict[str, dict[str, str]] = {}
+            async with asyncio.timeout(20):
+                while said.get(where.moref, {}).get(STATE) != "protected":
+                    said = await vcenter.board.labels()
+            await engine.until(lambda: not engine.parts.showing.shows[lab.instance_uuid].waiting)
+            assert said[where.moref][POLICY] == "everything"
+            assert Kind.SUCCEEDED in await posted(vcenter)
+            over = await task_of(vcenter, dead)
+            assert (over.state, over.error.reason) == ("error", "the engine that ran it has ended")
+            tasks = await vcenter.session.properties(vcenter.session.content.taskManager, ["recentTask"])
+            infos = [await task_of(vcenter, task._moId) for task in tasks["recentTask"]]
+            ours = [info for info in infos if info.descriptionId == extension.TASK_TYPE]
+            assert [info.state for info in ours] == ["error", "success"]
+            assert not engine.parts.showing.sentences({})
+
+
+async def posted(vcenter: VCenter) -> list[str]:
+    events = vcenter.session.content.eventManager
+    found = await vcenter.session.call(
+        events.QueryEvents, vim.event.EventFilterSpec(eventTypeId=[kind.value for kind in Kind])
+    )
+    return [event.eventTypeId for event in found]
