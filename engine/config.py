@@ -19,7 +19,7 @@ from engine.targets import Notify
 from storage import places
 from storage.places import Place
 
-PlaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+PlaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 """What policies may call a repository or a copy."""
 
 SYSTEM_FILE = Path("/etc/backstay/backstay.toml")

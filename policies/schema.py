@@ -136,7 +136,7 @@ EventNames = Annotated[
 ]
 Limit = Annotated[int, Field(ge=1, le=100_000)]
 CopyName = Annotated[str, Field(pattern=NAME_PATTERN)]
-CopyKey = Annotated[str, AfterValidator(_copy_name), text_like(NAME_PATTERN)]
+CopyKey = Annotated[str, AfterValidator(_copy_name)]
 
 
 class SelectTable(Table):
@@ -359,6 +359,7 @@ def policy_json_schema() -> dict[str, Any]:
     schema: dict[str, Any] = tidied(PolicyFile.model_json_schema(by_alias=True))
     for kind in ("template", "policy"):
         schema["properties"][kind]["propertyNames"] = {"pattern": NAME_PATTERN}
+    schema["$defs"]["PolicyTable"]["properties"]["copy"]["propertyNames"] = {"pattern": NAME_PATTERN}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Backstay policies"
     return schema
