@@ -15,7 +15,7 @@ from connectors.errors import LoginRefused, Unreachable
 from connectors.hypervisor import InventoryUpdate
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.session import Session
-from tests.lab.connect import connected, session_settings, vcenter_settings
+from tests.lab.connect import connected, session_settings, until, vcenter_settings
 from tests.lab.relay import Relay
 from tests.lab.vcenter import MIB, Lab
 
@@ -43,12 +43,12 @@ async def test_another_certificate_than_the_pinned_one_is_refused_by_every_conne
 
 
 async def test_a_vcenter_that_takes_calls_and_never_answers_is_unreachable_in_time(lab: Lab) -> None:
-    settings = replace(session_settings(lab), answer_seconds=0.5)
+    settings = replace(session_settings(lab), answer_seconds=1.0)
     async with Relay((lab.host, lab.port)) as relay:
         session = await Session.open(replace(settings, host="localhost", port=relay.port))
         relay.target = None
         relay.cut()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             with pytest.raises(Unreachable):
                 await session.call(session.now)
             await session.aclose()
@@ -62,6 +62,8 @@ async def test_however_many_calls_there_are_at_once_a_session_has_few_connection
         async with Relay((lab.host, lab.port)) as relay:
             settings = replace(session_settings(lab), host="localhost", port=relay.port, threads=4)
             async with await Session.open(settings) as session:
+                await until(lambda: relay.open <= 1)
+                relay.most = relay.open
                 await asyncio.gather(*(session.call(session.now) for _ in range(40)))
                 assert relay.most <= 4
                 before = relay.accepted
@@ -80,7 +82,7 @@ async def test_waiting_for_changes_and_events_takes_no_thread_from_the_calls(lab
             await anext(events)
             waiting = asyncio.ensure_future(anext(updates))
             for _ in range(3):
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(8):  # less than a wait for changes takes
                     await vcenter.inventory()
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
@@ -90,13 +92,13 @@ async def test_waiting_for_changes_and_events_takes_no_thread_from_the_calls(lab
 
 async def test_a_quiet_inventory_is_waited_for_no_longer_than_a_connection_may_be_silent(lab: Lab) -> None:
     settings = vcenter_settings(lab)
-    session = replace(settings.session, answer_seconds=2.0)
+    session = replace(settings.session, answer_seconds=3.0)
     vcenter = await VCenter.connect(replace(settings, session=session, tags_every_seconds=300.0))
     try:
         async with aclosing(vcenter.watch()) as updates:
             assert (await anext(updates)).complete
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(2.6):
+                async with asyncio.timeout(3.6):
                     await anext(updates)  # a broken connection would lead to a second complete one
     finally:
         await vcenter.aclose()
