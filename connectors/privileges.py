@@ -210,9 +210,16 @@ PURPOSES = (
 )
 
 
+def purposes_of(role: Role) -> tuple[Purpose, ...]:
+    """What a role is for. The one for restores is for everything: on an object an account has one role at a time, and
+    giving it a second takes the first away (API: AuthorizationManager.SetEntityPermissions).
+    """
+    return tuple(purpose for purpose in PURPOSES if role == "restore" or purpose.role == role)
+
+
 def of_role(role: Role) -> tuple[str, ...]:
-    """Every privilege of a role, once, sorted; what restores need beside is in the backup role too."""
-    return tuple(sorted({one for purpose in PURPOSES if purpose.role == role for one in purpose.privileges}))
+    """Every privilege of a role, once, sorted."""
+    return tuple(sorted({one for purpose in purposes_of(role) for one in purpose.privileges}))
 
 
 def at(place: Place) -> tuple[str, ...]:

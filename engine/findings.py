@@ -129,7 +129,7 @@ def privileges(where: str, found: Diagnosis, transports: Sequence[str], user: st
             "privileges for restores",
             "note",
             f"{user} may make no VM anywhere: none can be restored with this account",
-            f"give it the role {ROLES['restore']} too (backstay doctor --role), or restore with another account",
+            f"give it the role {ROLES['restore']} instead (backstay doctor --role), or restore with another account",
         )
     for purpose, gaps in lacking:
         if none_at_all and purpose.role == "restore":

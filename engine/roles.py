@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from connectors.privileges import PURPOSES, ROLES, Role, of_role
+from connectors.privileges import ROLES, Role, of_role, purposes_of
 
 IMPLIED = "System."
 """vCenter puts these privileges into every role by itself, and takes them in no list."""
@@ -37,7 +37,7 @@ def _role(role: Role, user: str) -> RoleText:
         role=role,
         name=name,
         privileges=ids,
-        purposes=tuple(purpose.name for purpose in PURPOSES if purpose.role == role),
+        purposes=tuple(purpose.name for purpose in purposes_of(role)),
         powercli=(
             f"New-VIRole -Name {name} -Privilege (Get-VIPrivilege -Id {listed})",
             f"New-VIPermission -Entity (Get-Folder -NoRecursion) -Principal {_quoted(principal)} -Role {name}"

@@ -169,5 +169,7 @@ def _write_roles(vcenter: str | None, config: Path | None, json: bool) -> int:
         for line in one.govc:
             show(line)
         show("")
-    say("Give an account the first role to back up, and the second one too to restore.")
+    say(
+        "Give an account the first role to back up only, or the second one to back up and restore: it has one at a time."
+    )
     return Exit.DONE
