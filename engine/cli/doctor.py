@@ -169,7 +169,5 @@ def _write_roles(vcenter: str | None, config: Path | None, json: bool) -> int:
         for line in one.govc:
             show(line)
         show("")
-    say(
-        "Give an account the first role to back up only, or the second one to back up and restore: it has one at a time."
-    )
+    say("Give an account the first role to back up, or the second one, which holds it, to restore too: never both.")
     return Exit.DONE
