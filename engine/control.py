@@ -31,6 +31,7 @@ from engine.keptvm import summary_of
 from engine.parts import Parts
 from engine.plain import plain
 from engine.records import Audited
+from engine.rehearsal_records import rehearsals_of
 from engine.replaying import journal_lines
 from engine.reports import point_details
 from engine.repository_views import repository_views
@@ -80,7 +81,7 @@ class Controls:
         pool, repository = self.parts.threads.repository, await self._home(point)
         detail = await settled(pool, repository.detail, point)
         kept = await settled(pool, summary_of, repository, point)
-        rehearsed = await settled(self.parts.threads.state, self.parts.state.rehearsals_of, point)
+        rehearsed = await settled(self.parts.threads.state, rehearsals_of, self.parts.state, point)
         name = self.parts.repositories.name_of(repository)
         return {**point_details(detail, kept), "repository": name, "rehearsals": [plain(one) for one in rehearsed]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import duckdb
 
 from engine.journal import aware, stamp
+from engine.state import State
 from policies.facts import PointId, VmId
 from policies.rehearsal import RehearsalStanding, Rehearsed
 
@@ -59,27 +59,35 @@ class Rehearsals:
             self.newest[row.vm] = Rehearsed(row.vm, row.point, row.at, row.seconds, row.passed, row.why, passed_at)
 
 
-def write_rehearsal(connection: duckdb.DuckDBPyConnection, row: RehearsalRow) -> None:
-    """Add one that ended."""
-    connection.execute(
-        "INSERT INTO rehearsals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [row.vm, row.point, stamp(row.at), row.seconds, row.passed, row.why, row.policy, row.counts,
-         row.compared_bytes, row.heartbeat_seconds],
-    )  # fmt: skip
+def note_rehearsal(state: State, row: RehearsalRow) -> None:
+    """Remember one that ended."""
+    values = [row.vm, row.point, stamp(row.at), row.seconds, row.passed, row.why, row.policy, row.counts,
+              row.compared_bytes, row.heartbeat_seconds]  # fmt: skip
+    marks = ", ".join("?" * len(values))
+
+    def insert(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute(f"INSERT INTO rehearsals VALUES ({marks})", values)
+
+    state.write(insert)
 
 
-def rehearsed_of(rows: Sequence[tuple[Any, ...]]) -> dict[VmId, Rehearsed]:
-    """The rows of NEWEST as values."""
+def rehearsed(state: State) -> dict[VmId, Rehearsed]:
+    """The newest rehearsal of each VM that counts."""
     found = {}
-    for vm, point, at, seconds, passed, why, *_, passed_at in rows:
+    for vm, point, at, seconds, passed, why, *_, passed_at in state.rows(NEWEST):
         began = aware(at)
         assert began is not None
         found[VmId(vm)] = Rehearsed(VmId(vm), PointId(point), began, seconds, passed, why, aware(passed_at))
     return found
 
 
-def rehearsal_row(row: tuple[Any, ...]) -> RehearsalRow:
-    """One row of the table."""
+def rehearsals_of(state: State, point: PointId) -> list[RehearsalRow]:
+    """Every rehearsal of a restore point, newest first."""
+    rows = state.rows(f"SELECT {COLUMNS} FROM rehearsals WHERE point = ? ORDER BY began_at DESC", [point])
+    return [_row(row) for row in rows]
+
+
+def _row(row: tuple[Any, ...]) -> RehearsalRow:
     began = aware(row[2])
     assert began is not None
     return RehearsalRow(VmId(row[0]), PointId(row[1]), began, *row[3:10])

@@ -19,7 +19,7 @@ from engine.failures import BadInput, Exit
 from engine.keptvm import summary_of
 from engine.parts import Parts
 from engine.ports import Hypervisor
-from engine.rehearsal_records import RehearsalRow
+from engine.rehearsal_records import RehearsalRow, note_rehearsal
 from engine.rehearsing import Tried, Ways, heartbeat_of, place, rehearse_point, trial_name
 from engine.restore import Means
 from engine.tasks import Body, Watch
@@ -229,7 +229,7 @@ async def _remember(
     parts.metrics.rehearsals.ended(passed=row.passed, seconds=row.seconds)
     level = logging.INFO if row.passed else logging.ERROR
     log.log(level, "rehearsal ended", extra={"vm": detail.head.vm_name, "point": detail.id, "why": why or "passed"})
-    await parts.crew.remember(parts.state.note_rehearsal, row)
+    await parts.crew.remember(note_rehearsal, parts.state, row)
 
 
 def _counts(parts: Parts, detail: PointDetail) -> bool:

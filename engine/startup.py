@@ -29,6 +29,7 @@ from engine.outbox import outboxes
 from engine.parts import Parts, Verified
 from engine.ports import Hypervisor
 from engine.records import Distrust, RunRow, VmRow
+from engine.rehearsal_records import rehearsed
 from engine.repositories import Repositories, open_section
 from engine.restore_journal import unfinished
 from engine.room import RoomKeeper
@@ -126,6 +127,7 @@ def assemble(
     )
     dispatcher.given_up = crew.given_up
     dispatcher.called_back = crew.call_back
+
     def is_dead(run: str) -> bool:
         return not (crew.is_active(run) or runs.another(run))
 
@@ -283,7 +285,7 @@ async def recover(parts: Parts) -> None:
             extra={"vm": left.name, "point": left.point, "how": left.kind},
         )
     parts.crew.set_aside = await settled(parts.threads.state, parts.state.set_aside)
-    parts.rehearsals.newest = await settled(parts.threads.state, parts.state.rehearsed)
+    parts.rehearsals.newest = await settled(parts.threads.state, rehearsed, parts.state)
     own = [point for point in points if not point.repository]
     parts.verified = await settled(parts.threads.repository, _verified, parts.repository, own)
     await parts.dispatcher.recall()

@@ -6,7 +6,7 @@ runs, full reads and history; restore points, holds and locks live in the reposi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -35,12 +35,10 @@ from engine.records import (
     write_run,
     write_vms,
 )
-from engine.rehearsal_records import COLUMNS, NEWEST, RehearsalRow, rehearsal_row, rehearsed_of, write_rehearsal
 from engine.replaying import recorded_page
 from engine.state_schema import FILE_NAME, open_database, open_read_only, sync_directory, translate
 from policies.facts import Address, PointId, VmId
 from policies.recorded import Recorded
-from policies.rehearsal import Rehearsed
 from policies.units import counted
 from storage.failpoints import failpoint
 from storage.filecalls import translated
@@ -95,7 +93,13 @@ class State:
         except duckdb.Error as error:
             raise translate(error, self.path) from error
 
-    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def write(self, work: Callable[[duckdb.DuckDBPyConnection], None]) -> None:
+        """Do this work as one transaction."""
+        with self._transaction() as connection:
+            work(connection)
+
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """What a fixed statement gives."""
         try:
             return self._connection.execute(statement, list(values)).fetchall()
         except duckdb.Error as error:
@@ -184,7 +188,7 @@ class State:
 
     def kept(self, name: str) -> str:
         """The note under a name; empty when there is none."""
-        rows = self._rows("SELECT value FROM meta WHERE name = ?", [f"note: {name}"])
+        rows = self.rows("SELECT value FROM meta WHERE name = ?", [f"note: {name}"])
         return str(rows[0][0]) if rows else ""
 
     def events(self, limit: int = 100) -> list[tuple[Any, ...]]:
@@ -193,7 +197,7 @@ class State:
             "SELECT key, type, happened_at, vm, vm_name, cause FROM events "
             "ORDER BY journaled_at DESC, happened_at DESC LIMIT ?"
         )
-        return self._rows(statement, [limit])
+        return self.rows(statement, [limit])
 
     def decisions_of(self, vm: VmId, limit: int = 20) -> list[tuple[Any, ...]]:
         """The newest decisions about a VM, each with its event and with what came of its job.
@@ -208,12 +212,12 @@ class State:
             "FROM (SELECT * FROM decisions WHERE vm = ? ORDER BY decided_at DESC LIMIT ?) d "
             "LEFT JOIN events e ON e.key = d.event_key LEFT JOIN jobs j ON j.id = d.job ORDER BY d.decided_at DESC"
         )
-        return self._rows(statement, [vm, limit])
+        return self.rows(statement, [vm, limit])
 
     def event_keys(self, source: str = "") -> list[str]:
         """The keys of the journal, in the order they came; of one source if it is named."""
         statement = "SELECT key FROM events WHERE ? IN ('', source) ORDER BY journaled_at, happened_at"
-        return [row[0] for row in self._rows(statement, [source])]
+        return [row[0] for row in self.rows(statement, [source])]
 
     def recorded(self, since: datetime, beyond: int = -1) -> tuple[list[Recorded], int | None]:
         """A page of the events that were handled since then; see `replaying.recorded_page`."""
@@ -230,7 +234,7 @@ class State:
 
     def vms(self) -> list[VmRow]:
         """The identity table."""
-        rows = self._rows(
+        rows = self.rows(
             "SELECT id, name, vcenter, moref, instance_uuid, bios_uuid, disk_uuids, accounted, first_seen, left_at "
             "FROM vms"
         )
@@ -238,7 +242,7 @@ class State:
 
     def runs(self) -> dict[VmId, RunRow]:
         """What each VM's runs came to."""
-        rows = self._rows("SELECT vm, last_success, last_attempt, last_failure, consecutive_failures FROM runs")
+        rows = self.rows("SELECT vm, last_success, last_attempt, last_failure, consecutive_failures FROM runs")
         return {VmId(r[0]): RunRow(VmId(r[0]), aware(r[1]), aware(r[2]), r[3], r[4]) for r in rows}
 
     def set_aside(self) -> set[VmId]:
@@ -248,30 +252,16 @@ class State:
             "QUALIFY row_number() OVER (PARTITION BY vm ORDER BY coalesce(settled_at, created_at) DESC) = 1 "
             "AND state = 'quarantined'"
         )
-        return {VmId(row[0]) for row in self._rows(statement)}
+        return {VmId(row[0]) for row in self.rows(statement)}
 
     def fired(self) -> dict[tuple[str, str, VmId], datetime]:
         """When each trigger last led to a backup, per VM."""
-        rows = self._rows("SELECT policy, rule, vm, fired_at FROM fired")
+        rows = self.rows("SELECT policy, rule, vm, fired_at FROM fired")
         return {(r[0], r[1], VmId(r[2])): at for r in rows if (at := aware(r[3])) is not None}
-
-    def note_rehearsal(self, row: RehearsalRow) -> None:
-        """Remember a rehearsal that ended."""
-        with self._transaction() as connection:
-            write_rehearsal(connection, row)
-
-    def rehearsed(self) -> dict[VmId, Rehearsed]:
-        """The newest rehearsal of each VM that counts."""
-        return rehearsed_of(self._rows(NEWEST))
-
-    def rehearsals_of(self, point: PointId) -> list[RehearsalRow]:
-        """Every rehearsal of a restore point, newest first."""
-        rows = self._rows(f"SELECT {COLUMNS} FROM rehearsals WHERE point = ? ORDER BY began_at DESC", [point])
-        return [rehearsal_row(row) for row in rows]
 
     def distrust_of(self, vm: VmId) -> list[Distrust]:
         """Why this VM's change tracking may lie; empty when nothing is known against it."""
-        rows = self._rows("SELECT vm, reason, event_key, since FROM distrust WHERE vm = ? ORDER BY since", [vm])
+        rows = self.rows("SELECT vm, reason, event_key, since FROM distrust WHERE vm = ? ORDER BY since", [vm])
         return [Distrust(VmId(r[0]), r[1], r[2], at) for r in rows if (at := aware(r[3])) is not None]
 
     def distrust(self, vm: VmId, reason: str, event_key: str, now: datetime) -> None:
@@ -331,7 +321,7 @@ class State:
 
     def intents(self) -> list[Intent]:
         """What may still be there, oldest first."""
-        rows = self._rows("SELECT run, kind, vcenter, moref, vm, name, intended_at FROM intents ORDER BY intended_at")
+        rows = self.rows("SELECT run, kind, vcenter, moref, vm, name, intended_at FROM intents ORDER BY intended_at")
         return [
             Intent(r[0], r[1], Address(r[2], r[3]), VmId(r[4]), r[5], at)
             for r in rows
@@ -340,7 +330,7 @@ class State:
 
     def cursor(self, vcenter: str) -> Cursor | None:
         """Up to where this vCenter's events were handled."""
-        rows = self._rows("SELECT reached_at, key, seen FROM cursors WHERE vcenter = ?", [vcenter])
+        rows = self.rows("SELECT reached_at, key, seen FROM cursors WHERE vcenter = ?", [vcenter])
         if not rows:
             return None
         at = aware(rows[0][0])
@@ -354,18 +344,18 @@ class State:
 
     def audited(self, limit: int = 100) -> list[Audited]:
         """The newest entries of the audit."""
-        rows = self._rows(
+        rows = self.rows(
             "SELECT done_at, who, action, subject, detail FROM audit ORDER BY done_at DESC LIMIT ?", [limit]
         )
         return [Audited(at, r[1], r[2], r[3], r[4]) for r in rows if (at := aware(r[0])) is not None]
 
     def policy_files(self) -> dict[str, str]:
         """The accepted policy texts by file name; empty when none was accepted yet."""
-        return dict(self._rows("SELECT name, text FROM policy_files ORDER BY name"))
+        return dict(self.rows("SELECT name, text FROM policy_files ORDER BY name"))
 
     def policy_commit(self) -> str:
         """The commit that the accepted policy texts were at; empty when that was not known."""
-        rows = self._rows("SELECT policy_commit FROM policy_files LIMIT 1")
+        rows = self.rows("SELECT policy_commit FROM policy_files LIMIT 1")
         return (rows[0][0] or "") if rows else ""
 
     def accept_policies(
