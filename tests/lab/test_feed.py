@@ -91,15 +91,17 @@ async def test_a_tag_that_an_event_tells_of_is_read_at_once(fresh_lab: Start, tm
     gold = 'schema = 1\n[policy.gold]\nselect.all = ["tag:backup=gold"]\n'
     async with engine_of(config_for(lab, tmp_path / "engine", gold)) as engine:
         world = engine.parts.world
-        await engine.until(lambda: world.complete and f"{lab.instance_uuid}/events" in engine.parts.sources.alive)
+        await engine.until(
+            lambda: world.complete and f"{lab.instance_uuid}/events" in engine.parts.sources.alive, seconds=60
+        )
         [vm] = world.named(name)
         lab.tag(name, "backup", "gold")
         tell_of_tag(lab, "attach", "gold", name)
         tell_of_tag(lab, "attach", "gold", "a datastore")
-        await engine.until(lambda: world.vms[vm].tags == {"backup=gold"})
+        await engine.until(lambda: world.vms[vm].tags == {"backup=gold"}, seconds=60)
         # What else changes of the VM brings no older tags back.
         lab.set_attribute(name, "Owner", "dba")
-        await engine.until(lambda: world.vms[vm].attributes.get("Owner") == "dba")
+        await engine.until(lambda: world.vms[vm].attributes.get("Owner") == "dba", seconds=60)
         assert world.vms[vm].tags == {"backup=gold"}
         told = await settled(engine.parts.threads.state, engine.parts.state.events)
         assert [row[1] for row in told if row[1] == EventType.RETAGGED.value] == ["vm.retagged"]
