@@ -81,8 +81,8 @@ async def test_waiting_for_changes_and_events_takes_no_thread_from_the_calls(lab
             await anext(updates)
             await anext(events)
             waiting = asyncio.ensure_future(anext(updates))
-            for _ in range(3):
-                async with asyncio.timeout(8):  # less than a wait for changes takes
+            async with asyncio.timeout(6):  # less than the waits for changes take that would be in between
+                for _ in range(3):
                     await vcenter.inventory()
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
