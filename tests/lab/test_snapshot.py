@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import pytest
@@ -14,6 +14,7 @@ from connectors.gates import creation
 from connectors.hypervisor import Snapshot
 from connectors.kept_vm import unpack
 from connectors.vsphere.hypervisor import VCenter
+from connectors.vsphere.naming import snapshot_description
 from policies.facts import Consistency, Quiescing, Vm
 from tests.lab.connect import connected, until
 from tests.lab.vcenter import MIB, Lab, Machine
@@ -237,6 +238,29 @@ async def test_a_guest_is_not_asked_again_once_its_run_may_not_go_on(lab: Lab) -
             ):
                 raise AssertionError("it was made in a blackout")
         assert lab.calls()["CreateSnapshotEx_Task"] == made + 1
+    assert names(lab) == ()
+
+
+async def test_what_a_failed_try_left_goes_before_the_next_one(lab: Lab) -> None:
+    tried: list[int] = []
+
+    def about_to() -> None:
+        """The first try leaves its snapshot, although it fails."""
+        tried.append(1)
+        if len(tried) == 1:
+            mark = snapshot_description("e1", "r", datetime.now(UTC))
+            vm = lab.machine("web-01")
+            lab.finish(lambda: vm.CreateSnapshotEx_Task(name="backstay-e1-r", description=mark, memory=False))
+            lab.inject("CreateSnapshotEx_Task", "ApplicationQuiesceFault", times=1, in_task=True)
+
+    async with connected(lab) as vcenter:
+        vm = await vm_named(vcenter, "web-01")
+        async with vcenter.snapshot(
+            vm, run="r", want=FILESYSTEM, fallback=CRASH, track=False, quiescing=ONE_RETRY, about_to=about_to
+        ) as snapshot:
+            assert len(tried) == 2
+            assert snapshot.consistency is FILESYSTEM
+            assert len(names(lab)) == 1
     assert names(lab) == ()
 
 
