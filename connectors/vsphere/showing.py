@@ -24,6 +24,9 @@ from policies.facts import Address
 
 log = logging.getLogger(__name__)
 
+MOST_TEXT = 1_000
+"""Letters of an event or a task: errors may hold whole answers, and nobody reads more in a list."""
+
 _OPEN = (vim.TaskInfo.State.queued, vim.TaskInfo.State.running)
 _TASK_FACTS = ["info.activationId", "info.descriptionId", "info.state"]
 
@@ -79,7 +82,7 @@ class Board:
             vm=vim.event.VmEventArgument(name=note.vm_name, vm=vm),
             eventTypeId=note.kind.value,
             severity=extension.severity(note.kind),
-            message=note.text,
+            message=note.text[:MOST_TEXT],
             objectId=note.vm.moref,
             objectType=vim.VirtualMachine,
             objectName=note.vm_name,
@@ -97,7 +100,7 @@ class Board:
         info = await self._session.call(create, mutating=True)
         task = info.task
         await self._session.call(task.SetTaskState, vim.TaskInfo.State.running, None, None, mutating=True)
-        described = vmodl.LocalizableMessage(key=extension.TASK_TYPE, message=text)
+        described = vmodl.LocalizableMessage(key=extension.TASK_TYPE, message=text[:MOST_TEXT])
         await self._session.call(task.SetTaskDescription, described, mutating=True)
         return str(task._moId)
 
@@ -107,6 +110,7 @@ class Board:
 
     async def end(self, task: str, error: str = "") -> None:
         """Show that the run is over, with an error or without."""
+        error = error[:MOST_TEXT]
         state = vim.TaskInfo.State.error if error else vim.TaskInfo.State.success
         fault = vmodl.fault.SystemError(msg=error, reason=error) if error else None
         await self._session.call(self._task(task).SetTaskState, state, None, fault, mutating=True)
