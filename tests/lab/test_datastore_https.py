@@ -115,7 +115,9 @@ async def test_each_reason_against_https_is_a_sentence(archive: Lab, tmp_path: P
 async def test_https_is_taken_where_neither_hot_add_nor_nbd_works_and_their_reasons_are_kept(
     archive: Lab, tmp_path: Path
 ) -> None:
-    settings = transport_settings(archive, tmp_path, proxy="gone", nbdkit="no-such-nbdkit", order=("hotadd", "nbd", "https"))
+    settings = transport_settings(
+        archive, tmp_path, proxy="gone", nbdkit="no-such-nbdkit", order=("hotadd", "nbd", "https")
+    )
     async with connected(archive, settings) as vcenter, snapshotted(vcenter, archive, "archive") as snapshot:
         vms = {vm.name: vm for vm in await vcenter.inventory()}
         foreseen = await vcenter.predictions(list(vms.values()))
