@@ -114,6 +114,7 @@ def init(
     if vcenter is None:
         say(f"Add your vCenter to the configuration, then: backstay check{option}")
     else:
+        say(f"Examine all of it: backstay doctor{option}")
         say(f"Start the engine: backstay run{option}")
 
 
