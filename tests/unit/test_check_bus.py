@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import LoginRefused
-from engine.cli.check import _bus
+from engine.cli.check import check_bus
 from engine.credentials import Secret
 from engine.failures import BadInput, NotReachable
 from engine.sections import Bus
@@ -24,16 +24,16 @@ def closed() -> str:
 def test_a_server_that_accepts_connections_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"nats://127.0.0.1:{server.getsockname()[1]}"
-        assert _bus(Bus(servers=(address,))) == f"{address} accepts connections"
+        assert check_bus(Bus(servers=(address,))) == f"{address} accepts connections"
 
 
 def test_nobody_there_is_told(closed: str) -> None:
     with pytest.raises(NotReachable, match="no server accepts connections"):
-        _bus(Bus(servers=(closed,)))
+        check_bus(Bus(servers=(closed,)))
 
 
 def test_a_login_that_cannot_be_read_is_told_before_anybody_is_asked(closed: str, tmp_path: Path) -> None:
     with pytest.raises(LoginRefused, match=r"none\.creds"):
-        _bus(Bus(servers=(closed,), credentials=tmp_path / "none.creds"))
+        check_bus(Bus(servers=(closed,), credentials=tmp_path / "none.creds"))
     with pytest.raises(BadInput, match=r"bus\.token"):
-        _bus(Bus(servers=(closed,), token=Secret("env", "TOKEN")))
+        check_bus(Bus(servers=(closed,), token=Secret("env", "TOKEN")))
