@@ -215,3 +215,14 @@ def job_keys(connection: Connection, now: datetime) -> dict[str, JobId]:
         [stamp(now - KEYS_KEPT), stamp(now - DONE_KEYS_KEPT)],
     ).fetchall()
     return {key: JobId(found) for key, found in rows}
+
+
+def forget_before(connection: duckdb.DuckDBPyConnection, before: datetime) -> None:
+    """Drop events, decisions, settled jobs and cooldowns of the time before; open jobs stay."""
+    connection.execute("DELETE FROM events WHERE journaled_at < ?", [stamp(before)])
+    connection.execute("DELETE FROM decisions WHERE decided_at < ?", [stamp(before)])
+    connection.execute(
+        "DELETE FROM jobs WHERE state NOT IN ('pending', 'running') AND coalesce(settled_at, created_at) < ?",
+        [stamp(before)],
+    )
+    connection.execute("DELETE FROM fired WHERE fired_at < ?", [stamp(before)])

@@ -188,3 +188,16 @@ def write_audit(connection: duckdb.DuckDBPyConnection, entries: Iterable[Audited
         ("TIMESTAMP", *["VARCHAR"] * 4),
         ((stamp(e.at), e.who, e.action, e.subject, e.detail) for e in entries),
     )
+
+
+def write_policies(
+    connection: duckdb.DuckDBPyConnection, files: Mapping[str, str], who: str, now: datetime, commit: str
+) -> None:
+    """Make these texts, by file name, the ones in force."""
+    connection.execute("DELETE FROM policy_files")
+    insert(
+        connection,
+        "policy_files",
+        ("VARCHAR", "VARCHAR", "TIMESTAMP", "VARCHAR", "VARCHAR"),
+        ((name, text, stamp(now), who, commit) for name, text in files.items()),
+    )

@@ -10,10 +10,7 @@ import asyncio
 import importlib.metadata
 import logging
 import os
-import signal
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -34,13 +31,13 @@ from connectors.vsphere.tracking_defects import parse_defect
 from connectors.vsphere.transport_settings import AttachIntent, TransportSettings, ignore_intent
 from engine import further, logs, second_copies, sections, upkeep
 from engine.api import serve
-from engine.client import Engine
 from engine.config import Config
 from engine.control import Controls
 from engine.credentials import Secret
-from engine.endpoints import Endpoints, open_endpoints
+from engine.endpoints import Endpoints
 from engine.failures import BadInput
 from engine.garbage import keep_out_of_search
+from engine.held import resources, signals
 from engine.notifying import Notifier
 from engine.parts import Parts
 from engine.ports import Hypervisor
@@ -53,8 +50,7 @@ from engine.threads import Threads
 from engine.worker import work
 from metrics.registry import Metrics
 from policies.facts import Address, VmId
-from storage.errors import Locked, StorageError
-from storage.repository import Repository, open_repository
+from storage.errors import StorageError
 
 log = logging.getLogger("engine.service")
 
@@ -62,9 +58,6 @@ METRICS_SECONDS = 5.0
 """How often metrics that are read from tables are made anew."""
 
 T = TypeVar("T")
-
-BRIEFLY_HELD = timedelta(seconds=10)
-"""How long a start waits for a command that has the repository open: longer than any short command takes."""
 
 CLOCK_COMPARED = timedelta(seconds=20)
 """How often a vCenter's clock is compared with ours."""
@@ -319,55 +312,6 @@ class Service:
             await asyncio.sleep(METRICS_SECONDS)
 
 
-@contextmanager
-def _resources(config: Config) -> Iterator[tuple[State, Repository, Threads, Endpoints]]:
-    """Everything that is held by one process at a time, closed in the reverse order."""
-    passphrase = config.repository.passphrase
-    with ExitStack() as held:
-        state = _once_free(config, lambda: State(config.state_dir, now=utc_now()))
-        held.callback(state.close)
-        repository = _once_free(
-            config,
-            lambda: open_repository(
-                config.place,
-                passphrase=passphrase.read if passphrase is not None else None,
-                must_be_encrypted=passphrase is not None,
-                now=utc_now,
-                owner=f"engine unix:{config.socket}",
-            ),
-        )
-        held.enter_context(repository)
-        endpoints = open_endpoints(config)
-        held.callback(endpoints.close)
-        threads = Threads()
-        held.callback(threads.close)
-        yield state, repository, threads, endpoints
-
-
-def _once_free(config: Config, opened: Callable[[], T]) -> T:
-    """Open what a short command may hold for a moment; Locked when it stays held, or another engine has it."""
-    deadline = time.monotonic() + BRIEFLY_HELD.total_seconds()
-    while True:
-        try:
-            return opened()
-        except Locked:
-            if Engine(config.socket).listens() or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
-@contextmanager
-def _signals(stopping: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
 def _version() -> str:
     try:
         return importlib.metadata.version("backstay")
@@ -379,7 +323,7 @@ async def run_service(config: Config) -> None:
     """Run an engine until SIGTERM or SIGINT. Errors of the start are raised as they are, those of loops as one."""
     logs.configure("json" if os.environ.get("BACKSTAY_LOG") == "json" else "text")
     policies_folder(config.policies)
-    with _resources(config) as (state, repository, threads, endpoints):
+    with resources(config, utc_now) as (state, repository, threads, endpoints):
         parts = assemble(
             config,
             state=state,
@@ -395,6 +339,6 @@ async def run_service(config: Config) -> None:
         keep_out_of_search()
         parts.dispatcher.noted = replace(parts.dispatcher.noted, inventoried=keep_out_of_search)
         service = Service(parts, endpoints, partial(connect, on_intent=recorder(state, threads)))
-        with _signals(service.stopping):
+        with signals(service.stopping):
             log.info("engine started", extra={"pid": os.getpid(), **endpoints.addresses})
             await service.run()

@@ -32,6 +32,7 @@ from engine.records import (
     write_audit,
     write_cursor,
     write_fired,
+    write_policies,
     write_run,
     write_vms,
 )
@@ -283,13 +284,7 @@ class State:
     def forget(self, before: datetime) -> None:
         """Drop what the journal and settled jobs say of the time before; open jobs and the audit stay."""
         with self._transaction() as connection:
-            connection.execute("DELETE FROM events WHERE journaled_at < ?", [stamp(before)])
-            connection.execute("DELETE FROM decisions WHERE decided_at < ?", [stamp(before)])
-            connection.execute(
-                "DELETE FROM jobs WHERE state NOT IN ('pending', 'running') AND coalesce(settled_at, created_at) < ?",
-                [stamp(before)],
-            )
-            connection.execute("DELETE FROM fired WHERE fired_at < ?", [stamp(before)])
+            journal.forget_before(connection, before)
 
     # intents, cursors, audit, policies
 
@@ -363,13 +358,7 @@ class State:
     ) -> None:
         """Make these texts the ones in force."""
         with self._transaction() as connection:
-            connection.execute("DELETE FROM policy_files")
-            insert(
-                connection,
-                "policy_files",
-                ("VARCHAR", "VARCHAR", "TIMESTAMP", "VARCHAR", "VARCHAR"),
-                ((name, text, stamp(now), who, commit) for name, text in files.items()),
-            )
+            write_policies(connection, files, who, now, commit)
             write_audit(connection, (Audited(now, who, "apply policies", counted(len(files), "file"), detail),))
             failpoint("policies.written")
         failpoint("policies.accepted")
