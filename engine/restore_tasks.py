@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from connectors.errors import ConnectorError
 from connectors.hypervisor import Identity, RestoreTarget
 from engine.commands import RestoreDisk, RestoreInPlace, RestoreToVm
 from engine.doubts import distrust_disks, newest_is_gone
@@ -61,13 +62,23 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
         finally:
             await settled(parts.threads.long, parts.crew.remember_unfinished, parts.config.state_dir)
         parts.metrics.operation_finished("restore", "done")
-        result = told(parts, detail, made)
+        result = {**told(parts, detail, made), **await _stands(hypervisor, made)}
         if lives and original is not None and asked.identity == Identity.AUTO.value:
             where = parts.names.get(original.address.vcenter, original.address.vcenter)
             result["identity"] += f": the original, {original.name}, is still in {where}"
         return result
 
     return body
+
+
+async def _stands(hypervisor: Hypervisor, made: RestoredVm) -> dict[str, Any]:
+    """Where the new VM stands; nothing where vCenter cannot tell just now, as it is restored all the same."""
+    try:
+        vm = await hypervisor.vm(made.vm.address)
+    except ConnectorError:
+        return {}
+    place = {"folder": vm.folder, "datacenter": vm.datacenter, "host": vm.host, "datastores": list(vm.datastores)}
+    return {"place": place, "power": vm.power.value}
 
 
 def check_name(name: str) -> None:

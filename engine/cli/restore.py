@@ -142,6 +142,9 @@ def _way(given: Mapping[str, Any]) -> str:
 
 def _tell(result: Mapping[str, Any], point: str, to_file: str) -> None:
     say(printable(f"Restored {result.get('point', point)} to {result.get('vm') or to_file}, verified."))
+    if place := result.get("place"):
+        stands = f"{place['folder']} of {place['datacenter']}, on {place['host']} and {', '.join(place['datastores'])}"
+        say(printable(f"It is in {stands}, and it is {result['power']}."))
     if "UUID" in result.get("identity", ""):  # of a VM that was made; one that was there keeps its own
         say(printable(f"Identity: {result['identity']}."))
     for disk in result.get("disks", ()) if "vm" in result else ():

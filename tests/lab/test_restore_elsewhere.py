@@ -50,6 +50,8 @@ async def test_a_vm_goes_to_another_vcenter_and_a_lost_one_takes_its_identity_al
         await engine.until(lambda: len(engine.parts.hypervisors) == 2)
         with_original = await restored(engine, target)
         assert with_original["vcenter"] == "other"
+        assert with_original["power"] == "off"
+        assert with_original["place"]["datastores"] == ["fast-1"]  # type: ignore[index]
         assert "the original, web-01, is still in lab" in str(with_original["identity"])
         assert filecmp.cmp(image, other.vm("web-dr").disks[0].flat, shallow=False)
         assert told(other, "web-dr").instanceUuid != old.instanceUuid
