@@ -74,6 +74,10 @@ class Engine:
         """The answer to a request that changes something."""
         return self._ask("POST", route, json.dumps(plain(body)).encode())
 
+    def delete(self, route: str) -> Any:
+        """The answer to a request that takes something away."""
+        return self._ask("DELETE", route)
+
     def submit(self, task: Task) -> str:
         """Start what takes long; its id."""
         fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}

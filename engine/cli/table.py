@@ -39,6 +39,7 @@ COMMANDS = (
     Command("points", "points:points", "List restore points."),
     Command("backup", "backup:backup", "Back a VM up now."),
     Command("restore", "restore:restore", "Restore a disk to a file, or a VM into a new one or in place."),
+    Command("task", "task:task", "Wait for what the engine does for an interrupted command, or stop it."),
     Command("hold", "hold:hold", "Keep a restore point whatever retention says."),
     Command("release", "release:release", "Open the holds of a restore point."),
     Command("expire", "expire:expire", "Forget a restore point."),

@@ -13,12 +13,16 @@ from engine.commands import Task, TaskReport
 
 def follow(engine: Engine, task: Task, bar: Progress) -> Mapping[str, Any]:
     """The task's result; RemoteFailure when it failed. An interruption leaves it running, and says so."""
-    id = engine.submit(task)
+    return finish(engine, engine.submit(task), bar)
+
+
+def finish(engine: Engine, id: str, bar: Progress) -> Mapping[str, Any]:
+    """The result of a task that was begun; RemoteFailure when it failed. An interruption leaves it running."""
     seen = _Seen(bar)
     try:
         return engine.finish(id, seen.tell)
     except KeyboardInterrupt:
-        say(f"The engine goes on with task {id}.")
+        say(f"The engine goes on with task {id}. To wait for it: backstay task {id}; to stop it: add --cancel")
         raise
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from engine.client import Engine
+from engine.commands import Rehearse
 from engine.trust import fetch_certificate
 from tests.console import BACKSTAY, Ran, backstay, environment, on_terminal
 from tests.lab.vcenter import MIB, Lab, Machine
@@ -263,6 +264,12 @@ def test_after_init_run_needs_nothing_else_and_commands_go_through_the_engine(fr
         said = backstay("rehearse", "web-01@latest", "--config", config, home=home).err
         assert "passed" in said and "nothing differs" in said and "none was asked for" in said
         assert "rehearsed" in backstay("points", "web-01@latest", "--config", config, home=home).out
+        begun = Engine(socket).submit(Rehearse("web-01"))  # as by a command that was interrupted
+        assert backstay("task", begun, "--config", config, "--json", home=home).data["passed"]
+        for more in ((), ("--cancel",)):
+            assert (
+                "no task nobody-1" in backstay("task", "nobody-1", *more, "--config", config, home=home, expect=2).err
+            )
         backstay("rehearse", "web-01", "--heartbeat-within", "1m", "--config", config, home=home, expect=2)
         assert "web-01" in backstay("status", "--config", config, home=home).out
         assert "Not protected" in backstay("backup", "partly", "--config", config, home=home, expect=3).err
