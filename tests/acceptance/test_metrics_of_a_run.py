@@ -36,6 +36,7 @@ select.none = ["name:{excluded}"]
 consistency = {{ want = "filesystem", fallback = "crash" }}
 retention.keep_last = 5
 verify.every = "30d"
+rehearse.every = "30d"
 notify = ["ops"]
 [[policy.gold.trigger]]
 on = "vm.migrated"
@@ -75,7 +76,9 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
     with (
         start_lab(root / "lab", vms=4, disks_per_vm=1, disk_bytes=16 * MIB, tracking=True) as lab,
         nats_server(root / "nats") as bus,
-        engine_for(lab, root / "engine", NOTHING_YET, more=bus_section(bus) + NOBODY_HEARS) as engine,
+        engine_for(
+            lab, root / "engine", NOTHING_YET, more=bus_section(bus) + NOBODY_HEARS, timers='rehearsals = "1s"'
+        ) as engine,
     ):
         (engine.home / "ops.url").touch(mode=0o600)
         (engine.home / "ops.url").write_text("http://127.0.0.1:9/")
