@@ -13,6 +13,8 @@ from typing import Any
 
 from pyVmomi import vim
 
+from connectors.vsphere.optionmarks import read_option
+
 KEY = "backstay.restoring"
 
 _LINE = re.compile(r"HALF RESTORED by Backstay [^\n]*\n?")
@@ -35,12 +37,8 @@ def option(mark: RestoreMark | None) -> Any:
 
 def read_mark(options: Iterable[Any]) -> RestoreMark | None:
     """The mark among a VM's options, if there is one of ours."""
-    text = next((str(o.value) for o in options if o.key == KEY), "")
-    try:
-        told = json.loads(text) if text else None
-    except ValueError:
-        return None
-    if not isinstance(told, dict):
+    told = read_option(options, KEY)
+    if told is None:
         return None
     return RestoreMark(*(str(told.get(name, "")) for name in ("engine", "point", "run", "safety")))
 

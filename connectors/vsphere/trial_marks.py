@@ -15,6 +15,7 @@ from uuid import uuid4
 from pyVmomi import vim
 
 from connectors.hypervisor import TRIAL_PREFIX
+from connectors.vsphere.optionmarks import read_option
 
 KEY = "backstay.rehearsal"
 
@@ -78,12 +79,8 @@ def as_trial(config: Any, disks: Iterable[Any], *, engine: str, point: str, run:
 
 def read_mark(options: Iterable[Any]) -> TrialMark | None:
     """The mark among a VM's options, if there is one of ours."""
-    text = next((str(o.value) for o in options if o.key == KEY), "")
-    try:
-        told = json.loads(text) if text else None
-    except ValueError:
-        return None
-    if not isinstance(told, dict):
+    told = read_option(options, KEY)
+    if told is None:
         return None
     return TrialMark(*(str(told.get(name, "")) for name in ("engine", "point", "run", "name", "instance")))
 
