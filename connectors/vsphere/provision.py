@@ -111,8 +111,11 @@ async def finish_vm(session: Session, moref: str) -> None:
 
 
 async def _disks(session: Session, vm: Any, saved: Any, plan: NewVm, place: Place, target: RestoreTarget) -> list[Any]:
-    """Make those that are not there yet; the facts of all, in the plan's order."""
-    for disk in plan.disks:
+    """Make those that are not there yet; the facts of all, in the plan's order.
+
+    They are made in the order of the saved VM: vCenter numbers labels ("Hard disk 1") in the order it makes disks.
+    """
+    for disk in sorted(plan.disks, key=lambda disk: disk.key):
         present = await _devices(session, vm)
         if _at(saved, disk, present) is None:
             datastore = target.disk_datastores.get(disk.key, place.datastore)
