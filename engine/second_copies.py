@@ -24,6 +24,7 @@ from engine.world import by_vm
 from policies.copied import lock_in, own_retention
 from policies.facts import Facts, PointId, RestorePoint, VmId
 from policies.keeping import rows_of, unkept
+from policies.naming import unknown_copies
 from policies.policy import Policy
 from policies.policyset import PolicySet
 from policies.protection import copies_of
@@ -37,8 +38,6 @@ log = logging.getLogger("engine.copies")
 
 UNUSABLE = (StorageError, BadInput)
 """Why a copy cannot be opened: its store, or what the configuration says of it, such as a secret that is gone."""
-
-UNKNOWN = "policies ask for it, and the configuration has no [copies.{}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +97,11 @@ def worth_copying(
     return found
 
 
-def unknown(policies: PolicySet, known: dict[str, sections.Copy]) -> list[str]:
-    """The second copies that policies name and the configuration does not have."""
-    return sorted({name for policy in policies.policies for name in policy.copies} - known.keys())
-
-
 async def copy_all(parts: Parts) -> str:
     """One pass over every second copy; the trouble of one keeps none of the others from its pass."""
-    for name in unknown(parts.rulebook.in_force, parts.config.copies):
-        parts.upkeep[f"copy {name}"] = UNKNOWN.format(name)
-        log.error("second copy not made", extra={"copy": name, "why": UNKNOWN.format(name)})
+    for name, why in unknown_copies(parts.rulebook.in_force, parts.config.copies).items():
+        parts.upkeep[f"copy {name}"] = why
+        log.error("second copy not made", extra={"copy": name, "why": why})
     if not parts.world.inventory_known:
         return "waits until every vCenter's inventory is known"
     async with parts.copies_busy:

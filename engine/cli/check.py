@@ -23,7 +23,7 @@ from engine.stores import RepositorySection
 from engine.units import show_size
 from policies.linting import lint
 from policies.loading import load as load_policies
-from policies.naming import unknown_destinations, unknown_targets
+from policies.naming import unknown_names
 from policies.units import counted
 from storage.errors import Locked
 from storage.repository import open_repository
@@ -110,8 +110,8 @@ def _secret(secret: Secret) -> str:
 def _policies(config: Config) -> str:
     folder = config.policies
     policies = load_policies(folder)
-    unknown = unknown_targets(policies, config.notify) | unknown_destinations(policies, config.repositories)
-    for said in unknown.values():
+    unknown = unknown_names(policies, targets=config.notify, destinations=config.repositories, copies=config.copies)
+    for said in unknown:
         raise BadInput(said, where=str(folder), hint="add it, or correct the policy")
     advice = lint(policies)
     return "; ".join([f"{counted(len(policies.policies), 'policy')} in {folder}", *(str(one) for one in advice)])

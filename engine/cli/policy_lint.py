@@ -13,7 +13,7 @@ from policies.advice import advice_lines
 from policies.facts import Facts
 from policies.linting import lint
 from policies.loading import load
-from policies.naming import unknown_destinations, unknown_targets
+from policies.naming import unknown_names
 from policies.policyset import PolicySet
 from policies.units import counted
 
@@ -42,7 +42,7 @@ def policy_lint(
     place = policy_place(directory, config)
     policies = load(place)
     if directory is None or config is not None:
-        _check_targets(policies, config)
+        _check_names(policies, config)
     advice = lint(policies, _facts(state, live, repo, config), utc_now())
     if json:
         show_json({"policies": [policy.name for policy in policies.policies], "advice": list(advice)})
@@ -56,14 +56,14 @@ def policy_lint(
     return Exit.PARTIAL if strict and (advice or not policies.policies) else Exit.DONE
 
 
-def _check_targets(policies: PolicySet, config: Path | None) -> None:
-    """BadInput where policies name targets of notices that the configuration does not have."""
+def _check_names(policies: PolicySet, config: Path | None) -> None:
+    """BadInput where policies name targets of notices, repositories or copies that the configuration does not have."""
     from engine.config import load as load_config
 
     loaded = load_config(config)
-    unknown = unknown_targets(policies, loaded.notify) | unknown_destinations(policies, loaded.repositories)
+    unknown = unknown_names(policies, targets=loaded.notify, destinations=loaded.repositories, copies=loaded.copies)
     if unknown:
-        raise BadInput("\n".join(unknown.values()), hint="add the table there, or correct the policy")
+        raise BadInput("\n".join(unknown), hint="add the table there, or correct the policy")
 
 
 def _facts(state: Path | None, live: bool, repo: str | None, config: Path | None) -> Facts | None:

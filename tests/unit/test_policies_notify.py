@@ -7,7 +7,7 @@ import pytest
 from policies.errors import PolicyError
 from policies.facts import Address, Vm, VmId
 from policies.loading import load_texts
-from policies.naming import unknown_targets
+from policies.naming import unknown_names, unknown_targets
 from policies.protection import protection
 from policies.settings import settings_of
 
@@ -41,6 +41,12 @@ def test_a_target_that_the_configuration_does_not_have_is_told_once_with_its_pla
         "ops": 'a.toml:2:9: policy "databases" notifies "ops", and the configuration has no [notify.ops]'
     }
     assert unknown_targets(policies, ["dba", "ops", "oncall"]) == {}
+
+
+def test_one_name_that_lacks_as_a_target_as_a_repository_and_as_a_copy_is_told_three_times() -> None:
+    text = 'schema = 1\n[policy.p]\nselect.all = ["*"]\nnotify = ["x"]\ndestination = "x"\ncopies = ["x"]\n'
+    told = unknown_names(load_texts({"a.toml": text}), targets=(), destinations=(), copies=())
+    assert [sentence.rpartition(" ")[2] for sentence in told] == ["[notify.x]", "[repositories.x]", "[copies.x]"]
 
 
 @pytest.mark.parametrize("value", ['"ops"', "[]", '["two words"]', "[1]"])
