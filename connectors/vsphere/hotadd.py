@@ -49,7 +49,7 @@ _locks: WeakKeyDictionary[Session, asyncio.Lock] = WeakKeyDictionary()
 
 @dataclass(frozen=True, slots=True)
 class AttachRequest:
-    """Which disk to attach, for which run, and whether it may be written."""
+    """Which disk to attach, for which run, and whether it may be written. `runs_on`: the host of a VM that runs."""
 
     vm_moref: str
     datacenter: str
@@ -57,6 +57,7 @@ class AttachRequest:
     run: str
     encrypted: bool = False
     writable: bool = False
+    runs_on: str = ""
 
 
 @asynccontextmanager
@@ -141,6 +142,7 @@ async def _attach(session: Session, request: AttachRequest, settings: TransportS
             datacenter=request.datacenter,
             encrypted=request.encrypted,
             disk=disk,
+            runs_on=request.runs_on,
         )
         slot = free_slot(proxy.devices)
         if why or slot is None:

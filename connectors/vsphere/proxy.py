@@ -16,7 +16,9 @@ from pyVmomi import vim, vmodl
 
 from connectors.errors import ConnectorError, Gone, TransportFailed
 from connectors.vsphere.editions import Verdict, judge
+from connectors.vsphere.nfs_locks import stands_still
 from connectors.vsphere.session import Session
+from connectors.vsphere.tracking_defects import HostBuild
 from connectors.vsphere.transport_settings import TransportSettings
 from policies.facts import Disk
 
@@ -63,6 +65,7 @@ class Proxy:
 
     `datastores` are those that its host can read now, `kinds` their types ("VMFS", "NFS", "vsan", ...). `version` is
     its host's, `edition` what is known of hot-add there. `tells_uuids` is disk.EnableUUID, None where it is not set.
+    `host` and `build` are its host's name and build; `insisted` says that the configuration wants hot-add always.
     """
 
     moref: str
@@ -77,6 +80,9 @@ class Proxy:
     edition: Verdict = field(default_factory=Verdict)
     version: str = ""
     tells_uuids: bool | None = None
+    host: str = ""
+    build: int = 0
+    insisted: bool = False
 
     @property
     def foreign(self) -> frozenset[str]:
@@ -93,8 +99,11 @@ def plain_uuid(text: str) -> str:
     return "".join(c for c in text.lower() if c in "0123456789abcdef")
 
 
-def refusal(proxy: Proxy, *, vm_moref: str, datacenter: str, encrypted: bool, disk: Disk) -> str:
-    """Why this disk cannot be attached to the proxy, as a sentence; empty when it can."""
+def refusal(proxy: Proxy, *, vm_moref: str, datacenter: str, encrypted: bool, disk: Disk, runs_on: str = "") -> str:
+    """Why this disk cannot be attached to the proxy, as a sentence; empty when it can.
+
+    `runs_on` is the host of a VM that runs, empty for one that is off.
+    """
     if disk.unprotected:
         return disk.unprotected
     if vm_moref == proxy.moref:
@@ -116,6 +125,12 @@ def refusal(proxy: Proxy, *, vm_moref: str, datacenter: str, encrypted: bool, di
     if disk.datastore not in proxy.datastores:
         return f"the host of the proxy {proxy.name} does not see datastore {disk.datastore}"
     if why := _vsan_refusal(proxy, disk):
+        return why
+    if not proxy.insisted and (
+        why := stands_still(
+            proxy.kinds.get(disk.datastore, ""), runs_on, proxy.host, HostBuild(proxy.version, proxy.build)
+        )
+    ):
         return why
     if encrypted and not proxy.encrypted:
         return f"the VM is encrypted and the proxy {proxy.name} is not"
@@ -239,7 +254,8 @@ async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:
         paths = ["name", "runtime.powerState", "runtime.host", "config.keyId", "config.hardware.device"]
         told = await session.properties(vm, [*paths, "config.extraConfig", "config.flags.diskUuidEnabled"])
         host = told.get("runtime.host")
-        of_host = await session.properties(host, ["datastore", "config.product.version"]) if host else {}
+        wanted = ["name", "datastore", "config.product.version", "config.product.build"]
+        of_host = await session.properties(host, wanted) if host else {}
         named = await session.read(
             of_host.get("datastore") or [], vim.Datastore, ["name", "summary.type", "summary.accessible"]
         )
@@ -266,6 +282,9 @@ async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:
         tells_uuids=_tells_uuids(
             told.get("config.extraConfig") or (), told.get("config.flags.diskUuidEnabled") is True
         ),
+        host=str(of_host.get("name") or ""),
+        build=int(build) if (build := str(of_host.get("config.product.build") or "")).isdecimal() else 0,
+        insisted=settings.hotadd == "always",
     )
 
 

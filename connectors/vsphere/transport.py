@@ -32,7 +32,7 @@ from connectors.vsphere.proxy import Proxy, datacenter_of, proxy_or_reason, refu
 from connectors.vsphere.session import Session
 from connectors.vsphere.transport_settings import EXPORT, HOT_ADD, HTTPS, NBD, TRANSPORTS, TransportSettings
 from connectors.vsphere.vddk import NetworkDisk, open_network_disk
-from policies.facts import Disk, Vm
+from policies.facts import Disk, PowerState, Vm
 
 T = TypeVar("T")
 
@@ -97,7 +97,14 @@ def _why_not(means: Means, vm: Vm, disk: Disk, name: str) -> str:
     if isinstance(means.proxy, str):
         return means.proxy
     encrypted = vm.address.moref in means.encrypted
-    return refusal(means.proxy, vm_moref=vm.address.moref, datacenter=vm.datacenter, encrypted=encrypted, disk=disk)
+    return refusal(
+        means.proxy,
+        vm_moref=vm.address.moref,
+        datacenter=vm.datacenter,
+        encrypted=encrypted,
+        disk=disk,
+        runs_on="" if vm.power is PowerState.OFF else vm.host,
+    )
 
 
 @asynccontextmanager
@@ -122,7 +129,8 @@ async def open_disk(
         match name:
             case "hotadd":
                 encrypted = await _encrypted(session, moref)
-                request = AttachRequest(moref, snapshot.vm.datacenter, facts, run, encrypted)
+                runs_on = "" if snapshot.vm.power is PowerState.OFF else snapshot.vm.host
+                request = AttachRequest(moref, snapshot.vm.datacenter, facts, run, encrypted, runs_on=runs_on)
                 return await stack.enter_async_context(open_reader(session, request, settings))
             case "nbd":
                 gates = session.settings.gates

@@ -57,6 +57,7 @@ async def test_hot_add_is_taken_where_it_works(fresh_lab: FreshLab, tmp_path: Pa
         "edition without hot-add",
         "switched off",
         "no privilege",
+        "NFS 3",
     ],
 )
 async def test_nbd_is_taken_where_hot_add_fails_and_the_reason_is_recorded(
@@ -85,6 +86,11 @@ async def test_nbd_is_taken_where_hot_add_fails_and_the_reason_is_recorded(
         case "no privilege":
             lab.surroundings(user=lab.user, denied=["VirtualMachine.Config.AddExistingDisk"])
             says = "VirtualMachine.Config.AddExistingDisk"
+        case "NFS 3":
+            lab.surroundings(datastore=lab.vm("db-03").datastore, kind="NFS", version="7.0.3")
+            if lab.vm("db-03").host == lab.vm(PROXY).host:
+                lab.drs_move("db-03")
+            says = f"runs on {lab.vm('db-03').host}, the proxy on {lab.vm(PROXY).host} (ESXi 7.0.3): on NFS 3"
         case _:
             name, says = PROXY, "belongs to the proxy itself"
     async with connected(lab, settings) as vcenter, snapshotted(vcenter, lab, name) as snapshot:

@@ -57,6 +57,8 @@ def proxy(devices: Sequence[Any] = (controller(1000, 0),)) -> Proxy:
 MARK = Mark("engine-1", "run-7", UUID, DISK.file_name, Slot(1000, 2), datetime(2026, 11, 22, tzinfo=UTC))
 ON_VSAN = (controller(1000, 0), disk(2000, Slot(1000, 0), "[own] p/p.vmdk", "6000c2930000000000000000000000ff"))
 
+ON_NFS = replace(proxy(), kinds={"ds1": "NFS"}, version="8.0.2", build=22_380_479, host="esx-1")
+
 
 def why_not(given: Proxy, **changes: Any) -> str:
     """The refusal for DISK, with changes to the request."""
@@ -94,6 +96,8 @@ def test_a_disk_that_fits_is_not_refused() -> None:
             {},
             "lies on vSAN and its host runs ESXi 6.7.0",
         ),
+        (ON_NFS, {"runs_on": "esx-2"}, "runs on esx-2, the proxy on esx-1 (ESXi 8.0.2): on NFS 3 the VM would stand"),
+        (replace(ON_NFS, version="7.0.3", build=24_000_000), {"runs_on": "esx-2"}, "stand still for half a minute"),
     ],
 )
 def test_each_reason_against_hot_add_is_a_sentence(given: Proxy, changes: dict[str, Any], says: str) -> None:
@@ -108,11 +112,31 @@ def test_each_reason_against_hot_add_is_a_sentence(given: Proxy, changes: dict[s
         replace(proxy(ON_VSAN), kinds={"ds1": "vsan", "own": "vsan"}, version="6.7.0"),
         replace(proxy(ON_VSAN), kinds={"ds1": "VMFS", "own": "vsan"}, version="8.0.3"),
         replace(proxy(ON_VSAN), kinds={"ds1": "NFS", "own": "VMFS"}, version="6.7.0"),
+        replace(ON_NFS, kinds={"ds1": "NFS41"}),
+        replace(ON_NFS, build=23_305_546),
+        replace(ON_NFS, version="8.0.3", build=1),
+        replace(ON_NFS, host="esx-2"),
+        replace(ON_NFS, insisted=True),
     ],
-    ids=["unknown edition", "always", "both on vsan", "proxy on vsan since 7", "no vsan"],
+    ids=[
+        "unknown edition",
+        "always",
+        "both on vsan",
+        "proxy on vsan since 7",
+        "no vsan",
+        "NFS 4.1",
+        "8.0 U2b",
+        "8.0 U3",
+        "NFS 3 on the VM's own host",
+        "NFS 3 and always",
+    ],
 )
 def test_what_is_not_known_to_fail_is_tried(given: Proxy) -> None:
-    assert why_not(given) == ""
+    assert why_not(given, runs_on="esx-2") == ""
+
+
+def test_a_vm_that_is_off_does_not_stand_still_on_nfs() -> None:
+    assert why_not(ON_NFS, runs_on="") == ""
 
 
 def test_another_vm_s_disk_does_not_tell_where_the_proxy_lies() -> None:
