@@ -89,6 +89,8 @@ def _build(texts: dict[str, str], directory: Path, binary: Path) -> None:
         replace[str(GOVMOMI / name)] = str(copy)
     for path in sorted((SOURCES / "overlay").glob("*.go")):
         replace[str(GOVMOMI / "simulator" / REPLACED.get(path.name, f"lab_{path.name}"))] = str(path)
+    for path in sorted((SOURCES / "overlay/pbm").glob("*.go")):
+        replace[str(GOVMOMI / "pbm/simulator" / f"lab_{path.name}")] = str(path)
     overlay = directory / "overlay.json"
     overlay.write_text(json.dumps({"Replace": replace}))
     environment = {

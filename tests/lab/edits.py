@@ -24,6 +24,13 @@ EDITS = (
     _renamed("simulator/virtual_machine.go", "vm *VirtualMachine", "UnregisterVM", "unregisterBase"),
     _renamed("simulator/virtual_machine.go", "vm *VirtualMachine", "RelocateVMTask", "relocateBase"),
     _renamed("simulator/virtual_machine.go", "vm *VirtualMachine", "CreateSnapshotTask", "createSnapshotBase"),
+    _renamed("simulator/virtual_machine.go", "vm *VirtualMachine", "configureDevices", "configureDevicesBase"),
+    _renamed("pbm/simulator/simulator.go", "m *ProfileManager", "PbmQueryAssociatedProfile", "queryAssociatedBase"),
+    Edit(
+        "simulator/simulator.go",
+        "\t\tctx.Header = method.Header\n",
+        "\t\tctx.Header = method.Header\n\t\tpolicySession(ctx)\n",
+    ),
     _renamed("simulator/virtual_machine.go", "vm *VirtualMachine", "RemoveAllSnapshotsTask", "removeAllSnapshotsBase"),
     Edit(
         "simulator/virtual_machine.go",

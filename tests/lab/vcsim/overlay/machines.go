@@ -90,6 +90,9 @@ func (f *Folder) CreateVMTask(ctx *Context, req *types.CreateVM_Task) soap.HasFa
 		}
 	}
 	if fault == nil {
+		fault = unknownPolicy(&req.Config)
+	}
+	if fault == nil {
 		return f.createBase(ctx, req)
 	}
 	task := CreateTask(f, "createVm", func(*Task) (types.AnyType, types.BaseMethodFault) { return nil, fault })
