@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pyVmomi import vim
@@ -32,6 +33,22 @@ LONGEST_NAME = 80
 """Characters of a VM's name: vSphere takes no more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A new VM before it is made: what is kept of the old one, where it goes, as what, with whose identity.
+
+    `found` is what is known of the half-restored VM that is there already, if one is.
+    """
+
+    kept: KeptVm
+    saved: Any
+    place: Place
+    plan: NewVm
+    chosen: Chosen
+    found: Mapping[str, Any] | None
+    warnings: tuple[str, ...]
+
+
 async def create_vm(session: Session, tags: TagReader, configuration: bytes, target: RestoreTarget) -> CreatedVm:
     """A new VM like the saved one, with empty disks in the order of the restore point's.
 
@@ -40,6 +57,46 @@ async def create_vm(session: Session, tags: TagReader, configuration: bytes, tar
     what an interrupted restore left: it is taken up and completed. It carries the mark until `finish_vm`. Raises
     Rejected, naming what exists, for a wrong name.
     """
+    planned = await plan_vm(session, configuration, target)
+    kept, saved, place, plan = planned.kept, planned.saved, planned.place, planned.plan
+    found, warnings = planned.found, list(planned.warnings)
+    vm = session.managed(vim.VirtualMachine, found["moref"]) if found is not None else None
+    if vm is None:
+        if target.trial:
+            engine = session.settings.engine_id
+            as_trial(plan.config, plan.disks, engine=engine, point=target.point, run=target.run)
+        elif target.point:
+            mark = RestoreMark(session.settings.engine_id, target.point, target.run)
+            plan.config.extraConfig.append(option(mark))
+            plan.config.annotation = marked(str(saved.annotation or ""), target.point)
+        vm = await _create(session, plan.config, place, target)
+    try:
+        disks = await _disks(session, vm, saved, plan, place, target)
+        warnings += await put_nvram(session, vm, kept, place.datacenter, encrypted=saved.keyId is not None)
+        if not target.trial:
+            warnings += await put_labels(session, tags, vm, kept.summary)
+        told = await session.properties(vm, ["config.changeVersion"])
+    except BaseException as failure:
+        if found is None:
+            await _discard(session, vm, failure)
+        raise
+    for what in warnings:
+        log.warning("restored VM differs", extra={"vm": target.name, "what": what})
+    log.info("VM created", extra={"vm": target.name, "moref": vm._moId, "disks": len(disks)})
+    return CreatedVm(
+        Address(session.vcenter, vm._moId),
+        target.name,
+        tuple(disks),
+        identity=planned.chosen.sentence,
+        warnings=tuple(warnings),
+        resumed=found is not None,
+        version=str(told.get("config.changeVersion") or ""),
+        found_version=str(found.get("config.changeVersion") or "") if found is not None else "",
+    )
+
+
+async def plan_vm(session: Session, configuration: bytes, target: RestoreTarget) -> Planned:
+    """What a new VM like the saved one is to be, and where. Changes nothing; raises Rejected, naming what exists."""
     if not 0 < len(target.name) <= LONGEST_NAME:
         raise Rejected(f"a VM's name has 1 to {LONGEST_NAME} characters, not {len(target.name)}", where=target.name)
     kept = unpack(configuration)
@@ -68,39 +125,7 @@ async def create_vm(session: Session, tags: TagReader, configuration: bytes, tar
         cards=target.cards,
     )
     warnings += [f"without {what}" for what in plan.left_out]
-    vm = session.managed(vim.VirtualMachine, found["moref"]) if found is not None else None
-    if vm is None:
-        if target.trial:
-            engine = session.settings.engine_id
-            as_trial(plan.config, plan.disks, engine=engine, point=target.point, run=target.run)
-        elif target.point:
-            mark = RestoreMark(session.settings.engine_id, target.point, target.run)
-            plan.config.extraConfig.append(option(mark))
-            plan.config.annotation = marked(str(saved.annotation or ""), target.point)
-        vm = await _create(session, plan.config, place, target)
-    try:
-        disks = await _disks(session, vm, saved, plan, place, target)
-        warnings += await put_nvram(session, vm, kept, place.datacenter, encrypted=saved.keyId is not None)
-        if not target.trial:
-            warnings += await put_labels(session, tags, vm, kept.summary)
-        told = await session.properties(vm, ["config.changeVersion"])
-    except BaseException as failure:
-        if found is None:
-            await _discard(session, vm, failure)
-        raise
-    for what in warnings:
-        log.warning("restored VM differs", extra={"vm": target.name, "what": what})
-    log.info("VM created", extra={"vm": target.name, "moref": vm._moId, "disks": len(disks)})
-    return CreatedVm(
-        Address(session.vcenter, vm._moId),
-        target.name,
-        tuple(disks),
-        identity=chosen.sentence,
-        warnings=tuple(warnings),
-        resumed=found is not None,
-        version=str(told.get("config.changeVersion") or ""),
-        found_version=str(found.get("config.changeVersion") or "") if found is not None else "",
-    )
+    return Planned(kept, saved, place, plan, chosen, found, tuple(warnings))
 
 
 async def finish_vm(session: Session, moref: str) -> None:
@@ -120,6 +145,11 @@ async def _disks(session: Session, vm: Any, saved: Any, plan: NewVm, place: Plac
         if _at(saved, disk, present) is None:
             datastore = target.disk_datastores.get(disk.key, place.datastore)
             await _reconfigure(session, vm, add_disk(saved, disk, present, datastore))
+    return await disks_made(session, vm, saved, plan, target)
+
+
+async def disks_made(session: Session, vm: Any, saved: Any, plan: NewVm, target: RestoreTarget) -> list[Any]:
+    """The facts of a new VM's disks, in the plan's order. Rejected when one is missing or has another size."""
     made = await _devices(session, vm)
     by_key = {fact.key: fact for fact in disk_facts(made)}
     disks = []
@@ -187,7 +217,7 @@ async def _earlier(session: Session, place: Place, target: RestoreTarget) -> Map
                 raise Rejected(f"{target.name} is half restored and has snapshots", hint="remove them first")
             log.info("half-restored VM found", extra={"vm": target.name, "moref": there._moId, "run": mark.run})
             return {**told, "moref": there._moId}
-    raise _is_taken(session, target)
+    raise name_taken(session, target)
 
 
 def _identity_of(found: Mapping[str, Any], saved: Any) -> Chosen:
@@ -196,7 +226,8 @@ def _identity_of(found: Mapping[str, Any], saved: Any) -> Chosen:
     return Chosen(kept, f"UUIDs and MAC addresses {whose}, as chosen before the break")
 
 
-def _is_taken(session: Session, target: RestoreTarget) -> Rejected:
+def name_taken(session: Session, target: RestoreTarget) -> Rejected:
+    """That something has the name already, and what to do."""
     folder = f"the folder {target.folder}" if target.folder else "its folder"
     return Rejected(
         f"a VM or folder called {target.name} is there already in {folder}",
@@ -224,7 +255,7 @@ async def _create(session: Session, config: Any, place: Place, target: RestoreTa
         if made:
             await _discard(session, made[0], failure)
         if isinstance(failure.__cause__, (vim.fault.DuplicateName, vim.fault.AlreadyExists)):
-            raise _is_taken(session, target) from failure
+            raise name_taken(session, target) from failure
         raise
     return made[0]
 
