@@ -68,13 +68,26 @@ class SnapshotDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class TrackingDoubt:
+    """Why nothing that change tracking tells of a VM is believed before it was reset with no snapshot present.
+
+    `identities` are those of the tracking that is meant, the parts of change ids before the slash; a reset gives
+    others. Empty where they are not known.
+    """
+
+    reason: str
+    identities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A snapshot of ours, held for as long as its context is open.
 
     `consistency` is what was achieved, `consistency_reason` why it is not more. `configuration` is the typed VM
     configuration of the same instant, serialised by the connector and given back to it on restore.
     `tracking_reason` says why changed block tracking is off, where it is; `host_build` is what the host runs. vCenter
-    took `made_in_seconds` to make it; `slow` warns of that where it was long.
+    took `made_in_seconds` to make it; `slow` warns of that where it was long. With `doubted` no disk has a change id,
+    and the next run is to be told of it.
     """
 
     moref: str
@@ -91,6 +104,7 @@ class Snapshot:
     made_in_seconds: float = 0.0
     slow: str = ""
     host_build: str = ""
+    doubted: TrackingDoubt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +181,9 @@ class RestoreTarget:
     `disks` are the device keys of those that the restore point holds, in its order; empty means that it holds all
     which a snapshot can hold. `disk_datastores` puts single disks elsewhere, by device key. `connect` says whether
     network cards are connected at power-on; None leaves that to the identity: as they were for the original's, not
-    at all for a new one. With `cards` false the VM gets no network card. `point` and `run` are written on the VM
-    until its restore is finished. A `trial` VM is made for a rehearsal and removed again.
+    at all for a new one. With `cards` false the VM gets no network card. `storage_policies` gives what had a policy
+    another one, by their names. `point` and `run` are written on the VM until its restore is finished. A `trial` VM is
+    made for a rehearsal and removed again.
     """
 
     name: str
@@ -185,6 +200,7 @@ class RestoreTarget:
     point: str = ""
     run: str = ""
     trial: bool = False
+    storage_policies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

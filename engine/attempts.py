@@ -121,7 +121,8 @@ class Attempt:
     more, a move of storage that it does not survive is a failure. `sample` is how many blocks of each disk are read
     again although change tracking calls them unchanged, None for the usual; `quiescing` how patiently its guest is
     asked to hold still. `waits_for_place`: it does not go on where another product keeps its VM in its place.
-    `about_to` raises NotNow where its snapshot may not be made at this moment.
+    `about_to` raises NotNow where its snapshot may not be made at this moment. `to_reset` is why change tracking is to
+    be reset, empty where nothing since the last restore point asks for it.
     """
 
     job: Job
@@ -141,3 +142,4 @@ class Attempt:
     about_to: Callable[[], None] = lambda: None
     sample: int | None = 0
     quiescing: Quiescing = USUAL_QUIESCING
+    to_reset: str = ""

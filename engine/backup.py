@@ -24,6 +24,7 @@ from engine.plain import show_time
 from engine.ports import Hypervisor
 from engine.streaming import first_of
 from engine.threads import settled
+from engine.tracking_doubts import doubting, kept_with_point, known_doubt
 from policies.facts import RestorePoint, Vm
 from storage.errors import Damaged
 from storage.repository import PendingPoint, PointDetail, PointHead
@@ -52,6 +53,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
         held.enter_context(means.room.promise(run))
         points = await settled(means.threads.repository, means.repository.points, vm.id)
         await means.room.check(means.hypervisor, vm, run, points, whole=bool(attempt.distrust))
+        before = await _latest(means, vm) if points else None
         started = monotonic()
         try:
             async with means.hypervisor.snapshot(
@@ -62,6 +64,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                 track=vm.tracking_supported,
                 quiescing=attempt.quiescing,
                 about_to=attempt.about_to,
+                doubted=known_doubt(attempt.to_reset, before),
             ) as whole:
                 held.enter_context(tally.leases.hold(SNAPSHOT, whole.name))
                 snapshot = leaving_out(whole, attempt.left_out)
@@ -75,6 +78,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                     )
                 stage("read")
                 latest = await _latest(means, vm)
+                snapshot = doubting(snapshot, latest)
                 pending = await held.enter_async_context(_pending(means, _head(attempt, snapshot, means.engine)))
                 disks = await _copy_unless_moved(attempt, means, snapshot, latest, pending)
                 attempt.was_read()
@@ -149,6 +153,7 @@ def _head(attempt: Attempt, snapshot: Snapshot, engine: str) -> PointHead:
             "consistency_wanted": job.consistency.value,
             "consistency_reason": snapshot.consistency_reason,
             **({"placement": attempt.placement} if attempt.placement else {}),
+            **kept_with_point(snapshot.doubted),
             "snapshot_seconds": f"{snapshot.made_in_seconds:.1f}",
             "host": snapshot.vm.host,
             "run": attempt.run,

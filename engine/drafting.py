@@ -123,7 +123,8 @@ class Draft:
             case BackUp():
                 return self._back_up(decision)
             case DistrustTracking():
-                self.distrust.append(Distrust(decision.vm, decision.reason, decision.event_key, self.now))
+                why, key = decision.reason, decision.event_key
+                self.distrust.append(Distrust(decision.vm, why, key, self.now, decision.reset))
                 self._fired(decision)
                 return Ruling(decision)
             case Retire():

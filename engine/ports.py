@@ -23,6 +23,7 @@ from connectors.hypervisor import (
     Snapshot,
     SnapshotDisk,
     TrackedBase,
+    TrackingDoubt,
 )
 from connectors.shown import Note, Put, Wanted
 from policies.facts import USUAL_QUIESCING, Address, Consistency, Disk, Quiescing, Vm
@@ -123,13 +124,15 @@ class Hypervisor(Protocol):
         track: bool,
         quiescing: Quiescing = USUAL_QUIESCING,
         about_to: Callable[[], None] = lambda: None,
+        doubted: TrackingDoubt | None = None,
     ) -> AbstractAsyncContextManager[Snapshot]:
         """A snapshot named after the run; removed on every way out, a cancellation during creation included.
 
-        With track, changed block tracking is enabled first where that is safe. `quiescing` says how patiently the
-        guest is asked to hold still before a weaker level is tried. `about_to` is called before each time that vSphere
-        is asked for the snapshot, which may be long after the call: what it raises ends the attempt, and nothing is
-        made.
+        With track, changed block tracking is enabled first where that is safe, and where it is `doubted` reset: that
+        may take this run and the next one, and the snapshot says whether it is doubted still. `quiescing` says how
+        patiently the guest is asked to hold still before a weaker level is tried. `about_to` is called before each time
+        that vSphere is asked for the snapshot, which may be long after the call: what it raises ends the attempt, and
+        nothing is made.
         """
         ...
 

@@ -48,12 +48,16 @@ FULL_READ_ASKED = "a full read was asked for"
 
 @dataclass(frozen=True, slots=True)
 class Distrust:
-    """Why the change tracking of a VM may lie since `at`; without an event the doubt is about what we remember."""
+    """Why the change tracking of a VM may lie since `at`; without an event the doubt is about what we remember.
+
+    With `reset` one full read does not settle it: tracking is to be reset.
+    """
 
     vm: VmId
     reason: str
     event_key: str
     at: datetime
+    reset: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,8 +141,8 @@ class State:
             insert(
                 connection,
                 "distrust",
-                ("VARCHAR", "VARCHAR", "VARCHAR", "TIMESTAMP"),
-                ((d.vm, d.reason, d.event_key, stamp(d.at)) for d in change.distrust),
+                ("VARCHAR", "VARCHAR", "VARCHAR", "TIMESTAMP", "BOOLEAN"),
+                ((d.vm, d.reason, d.event_key, stamp(d.at), d.reset) for d in change.distrust),
             )
             write_audit(connection, change.audit)
             if change.cursor is not None:
@@ -262,8 +262,8 @@ class State:
 
     def distrust_of(self, vm: VmId) -> list[Distrust]:
         """Why this VM's change tracking may lie; empty when nothing is known against it."""
-        rows = self.rows("SELECT vm, reason, event_key, since FROM distrust WHERE vm = ? ORDER BY since", [vm])
-        return [Distrust(VmId(r[0]), r[1], r[2], at) for r in rows if (at := aware(r[3])) is not None]
+        rows = self.rows("SELECT vm, reason, event_key, since, reset FROM distrust WHERE vm = ? ORDER BY since", [vm])
+        return [Distrust(VmId(r[0]), r[1], r[2], at, bool(r[4])) for r in rows if (at := aware(r[3])) is not None]
 
     def distrust(self, vm: VmId, reason: str, event_key: str, now: datetime) -> None:
         """The next run of this VM reads in full."""

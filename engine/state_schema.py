@@ -21,7 +21,7 @@ from storage.filecalls import translated
 
 log = logging.getLogger("engine.state")
 
-SCHEMA = 3
+SCHEMA = 4
 FILE_NAME = "state.duckdb"
 
 TABLES = (
@@ -41,7 +41,7 @@ TABLES = (
        bios_uuid VARCHAR, disk_uuids VARCHAR, accounted VARCHAR, first_seen TIMESTAMP, left_at TIMESTAMP)""",
     """CREATE TABLE runs (vm VARCHAR, last_success TIMESTAMP, last_attempt TIMESTAMP, last_failure VARCHAR,
        consecutive_failures INTEGER)""",
-    "CREATE TABLE distrust (vm VARCHAR, reason VARCHAR, event_key VARCHAR, since TIMESTAMP)",
+    "CREATE TABLE distrust (vm VARCHAR, reason VARCHAR, event_key VARCHAR, since TIMESTAMP, reset BOOLEAN)",
     """CREATE TABLE intents (run VARCHAR, kind VARCHAR, vcenter VARCHAR, moref VARCHAR, vm VARCHAR, name VARCHAR,
        intended_at TIMESTAMP)""",
     "CREATE TABLE cursors (vcenter VARCHAR, reached_at TIMESTAMP, key BIGINT, seen BIGINT[])",
@@ -63,6 +63,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """CREATE TABLE rehearsals (vm VARCHAR, point VARCHAR, began_at TIMESTAMP, seconds DOUBLE, passed BOOLEAN,
            why VARCHAR, policy VARCHAR, counts BOOLEAN, compared_bytes BIGINT, heartbeat_seconds DOUBLE)""",
     ),
+    3: ("ALTER TABLE distrust ADD COLUMN reset BOOLEAN DEFAULT false",),
 }
 """From a schema number, the statements that lead to the next one."""
 

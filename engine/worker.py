@@ -18,6 +18,7 @@ from engine.leases import MIGRATION_LOCK
 from engine.needed import still_due, waits_until
 from engine.records import FULL_READ_ASKED, Change, Intent
 from engine.threads import settled
+from engine.tracking_doubts import to_reset
 from policies.evaluation import CALLED_BACK_AT_MOST
 from policies.facts import Vm, VmId
 from policies.policy import OnCbtInvalid, OnMigrate
@@ -104,6 +105,7 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     attempt = Attempt(
         job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective), on_cbt_invalid,
         sample=effective.tracking_sample,
+        to_reset=to_reset(reasons),
         quiescing=effective.quiescing,
         on_migrate=effective.on_migrate,
         about_to=about_to,

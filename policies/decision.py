@@ -51,7 +51,8 @@ class Skip:
 class DistrustTracking:
     """The change tracking of this VM's disks may lie after this event: the next run reads in full.
 
-    `policy` and `rule` are empty unless a trigger asks for it.
+    `policy` and `rule` are empty unless a trigger asks for it. With `reset` it is believed again only after it was
+    reset with no snapshot present.
     """
 
     vm: VmId
@@ -59,6 +60,7 @@ class DistrustTracking:
     event_key: str = ""
     policy: str = ""
     rule: str = ""
+    reset: bool = False
 
 
 @dataclass(frozen=True, slots=True)

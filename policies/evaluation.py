@@ -65,7 +65,19 @@ def _retired(vm_id: VmId, vm: Vm | None, event: Event) -> Decision:
 def _distrust(vm: Vm, event: Event) -> tuple[Decision, ...]:
     if not unsafe(vm, event):
         return ()
-    return (DistrustTracking(vm.id, f"{happened(event, vm)}; the next backup reads its disks in full", event.key),)
+    what = happened(event, vm)
+    if under_a_snapshot(vm, event):
+        reason = (
+            f"{what} while the VM has a snapshot of somebody else ({vm.snapshots[0].name}); its disks are read in full "
+            "until change tracking was reset with no snapshot there"
+        )
+        return (DistrustTracking(vm.id, reason, event.key, reset=True),)
+    return (DistrustTracking(vm.id, f"{what}; the next backup reads its disks in full", event.key),)
+
+
+def under_a_snapshot(vm: Vm, event: Event) -> bool:
+    """Whether change tracking was switched on while somebody else's snapshot stood: it tells too little for ever."""
+    return event.type is EventType.RECONFIGURED and event.detail.get("tracking") == "on" and bool(vm.snapshots)
 
 
 def unsafe(vm: Vm, event: Event) -> bool:
@@ -80,8 +92,7 @@ def unsafe(vm: Vm, event: Event) -> bool:
         case EventType.RELOCATED | EventType.REGISTERED:
             return True
         case EventType.RECONFIGURED:
-            tracking = detail.get("tracking")
-            return bool(detail.get("disks") or tracking == "off" or (tracking == "on" and vm.snapshots))
+            return bool(detail.get("disks") or detail.get("tracking") == "off" or under_a_snapshot(vm, event))
         case EventType.POWERED_OFF:
             return event.cause in ("manual", "ha") or detail.get("found_by") == "reconcile"
         case EventType.POWERED_ON:

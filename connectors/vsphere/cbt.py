@@ -76,14 +76,15 @@ def doubt(
     """Why changes since base are not even asked for; None when they can be."""
     capacity = disk.disk.capacity_bytes
     if not disk.change_id:
-        return Whole(snapshot.tracking_reason or "changes of this disk are not tracked yet")
+        kind = "distrusted" if snapshot.doubted else ""
+        return Whole(snapshot.tracking_reason or "changes of this disk are not tracked yet", kind)
     if not base.change_id:
         return Whole("changes were not tracked when the last restore point was made")
     if base.disk_uuid and disk.disk.uuid and base.disk_uuid != disk.disk.uuid:
         return Whole("it is another disk than the one in the last restore point", "disk_changed")
     if base.capacity_bytes != capacity:
         return Whole(f"its size changed from {base.capacity_bytes} to {capacity} bytes", "disk_changed")
-    before, now = _parts(base.change_id), _parts(disk.change_id)
+    before, now = base.change_id.partition("/")[::2], disk.change_id.partition("/")[::2]
     if before[0] != now[0]:
         return Whole("change tracking was reset since the last restore point", "tracking_reset")
     if before[1].isdecimal() and now[1].isdecimal() and int(now[1]) < int(before[1]):
@@ -173,8 +174,3 @@ def _meaning(error: ConnectorError) -> tuple[str, str, bool]:
     if isinstance(error, Busy):
         return "query_failed", f"vSphere did not tell the changes: {error.what}", True
     return "", "", False
-
-
-def _parts(change: str) -> tuple[str, str]:
-    tracking, _, sequence = change.partition("/")
-    return tracking, sequence

@@ -27,6 +27,7 @@ from connectors.hypervisor import (
     Snapshot,
     SnapshotDisk,
     TrackedBase,
+    TrackingDoubt,
 )
 from connectors.vsphere import cbt, diagnosing, hotadd, janitor, overwriting, provision, transport, trials
 from connectors.vsphere.datastores import Datastores
@@ -132,6 +133,7 @@ class VCenter:
         track: bool,
         quiescing: Quiescing = USUAL_QUIESCING,
         about_to: Callable[[], None] = lambda: None,
+        doubted: TrackingDoubt | None = None,
     ) -> AbstractAsyncContextManager[Snapshot]:
         """A snapshot named after the run, removed on every way out. See hold_snapshot."""
         return hold_snapshot(
@@ -145,6 +147,7 @@ class VCenter:
             settings=self.settings.snapshots,
             quiescing=quiescing,
             about_to=about_to,
+            doubted=doubted,
         )
 
     async def changes(

@@ -12,7 +12,7 @@ from pyVmomi import SoapAdapter, vim
 from pyVmomi.VmomiSupport import newestVersions
 
 from connectors.errors import Busy, Rejected, SnapshotFailed
-from connectors.hypervisor import Snapshot, SnapshotDisk
+from connectors.hypervisor import Snapshot, SnapshotDisk, TrackingDoubt
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.keeping import kept
 from connectors.vsphere.making import Made, Making, SnapshotSettings
@@ -39,6 +39,7 @@ async def hold_snapshot(
     settings: SnapshotSettings,
     quiescing: Quiescing = USUAL_QUIESCING,
     about_to: Callable[[], None] = lambda: None,
+    doubted: TrackingDoubt | None = None,
 ) -> AsyncIterator[Snapshot]:
     """A snapshot of the VM, named after the run.
 
@@ -49,9 +50,8 @@ async def hold_snapshot(
     moref = vm.address.moref
     managed = session.managed(vim.VirtualMachine, moref)
     fresh = await _prepared(session, inventory, moref, settings)
-    tracking = (
-        await switch_on(session, managed, fresh) if track else Tracking("the run did not ask for change tracking")
-    )
+    unwanted = Tracking("the run did not ask for change tracking", doubted)
+    tracking = await switch_on(session, managed, fresh, doubted) if track else unwanted
     name = snapshot_name(session.settings.engine_id, run)
 
     making = Making(session, managed, fresh, name, run, settings, quiescing, about_to)
@@ -84,7 +84,7 @@ async def _describe(
         raise SnapshotFailed("vCenter does not tell the configuration of the snapshot", where=vm.name)
     devices = config.hardware.device
     found = {d.key: change_id(d) for d in devices if isinstance(d, vim.vm.device.VirtualDisk)}
-    ids, why_not = believed(tracking, made.node.depth, found)
+    told = believed(tracking, made.node.depth, found)
     disks = disk_facts(devices)
     return Snapshot(
         moref=made.node.moref,
@@ -94,10 +94,11 @@ async def _describe(
         taken_at=made.node.created_at.astimezone(UTC),
         consistency=made.consistency,
         consistency_reason=made.reason,
-        disks=tuple(SnapshotDisk(d, ids[d.key]) for d in disks if not d.unprotected),
+        disks=tuple(SnapshotDisk(d, told.ids[d.key]) for d in disks if not d.unprotected),
         unprotected=tuple(d for d in disks if d.unprotected),
         configuration=await kept(session, vm, config, serialise(config)),
-        tracking_reason=why_not,
+        tracking_reason=told.reason,
+        doubted=told.doubted,
         host_build=await host_build(session, session.managed(vim.VirtualMachine, vm.address.moref)),
         made_in_seconds=made.seconds,
         slow=_slow(made, settings),

@@ -7,7 +7,7 @@ import pytest
 
 from connectors.disks import Changes, Extent, Incremental, Whole, merge, subtract
 from connectors.errors import Gone, Unreachable
-from connectors.hypervisor import Snapshot, TrackedBase
+from connectors.hypervisor import Snapshot, TrackedBase, TrackingDoubt
 from connectors.vsphere import cbt
 from connectors.vsphere.hypervisor import VCenter
 from policies.facts import Consistency
@@ -26,10 +26,12 @@ def tracked(fresh_lab: Start) -> Lab:
 
 
 @asynccontextmanager
-async def snapshot(vcenter: VCenter, run: str, name: str = "web-01") -> AsyncIterator[Snapshot]:
+async def snapshot(
+    vcenter: VCenter, run: str, name: str = "web-01", *, doubted: TrackingDoubt | None = None
+) -> AsyncIterator[Snapshot]:
     vm = next(vm for vm in await vcenter.inventory() if vm.name == name)
     crash = Consistency.CRASH
-    async with vcenter.snapshot(vm, run=run, want=crash, fallback=crash, track=True) as made:
+    async with vcenter.snapshot(vm, run=run, want=crash, fallback=crash, track=True, doubted=doubted) as made:
         yield made
 
 

@@ -11,7 +11,7 @@ import pytest
 from pyVmomi import vim
 
 from connectors.disks import Extent, Incremental, Whole
-from connectors.hypervisor import TrackedBase
+from connectors.hypervisor import TrackedBase, TrackingDoubt
 from connectors.vsphere.tracking import LATER, switch_on
 from policies.facts import EventType
 from tests.lab.connect import connected
@@ -65,6 +65,40 @@ async def test_tracking_that_begins_after_the_first_snapshot_is_told_and_read_in
         lab.write_as_guest("web-01", 0, GRAIN, b"x")
         async with snapshot(vcenter, "third") as made:
             assert await vcenter.changes(made, made.disks[0], second) == Incremental((Extent(GRAIN, GRAIN),))
+
+
+@pytest.mark.parametrize("powered_on", [True, False], ids=["on", "off"])
+async def test_tracking_that_is_doubted_is_reset_as_soon_as_no_snapshot_stands(
+    untracked: Lab, powered_on: bool
+) -> None:
+    lab = untracked
+    lab.settings(tracking_starts="stun")
+    if not powered_on:
+        lab.power_off("web-01")
+    by_hand = lab.snapshot("web-01", "by hand")
+    lab.set_tracking("web-01", True)
+    doubt = TrackingDoubt("it was switched on under a snapshot")
+    async with connected(lab) as vcenter:
+        async with snapshot(vcenter, "first", doubted=doubt) as made:
+            assert "is not reset while the VM has snapshots" in made.tracking_reason
+            assert made.disks[0].change_id == ""
+            assert made.doubted is not None
+            assert made.doubted.identities, "what is not to be seen again"
+            found = await vcenter.changes(made, made.disks[0], TrackedBase("52 de/1", "", 4 * MIB))
+            assert isinstance(found, Whole)
+            assert found.kind == "distrusted"
+            doubt = made.doubted
+        lab.remove_snapshot(by_hand)
+        if powered_on:
+            async with snapshot(vcenter, "second", doubted=doubt) as made:
+                assert "it was switched off, and the next run switches it on again" in made.tracking_reason
+                assert (made.disks[0].change_id, made.doubted) == ("", doubt)
+        async with snapshot(vcenter, "third", doubted=doubt) as made:
+            assert (made.tracking_reason, made.doubted) == ("", None)
+            base = base_of(made)
+        if powered_on:
+            lab.write_as_guest("web-01", 0, GRAIN, b"x")
+            assert await changes_since(vcenter, base) == Incremental((Extent(GRAIN, GRAIN),))
 
 
 async def test_tracking_is_not_switched_on_over_deltas_that_no_snapshot_names(untracked: Lab) -> None:

@@ -34,6 +34,7 @@ from connectors.hypervisor import (
     Snapshot,
     SnapshotDisk,
     TrackedBase,
+    TrackingDoubt,
 )
 from policies.facts import (
     USUAL_QUIESCING,
@@ -212,11 +213,14 @@ class HypervisorInMemory:
         del self.guests[vm.address]
         self._changed.set()
 
-    def post(self, vm: Vm, kind: EventType, *, cause: str = "", from_host: str = "", to_host: str = "") -> Event:
+    def post(
+        self, vm: Vm, kind: EventType, *, cause: str = "", from_host: str = "", to_host: str = "", **detail: str
+    ) -> Event:
         number = len(self.sent) + 1
         event = Event(
             key=f"vc:{self._vcenter}:{number}", type=kind, at=datetime.now(UTC), source=self._vcenter,
             vm_name=vm.name, address=vm.address, cause=cause, from_host=from_host, to_host=to_host,
+            detail=detail,
         )  # fmt: skip
         self.sent.append(event)
         self.events_out.put_nowait(event)
@@ -312,12 +316,14 @@ class HypervisorInMemory:
         track: bool,
         quiescing: Quiescing = USUAL_QUIESCING,
         about_to: Callable[[], None] = lambda: None,
+        doubted: TrackingDoubt | None = None,
     ) -> AsyncIterator[Snapshot]:
         guest = self.guests.get(vm.address)
         if guest is None:
             raise Gone("the VM is not there any more", where=vm.name)
         self.before_snapshot()
         about_to()
+        doubted = self._reset(guest) if doubted is not None and not guest.vm.snapshots else doubted
         name = f"backstay-{run}"
         folder = self.directory / name
         folder.mkdir()
@@ -328,14 +334,15 @@ class HypervisorInMemory:
         self.asked_to_quiesce = quiescing
         level, why = self.achieves or (want, "")
         disks = tuple(
-            SnapshotDisk(disk, f"{guest.tracking}/{len(guest.writes[disk.key])}") for disk in guest.vm.disks
-            if not disk.unprotected
+            SnapshotDisk(disk, "" if doubted else f"{guest.tracking}/{len(guest.writes[disk.key])}")
+            for disk in guest.vm.disks if not disk.unprotected
         )  # fmt: skip
         try:
             yield Snapshot(
                 moref=name, name=name, run=run, vm=guest.vm, taken_at=datetime.now(UTC), consistency=level,
                 consistency_reason=why, disks=disks, unprotected=tuple(d for d in guest.vm.disks if d.unprotected),
                 configuration=b"configuration of " + vm.name.encode(), made_in_seconds=0.1, slow=self.slow_snapshot,
+                tracking_reason=doubted.reason if doubted else "", doubted=doubted,
             )  # fmt: skip
         finally:
             self.log.append(f"remove snapshot {vm.name}")
@@ -352,6 +359,15 @@ class HypervisorInMemory:
             except ConnectorError as error:
                 raise Unconsolidated(f"the disks could not be consolidated: {error.what}", where=vm.name) from error
 
+    def _reset(self, guest: Guest) -> TrackingDoubt | None:
+        """Change tracking is switched off in one run and on again in the next."""
+        if guest.vm.tracking_enabled:
+            self.set(guest.vm, tracking_enabled=False)
+            return TrackingDoubt("it is being reset")
+        self.set(guest.vm, tracking_enabled=True)
+        guest.tracking = f"{guest.tracking} anew"
+        return None
+
     async def changes(
         self, snapshot: Snapshot, disk: SnapshotDisk, base: TrackedBase | None, *, distrust: str = ""
     ) -> Changes:
@@ -359,6 +375,10 @@ class HypervisorInMemory:
             return Whole("there is no base")
         if distrust:
             return Whole(distrust)
+        if not disk.change_id:
+            return Whole(snapshot.tracking_reason, "distrusted")
+        if not base.change_id:
+            return Whole("changes were not tracked when the last restore point was made")
         before, _, since = base.change_id.rpartition("/")
         now, _, until = disk.change_id.rpartition("/")
         if base.capacity_bytes != disk.disk.capacity_bytes:

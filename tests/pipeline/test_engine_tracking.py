@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from engine.copying import Copied, CopyPlan
 from engine.failures import Kind, verdict
 from engine.jobs import Sampled
 from engine.streaming import stream_disk
-from policies.facts import EventType, Vm
+from policies.facts import EventType, ForeignSnapshot, Vm
 from policies.policy import OnCbtInvalid
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory, broken_after
 from tests.pipeline.running import EVERYTHING, Running, configure, running
@@ -291,6 +292,47 @@ async def test_under_fail_a_lie_is_remembered_until_a_full_read_is_asked_for(
             assert "unchanged that had changed" in str(failed["sentence"])
         assert (await backed_up(engine, vm, full=True))["state"] == "done"
         assert (await backed_up(engine, vm))["disks"][0]["changes"] == "incremental"
+
+
+async def test_tracking_that_began_under_a_snapshot_is_read_in_full_until_it_was_reset_without_one(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    vm = hypervisor.add("web", data=os.urandom(MIB))
+    foreign = ForeignSnapshot("by hand", datetime.now(UTC))
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        hypervisor.set(vm, snapshots=(foreign,))
+        hypervisor.post(vm, EventType.RECONFIGURED, tracking="on")
+        read = engine.parts.metrics.registry.get_sample_value
+        name = "backstay_tracking_distrusted_total"
+        await engine.until(lambda: read(name, {"reason": "reconfigured"}) == 1)
+        kinds = [(await backed_up(engine, vm))["disks"][0]["whole"] for _ in range(2)]
+        assert kinds == ["distrusted", "distrusted"], "a full read settles nothing"
+        [point, *_] = (await engine.control.points("web"))[::-1]
+        kept = engine.parts.repositories.named("").detail(point.id).head.attributes["tracking_doubt"]
+        assert "while the VM has a snapshot of somebody else (by hand)" in kept
+    (tmp_path / "state" / "state.duckdb").unlink()
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.parts.world.inventory_known)
+        assert (await backed_up(engine, vm))["disks"][0]["whole"] == "distrusted"
+        hypervisor.set(vm, snapshots=())
+        changes = [(await backed_up(engine, vm))["disks"][0]["changes"] for _ in range(3)]
+        assert changes == [
+            "whole: it is being reset", "whole: changes were not tracked when the last restore point was made",
+            "incremental",
+        ]  # fmt: skip
+
+
+async def test_tracking_that_is_another_one_under_a_snapshot_from_before_needs_no_event_to_be_doubted(
+    bench: Bench,
+) -> None:
+    vm = bench.hypervisor.add("web", mib=1)
+    bench.hypervisor.set(vm, snapshots=(ForeignSnapshot("by hand", datetime.now(UTC)),))
+    await bench.back_up(vm)
+    bench.hypervisor.guests[vm.address].tracking = "61 f0"
+    found = [(await bench.back_up(vm)).disks[0] for _ in range(2)]
+    assert [disk.whole for disk in found] == ["distrusted", "distrusted"]
+    assert 'began anew while the snapshot "by hand" stood' in found[0].changes
 
 
 @pytest.mark.parametrize("transport", ["nbd", "hotadd"])

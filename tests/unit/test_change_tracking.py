@@ -10,9 +10,9 @@ from pyVmomi import vim
 
 from connectors.disks import Extent, Whole
 from connectors.errors import TrackingUnusable
-from connectors.hypervisor import Snapshot, SnapshotDisk, TrackedBase
+from connectors.hypervisor import Snapshot, SnapshotDisk, TrackedBase, TrackingDoubt
 from connectors.vsphere.cbt import checked, doubt
-from connectors.vsphere.tracking import LATER, UNDER_A_SNAPSHOT, Tracking, believed
+from connectors.vsphere.tracking import LATER, NOT_RESET, UNDER_A_SNAPSHOT, Believed, Tracking, believed
 from connectors.vsphere.tracking_defects import DEFECTS, GIB, known_defect, parse_build, parse_defect
 from engine.sections import VCenter
 from metrics.labels import FULL_READ_REASONS
@@ -106,11 +106,23 @@ def test_a_configured_build_is_understood_or_refused_when_it_is_read() -> None:
 
 
 def test_a_snapshot_that_came_between_spoils_change_ids_and_late_ones_are_told() -> None:
-    fresh = Tracking(just_now=True)
-    assert believed(Tracking(), 3, {2000: "52 de/1"}) == ({2000: "52 de/1"}, "")
-    assert believed(fresh, 1, {2000: "52 de/1"}) == ({2000: "52 de/1"}, "")
-    assert believed(fresh, 2, {2000: "52 de/1"}) == ({2000: ""}, UNDER_A_SNAPSHOT)
-    assert believed(fresh, 1, {2000: ""}) == ({2000: ""}, LATER)
+    fresh, ids = Tracking(just_now=True), {2000: "52 de/1"}
+    assert believed(Tracking(), 3, ids) == Believed(ids)
+    assert believed(fresh, 1, ids) == Believed(ids)
+    assert believed(fresh, 1, {2000: ""}) == Believed({2000: ""}, LATER)
+    spoilt = TrackingDoubt(UNDER_A_SNAPSHOT, frozenset({"52 de"}))
+    assert believed(fresh, 2, ids) == Believed({2000: ""}, UNDER_A_SNAPSHOT, spoilt)
+
+
+def test_a_doubt_lasts_until_tracking_was_switched_on_anew_and_is_another_one() -> None:
+    doubt, ids, none = TrackingDoubt("it lies", frozenset({"52 de"})), {2000: "52 de/7"}, {2000: ""}
+    waiting = Tracking("it lies; it is not reset while the VM has snapshots", doubt)
+    assert believed(waiting, 2, ids) == Believed(none, waiting.reason, doubt)
+    other = believed(waiting, 2, {2000: "61 f0/1"}).doubted
+    assert other is not None
+    assert other.identities == {"52 de", "61 f0"}
+    assert believed(Tracking("", doubt, just_now=True), 1, ids) == Believed(none, f"it lies; {NOT_RESET}", doubt)
+    assert believed(Tracking("", doubt, just_now=True), 1, {2000: "61 f0/1"}) == Believed({2000: "61 f0/1"})
 
 
 def page(start: int, length: int, *areas: tuple[int, int]) -> Any:

@@ -227,6 +227,7 @@ FIRST_TABLES = {
     "fallback VARCHAR, transports VARCHAR, policy_hash VARCHAR, event_key VARCHAR, manual BOOLEAN, state VARCHAR, "
     "attempts INTEGER, last_error VARCHAR, run VARCHAR, point VARCHAR, settled_at TIMESTAMP",
     "policy_files": "name VARCHAR, text VARCHAR, accepted_at TIMESTAMP, who VARCHAR",
+    "distrust": "vm VARCHAR, reason VARCHAR, event_key VARCHAR, since TIMESTAMP",
 }
 """The tables of schema 1 that have more columns now."""
 

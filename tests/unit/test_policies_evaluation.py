@@ -244,7 +244,11 @@ def test_tracking_that_is_switched_on_under_a_snapshot_is_distrusted() -> None:
     under = replace(WEB, snapshots=(ForeignSnapshot("by hand", NOW),))
     found = evaluate(PolicySet(), event, facts(under))
     assert found[0] == DistrustTracking(
-        WEB.id, "change tracking of web-3 was switched on; the next backup reads its disks in full", "k1"
+        WEB.id,
+        "change tracking of web-3 was switched on while the VM has a snapshot of somebody else (by hand); its disks "
+        "are read in full until change tracking was reset with no snapshot there",
+        "k1",
+        reset=True,
     )
 
 
