@@ -128,17 +128,20 @@ def plan_run(
     left: Container[VmId] = (),
     look: Callable[[], None] = lambda: None,
     copy: str = "",
+    gone: int = 0,
 ) -> RetentionRun:
     """Plan retention for every VM and hold the sum against the guards; `left` are VMs known to be gone. Pure.
 
-    `copy` is the second copy that the points are in. `look` is called before each VM; what it raises ends the plan.
+    `copy` is the second copy that the points are in, and `gone` how many expired there in the last
+    `guard.add_up_over` of VMs that left or are not selected. `look` is called before each VM; what it
+    raises ends the plan.
     """
     plans = []
     for vm, listed in points.items():
         look()
         retaining = policies.retaining(vms.get(vm), listed, removed=vm in left, copy=copy)
         plans.append(plan_retention(vm, listed, retaining, now))
-    refusal = mass_expiry(plans, policies.guard.max_expire_share)
+    refusal = mass_expiry(plans, policies.guard.max_expire_share, gone, policies.guard.add_up_over)
     going = sum(len(plan.expire) for plan in plans)
     if refusal:
         refusal += "; look at the policies, then raise the guard or expire some by hand"
@@ -157,6 +160,7 @@ async def plan_apart(
     now: datetime,
     max_expire: int | None,
     copy: str = "",
+    gone: int = 0,
 ) -> RetentionRun:
     """`plan_run` in its thread, for the VMs as they are now. A cancellation ends it between two VMs."""
     stop = threading.Event()
@@ -164,7 +168,9 @@ async def plan_apart(
 
     def work() -> RetentionRun:
         look = partial(stop_if, stop)
-        return plan_run(points, vms, policies, now=now, max_expire=max_expire, left=left, look=look, copy=copy)
+        return plan_run(
+            points, vms, policies, now=now, max_expire=max_expire, left=left, look=look, copy=copy, gone=gone
+        )
 
     return await interruptible(threads.planning, stop, work)
 

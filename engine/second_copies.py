@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 
-from engine import maintenance, sections
+from engine import maintenance, sections, vanished
 from engine.copying import stop_if
 from engine.failures import BadInput
 from engine.parts import Parts
@@ -250,13 +250,14 @@ async def _retain(parts: Parts, name: str, target: Repository) -> int:
         now=parts.now(),
         max_expire=parts.config.maintenance.max_expire,
         copy=name,
+        gone=await vanished.expired_lately(parts, parts.now(), name),
     )
     parts.copies_refused.pop(name, None)
     if run.refusal:
         parts.copies_refused[name] = run.refusal
     going = partial(parts.still_going, copy=name)
     done = await maintenance.carry_out_run(run, target, parts.threads, going, now=parts.now())
-    entries = [Audited(parts.now(), f"copy {name}", "expire", one.point, one.reason) for one in done.expired]
+    entries = [Audited(parts.now(), vanished.who_of(name), "expire", one.point, one.reason) for one in done.expired]
     if entries:
         await settled(parts.threads.state, parts.state.audit, *entries)
     return len(entries)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from connectors.errors import ConnectorError
-from engine import awaiting, further, maintenance, overview, rereading, snapshot_report
+from engine import awaiting, further, maintenance, overview, rereading, snapshot_report, vanished
 from engine.cleaning import Cleaner
 from engine.jobs import JobId, mint
 from engine.journal import DONE_KEYS_KEPT
@@ -138,12 +138,13 @@ async def retain(parts: Parts) -> str:
         parts.threads,
         now=now,
         max_expire=parts.config.maintenance.max_expire,
+        gone=await vanished.expired_lately(parts, now),
     )
     parts.retention_refused = run.refusal
     run, waits = await awaiting.hold_back(parts, run)
     done = await further.retain(parts, run, now)
     if done.expired:
-        entries = [Audited(now, "retention", "expire", one.point, one.reason) for one in done.expired]
+        entries = [Audited(now, vanished.who_of(), "expire", one.point, one.reason) for one in done.expired]
         await settled(parts.threads.state, parts.state.audit, *entries)
         parts.metrics.repositories.points_expired(len(done.expired))
         parts.metrics.operation_finished("expire", "done")

@@ -56,6 +56,23 @@ class VmChange:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardChange:
+    """A limit of the guard that the change sets anew; a `looser` one lets more happen unasked than before."""
+
+    key: str
+    before: str
+    after: str
+    looser: bool
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.before} → {self.after}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"key": self.key, "before": self.before, "after": self.after, "looser": self.looser}
+
+
+@dataclass(frozen=True, slots=True)
 class PointChange:
     """A restore point that would expire, and before would not, or only later (`instead_of`).
 
@@ -127,6 +144,7 @@ class ReloadPlan:
     expiring: tuple[PointChange, ...]
     refusals: tuple[str, ...]
     id: str
+    guard: tuple[GuardChange, ...] = ()
 
     @property
     def losing(self) -> tuple[VmChange, ...]:
@@ -146,7 +164,9 @@ class ReloadPlan:
     @property
     def empty(self) -> bool:
         """Whether nothing at all changes."""
-        return not (self.added or self.removed or self.changed or self.vms or self.expiring or self.refusals)
+        return not (
+            self.added or self.removed or self.changed or self.vms or self.expiring or self.refusals or self.guard
+        )
 
     def as_json(self, most: int | None = None) -> dict[str, Any]:
         """For `--json`, and what a plan file keeps; with `most` at most so many VMs and restore points are listed."""
@@ -162,6 +182,7 @@ class ReloadPlan:
             "expiring_total": len(self.expiring),
             "expiring": [change.as_json() for change in self.expiring[:most]],
             "refusals": [*self.refusals],
+            "guard": [change.as_json() for change in self.guard],
         }
 
 

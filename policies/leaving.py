@@ -17,6 +17,10 @@ from functools import lru_cache
 from policies.facts import RestorePoint
 from policies.policy import DEFAULT_GRACE, Leaving, Policy, Retention
 
+REMOVED = "the VM left the inventory"
+UNSELECTED = "no policy selects the VM"
+"""How the reason of each restore point begins that expires because its VM is no longer protected."""
+
 _NO_GRACE = Retention(grace=timedelta())
 
 
@@ -40,7 +44,7 @@ def _treating(policy: Policy | None, name: str, removed: bool) -> Policy:
         retention = _NO_GRACE
     elif value is Leaving.KEEP_LAST_GOOD:
         retention = Retention(counts=(("last", 1),), grace=retention.grace)
-    happened = "the VM left the inventory" if removed else "no policy selects the VM"
+    happened = REMOVED if removed else UNSELECTED
     return replace(
         policy,
         hash=f"{policy.hash}:{key}",

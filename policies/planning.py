@@ -2,13 +2,13 @@
 
 What adds protection takes effect at once. What would leave a VM without protection, or newly expire a restore
 point, stays pending: the old policies go on protecting those VMs and keeping those points until the plan, by its
-id, is confirmed. The removal of a file by itself never expires anything, as a VM that no policy selects keeps its
-restore points. Pure: the plan is a value to print, refuse or confirm.
+id, is confirmed; so does what would make the guard looser, by the guard in force. The removal of a file by itself
+never expires anything, as a VM that no policy selects keeps its restore points. Pure: the plan is a value to print,
+refuse or confirm.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -18,13 +18,12 @@ from policies.changes import PointChange, ReloadPlan, VmChange, plan_id
 from policies.copied import covers, in_copy
 from policies.expiry import dated, expiries, kept_until_now
 from policies.facts import Facts, PointId, RestorePoint, Vm, VmId
+from policies.guarding import changes_of, refusals, stricter
 from policies.policy import Policy
-from policies.policyset import HELD_UNTIL_CONFIRMED, Guard, PolicySet
+from policies.policyset import HELD_UNTIL_CONFIRMED, PolicySet
 from policies.protection import combine, nothing_wanted
-from policies.retention import SMALLEST_MASS
 from policies.selection import match
 from policies.settings import retention_words, settings_of, trigger_words
-from policies.units import counted
 from policies.weakening import weaker_settings
 
 
@@ -58,10 +57,12 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts, *, look: Callable[
     losing = tuple(change for change in vms if change.kind == "loses")
     unsure = tuple(name for name in facts.unseen_copies if old.policies and _may_weaken(old, new, name, facts, look))
     away = facts.unseen_repositories if old.policies and _may_weaken(old, new, "", facts, look) else ()
-    refusals = (*_refusals(old, len(losing), expiring, facts), *map(_unseen, unsure), *map(_away, away))
+    limits = changes_of(old, new)
+    judged = refusals(old.guard, limits, len(losing), expiring, facts)
+    refused = (*judged, *map(_unseen, unsure), *map(_away, away))
     effective = replace(
         new,
-        guard=_stricter(old.guard, new.guard) if losing or expiring or refusals else new.guard,
+        guard=stricter(old.guard, new.guard) if losing or expiring or refused else new.guard,
         kept_protection={change.vm: old.matching(facts.vms[change.vm]) for change in losing},
         kept_retention={
             vm: old.retaining_of(vm, facts) or (HELD_UNTIL_CONFIRMED,)
@@ -80,8 +81,9 @@ def plan_reload(old: PolicySet, new: PolicySet, facts: Facts, *, look: Callable[
         changed,
         vms,
         expiring,
-        refusals,
+        refused,
         plan_id(old, new, (change.vm for change in losing), (change.key for change in expiring)),
+        limits,
     )
 
 
@@ -267,32 +269,3 @@ def _unseen(copy: str) -> str:
 
 def _away(name: str) -> str:
     return f"repository {name} is away, so nobody can tell which of its restore points would expire"
-
-
-def _stricter(one: Guard, other: Guard) -> Guard:
-    """What both allow: a change that waits for confirmation must not loosen the guard of retention meanwhile."""
-    return Guard(
-        min(one.max_vms_losing_protection, other.max_vms_losing_protection),
-        min(one.max_expire_share, other.max_expire_share),
-    )
-
-
-def _refusals(guarded: PolicySet, losing: int, expiring: Sequence[PointChange], facts: Facts) -> tuple[str, ...]:
-    """By the guard in force: a change cannot loosen the guard that judges it."""
-    guard = guarded.guard
-    refusals = []
-    if losing > guard.max_vms_losing_protection:
-        refusals.append(
-            f"{counted(losing, 'VM')} would lose protection, more than the {guard.max_vms_losing_protection} of "
-            "guard.max_vms_losing_protection"
-        )
-    going = Counter(change.copy for change in expiring)
-    for copy in ("", *facts.copies):
-        total = sum(len(points) for points in facts.points_in(copy).values())
-        if going[copy] >= SMALLEST_MASS and going[copy] > guard.max_expire_share * total:
-            where = f" in the copy {copy}" if copy else ""
-            refusals.append(
-                f"{going[copy]} of {total} restore points{where} would expire, more than the "
-                f"{guard.max_expire_share:.0%} of guard.max_expire_share"
-            )
-    return tuple(refusals)

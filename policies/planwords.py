@@ -45,10 +45,22 @@ def reload_words(plan: ReloadPlan, *, everything: bool = False) -> str:
     """What a reload does, for a person. With everything, each VM and restore point has a line of its own."""
     if plan.empty:
         return "Nothing changes.\n"
-    lines = [*_policies(plan), *_vms(plan.vms, {}, None, everything), *_points(plan.expiring, everything)]
+    lines = [
+        *_policies(plan),
+        *_guard(plan),
+        *_vms(plan.vms, {}, None, everything),
+        *_points(plan.expiring, everything),
+    ]
     if plan.refusals:
         lines += ["", "Refused by a guard:", *(f"  {sentence}" for sentence in plan.refusals)]
-    if plan.pending:
+    if any(change.looser for change in plan.guard) and not (plan.losing or plan.expiring):
+        lines += [
+            "",
+            "What adds protection is in force. The rest is pending: the stricter guard counts until plan "
+            f"{plan.id} is confirmed with",
+            f"`backstay policy apply {plan.id} --override-guard`.",
+        ]
+    elif plan.pending:
         override = " --override-guard" if plan.refusals else ""
         lines += [
             "",
@@ -76,7 +88,7 @@ def plan_words(plan: ChangePlan, *, everything: bool = False, size: Callable[[in
     reload = plan.reload
     if reload.empty:
         return "Nothing changes.\n"
-    lines = [*_policies(reload), *_vms(reload.vms, plan.runs, plan, everything)]
+    lines = [*_policies(reload), *_guard(reload), *_vms(reload.vms, plan.runs, plan, everything)]
     lines += _points(plan.expiring, everything, span(plan.horizon))
     if plan.expiring:
         what = "Bytes that reclaim frees then" if plan.bytes.exact else "Bytes that reclaim frees then, at most"
@@ -99,6 +111,12 @@ def _policies(plan: ReloadPlan) -> list[str]:
         )
         if names
     ]
+
+
+def _guard(plan: ReloadPlan) -> list[str]:
+    """The limits that change, looser ones first."""
+    limits = sorted(plan.guard, key=lambda change: not change.looser)
+    return [f"Guard, {'looser' if change.looser else 'stricter'}: {change}" for change in limits]
 
 
 def _vms(

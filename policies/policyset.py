@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 from policies.copied import in_copy
 from policies.facts import Facts, RestorePoint, Vm, VmId
@@ -15,6 +16,9 @@ from policies.selection import Index
 DEFAULT_MAX_EXPIRE_SHARE = 0.50
 """Retention of a few points a VM expires a good part of them day by day; more than half is a mistake."""
 
+DEFAULT_ADD_UP_OVER = timedelta(days=30)
+"""VMs that vanish by mistake, a few per cent a day, are half of all within three weeks or so."""
+
 
 HELD_UNTIL_CONFIRMED = Policy(name="(restore points held until the change is confirmed)", hash="")
 """Stands for no policy at all, under which nothing expired until now."""
@@ -22,10 +26,14 @@ HELD_UNTIL_CONFIRMED = Policy(name="(restore points held until the change is con
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Limits of what one change, or one run of retention, may do before it asks. The share is of 1."""
+    """Limits of what one change, or one run of retention, may do before it asks. The share is of 1.
+
+    What expired of VMs that left or are not selected any more counts for so long in further runs (`add_up_over`).
+    """
 
     max_vms_losing_protection: int = 0
     max_expire_share: float = DEFAULT_MAX_EXPIRE_SHARE
+    add_up_over: timedelta = DEFAULT_ADD_UP_OVER
 
 
 @dataclass(frozen=True, slots=True)

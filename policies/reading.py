@@ -20,9 +20,9 @@ from policies.fixture_tables import Fixture
 from policies.hours import closes_always
 from policies.parsing import File, parse_file
 from policies.policy import Policy, Source, compile_policy
-from policies.policyset import DEFAULT_MAX_EXPIRE_SHARE, Guard, PolicySet
+from policies.policyset import DEFAULT_ADD_UP_OVER, DEFAULT_MAX_EXPIRE_SHARE, Guard, PolicySet
 from policies.schema import NAME_PATTERN, GuardTable, PolicyFile
-from policies.units import parse_share
+from policies.units import parse_duration, parse_share
 
 MOST_PROBLEMS = 20
 """So many are told of one file: who made more has made one mistake many times."""
@@ -222,6 +222,7 @@ def _guard(files: Iterable[File], problems: list[Problem]) -> Guard:
     return Guard(
         max_vms_losing_protection=table.max_vms_losing_protection or 0,
         max_expire_share=DEFAULT_MAX_EXPIRE_SHARE if share is None else parse_share(share),
+        add_up_over=parse_duration(table.add_up_over) if table.add_up_over else DEFAULT_ADD_UP_OVER,
     )
 
 

@@ -124,11 +124,12 @@ class _Keeping(Sequence[Kept]):
         return f"{_unkept(self.policies)(point)}, but grace lasts until {ends}"
 
 
-def mass_expiry(plans: Iterable[RetentionPlan], max_share: float) -> str:
+def mass_expiry(plans: Iterable[RetentionPlan], max_share: float, gone: int = 0, over: timedelta = timedelta()) -> str:
     """The circuit breaker: why these plans together expire or mark too much to be carried out; "" when they do not.
 
-    Points of VMs that left or that no policy selects any more count for as long as their grace lasts, so that VMs
-    which vanish little by little, as when permissions do, add up.
+    Points of VMs that left or that no policy selects any more count for as long as their grace lasts, and the `gone`
+    ones, which expired `over` the time before, beside them: so that VMs which vanish little by little, as when
+    permissions do, add up.
     """
     total = going = leaving = 0
     for plan in plans:
@@ -138,8 +139,10 @@ def mass_expiry(plans: Iterable[RetentionPlan], max_share: float) -> str:
     allowed = f"more than the {max_share:.0%} of guard.max_expire_share"
     if going >= SMALLEST_MASS and going > max_share * total:
         return f"{going} of {total} restore points would expire, {allowed}"
-    if leaving >= SMALLEST_MASS and leaving > max_share * total:
-        return f"{leaving} of {total} restore points are of VMs that left or are not selected any more, {allowed}"
+    left, all_of = leaving + gone, total + gone
+    if leaving and left >= SMALLEST_MASS and left > max_share * all_of:
+        before = f" ({gone} of them expired in the last {span(over)})" if gone else ""
+        return f"{left} of {all_of} restore points are of VMs that left or are not selected any more{before}, {allowed}"
     return ""
 
 

@@ -342,6 +342,12 @@ class GuardTable(Table):
     max_expire_share: Share | None = _key(
         None, "A change or a run that expires a greater share of all restore points is refused; `50%` without it.", "5%"
     )
+    add_up_over: Duration | None = _key(
+        None,
+        "How long restore points that expired of VMs which left the inventory, or which no policy selects any more,"
+        " count towards the share in further runs of retention; `30d` without it.",
+        "14d",
+    )
 
 
 class PolicyFile(Table):

@@ -106,6 +106,21 @@ def test_vms_that_vanish_little_by_little_add_up_to_a_mass_expiry() -> None:
     )
 
 
+def test_what_expired_of_vms_that_left_in_the_last_weeks_adds_up_with_what_leaves_now() -> None:
+    found = policies(gold('on_removed = "keep_last_good"'))
+    points = [replace(point, policy="gold") for point in daily_points(DB, 11)]
+    left = replace(facts(points=points), left={DB.id: NOW})
+    others = facts(UNTAGGED, points=daily_points(UNTAGGED, 29))
+    plans = [plan(found, left), plan_retention(UNTAGGED.id, others.points[UNTAGGED.id], (), NOW)]
+    month = timedelta(days=30)
+    assert mass_expiry(plans, 0.5, 20, month) == ""
+    assert mass_expiry(plans, 0.5, 21, month) == (
+        "31 of 61 restore points are of VMs that left or are not selected any more (21 of them expired in the last "
+        "30 d), more than the 50% of guard.max_expire_share"
+    )
+    assert mass_expiry(plans[1:], 0.5, 90, month) == "", "nobody leaves now: the others' retention goes on"
+
+
 def test_a_vm_that_left_is_treated_by_on_removed_and_one_that_is_unknown_is_held() -> None:
     found = policies(gold('on_removed = "keep_last_good"'))
     unknown = facts(points=made_by("gold"))

@@ -13,7 +13,7 @@ from policies.facts import EventType, Facts
 from policies.loading import load_texts
 from policies.planning import plan_reload
 from policies.planwords import reload_words
-from policies.policyset import PolicySet
+from policies.policyset import Guard, PolicySet
 from policies.retention import plan_retention
 from tests.policies.building import NOW, a_vm, an_event, daily_points, facts, policies
 
@@ -183,8 +183,39 @@ def test_with_an_unknown_inventory_the_old_policies_stay() -> None:
 def test_a_change_cannot_loosen_the_guard_that_judges_it() -> None:
     loose = "\n[guard]\nmax_vms_losing_protection = 9\n"
     assert plan(GOLD, NARROW + loose).refusals
-    assert not plan(GOLD + loose, NARROW).refusals
-    assert plan(GOLD + loose, NARROW).pending, "it is pending without a refusal too"
+    assert not plan(GOLD + loose, NARROW + loose).refusals
+    assert plan(GOLD + loose, NARROW + loose).pending, "it is pending without a refusal too"
+
+
+def test_a_guard_that_becomes_looser_is_refused_by_the_one_in_force() -> None:
+    strict = '\n[guard]\nmax_expire_share = "5%"\nmax_vms_losing_protection = 2\nadd_up_over = "60d"\n'
+    found = plan(GOLD + strict, GOLD)
+    assert found.refusals == (
+        "guard.max_expire_share 5% → 50% would be loosened",
+        "guard.add_up_over 60 d → 30 d would be loosened",
+    )
+    assert found.pending
+    assert found.effective.guard == Guard(0, 0.05, timedelta(days=60)), "of both the stricter, until it is confirmed"
+    assert reload_words(found) == (
+        "Guard, looser: max_expire_share 5% → 50%\n"
+        "Guard, looser: add_up_over 60 d → 30 d\n"
+        "Guard, stricter: max_vms_losing_protection 2 → 0\n"
+        "\nRefused by a guard:\n"
+        "  guard.max_expire_share 5% → 50% would be loosened\n"
+        "  guard.add_up_over 60 d → 30 d would be loosened\n"
+        "\nWhat adds protection is in force. The rest is pending: the stricter guard counts until plan "
+        f"{found.id} is confirmed with\n`backstay policy apply {found.id} --override-guard`.\n"
+    )
+    assert [one["looser"] for one in found.as_json()["guard"]] == [False, True, True]
+
+
+def test_a_guard_that_becomes_stricter_is_in_force_at_once_and_one_that_is_the_first_too() -> None:
+    found = plan(GOLD, GOLD + '\n[guard]\nmax_expire_share = "5%"\n')
+    assert not found.pending
+    assert not found.empty, "it changes what later changes may do"
+    assert found.effective.guard.max_expire_share == 0.05
+    first = plan(PolicySet(), GOLD + "\n[guard]\nmax_vms_losing_protection = 9\n")
+    assert not first.pending
 
 
 def test_a_mass_expiry_is_refused() -> None:
@@ -238,7 +269,7 @@ def test_a_change_that_waits_does_not_loosen_the_guard_of_retention_meanwhile() 
     found = plan(old, loose.replace("keep_daily = 10", "keep_daily = 1"))
     assert found.pending
     assert (found.effective.guard.max_expire_share, found.effective.guard.max_vms_losing_protection) == (0.2, 2)
-    assert plan(old, loose).effective.guard == policies(loose).guard
+    assert plan(loose, old).effective.guard.max_expire_share == 0.2
 
 
 def test_a_setting_that_no_policy_says_any_more_is_told_as_what_it_means_then() -> None:

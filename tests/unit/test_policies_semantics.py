@@ -95,6 +95,7 @@ ELSEWHERE = {
     "a change that takes away": "test_while_it_is_pending_nothing_that_it_takes_away_is_gone",
     "a lock or a grace that a change outlasts": "test_a_grace_does_not_hide_what_would_expire",
     "the guard": "test_a_change_cannot_loosen_the_guard_that_judges_it",
+    "a change of the guard": "test_a_guard_that_becomes_looser_is_refused_by_the_one_in_force",
     "a plan's id": "test_the_id_is_that_of_the_outcome",
     "messages": "test_a_request_backs_up_whatever_the_policies_say",
 }
@@ -522,7 +523,8 @@ def guards() -> None:
 @row(
     "a mass expiry",
     "a run that marks and expires more than `guard.max_expire_share` of all restore points does neither; those of VMs"
-    " that left or are not selected count for as long as their grace lasts",
+    " that left or are not selected count for as long as their grace lasts, and what expired of such VMs in the last"
+    " `guard.add_up_over` counts with them",
 )
 def mass() -> None:
     points = days(30)
@@ -535,5 +537,7 @@ def mass() -> None:
     waiting = plan(leaving, points)
     assert (waiting.expire, waiting.mark) == ((), ())
     assert "are not selected any more" in mass_expiry([waiting], 0.69)
+    assert mass_expiry([waiting], 0.9) == ""
+    assert "(100 of them expired in the last 7 d)" in mass_expiry([waiting], 0.9, 100, timedelta(days=7))
     ordinary = plan(policy('retention = { keep_last = 9, grace = "7d" }'), points)
     assert mass_expiry([ordinary], 0.69) == ""
