@@ -81,6 +81,7 @@ EDITS = (
     _renamed("simulator/folder.go", "f *Folder", "MoveIntoFolderTask", "moveIntoFolderBase"),
     _renamed("simulator/folder.go", "f *Folder", "RegisterVMTask", "registerBase"),
     _renamed("simulator/folder.go", "f *Folder", "CreateVMTask", "createBase"),
+    _renamed("simulator/resource_pool.go", "p *ResourcePool", "ImportVApp", "importBase"),
     Edit(
         "simulator/virtual_machine.go",
         "\tMap.Update(c.VirtualMachine, []types.PropertyChange{\n",

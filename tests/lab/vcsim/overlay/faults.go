@@ -174,6 +174,7 @@ var privileged = map[string]string{
 	"CreateFolder": "Folder.Create", "UnregisterVM": "VirtualMachine.Inventory.Unregister", "TerminateSession": "Sessions.TerminateSession",
 	"CreateSnapshot_Task": "VirtualMachine.State.CreateSnapshot", "CreateSnapshotEx_Task": "VirtualMachine.State.CreateSnapshot",
 	"RemoveSnapshot_Task": "VirtualMachine.State.RemoveSnapshot", "ExportSnapshot": "VApp.Export", "ExportVm": "VApp.Export",
+	"ImportVApp": "VApp.Import",
 }
 
 // forbidden refuses what the read-only account has no privilege for.

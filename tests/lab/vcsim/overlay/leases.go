@@ -2,7 +2,6 @@ package simulator
 
 import (
 	"fmt"
-	"io"
 	"net/http"
 	"path"
 	"reflect"
@@ -21,7 +20,7 @@ import (
 // to be ready, keeps its VM as it is, and ends when nobody tells of progress.
 type HttpNfcLease struct {
 	mo.HttpNfcLease
-	files   map[string]string // of an import
+	files   map[string]string // of the simulator's own imports
 	disks   map[string]leasedDisk
 	token   string
 	until   time.Time
@@ -54,7 +53,7 @@ func (b *leaseBook) on(vm types.ManagedObjectReference) *HttpNfcLease {
 	b.Lock()
 	defer b.Unlock()
 	for _, l := range b.held {
-		if !l.imports && l.Info.Entity == vm {
+		if l.Info.Entity == vm {
 			return l
 		}
 	}
@@ -96,16 +95,9 @@ func (b *leaseBook) view() interface{} {
 	return map[string]interface{}{"held": held, "completed": b.Completed, "aborted": b.Aborted, "timed_out": b.TimedOut}
 }
 
-// NewHttpNfcLease is what the simulator's ImportVApp makes: ready at once, and what is sent to it is thrown away.
+// NewHttpNfcLease is what the simulator's own ImportVApp makes, which nobody calls.
 func NewHttpNfcLease(ctx *Context, entity types.ManagedObjectReference) *HttpNfcLease {
-	l := newLease(entity)
-	l.imports, l.State = true, types.HttpNfcLeaseStateReady
-	Map.Put(l)
-	l.token = l.Self.Value
-	leases.Lock()
-	leases.held[l.token] = l
-	leases.Unlock()
-	return l
+	return newLease(entity)
 }
 
 func newLease(entity types.ManagedObjectReference) *HttpNfcLease {
@@ -243,6 +235,7 @@ func (l *HttpNfcLease) fail(fault types.BaseMethodFault, text string, count *int
 		l.State = types.HttpNfcLeaseStateError
 		l.Error = &types.LocalizedMethodFault{Fault: fault, LocalizedMessage: text}
 	})
+	l.drop()
 	touch(l, "state", "error")
 }
 
@@ -255,7 +248,9 @@ func (l *HttpNfcLease) HttpNfcLeaseComplete(ctx *Context, req *types.HttpNfcLeas
 }
 
 func (l *HttpNfcLease) HttpNfcLeaseAbort(ctx *Context, req *types.HttpNfcLeaseAbort) soap.HasFault {
-	leases.end(l, &leases.Aborted)
+	if leases.end(l, &leases.Aborted) {
+		l.drop()
+	}
 	Map.Remove(l.Self)
 	return &methods.HttpNfcLeaseAbortBody{Res: new(types.HttpNfcLeaseAbortResponse)}
 }
@@ -309,7 +304,7 @@ func ServeNFC(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Method == http.MethodPut || r.Method == http.MethodPost {
-		_, _ = io.Copy(io.Discard, r.Body)
+		l.receive(w, r, p[1])
 		return
 	}
 	rule := faults.take(func(f *faultRule) bool { return f.Method == nfcMethod })

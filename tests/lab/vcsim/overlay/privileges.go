@@ -120,6 +120,10 @@ func needed(method *Method) []string {
 		ids = append(ids, neededFor(&call.Spec)...)
 	case *types.CreateVM_Task:
 		ids = append(ids, neededFor(&call.Config)...)
+	case *types.ImportVApp:
+		if spec, ok := call.Spec.(*types.VirtualMachineImportSpec); ok {
+			ids = append(ids, neededFor(&spec.ConfigSpec)...)
+		}
 	}
 	return ids
 }
@@ -127,6 +131,7 @@ func needed(method *Method) []string {
 // perCall are the other calls that need a privilege, as "Required Privileges" of the API reference tells.
 var perCall = map[string][]string{
 	"CreateVM_Task":              {"VirtualMachine.Inventory.Create", "Resource.AssignVMToPool", "Datastore.AllocateSpace"},
+	"ImportVApp":                 {"VApp.Import", "Datastore.AllocateSpace"},
 	"Destroy_Task":               {"VirtualMachine.Inventory.Delete"},
 	"PowerOnVM_Task":             {"VirtualMachine.Interact.PowerOn"},
 	"PowerOffVM_Task":            {"VirtualMachine.Interact.PowerOff"},
