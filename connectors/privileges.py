@@ -114,11 +114,19 @@ PURPOSES = (
         needed=False,
     ),
     Purpose(
+        "storage policies",
+        "backup",
+        "root",
+        ("StorageProfile.View",),
+        "restore points do not name the storage policies of their VMs, and a restored VM gets none",
+        needed=False,
+    ),
+    Purpose(
         "holding moves back",
         "backup",
         "root",
         ("Global.DisableMethods", "Global.EnableMethods"),
-        'on_migrate = "block" cannot keep a VM from moving',
+        'on_migrate = "block" cannot keep a VM from moving, nor a restore a half-restored one from being switched on',
         needed=False,
     ),
     Purpose(
@@ -203,8 +211,8 @@ PURPOSES = (
         "what belongs to VMs",
         "restore",
         "root",
-        ("Folder.Create", "StorageProfile.View", "Global.SetCustomField", "InventoryService.Tagging.AttachTag"),
-        "a restored VM lacks its folder, storage policy, custom attributes or tags",
+        ("Folder.Create", "Global.SetCustomField", "InventoryService.Tagging.AttachTag"),
+        "a restored VM lacks its folder, custom attributes or tags",
         needed=False,
     ),
 )

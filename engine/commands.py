@@ -55,8 +55,8 @@ class RestoreToFile:
 class RestoreToVm:
     """Make a new, powered-off VM from a restore point, or go on with one whose restore was interrupted.
 
-    Empty fields take what the restore point remembers. `disk_datastores` are by the disks' labels; `identity` and
-    `connect` are as in RestoreTarget.
+    Empty fields take what the restore point remembers. `disk_datastores` are by the disks' labels; `identity`,
+    `connect` and `storage_policies` are as in RestoreTarget.
     """
 
     point: str
@@ -70,6 +70,7 @@ class RestoreToVm:
     disk_datastores: Mapping[str, str] = field(default_factory=dict)
     identity: Literal["auto", "keep", "new"] = "auto"
     connect: bool | None = None
+    storage_policies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

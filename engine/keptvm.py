@@ -34,9 +34,19 @@ def shown(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "network", f"{card['label']} on {on}, {card['mac']}{'' if card['starts_connected'] else ', disconnected'}"
     yield "tags", ", ".join(summary.get("tags", ()))
     yield "attributes", ", ".join(f"{k}={v}" for k, v in summary.get("attributes", {}).items())
-    yield "storage", str(summary.get("storage_policy") or "")
+    yield "storage", _storage(summary)
     for what, why in summary.get("missing", {}).items():
         yield f"no {what}"[:12], str(why)
+
+
+def _storage(summary: Mapping[str, Any]) -> str:
+    """The storage policies, in one word where all that is of the VM has the same."""
+    home = str(summary.get("storage_policy") or "")
+    disks = {str(d.get("label")): str(d.get("storage_policy") or "") for d in summary.get("disks", ())}
+    if set(disks.values()) <= {home}:
+        return home
+    others = (f"{label} {name or 'none'}" for label, name in disks.items())
+    return ", ".join((f"home {home or 'none'}", *others))
 
 
 _PLACES = ("datacenter", "folder", "cluster", "host", "resource_pool")

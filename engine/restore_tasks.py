@@ -53,6 +53,7 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
             disk_datastores=disk_datastores(detail, asked.disk_datastores),
             identity=Identity.NEW if lives else Identity(asked.identity),
             connect=asked.connect,
+            storage_policies=dict(asked.storage_policies),
         )
         advance = started(watch, f"{point} to {asked.name}", detail)
         run = parts.mint_run()

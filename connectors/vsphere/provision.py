@@ -19,6 +19,8 @@ from connectors.vsphere.naming import escaped
 from connectors.vsphere.placement import Place, Remembered, find_place
 from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark
 from connectors.vsphere.session import Session
+from connectors.vsphere.storage_policies import HOME, Policies, policy_service, remembered, specification, with_policy
+from connectors.vsphere.storage_policies import choose as choose_policies
 from connectors.vsphere.tags import TagReader
 from connectors.vsphere.trial_marks import as_trial
 from connectors.vsphere.vmfacts import disk_facts
@@ -35,7 +37,8 @@ LONGEST_NAME = 80
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A new VM before it is made: what is kept of the old one, where it goes, as what, with whose identity.
+    """A new VM before it is made: what is kept of the old one, where it goes, as what, with whose identity and
+    which storage policies.
 
     `found` is what is known of the half-restored VM that is there already, if one is.
     """
@@ -45,6 +48,7 @@ class Planned:
     place: Place
     plan: NewVm
     chosen: Chosen
+    policies: Policies
     found: Mapping[str, Any] | None
     warnings: tuple[str, ...]
 
@@ -60,7 +64,7 @@ async def create_vm(session: Session, tags: TagReader, configuration: bytes, tar
     planned = await plan_vm(session, configuration, target)
     kept, saved, place, plan = planned.kept, planned.saved, planned.place, planned.plan
     found, warnings = planned.found, list(planned.warnings)
-    vm = session.managed(vim.VirtualMachine, found["moref"]) if found is not None else None
+    vm: Any = session.managed(vim.VirtualMachine, found["moref"]) if found is not None else None
     if vm is None:
         if target.trial:
             engine = session.settings.engine_id
@@ -69,9 +73,16 @@ async def create_vm(session: Session, tags: TagReader, configuration: bytes, tar
             mark = RestoreMark(session.settings.engine_id, target.point, target.run)
             plan.config.extraConfig.append(option(mark))
             plan.config.annotation = marked(str(saved.annotation or ""), target.point)
-        vm = await _create(session, plan.config, place, target)
+
+        async def create(policy: str) -> Any:
+            plan.config.vmProfile = specification(policy)
+            return await _create(session, plan.config, place, target)
+
+        vm, lacking = await with_policy(create, planned.policies, HOME, "its home")
+        warnings += lacking
     try:
-        disks = await _disks(session, vm, saved, plan, place, target)
+        disks, lacking = await _disks(session, vm, planned, target)
+        warnings += lacking
         warnings += await put_nvram(session, vm, kept, place.datacenter, encrypted=saved.keyId is not None)
         if not target.trial:
             warnings += await put_labels(session, tags, vm, kept.summary)
@@ -103,10 +114,11 @@ async def plan_vm(session: Session, configuration: bytes, target: RestoreTarget)
     saved = read_configuration(configuration)
     place = await find_place(session, target, _remembered(kept, saved))
     _check(saved, kept, place, target)
+    policies = await _policies(session, kept, target)
     found = await _earlier(session, place, target)
     chosen = choose(target.identity, await taken(session, saved)) if found is None else _identity_of(found, saved)
     version = await _offered_version(session, place, str(saved.version or ""))
-    warnings = list(place.warnings)
+    warnings = [*place.warnings, *policies.warnings]
     if version != str(saved.version or ""):
         warnings.append(f"its hardware version is {version}: {saved.version} is not offered there")
 
@@ -125,7 +137,7 @@ async def plan_vm(session: Session, configuration: bytes, target: RestoreTarget)
         cards=target.cards,
     )
     warnings += [f"without {what}" for what in plan.left_out]
-    return Planned(kept, saved, place, plan, chosen, found, tuple(warnings))
+    return Planned(kept, saved, place, plan, chosen, policies, found, tuple(warnings))
 
 
 async def finish_vm(session: Session, moref: str) -> None:
@@ -135,17 +147,34 @@ async def finish_vm(session: Session, moref: str) -> None:
     await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=cleared(notes), extraConfig=[option(None)]))
 
 
-async def _disks(session: Session, vm: Any, saved: Any, plan: NewVm, place: Place, target: RestoreTarget) -> list[Any]:
-    """Make those that are not there yet; the facts of all, in the plan's order.
+async def _policies(session: Session, kept: KeptVm, target: RestoreTarget) -> Policies:
+    """The storage policies of a VM to be made; a trial VM gets none. Where none was, nothing is asked."""
+    had = {} if target.trial else remembered(kept.summary, target.disks)
+    there: Mapping[str, str] = {}
+    unknown = ""
+    if had:
+        there, unknown = await policy_service(session).ids()
+    return choose_policies(had, target.storage_policies, there, unknown)
+
+
+async def _disks(session: Session, vm: Any, planned: Planned, target: RestoreTarget) -> tuple[list[Any], list[str]]:
+    """Make those that are not there yet; the facts of all, in the plan's order, and what they lack.
 
     They are made in the order of the saved VM: vCenter numbers labels ("Hard disk 1") in the order it makes disks.
     """
-    for disk in sorted(plan.disks, key=lambda disk: disk.key):
+    saved, lacking = planned.saved, []
+    for disk in sorted(planned.plan.disks, key=lambda disk: disk.key):
         present = await _devices(session, vm)
         if _at(saved, disk, present) is None:
-            datastore = target.disk_datastores.get(disk.key, place.datastore)
-            await _reconfigure(session, vm, add_disk(saved, disk, present, datastore))
-    return await disks_made(session, vm, saved, plan, target)
+            datastore = target.disk_datastores.get(disk.key, planned.place.datastore)
+
+            async def add(policy: str, disk: Any = disk, present: Any = present, datastore: str = datastore) -> None:
+                await _reconfigure(session, vm, add_disk(saved, disk, present, datastore, specification(policy)))
+
+            label = getattr(disk.deviceInfo, "label", None) or f"disk {disk.key}"
+            _, said = await with_policy(add, planned.policies, str(disk.key), str(label))
+            lacking += said
+    return await disks_made(session, vm, saved, planned.plan, target), lacking
 
 
 async def disks_made(session: Session, vm: Any, saved: Any, plan: NewVm, target: RestoreTarget) -> list[Any]:

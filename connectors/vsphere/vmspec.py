@@ -180,10 +180,13 @@ def kept_options(options: Iterable[Any]) -> list[Any]:
     return [vim.option.OptionValue(key=o.key, value=o.value) for o in options if not _DROPPED_OPTIONS.fullmatch(o.key)]
 
 
-def add_disk(saved: Any, disk: Any, present: Iterable[Any], datastore: str) -> Any:
+def add_disk(
+    saved: Any, disk: Any, present: Iterable[Any], datastore: str, profile: Sequence[Any] | None = None
+) -> Any:
     """The change that adds an empty disk like the saved one, at the same place; the server names its file.
 
-    `present` are the devices of the new VM; raises Rejected when the disk's controller is not among them.
+    `present` are the devices of the new VM; raises Rejected when the disk's controller is not among them. `profile`
+    gives it a storage policy.
     """
     controller = matching_controller(saved, disk, present)
     backing = vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
@@ -203,7 +206,14 @@ def add_disk(saved: Any, disk: Any, present: Iterable[Any], datastore: str) -> A
     )
     change = vim.vm.device.VirtualDeviceSpec
     return vim.vm.ConfigSpec(
-        deviceChange=[change(operation=change.Operation.add, fileOperation=change.FileOperation.create, device=device)]
+        deviceChange=[
+            change(
+                operation=change.Operation.add,
+                fileOperation=change.FileOperation.create,
+                device=device,
+                profile=list(profile) if profile else None,
+            )
+        ]
     )
 
 

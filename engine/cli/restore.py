@@ -34,6 +34,7 @@ _BELONGS: Mapping[str, frozenset[str]] = {
     "--disk-datastore": frozenset({"to_vm"}),
     "--host": frozenset({"to_vm"}),
     "--network": frozenset({"to_vm"}),
+    "--storage-policy": frozenset({"to_vm"}),
     "--keep-identity": frozenset({"to_vm"}),
     "--new-identity": frozenset({"to_vm"}),
     "--connect": frozenset({"to_vm"}),
@@ -65,6 +66,7 @@ def restore(
     disk_datastore: Annotated[tuple[str, ...], Parameter(help="DISK=DATASTORE: another one for this disk.")] = (),
     host: Annotated[str, Parameter(help="The host that it is registered on.")] = "",
     network: Annotated[tuple[str, ...], Parameter(help="OLD=NEW: connect to NEW what was on OLD.")] = (),
+    storage_policy: Annotated[tuple[str, ...], Parameter(help="OLD=NEW: give NEW to what had OLD.")] = (),
     keep_identity: Annotated[bool, Parameter(help="UUIDs and MAC addresses of the original, or no VM.")] = False,
     new_identity: Annotated[bool, Parameter(help="New UUIDs and MAC addresses, though the original is gone.")] = False,
     connect: Annotated[bool, Parameter(help="Its network cards are connected at power-on.")] = False,
@@ -114,6 +116,7 @@ def restore(
                 ),
                 "keep" if keep_identity else "new" if new_identity else "auto",
                 True if connect else False if disconnect else None,
+                dict(_pair(one, "--storage-policy", "a pair of storage policies", "OLD=NEW") for one in storage_policy),
             )
         elif way == "in_place":
             task = RestoreInPlace(point, yes, power_off, not without_safety, keep_safety, discard)

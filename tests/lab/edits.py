@@ -26,11 +26,13 @@ EDITS = (
     _renamed("simulator/virtual_machine.go", "vm *VirtualMachine", "CreateSnapshotTask", "createSnapshotBase"),
     _renamed("simulator/virtual_machine.go", "vm *VirtualMachine", "configureDevices", "configureDevicesBase"),
     _renamed("pbm/simulator/simulator.go", "m *ProfileManager", "PbmQueryAssociatedProfile", "queryAssociatedBase"),
+    Edit("pbm/simulator/simulator.go", "req.CreateSpec.Category,", "categoryOf(req.CreateSpec.Category),"),
     Edit(
         "simulator/simulator.go",
         "\t\tctx.Header = method.Header\n",
         "\t\tctx.Header = method.Header\n\t\tpolicySession(ctx)\n",
     ),
+    Edit("simulator/simulator.go", "\t\terr = e.Flush()\n", "\t\terr = e.Flush()\n\t\tpolicyFault(ctx, &out)\n"),
     _renamed("simulator/virtual_machine.go", "vm *VirtualMachine", "RemoveAllSnapshotsTask", "removeAllSnapshotsBase"),
     Edit(
         "simulator/virtual_machine.go",

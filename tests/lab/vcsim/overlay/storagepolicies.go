@@ -1,7 +1,9 @@
 package simulator
 
 import (
+	"bytes"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -104,4 +106,24 @@ func policySession(ctx *Context) {
 	if session, ok := ctx.svc.sm.getSession(ctx.Header.Cookie); ok {
 		ctx.SetSession(session, false)
 	}
+}
+
+var (
+	plainFault = regexp.MustCompile(`(?s)<\w+Fault xmlns="urn:vim25" xsi:type="(\w+)">(.*?)</\w+Fault>`)
+	plainTag   = regexp.MustCompile(`<(/?)(\w)`)
+)
+
+// policyFault gives a fault the shape that the policy service's have: a RuntimeFault of its own namespace that is one of
+// vCenter's (a trace of a real one is in an issue of terraform-provider-vsphere, number 1216).
+func policyFault(ctx *Context, out *bytes.Buffer) {
+	if !strings.HasPrefix(ctx.Map.Path, "/pbm") {
+		return
+	}
+	told := plainFault.ReplaceAllStringFunc(out.String(), func(fault string) string {
+		parts := plainFault.FindStringSubmatch(fault)
+		return `<RuntimeFaultFault xmlns="urn:pbm" xmlns:vim25="urn:vim25" xsi:type="vim25:` + parts[1] + `">` +
+			plainTag.ReplaceAllString(parts[2], "<${1}vim25:$2") + "</RuntimeFaultFault>"
+	})
+	out.Reset()
+	out.WriteString(told)
 }

@@ -28,6 +28,14 @@ func init() {
 	})
 }
 
+// categoryOf is what kind of policy one is of which nothing is said: one for VMs.
+func categoryOf(told string) string {
+	if told == "" {
+		return string(types.PbmProfileCategoryEnumREQUIREMENT)
+	}
+	return told
+}
+
 func associated(of types.PbmServerObjectRef) []types.PbmProfileId {
 	if id := simulator.PolicyOf(of.Key); id != "" {
 		return []types.PbmProfileId{{UniqueId: id}}

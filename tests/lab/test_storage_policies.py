@@ -1,0 +1,176 @@
+"""Storage policies of VMs and disks: kept by name, set again on a new VM, and never in the way of a backup."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyVmomi import SoapStubAdapter, pbm, vim
+
+from connectors.errors import Rejected
+from connectors.hypervisor import CreatedVm, RestoreTarget
+from connectors.kept_vm import unpack
+from tests.lab.process import client_context
+from tests.lab.reaching import MIB, connected, snapshotted, transport_settings
+from tests.lab.vcenter import Lab
+
+FreshLab = Callable[..., Lab]
+
+
+@contextmanager
+def profiles(lab: Lab) -> Iterator[Any]:
+    """The lab's policy service as its administrator reaches it, by nothing of Backstay's."""
+    with lab.session() as si:
+        stub = SoapStubAdapter(
+            host=lab.host, port=lab.port, version="pbm.version.version2", path="/pbm/sdk",
+            sslContext=client_context(lab.ca_file), httpConnectionTimeout=60,
+            requestContext={"vcSessionCookie": si._stub.cookie.split('"')[1] if '"' in si._stub.cookie
+                            else si._stub.cookie.partition("=")[2].partition(";")[0]},
+        )  # fmt: skip
+        try:
+            yield pbm.ServiceInstance("ServiceInstance", stub).RetrieveContent().profileManager
+        finally:
+            stub.DropConnections()
+
+
+def make_policy(lab: Lab, name: str) -> str:
+    """A policy of this name; its id."""
+    metadata = pbm.capability.CapabilityMetadata.UniqueId(namespace="http://www.vmware.com/storage/tag", id="tier")
+    value = pbm.capability.PropertyInstance(id="tier", value=name)
+    rule = pbm.capability.CapabilityInstance(
+        id=metadata, constraint=[pbm.capability.ConstraintInstance(propertyInstance=[value])]
+    )
+    spec = pbm.profile.CapabilityBasedProfileCreateSpec(
+        name=name,
+        category="REQUIREMENT",
+        resourceType=pbm.profile.ResourceType(resourceType="STORAGE"),
+        constraints=pbm.profile.SubProfileCapabilityConstraints(
+            subProfiles=[pbm.profile.SubProfileCapabilityConstraints.SubProfile(name="rules", capability=[rule])]
+        ),
+    )
+    with profiles(lab) as manager:
+        return str(manager.Create(spec).uniqueId)
+
+
+def remove_policy(lab: Lab, policy: str) -> None:
+    with profiles(lab) as manager:
+        manager.Delete([pbm.profile.ProfileId(uniqueId=policy)])
+
+
+def policy_of(lab: Lab, name: str, disk: int = 0) -> str:
+    """The id of the policy of a VM's home, or of its disk with this device key; "" for none."""
+    kinds, moref = pbm.ServerObjectRef.ObjectType, lab.moref(name)
+    kind, key = (kinds.virtualDiskId, f"{moref}:{disk}") if disk else (kinds.virtualMachine, moref)
+    with profiles(lab) as manager:
+        found = manager.QueryAssociatedProfile(pbm.ServerObjectRef(objectType=kind, key=key))
+    return found[0].uniqueId if found else ""
+
+
+def give(lab: Lab, name: str, home: str, disks: dict[int, str]) -> None:
+    """Give a VM and its disks policies, as an administrator does."""
+
+    def profile(policy: str) -> list[Any]:
+        return [vim.vm.DefinedProfileSpec(profileId=policy)]
+
+    devices = {device.key: device for device in lab.machine(name).config.hardware.device}
+    changes = [
+        vim.vm.device.VirtualDeviceSpec(operation="edit", device=devices[key], profile=profile(policy))
+        for key, policy in disks.items()
+    ]
+    lab.reconfigure(name, vmProfile=profile(home), deviceChange=changes)
+
+
+def of_policies(made: CreatedVm) -> list[str]:
+    return [warning for warning in made.warnings if "storage polic" in warning]
+
+
+def disk_keys(lab: Lab, name: str) -> list[int]:
+    devices = lab.machine(name).config.hardware.device
+    return sorted(device.key for device in devices if isinstance(device, vim.vm.device.VirtualDisk))
+
+
+async def test_a_restore_point_names_storage_policies_and_a_new_vm_gets_them_again_by_name(
+    fresh_lab: FreshLab, tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=3, disk_bytes=4 * MIB, content=False)
+
+    def people() -> tuple[str, str, list[int]]:
+        gold, silver = make_policy(lab, "Gold"), make_policy(lab, "Silver")
+        keys = disk_keys(lab, "db-03")
+        give(lab, "db-03", gold, {keys[0]: silver})
+        return gold, silver, keys
+
+    gold, silver, (first, second) = await asyncio.to_thread(people)
+    async with connected(lab, transport_settings(lab, tmp_path)) as vcenter:
+        async with snapshotted(vcenter, lab, "db-03") as snapshot:
+            configuration = snapshot.configuration
+        summary = unpack(configuration).summary
+        assert summary["storage_policy"] == "Gold"
+        assert {d["key"]: d["storage_policy"] for d in summary["disks"]} == {first: "Silver", second: ""}
+        assert "policies" not in summary["missing"]
+
+        # Another vCenter has the same name under another id.
+        await asyncio.to_thread(remove_policy, lab, gold)
+        again = await asyncio.to_thread(make_policy, lab, "Gold")
+        same = await vcenter.create_vm(configuration, RestoreTarget("same"))
+        asked = {"Silver": "Gold"}
+        mapped = await vcenter.create_vm(configuration, RestoreTarget("mapped", storage_policies=asked))
+        assert (of_policies(same), of_policies(mapped)) == ([], [])
+        for name, of_first in (("same", silver), ("mapped", again)):
+            keys = await asyncio.to_thread(disk_keys, lab, name)
+            told = [await asyncio.to_thread(policy_of, lab, name, key) for key in (0, *keys)]
+            assert told == [again, of_first, ""]
+
+        for wrong, why in (
+            ({"Bronze": "Gold"}, "the VM had no storage policy Bronze.*it had: Gold, Silver"),
+            ({"Gold": "Platinum"}, "there is no storage policy Platinum.*Silver"),
+        ):
+            with pytest.raises(Rejected, match=why):
+                await vcenter.create_vm(configuration, RestoreTarget("wrong", storage_policies=wrong))
+        await asyncio.to_thread(remove_policy, lab, again)
+        lab.inject("ReconfigVM_Task", fault="InvalidArgument", times=1)
+        lacking = await vcenter.create_vm(configuration, RestoreTarget("lacking"))
+        absent, refused = of_policies(lacking)
+        assert absent.startswith("without the storage policy Gold, which is not there")
+        assert "is without the storage policy Silver, which vCenter refused" in refused
+        assert len(lacking.disks) == 2
+        trial = RestoreTarget("backstay-rehearsal-x", point="p", run="r", trial=True)
+        assert of_policies(await vcenter.create_vm(configuration, trial)) == []
+    assert "wrong" not in {vm.name for vm in lab.vms()}
+
+
+async def test_a_policy_service_that_refuses_or_is_silent_costs_the_names_alone_and_is_not_asked_again_at_once(
+    fresh_lab: FreshLab, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False)
+    await asyncio.to_thread(lambda: give(lab, "web-01", make_policy(lab, "Gold"), {}))
+    transports = transport_settings(lab, tmp_path)
+    async with connected(lab, transports) as vcenter:
+        lab.kill_sessions()
+        async with snapshotted(vcenter, lab, "web-01") as snapshot:
+            configuration = snapshot.configuration
+    assert unpack(configuration).summary["storage_policy"] == "Gold"
+    lab.surroundings(user=lab.user, denied=["StorageProfile.View"])
+    async with connected(lab, transports) as vcenter:
+        for run in ("r1", "r2"):
+            async with snapshotted(vcenter, lab, "web-01", run) as snapshot:
+                summary = unpack(snapshot.configuration).summary
+            assert "StorageProfile.View" in summary["missing"]["policies"]
+            assert summary["storage_policy"] == ""
+        told = [record for record in caplog.records if "storage policies are not known" in record.message]
+        refused = lab.calls()["NoPermission PbmQueryAssociatedProfiles StorageProfile.View"]
+        assert (len(told), refused) == (1, 1)
+        made = await vcenter.create_vm(configuration, RestoreTarget("without"))
+        [told_once] = of_policies(made)
+        assert told_once.startswith("without its storage policies (Gold): the account lacks")
+        target = RestoreTarget("mapped", storage_policies={"Gold": "Gold"})
+        with pytest.raises(Rejected, match="no storage policy can be set"):
+            await vcenter.create_vm(configuration, target)
+    lab.surroundings(user=lab.user, denied=[])
+    lab.inject("PbmQueryAssociatedProfiles", drop=True, times=2)
+    async with connected(lab, transports) as vcenter, snapshotted(vcenter, lab, "web-01") as snapshot:
+        assert "the connection failed" in unpack(snapshot.configuration).summary["missing"]["policies"]
