@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ConnectorError(Exception):
     """A hypervisor, a disk or the bus did not do what was asked.
@@ -81,6 +83,15 @@ class TransportFailed(ConnectorError):
     """This way to the disk does not work; the next one may."""
 
     retry = True
+
+
+class NoTransport(TransportFailed):
+    """No way to the disk works. `reasons` are pairs of a transport and why it does not."""
+
+    def __init__(self, reasons: Sequence[tuple[str, str]], *, where: str = "", hint: str = "") -> None:
+        told = "; ".join(f"{transport}: {why}" for transport, why in reasons) or "none is allowed"
+        super().__init__(f"no transport works: {told}", where=where, hint=hint)
+        self.reasons = tuple(reasons)
 
 
 class ReadFailed(ConnectorError):

@@ -7,15 +7,12 @@ only changes are wanted it is read in full as well.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
-import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http.client import HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPException, HTTPResponse
 from typing import Any
-from urllib.parse import urlsplit
 
 from pyVmomi import vim
 
@@ -23,6 +20,7 @@ from connectors.cleanup import finish
 from connectors.disks import Extent
 from connectors.errors import ReadFailed, TransportFailed
 from connectors.vsphere.export_lease import Lease, Leases
+from connectors.vsphere.nfc_line import NfcLine
 from connectors.vsphere.session import Session
 from connectors.vsphere.vmdk_stream import Forward, VmdkStream
 from policies.facts import Disk
@@ -42,11 +40,12 @@ def place(key: str) -> tuple[str, int, int] | None:
     All controllers of one bus are numbered together, so that these three name one device.
     """
     found = _PLACE.search(key)
-    bus = _bus(found[1]) if found else ""
+    bus = bus_of(found[1]) if found else ""
     return (bus, int(found[2]), int(found[3])) if found and bus else None
 
 
-def _bus(controller: str) -> str:
+def bus_of(controller: str) -> str:
+    """The bus of a controller, by the name of its type; empty for others."""
     name = controller.lower()
     return next((bus for bus, words in _BUSES if any(word in name for word in words)), "")
 
@@ -93,62 +92,35 @@ class ExportReader:
 
 
 class Download:
-    """One disk on its way, over a verified connection of its own. Blocking; for one thread at a time.
-
-    An ESXi host is verified by the session's CAs and by the thumbprint that vCenter told. Where the configuration
-    pins vCenter's own certificate instead of a CA, the thumbprint alone decides. No cookie is sent: the address is the
-    secret.
-    """
+    """One disk on its way, over a connection of its own. Blocking; for one thread at a time."""
 
     def __init__(self, session: Session, url: str, thumbprint: str, where: str) -> None:
-        parts = urlsplit(url)
-        own = parts.hostname in ("*", session.settings.host.lower())
-        self._where = where
-        self._path = parts.path + (f"?{parts.query}" if parts.query else "")
-        self._thumbprint = thumbprint.replace(":", "").lower()
-        host = session.settings.host if own else str(parts.hostname or "")
-        port = parts.port or (session.settings.port if own else 443)
-        if parts.scheme != "https" or not host:
-            raise TransportFailed("vCenter names no HTTPS address for the disk", where=where)
-        pinned = not session.tls.check_hostname and not own
-        if pinned and not self._thumbprint:
-            raise TransportFailed(
-                f"host {host} cannot be verified: vCenter tells no thumbprint of it",
-                where=where,
-                hint="give the CA of vCenter and its hosts as ca_file",
-            )
-        context = _by_thumbprint() if pinned else session.tls
-        self._connection = HTTPSConnection(host, port, timeout=session.settings.answer_seconds, context=context)
+        self._line = NfcLine(session, url, thumbprint, where)
         self._answer: HTTPResponse | None = None
 
     def begin(self) -> None:
         """Connect, verify, and ask for the disk. Raises TransportFailed."""
-        connection = self._connection
+        line = self._line
+        line.connect()
         try:
-            connection.connect()
-            self._verify(connection.sock)
-            connection.request("GET", self._path, headers={"Accept-Encoding": "identity"})
-            answer = connection.getresponse()
+            line.http.request("GET", line.path, headers={"Accept-Encoding": "identity"})
+            answer = line.http.getresponse()
         except (OSError, HTTPException) as error:
-            raise TransportFailed(
-                f"host {connection.host} does not serve the disk: {error or type(error).__name__}",
-                where=self._where,
-                hint="the engine needs TCP 443 to the ESXi hosts",
-            ) from error
+            raise line.refused("serve the disk", error) from error
         if answer.status != 200:
             raise TransportFailed(
-                f"host {connection.host} refuses the disk (HTTP {answer.status} {answer.reason})", where=self._where
+                f"host {line.host} refuses the disk (HTTP {answer.status} {answer.reason})", where=line.where
             )
         self._answer = answer
 
     def read(self, count: int, /) -> bytes:
         """At most count bytes, none at the end or where the connection broke. Raises ReadFailed for silence."""
         if self._answer is None:
-            raise ReadFailed("the stream is closed", where=self._where)
+            raise ReadFailed("the stream is closed", where=self._line.where)
         try:
             return self._answer.read(count)
         except TimeoutError as error:
-            raise ReadFailed(f"host {self._connection.host} sends nothing", where=self._where) from error
+            raise ReadFailed(f"host {self._line.host} sends nothing", where=self._line.where) from error
         except (OSError, HTTPException):
             return b""
 
@@ -157,23 +129,7 @@ class Download:
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.close()
-        self._connection.close()
-
-    def _verify(self, sock: Any) -> None:
-        kind = "sha256" if len(self._thumbprint) == 64 else "sha1"
-        shown = hashlib.new(kind, sock.getpeercert(binary_form=True) or b"", usedforsecurity=False).hexdigest()
-        if self._thumbprint and shown != self._thumbprint:
-            raise TransportFailed(
-                f"host {self._connection.host} shows another certificate than vCenter tells of", where=self._where
-            )
-
-
-def _by_thumbprint() -> ssl.SSLContext:
-    """For a host that is verified by the thumbprint of its certificate, which is compared before anything is sent."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
+        self._line.close()
 
 
 def _begun(download: Download, disk: Disk, where: str) -> VmdkStream:
@@ -195,7 +151,7 @@ async def _place_of(session: Session, snapshot_moref: str, disk: Disk, where: st
     device = devices.get(disk.key)
     controller = devices.get(getattr(device, "controllerKey", None))
     same = device is not None and str(getattr(device.backing, "uuid", None) or "") == disk.uuid
-    bus = _bus(type(controller).__name__.rpartition(".")[2]) if controller is not None else ""
+    bus = bus_of(type(controller).__name__.rpartition(".")[2]) if controller is not None else ""
     if device is None or controller is None or not same or not bus or device.unitNumber is None:
         raise TransportFailed("the snapshot does not tell where the disk is attached", where=where)
     return bus, int(controller.busNumber), int(device.unitNumber)

@@ -1,4 +1,4 @@
-"""Leases under which vCenter exports the disks of a snapshot: got, kept alive, shared by its disks, and given back.
+"""Leases under which vCenter exports disks and imports VMs: got, kept alive, shared by a VM's disks, and given back.
 
 While a lease is held, vCenter lets nobody start, move or delete the VM, nor remove its snapshots. A lease whose holder
 is dead ends by itself, when nobody has told of progress for its timeout (five minutes where vCenter is left as it is).
@@ -37,6 +37,8 @@ class Lease:
         self.trouble = ""
         self.urls: tuple[Any, ...] = ()
         """One HttpNfcLease.DeviceUrl for each disk, and for what else belongs to the VM."""
+        self.vm: Any = None
+        """The VM that is exported, or that an import has made."""
         self._session = session
         self._managed = managed
         self._timeout = 300.0
@@ -47,35 +49,46 @@ class Lease:
         """So many bytes more were read; vCenter shows it as progress of its task. From any thread."""
         self._read_bytes += read_bytes
 
-    async def begin(self) -> None:
+    async def begin(self, *, does: str = "export", within: float = READY_SECONDS) -> None:
         """Wait until the lease is ready, and keep it alive from then on. Raises TransportFailed."""
-        deadline, pause = monotonic() + READY_SECONDS, 0.05
+        deadline, pause = monotonic() + within, 0.05
         while (told := await self._told()).get("state") != vim.HttpNfcLease.State.ready:
             if told.get("state") == vim.HttpNfcLease.State.error:
                 error = told.get("error")
                 why = translate(error, self._session.where).what if error is not None else "without a reason"
-                raise TransportFailed(f"vCenter does not export the VM: {why}")
+                raise TransportFailed(f"vCenter does not {does} the VM: {why}")
             if monotonic() > deadline:
-                raise TransportFailed(f"the lease was not ready within {READY_SECONDS:g} s")
+                raise TransportFailed(f"the lease was not ready within {within:g} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, 2.0)
         info = told["info"]
-        self.urls = tuple(info.deviceUrl or ())
+        self.urls, self.vm = tuple(info.deviceUrl or ()), info.entity
         self._timeout = float(info.leaseTimeout)
         self._total_bytes = int(info.totalDiskCapacityInKB) << 10
         self._keeper = asyncio.ensure_future(self._keep())  # noqa: TID251 - `end` stops it, on every way out
 
     async def end(self, *, failed: bool) -> None:
         """Give the lease back. What vCenter says to it is not raised: left alone, the lease ends by itself."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        await self._rest()
         lease = self._managed
         how = lease.HttpNfcLeaseAbort if failed or self.trouble else lease.HttpNfcLeaseComplete
         try:
             await self._session.call(how, mutating=True)
         except ConnectorError as error:
             log.warning("lease not given back", extra={"lease": lease._moId, "why": str(error)})
+
+    async def complete(self) -> None:
+        """All is sent: the VM is whole. Raises what vCenter says to it."""
+        await self._rest()
+        if self.trouble:
+            raise TransportFailed(self.trouble)
+        await self._session.call(self._managed.HttpNfcLeaseComplete, mutating=True)
+
+    async def _rest(self) -> None:
+        """Tell of progress no more."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
 
     async def _told(self) -> dict[str, Any]:
         return await self._session.properties(self._managed, ["state", "error", "info"])

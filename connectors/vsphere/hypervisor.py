@@ -11,7 +11,7 @@ from typing import Self
 from pyVmomi import vim
 
 from connectors.diagnosis import Diagnosis
-from connectors.disks import Changes
+from connectors.disks import Changes, Extent
 from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
@@ -29,7 +29,18 @@ from connectors.hypervisor import (
     TrackedBase,
     TrackingDoubt,
 )
-from connectors.vsphere import cbt, diagnosing, hotadd, janitor, overwriting, provision, transport, trials
+from connectors.vsphere import (
+    cbt,
+    diagnosing,
+    discarding,
+    hotadd,
+    importing,
+    janitor,
+    overwriting,
+    provision,
+    transport,
+    trials,
+)
 from connectors.vsphere.datastores import Datastores
 from connectors.vsphere.events import FollowSettings, follow
 from connectors.vsphere.export_lease import Leases
@@ -202,9 +213,11 @@ class VCenter:
         """
         kept = await self._locks.leftovers(is_active, of=of)
         attached = await janitor.attached_leftovers(self.session, self.settings.transports, is_active, held)
-        tried = await trials.trial_leftovers(self.session, self._inventory, is_active) if of is None else ()
+        shown = await self._inventory.read_all(("name", "config.annotation")) if of is None else {}
+        tried = await trials.trial_leftovers(self.session, shown, is_active)
+        imported = await importing.import_leftovers(self.session, shown, is_active)
         snapshots = await janitor.snapshot_leftovers(self.session, self._inventory, is_active, of=of)
-        return [*kept, *attached, *tried, *snapshots]
+        return [*kept, *attached, *tried, *imported, *snapshots]
 
     async def remove(self, leftover: Leftover) -> None:
         """Take one left-over away. Disks of its run are detached before a snapshot goes. Idempotent."""
@@ -214,6 +227,9 @@ class VCenter:
             return
         if leftover.kind == trials.TRIAL_VM:
             await trials.remove_trial(self.session, leftover.vm.moref)
+            return
+        if leftover.kind == importing.IMPORTED_VM:
+            await importing.remove_import(self.session, leftover.vm.moref)
             return
         if leftover.kind == hotadd.ATTACHED_DISK:
             await janitor.detach(self.session, transports, leftover)
@@ -225,6 +241,20 @@ class VCenter:
     async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
         """Make a powered-off VM with empty disks from a saved configuration."""
         return await provision.create_vm(self.session, self._tags, configuration, target)
+
+    async def discard_vm(self, vm: CreatedVm, *, run: str) -> None:
+        """Remove a VM that this run has made and written nothing to. NotOurs for any other."""
+        await discarding.discard_vm(self.session, vm.address.moref, run=run)
+
+    async def unwritable(self, transports: Sequence[str]) -> Mapping[str, str]:
+        """By transport: why no disk at all can be written by it now. Those that may serve are left out."""
+        return await transport.unwritable(self.session, self.settings.transports, transports)
+
+    def import_vm(
+        self, configuration: bytes, target: RestoreTarget, mapped: Sequence[Sequence[Extent]]
+    ) -> AbstractAsyncContextManager[importing.Import]:
+        """A new VM whose disks are sent as streams, gone after the block unless it was completed. See hold_import."""
+        return importing.hold_import(self.session, self._tags, configuration, target, mapped)
 
     async def finish_vm(self, vm: CreatedVm) -> None:
         """Everything is written: take away what marks the VM as half restored. Idempotent."""

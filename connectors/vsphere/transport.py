@@ -18,7 +18,7 @@ from pyVmomi import vim
 
 from connectors.disk_files import FileWriter
 from connectors.disks import DiskReader
-from connectors.errors import ConnectorError, TransportFailed
+from connectors.errors import ConnectorError, NoTransport, TransportFailed
 from connectors.gates import connection
 from connectors.hypervisor import CreatedVm, Fallback, OpenDisk, OpenTarget, Snapshot, SnapshotDisk
 from connectors.nbd import NbdDisk
@@ -37,6 +37,10 @@ from policies.facts import Disk, PowerState, Vm
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+ONLY_WHOLE = "vCenter imports whole new VMs, not disks into VMs that are there"
+ONLY_READ = "over HTTPS a disk is only read: a file there cannot be written in part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,23 @@ async def open_disk(
         yield OpenDisk(reader, name, fallbacks, sequential=name == EXPORT)
 
 
+async def unwritable(session: Session, settings: TransportSettings, names: Sequence[str]) -> dict[str, str]:
+    """By transport: why no disk at all can be written by it now. Those that may serve are left out."""
+    found: dict[str, str] = {}
+    for name in names:
+        match name:
+            case "hotadd":
+                proxy = await proxy_or_reason(session, settings)
+                found[name] = proxy if isinstance(proxy, str) else ""
+            case "nbd":
+                found[name] = vddk.refusal(settings)
+            case "https":
+                found[name] = ONLY_READ
+            case _:
+                found[name] = "" if name == EXPORT else _unknown(name)
+    return {name: why for name, why in found.items() if why}
+
+
 @asynccontextmanager
 async def write_disk(
     session: Session,
@@ -197,9 +218,9 @@ async def write_disk(
                 _check_size(opened.capacity_bytes, facts)
                 return opened
             case "export":
-                raise TransportFailed("by export a disk is only read: vCenter imports whole VMs, not single disks")
+                raise TransportFailed(ONLY_WHOLE)
             case "https":
-                raise TransportFailed("over HTTPS a disk is only read: a file there cannot be written in part")
+                raise TransportFailed(ONLY_READ)
             case _:
                 raise TransportFailed(_unknown(name))
 
@@ -229,8 +250,7 @@ async def _first_that_works(
                 continue
             yield opened, name, tuple(fallbacks)
             return
-    reasons = "; ".join(f"{f.transport}: {f.reason}" for f in fallbacks) or "none is allowed"
-    raise TransportFailed(f"no transport works: {reasons}", where=disk.file_name, hint=hint)
+    raise NoTransport([(one.transport, one.reason) for one in fallbacks], where=disk.file_name, hint=hint)
 
 
 async def _name_of(session: Session, host: Any) -> str:

@@ -16,6 +16,9 @@ HTTPS = "https"
 TRANSPORTS = (HOT_ADD, NBD, EXPORT, HTTPS)
 """Every transport there is, the one that is usually the fastest first."""
 
+IMPORT = "import"
+"""What `export` is in the other direction: it makes a whole new VM."""
+
 HotAddWish = Literal["auto", "always", "never"]
 """Whether disks are hot-added: as the table of editions says, whatever it says, or not at all."""
 

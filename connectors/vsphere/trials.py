@@ -14,7 +14,6 @@ from pyVmomi import vim
 from connectors.cleanup import acquired, finish
 from connectors.errors import ConnectorError, Gone, NotOurs
 from connectors.hypervisor import CreatedVm, Heartbeat, Leftover, RestoreTarget
-from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.provision import create_vm
 from connectors.vsphere.session import Session
 from connectors.vsphere.tags import TagReader
@@ -76,13 +75,16 @@ async def remove_trial(session: Session, moref: str) -> None:
 
 
 async def trial_leftovers(
-    session: Session, inventory: Inventory, is_active: Callable[[str], bool]
+    session: Session, shown: Mapping[str, Mapping[str, Any]], is_active: Callable[[str], bool]
 ) -> Sequence[Leftover]:
-    """This engine's trial VMs whose run is_active denies. What somebody has made his is none."""
+    """This engine's trial VMs whose run is_active denies. What somebody has made his is none.
+
+    `shown` has name and notes of every VM by moRef.
+    """
     found: list[Leftover] = []
-    for moref, shown in (await inventory.read_all(("name", "config.annotation"))).items():
-        name = str(shown.get("name") or "")
-        if not is_trial(name, str(shown.get("config.annotation") or "")):
+    for moref, seen in shown.items():
+        name = str(seen.get("name") or "")
+        if not is_trial(name, str(seen.get("config.annotation") or "")):
             continue
         try:
             told = await session.properties(session.managed(vim.VirtualMachine, moref), PATHS)
