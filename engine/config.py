@@ -12,10 +12,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from engine.complaints import complaints
 from engine.failures import BadInput
+from engine.hours import Hours
 from engine.sections import Api, Bus, Copy, Limits, Maintenance, Metrics, Timers, Transport, VCenter
 from engine.stores import RepositorySection, anchored
 from engine.stores import Section as _Section
 from engine.targets import Notify
+from policies.windows import Window
 from storage import places
 from storage.places import Place
 
@@ -69,6 +71,22 @@ class Config(_Section):
     def place(self) -> Place:
         """Where the repository lies."""
         return self.repository.place(self.state_dir)
+
+    def reclaim_hours(self, name: str = "") -> Hours:
+        """When space of a repository may be freed; the engine's own has no name."""
+        return self.hours_of(self._named(name))
+
+    def verify_hours(self, name: str = "") -> Hours:
+        """When a repository may be read back."""
+        return self.hours_of(self._named(name), self.maintenance.verify_window)
+
+    def hours_of(self, section: RepositorySection | None, usual: tuple[Window, ...] = ()) -> Hours:
+        """When what loads the store may run there, or anywhere: its own window, the usual one, or that of all."""
+        own = section.maintenance_window if section is not None else ()
+        return Hours(own or usual or self.maintenance.window, self.maintenance.timezone)
+
+    def _named(self, name: str) -> RepositorySection:
+        return self.repositories[name] if name else self.repository
 
     @property
     def socket(self) -> Path:

@@ -17,7 +17,6 @@ from engine.parts import Parts, Verified
 from engine.threads import settled
 from metrics.labels import VerifyState
 from policies.facts import PointId
-from policies.windows import open_at
 from storage.errors import StorageError
 from storage.reclaim import SafetyAges
 from storage.repository import Repository
@@ -52,55 +51,61 @@ async def retain(parts: Parts, run: RetentionRun, now: datetime) -> Retained:
     return done
 
 
-async def _each(parts: Parts, what: str, work: Callable[[str, Repository], Awaitable[str]]) -> str:
+async def _each(parts: Parts, what: str, work: Callable[[str, Repository], Awaitable[str]], only: str) -> str:
     said = []
     for name, repository in sorted(parts.repositories.more.items()):
+        if only not in ("", name):
+            continue
         try:
             said.append(f"{name}: {await work(name, repository)}")
         except StorageError as error:
             parts.metrics.operation_finished(what, "failed")
             log.error("maintenance failed", extra={"what": what, "repository": name, "why": str(error)})
             said.append(f"{name} failed: {error}")
-    said += [f"{name} is away" for name in sorted(parts.repositories.away)]
+    said += [f"{name} is away" for name in sorted(parts.repositories.away) if only in ("", name)]
     return "; ".join(said) or "there is no further repository"
 
 
-async def reclaim(parts: Parts) -> str:
-    """Condemn and free what the further repositories do not need any more."""
+async def reclaim(parts: Parts, only: str = "") -> str:
+    """Condemn and free what the further repositories, or only this one, do not need any more."""
     if parts.sources.clock_doubt:
         return f"waits: {parts.sources.clock_doubt}"
 
     async def one(name: str, repository: Repository) -> str:
         if repository.append_only:
             return "left to the user who owns the repository"
+        hours = parts.config.reclaim_hours(name)
+        if not hours.is_open(parts.now()):
+            return "waits for its window"
         ages = SafetyAges(min_age=parts.config.maintenance.orphan_pack)
         plan = await maintenance.reclaim_plan(repository, ages, parts.threads, now=parts.now())
         with parts.queue.using_repository(name):
-            outcome = await maintenance.reclaim(repository, plan, parts.threads, now=parts.now())
+            outcome = await maintenance.reclaim(
+                repository, plan, parts.threads, now=parts.now(), go_on=lambda: hours.is_open(parts.now())
+            )
         parts.metrics.repositories.reclaimed(max(0, outcome.freed_bytes))
         parts.metrics.operation_finished("reclaim", "done")
         if repository.locking is not None:
             await settled(parts.threads.long, repository.renew_locks, parts.now())
         return f"{outcome.freed_bytes} bytes freed, {outcome.condemned} condemned"
 
-    return await _each(parts, "reclaim", one)
+    return await _each(parts, "reclaim", one, only)
 
 
-async def verify(parts: Parts) -> str:
-    """Read back what was not read for a while in the further repositories, while the window is open."""
-    settings = parts.config.maintenance
+async def verify(parts: Parts, only: str = "") -> str:
+    """Read back what was not read for a while in the further repositories, or only this one, in their windows."""
 
     async def one(name: str, repository: Repository) -> str:
-        window = open_at(settings.verify_window, settings.timezone, parts.now())
-        if window is None:
+        hours = parts.config.verify_hours(name)
+        if not hours.is_open(parts.now()):
             return "waits for its window"
-        deadline = window[1] if settings.verify_window else None
+        deadline = hours.closes(parts.now())
         sooner = await rereading.to_begin_with(parts, deadline, name)
-        bounds = Bounds(Scope.INCREMENTAL, settings.reread, deadline, sooner=sooner)
+        bounds = Bounds(Scope.INCREMENTAL, parts.config.maintenance.reread, deadline, sooner=sooner)
         report = await read_back(parts, name, bounds=bounds)
         return f"{report.checked_bytes} bytes read, {len(report.damaged)} damaged"
 
-    return await _each(parts, "verify", one)
+    return await _each(parts, "verify", one, only)
 
 
 async def read_back(

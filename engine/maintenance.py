@@ -248,9 +248,16 @@ async def reclaim_plan(repository: Repository, ages: SafetyAges, threads: Thread
     return await settled(threads.long, plan_reclaim, repository, now, ages)
 
 
-async def reclaim(repository: Repository, plan: ReclaimPlan, threads: Threads, *, now: datetime) -> ReclaimOutcome:
-    """Condemn and free it."""
-    return await settled(threads.long, carry_out, repository, plan, now)
+async def reclaim(
+    repository: Repository,
+    plan: ReclaimPlan,
+    threads: Threads,
+    *,
+    now: datetime,
+    go_on: Callable[[], bool] = lambda: True,
+) -> ReclaimOutcome:
+    """Condemn and free it; live data is written again for as long as `go_on`, which a thread asks, says so."""
+    return await settled(threads.long, carry_out, repository, plan, now, go_on)
 
 
 async def verify_points(

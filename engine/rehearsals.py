@@ -67,6 +67,7 @@ async def rehearse_next(parts: Parts) -> str:
             busy=dict(parts.rehearsals.busy),
             aside=_aside(parts),
             most=parts.config.limits.rehearsals,
+            usual=(parts.config.maintenance.window, parts.config.maintenance.timezone),
         ),
         parts.rulebook.in_force,
         replace(facts, points=_at_hand(parts, facts)),

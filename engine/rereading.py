@@ -12,7 +12,6 @@ from engine.threads import settled
 from policies.facts import Facts, PointId
 from policies.policyset import PolicySet
 from policies.verification import DueVerification, due_verifications, verification_standing
-from policies.windows import next_open, open_at
 from storage.errors import StorageError
 from storage.verify import Sooner, points_read
 
@@ -45,14 +44,13 @@ def groups_of(due: Sequence[DueVerification], *, by: datetime, now: datetime) ->
     return tuple(group for _, group in sorted(groups, key=lambda one: one[0]))
 
 
-def next_ended(parts: Parts, closes: datetime | None, now: datetime) -> datetime:
+def next_ended(parts: Parts, closes: datetime | None, now: datetime, name: str = "") -> datetime:
     """When the verification after the one of now will have ended; `closes` is when the window of now does."""
-    settings, interval = parts.config.maintenance, parts.config.timers.verify
+    hours, interval = parts.config.verify_hours(name), parts.config.timers.verify
     if closes is None:
         return now + 2 * interval
-    opens = next_open(settings.verify_window, settings.timezone, max(closes, now + interval))
-    window = open_at(settings.verify_window, settings.timezone, opens)
-    return window[1] if window is not None else opens
+    opens = hours.opens(max(closes, now + interval))
+    return hours.closes(opens) or opens
 
 
 async def to_begin_with(parts: Parts, closes: datetime | None, name: str = "") -> tuple[Sooner, ...]:
@@ -60,7 +58,7 @@ async def to_begin_with(parts: Parts, closes: datetime | None, name: str = "") -
     if not _anybody(parts.rulebook.in_force):
         return ()
     now = parts.now()
-    by = next_ended(parts, closes, now)
+    by = next_ended(parts, closes, now, name)
     read = await settled(parts.threads.repository, points_read, parts.repositories.named(name))
     facts = _facts(parts, now)
     if parts.config.repositories:

@@ -264,15 +264,21 @@ async def _retain(parts: Parts, name: str, target: Repository) -> int:
 
 
 async def _reclaim(parts: Parts, name: str, target: Repository) -> int:
-    """Free what the copy no longer needs, as often as the repository's own."""
-    now = parts.now()
+    """Free what the copy no longer needs, as often as the repository's own and in its hours."""
+    now, hours = parts.now(), parts.config.hours_of(parts.config.copies.get(name))
+    if not hours.is_open(now):
+        parts.copies_reclaimed.setdefault(name, now)
+        return 0
     if parts.sources.clock_doubt or now < parts.copies_reclaimed.get(name, now) + parts.config.timers.reclaim:
         parts.copies_reclaimed.setdefault(name, now)
         return 0
     parts.copies_reclaimed[name] = now
     ages = SafetyAges(min_age=parts.config.maintenance.orphan_pack)
     plan = await maintenance.reclaim_plan(target, ages, parts.threads, now=parts.now())
-    return (await maintenance.reclaim(target, plan, parts.threads, now=parts.now())).freed_bytes
+    outcome = await maintenance.reclaim(
+        target, plan, parts.threads, now=parts.now(), go_on=lambda: hours.is_open(parts.now())
+    )
+    return outcome.freed_bytes
 
 
 def _listed(parts: Parts, section: sections.Copy) -> Mapping[VmId, tuple[RestorePoint, ...]]:

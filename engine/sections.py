@@ -13,11 +13,11 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, fi
 
 from engine.addresses import is_loopback, split_address
 from engine.headroom import Mark, parse_mark
+from engine.hours import OpenHours
 from engine.stores import RepositorySection, SecretSource
 from engine.stores import Section as _Section
 from engine.units import parse_size
 from policies.units import parse_duration
-from policies.windows import Window, parse_window
 
 
 def _duration(value: object) -> timedelta:
@@ -41,13 +41,6 @@ def _argv(value: object) -> tuple[str, ...]:
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 
-def _windows(value: Any) -> Any:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str | Window) for text in texts):
-        raise ValueError('write days and times such as "mon..fri 18:00-06:00", or a list of these')
-    return tuple(parse_window(text) if isinstance(text, str) else text for text in texts)
-
-
 def _zone(value: Any) -> Any:
     try:
         return ZoneInfo(value) if isinstance(value, str) else value
@@ -59,7 +52,6 @@ def _free_space(value: object) -> Mark:
     return value if isinstance(value, Mark) else parse_mark(value if isinstance(value, str) else repr(value))
 
 
-OpenHours = Annotated[tuple[Window, ...], PlainValidator(_windows)]
 TimeZone = Annotated[ZoneInfo, PlainValidator(_zone)]
 Size = Annotated[int, BeforeValidator(_size)]
 Argv = Annotated[tuple[str, ...], BeforeValidator(_argv)]
@@ -297,7 +289,8 @@ class Timers(_Section):
 
 
 class Maintenance(_Section):
-    """`[maintenance]`: the ages that keep reclaim away from what may still be needed."""
+    """`[maintenance]`: when what loads a repository's store runs, and the ages that keep reclaim away from what may
+    still be needed."""
 
     orphan_pack: Duration = timedelta(hours=24)
     """Reclaim's safety age, longer than the longest backup can stay uncommitted: a younger pack is never condemned,
@@ -316,8 +309,12 @@ class Maintenance(_Section):
     reread: Duration = timedelta(days=30)
     """Verification reads what was not read back for so long, and what is new since the last one."""
 
+    window: OpenHours = ()
+    """When verification, reclaim and rehearsals whose policy says nothing may run, such as "mon..fri 22:00-06:00";
+    always when nothing is said. What people ask for runs at once, and so do backups, copies and retention."""
+
     verify_window: OpenHours = ()
-    """When verification may read, such as "mon..fri 22:00-06:00"; always when nothing is said."""
+    """When verification may read, in place of `window`."""
 
     timezone: TimeZone = Field(default_factory=lambda: ZoneInfo("UTC"))
-    """Where the times of the window are."""
+    """Where the times of all windows are."""

@@ -29,7 +29,7 @@ from connectors.vsphere.session import SessionSettings
 from connectors.vsphere.strays import end_strays
 from connectors.vsphere.tracking_defects import parse_defect
 from connectors.vsphere.transport_settings import AttachIntent, TransportSettings, ignore_intent
-from engine import further, logs, second_copies, sections, upkeep
+from engine import logs, second_copies, sections, upkeep
 from engine.api import serve
 from engine.config import Config
 from engine.control import Controls
@@ -223,15 +223,14 @@ class Service:
                 loops.create_task(parts.sources.tick(timers.clock))
                 loops.create_task(parts.sources.watch_policies(parts.rulebook, timers.policies))
                 loops.create_task(upkeep.every(parts, "retention", timers.retention, upkeep.retain))
-                loops.create_task(upkeep.every(parts, "reclaim", timers.reclaim, upkeep.reclaim))
-                loops.create_task(upkeep.verifying(parts, timers.verify))
+                for name in ("", *parts.config.repositories):
+                    loops.create_task(upkeep.reclaiming(parts, timers.reclaim, name))
+                    loops.create_task(upkeep.verifying(parts, timers.verify, name))
                 for _ in range(parts.config.limits.rehearsals):
                     loops.create_task(upkeep.every(parts, "rehearsals", timers.rehearsals, rehearse_next))
                 loops.create_task(upkeep.every(parts, "locks", timers.locks, upkeep.renew_locks))
                 if parts.config.repositories:
                     loops.create_task(upkeep.every(parts, "repositories", REOPEN, take_up))
-                    loops.create_task(upkeep.every(parts, "further reclaim", timers.reclaim, further.reclaim))
-                    loops.create_task(upkeep.every(parts, "further verify", timers.verify, further.verify))
                 loops.create_task(second_copies.look(parts))
                 loops.create_task(upkeep.every(parts, "copies", timers.copies, second_copies.copy_all))
                 loops.create_task(self._publish())

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from engine.credentials import Secret, parse_secret
+from engine.hours import OpenHours
 from storage.places import ObjectPlace, Place, check_endpoint, parse_place
 
 
@@ -57,6 +58,7 @@ class RepositorySection(Section):
     here, the provider's usual places count: environment variables, or the role of the machine. `service_account` is
     the key file's content, and all logins but `account` are sources of secrets. `multipart` sends large packs in
     parts, several at once, for lines that are slow for one connection. `object_lock` locks packs in the store, too.
+    `maintenance_window` says when verification and reclaim of this one may run, in place of those of `[maintenance]`.
     """
 
     path: Path | None = None
@@ -75,6 +77,7 @@ class RepositorySection(Section):
     multipart: bool = False
     object_lock: bool = False
     passphrase: SecretSource | None = None
+    maintenance_window: OpenHours = ()
 
     @model_validator(mode="after")
     def _is_one_place(self) -> RepositorySection:

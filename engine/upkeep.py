@@ -11,16 +11,16 @@ from datetime import datetime, timedelta
 from connectors.errors import ConnectorError
 from engine import awaiting, further, maintenance, overview, rereading, snapshot_report, vanished
 from engine.cleaning import Cleaner
+from engine.hours import until_open
 from engine.jobs import JobId, mint
 from engine.journal import DONE_KEYS_KEPT
-from engine.parts import Parts
+from engine.parts import Parts, Verified
 from engine.plain import show_time
 from engine.records import Audited
 from engine.threads import settled
 from metrics.labels import VerifyState
 from policies.facts import Event, EventType, PointId
 from policies.units import counted
-from policies.windows import next_open, open_at
 from storage.errors import StorageError
 from storage.reclaim import SafetyAges
 from storage.verify import Bounds, Scope, VerifyReport
@@ -33,6 +33,9 @@ JOURNAL_KEPT = timedelta(days=400)
 
 RETRY_VERIFY = timedelta(minutes=10)
 """Until a verification that ended early goes on, while its window is still open."""
+
+FIRST_RECLAIM = timedelta(hours=1)
+"""A start begins no new interval: an engine that is started daily would never free anything."""
 
 FIRST_VERIFY = timedelta(minutes=5)
 """What a start has to do first comes before a verification that is overdue."""
@@ -171,10 +174,15 @@ async def reclaim(parts: Parts) -> str:
     await forget(parts)
     if parts.repository.append_only:
         return "left to the user who owns the repository"
+    hours = parts.config.reclaim_hours()
+    if not hours.is_open(parts.now()):
+        return "waits for its window"
     ages = SafetyAges(min_age=parts.config.maintenance.orphan_pack)
     plan = await maintenance.reclaim_plan(parts.repository, ages, parts.threads, now=parts.now())
     with parts.queue.using_repository():
-        outcome = await maintenance.reclaim(parts.repository, plan, parts.threads, now=parts.now())
+        outcome = await maintenance.reclaim(
+            parts.repository, plan, parts.threads, now=parts.now(), go_on=lambda: hours.is_open(parts.now())
+        )
     parts.metrics.repositories.reclaimed(max(0, outcome.freed_bytes))
     parts.metrics.operation_finished("reclaim", "done")
     condemned = counted(outcome.condemned, "pack")
@@ -189,23 +197,45 @@ async def renew_locks(parts: Parts) -> str:
     return f"{counted(count, 'object')} locked for longer"
 
 
-async def verifying(
-    parts: Parts, interval: timedelta, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+async def reclaiming(
+    parts: Parts, interval: timedelta, name: str = "", *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> None:
-    """Verify each interval, within the window; where a window was too short, go on in the next one."""
-    settings = parts.config.maintenance
-    wait = _first_wait(parts.verified.at, interval, parts.now())
+    """Reclaim a repository, the engine's own or the further one of this name, each interval within its window."""
+    hours = parts.config.reclaim_hours(name)
+    wait = min(interval, FIRST_RECLAIM)
     while True:
         await sleep(wait.total_seconds())
-        now = parts.now()
-        opens = next_open(settings.verify_window, settings.timezone, now)
-        if opens > now:
-            await sleep((opens - now).total_seconds())
+        await until_open(hours, parts.now, sleep)
         started = parts.now()
-        await once(parts, "verify", verify)
-        wait = timedelta(0) if parts.verified.left_bytes else max(timedelta(0), started + interval - parts.now())
-        if open_at(settings.verify_window, settings.timezone, parts.now()) and parts.verified.left_bytes:
+        if name:
+            await once(parts, f"reclaim {name}", lambda parts: further.reclaim(parts, name))
+        else:
+            await once(parts, "reclaim", reclaim)
+        wait = max(timedelta(0), started + interval - parts.now())
+
+
+async def verifying(
+    parts: Parts, interval: timedelta, name: str = "", *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Verify a repository each interval, within its window; where a window was too short, go on in the next one."""
+    hours = parts.config.verify_hours(name)
+    wait = _first_wait(_verified(parts, name).at, interval, parts.now())
+    while True:
+        await sleep(wait.total_seconds())
+        await until_open(hours, parts.now, sleep)
+        started = parts.now()
+        if name:
+            await once(parts, f"verify {name}", lambda parts: further.verify(parts, name))
+        else:
+            await once(parts, "verify", verify)
+        left = _verified(parts, name).left_bytes
+        wait = timedelta(0) if left else max(timedelta(0), started + interval - parts.now())
+        if left and hours.is_open(parts.now()):
             wait = RETRY_VERIFY  # it ended early for another reason than its window
+
+
+def _verified(parts: Parts, name: str) -> Verified:
+    return parts.verified_further.get(name, Verified()) if name else parts.verified
 
 
 def _first_wait(last: datetime | None, interval: timedelta, now: datetime) -> timedelta:
@@ -215,14 +245,13 @@ def _first_wait(last: datetime | None, interval: timedelta, now: datetime) -> ti
 
 async def verify(parts: Parts) -> str:
     """Read back what was not read for a while, until the window closes."""
-    settings = parts.config.maintenance
-    now = parts.now()
-    window = open_at(settings.verify_window, settings.timezone, now)
-    if window is None:
+    hours, now = parts.config.verify_hours(), parts.now()
+    if not hours.is_open(now):
         return "waits for its window"
-    deadline = window[1] if settings.verify_window else None
+    deadline = hours.closes(now)
     sooner = await rereading.to_begin_with(parts, deadline)
-    report = await read_back(parts, bounds=Bounds(Scope.INCREMENTAL, settings.reread, deadline, sooner=sooner))
+    bounds = Bounds(Scope.INCREMENTAL, parts.config.maintenance.reread, deadline, sooner=sooner)
+    report = await read_back(parts, bounds=bounds)
     if not report.sound:
         log.error("damage found", extra={"objects": len(report.damaged), "vms": ", ".join(report.vms)})
     left = f", {report.left_bytes} left for the next window" if report.left_bytes else ""

@@ -6,15 +6,16 @@ A VM without a good restore point is not rehearsed: that it has none is told in 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from policies.facts import CONSISTENCY_ORDER, Consistency, Facts, PointId, RestorePoint, Vm, VmId
 from policies.policyset import PolicySet
 from policies.protection import Protection, protection
 from policies.rehearsing import Rehearse
 from policies.units import span
-from policies.windows import next_open, open_at
+from policies.windows import Window, next_open, open_at
 
 LEAD_SHARE = 8
 """A rehearsal is due when so small a part of its time is left, so that it is done before the time is over."""
@@ -70,10 +71,12 @@ def due_rehearsals(
     busy: Collection[VmId] = (),
     aside: Collection[VmId] = (),
     most: int = 1,
+    usual: tuple[tuple[Window, ...], ZoneInfo] | None = None,
 ) -> tuple[DueRehearsal, ...]:
     """Which to begin now, longest overdue first; `most` go on at once, those that are `busy` with one included.
 
-    Those `aside` cannot be rehearsed now and let others go first.
+    Those `aside` cannot be rehearsed now and let others go first. The `usual` windows are those of policies that
+    name none.
     """
     found = []
     for vm, effective, how, good in _wanted(policies, facts):
@@ -81,7 +84,8 @@ def due_rehearsals(
             continue
         last = rehearsed.get(vm.id)
         deadline = _deadline(how, last, good)
-        why = _due(how, last, deadline, facts.now)
+        timed = how if how.windows or usual is None else replace(how, windows=usual[0], zone=usual[1])
+        why = _due(timed, last, deadline, facts.now)
         if why:
             reason = f"{why}; policy {_asking(effective, how)} wants it every {span(how.every)}"
             found.append(DueRehearsal(vm.id, good[-1].id, _asking(effective, how), how, deadline, reason))

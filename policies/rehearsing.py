@@ -49,7 +49,10 @@ class RehearseTable(Table):
         "30d",
     )
     window: list[Annotated[str, readable(parse_window), text_like(f"^{WINDOW_PATTERN}$")]] | None = _key(
-        None, "When rehearsals may start, in the policy's `timezone`; any time without it.", ["sat,sun 00:00-24:00"]
+        None,
+        "When rehearsals may start, in the policy's `timezone`; inside `maintenance.window` of the engine's"
+        " configuration without it.",
+        ["sat,sun 00:00-24:00"],
     )
     heartbeat: bool | None = _key(
         None,

@@ -7,7 +7,7 @@ lookups here, noted as being freed where others write the store, too, and everyt
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -73,8 +73,13 @@ class _Tally:
         )  # fmt: skip
 
 
-def carry_out(repo: Repository, plan: ReclaimPlan, now: datetime) -> ReclaimOutcome:
-    """Do what the plan says, as far as it is still right. Wholly dead packs go first and need no free space."""
+def carry_out(
+    repo: Repository, plan: ReclaimPlan, now: datetime, go_on: Callable[[], bool] = lambda: True
+) -> ReclaimOutcome:
+    """Do what the plan says, as far as it is still right. Wholly dead packs go first and need no free space.
+
+    `go_on` is asked before each pack whose live data is written again: once it says no, the rest is left to later.
+    """
     if repo.append_only:
         raise Refused("this repository is append-only for this user", hint="run reclaim as its owner")
     tally = _Tally()
@@ -88,7 +93,7 @@ def carry_out(repo: Repository, plan: ReclaimPlan, now: datetime) -> ReclaimOutc
         for kind in PackKind:
             fates = [fate for fate in plan.rewrite if fate.name.kind is kind]
             if fates:
-                moved = _copy_live(repo, plan, fates, tally)
+                fates, moved = _copy_live(repo, plan, fates, tally, go_on)
                 failpoint("reclaim.copied")
                 repo.tell_catalog(Changes(packs=list(repo.store.live.values())))
                 tally.rewritten += _condemn(repo, plan, moved, now, tally)
@@ -215,13 +220,22 @@ def _rescue(repo: Repository, fate: PackFate, lacking: set[bytes], going: Collec
     return True
 
 
-def _copy_live(repo: Repository, plan: ReclaimPlan, fates: Sequence[PackFate], tally: _Tally) -> list[PackFate]:
-    """Write the live chunks of these packs again that no pack which stays has; returns those not needed any more."""
+def _copy_live(
+    repo: Repository, plan: ReclaimPlan, fates: Sequence[PackFate], tally: _Tally, go_on: Callable[[], bool]
+) -> tuple[list[PackFate], list[PackFate]]:
+    """Write the live chunks of these packs again that no pack which stays has.
+
+    Returns the packs that were looked at, and of these those that are not needed any more.
+    """
+    looked: list[PackFate] = []
     moved: list[PackFate] = []
     apart = repo.store.going() | repo.store.distrusted.packs | {fate.name for fate in fates}
     session = repo.store.session()
     try:
         for fate in fates:
+            if not go_on():
+                break
+            looked.append(fate)
             footer = repo.store.footers.get(fate.name)
             chunks = [footer.entry(int(slot)).id for slot in live_slots(footer, plan.reached).nonzero()[0]]
             try:
@@ -233,7 +247,7 @@ def _copy_live(repo: Repository, plan: ReclaimPlan, fates: Sequence[PackFate], t
         repo.store.flush(session)
     finally:
         repo.store.end(session)
-    return moved
+    return looked, moved
 
 
 def _copy(repo: Repository, session: Session, kind: PackKind, chunks: list[bytes], apart: Collection[PackName]) -> int:

@@ -75,8 +75,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def engine(root: Path, clock: Clock) -> AsyncIterator[Parts]:
-    more = f'[maintenance]\nverify_window = ["{OPENS}:00-{CLOSES}:00"]\n'
+async def engine(root: Path, clock: Clock, key: str = "verify_window") -> AsyncIterator[Parts]:
+    more = f'[maintenance]\n{key} = ["{OPENS}:00-{CLOSES}:00"]\n'
     config = configure(root, more=more)
     with ExitStack() as held:
         state = State(config.state_dir, now=clock.now())
@@ -146,6 +146,27 @@ async def test_it_begins_with_the_window_stops_at_its_end_and_goes_on_in_the_nex
     assert [one.last_success for one in seen[:done]] == [0.0] * done, "not before all was read"
     assert datetime.fromtimestamp(seen[done].last_success, UTC) == seen[done].ended
     assert " 0 bytes read" in seen[done + 1].sentence, "what was read counts for the days of `reread`"
+
+
+async def test_reclaim_waits_for_the_window_too_and_begins_each_night(root: Path) -> None:
+    clock = Clock(NOW)
+    began: list[datetime] = []
+    async with engine(root, clock, "window") as parts:
+        assert not clock.is_open()
+        assert await upkeep.reclaim(parts) == "waits for its window"
+
+        async def sleep(seconds: float) -> None:
+            if sentence := parts.upkeep.pop("reclaim", ""):
+                assert "0 bytes freed" in sentence
+                began.append(clock.at.replace(minute=0))
+                if len(began) == 3:
+                    raise Enough
+            clock.at += timedelta(seconds=seconds)
+
+        with pytest.raises(Enough):
+            await upkeep.reclaiming(parts, DAY, sleep=sleep)
+    night = NOW.replace(hour=OPENS, minute=0)
+    assert began == [night, night + DAY, night + 2 * DAY]
 
 
 async def test_an_engine_that_is_started_again_goes_on_where_the_last_one_ended(root: Path) -> None:

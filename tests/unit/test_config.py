@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from engine.failures import BadInput
 from engine.service import bus_settings
 
 HERE = Path("/etc/backstay/backstay.toml")
+HOUR = timedelta(hours=1)
 LEAST = 'schema = 1\n[repository]\npath = "repo"\n'
 
 
@@ -64,6 +65,30 @@ verify = "3d"
     assert config.transport.nbdkit == ("nbdkit", "-v")
     assert (config.limits.total, config.timers.verify) == (9, timedelta(days=3))
     assert (config.limits.per_vcenter, config.limits.per_repository, config.limits.starts_per_minute) == (6, None, 60)
+
+
+def test_the_window_of_a_repository_comes_before_that_of_verification_and_that_of_all_work() -> None:
+    more = """maintenance_window = "sat 00:00-24:00"
+[repositories.archive]
+path = "archive"
+[copies.offsite]
+path = "offsite"
+[maintenance]
+window = ["01:00-05:00"]
+verify_window = "22:00-06:00"
+timezone = "Europe/Berlin"
+"""
+    config = parse(LEAST + more, HERE)
+    offsite = config.hours_of(config.copies["offsite"])
+    every = (config.verify_hours(), config.reclaim_hours(), config.verify_hours("archive"))
+    texts = [[window.text for window in hours.windows] for hours in (*every, config.reclaim_hours("archive"), offsite)]
+    assert texts == [["sat 00:00-24:00"], ["sat 00:00-24:00"], ["22:00-06:00"], ["01:00-05:00"], ["01:00-05:00"]]
+    winter = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
+    assert (offsite.opens(winter), offsite.closes(winter)) == (winter + 12 * HOUR, winter + 16 * HOUR)
+    assert not offsite.is_open(winter)
+    always = parse(LEAST, HERE).reclaim_hours()
+    assert always.is_open(winter)
+    assert (always.opens(winter), always.closes(winter)) == (winter, None)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,16 @@ def test_a_rehearsal_starts_inside_its_window_alone_and_in_the_last_one_before_i
     assert due(sundays, seen(DB), tried(DB, 24 * DAY)) == []
 
 
+def test_where_a_policy_names_no_window_rehearsals_start_in_the_usual_ones() -> None:
+    usual = policies('[policy.x]\nwindow = ["14:00-15:00"]').policies[0].timing
+    later = NOW + timedelta(hours=1)
+    windows = (usual.windows, usual.zone)
+    assert [one.vm for one in due_rehearsals(MONTHLY, seen(DB), {}, usual=windows)] == [DB.id]
+    assert due_rehearsals(MONTHLY, seen(DB, now=later), {}, usual=windows) == ()
+    own = asking('every = "32d"\nwindow = ["15:00-16:00"]')
+    assert len(due_rehearsals(own, seen(DB, now=later), {}, usual=windows)) == 1
+
+
 def test_of_several_policies_the_one_that_asks_most_often_counts_with_all_its_keys() -> None:
     both = policies("""
 [policy.gold]

@@ -56,6 +56,10 @@ def test_a_partly_dead_pack_is_written_again_without_its_dead_part(tmp_path: Pat
         before = repo.sizes().stored_bytes
         plan = plan_reclaim(repo, MUCH_LATER, AGELESS)
         assert plan.rewrite
+        closed = carry_out(repo, plan, MUCH_LATER, lambda: False)
+        assert (closed.rewritten, closed.kept, closed.copied_bytes) == (0, 0, 0), "its window is over: it is left"
+        plan = plan_reclaim(repo, MUCH_LATER, AGELESS)
+        assert plan.rewrite
         outcome = carry_out(repo, plan, MUCH_LATER)
         assert outcome.rewritten == len(plan.rewrite)
         assert repo.sizes().stored_bytes < before
