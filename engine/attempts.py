@@ -17,7 +17,7 @@ from engine.room import RoomKeeper
 from engine.threads import Threads
 from policies.facts import USUAL_QUIESCING, Disk, Quiescing, Vm
 from policies.policy import OnCbtInvalid, OnMigrate
-from storage.repository import Repository
+from storage.repository import PointDetail, Repository
 
 KEPT_IN_PLACE = "kept in its place"
 """The placement of a run whose VM nobody could move."""
@@ -122,7 +122,7 @@ class Attempt:
     again although change tracking calls them unchanged, None for the usual; `quiescing` how patiently its guest is
     asked to hold still. `waits_for_place`: it does not go on where another product keeps its VM in its place.
     `about_to` raises NotNow where its snapshot may not be made at this moment. `to_reset` is why change tracking is to
-    be reset, empty where nothing since the last restore point asks for it.
+    be reset, empty where nothing since the last restore point asks for it; that one, as it began, is `before`.
     """
 
     job: Job
@@ -143,3 +143,4 @@ class Attempt:
     sample: int | None = 0
     quiescing: Quiescing = USUAL_QUIESCING
     to_reset: str = ""
+    before: PointDetail | None = None

@@ -15,6 +15,7 @@ from time import monotonic
 
 from connectors.errors import ConnectorError, ReadFailed, TransportFailed, Unconsolidated
 from connectors.hypervisor import Snapshot, SnapshotDisk
+from engine import starts, tracking_doubts
 from engine.attempts import Attempt, CalledBack, Means
 from engine.diskchoice import leaving_out, names_of
 from engine.diskreading import DiskRead
@@ -24,8 +25,8 @@ from engine.plain import show_time
 from engine.ports import Hypervisor
 from engine.streaming import first_of
 from engine.threads import settled
-from engine.tracking_doubts import doubting, kept_with_point, known_doubt
-from policies.facts import RestorePoint, Vm
+from engine.tracking_doubts import doubting, known_doubt
+from policies.facts import RestorePoint, Vm, VmId
 from storage.errors import Damaged
 from storage.repository import PendingPoint, PointDetail, PointHead
 
@@ -53,7 +54,6 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
         held.enter_context(means.room.promise(run))
         points = await settled(means.threads.repository, means.repository.points, vm.id)
         await means.room.check(means.hypervisor, vm, run, points, whole=bool(attempt.distrust))
-        before = await _latest(means, vm) if points else None
         started = monotonic()
         try:
             async with means.hypervisor.snapshot(
@@ -64,7 +64,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                 track=vm.tracking_supported,
                 quiescing=attempt.quiescing,
                 about_to=attempt.about_to,
-                doubted=known_doubt(attempt.to_reset, before),
+                doubted=known_doubt(attempt.to_reset, attempt.before),
             ) as whole:
                 held.enter_context(tally.leases.hold(SNAPSHOT, whole.name))
                 snapshot = leaving_out(whole, attempt.left_out)
@@ -77,7 +77,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                         hint="; ".join(f"{d.label}: {d.unprotected}" for d in snapshot.unprotected),
                     )
                 stage("read")
-                latest = await _latest(means, vm)
+                latest = await newest_point(means, vm.id)
                 snapshot = doubting(snapshot, latest)
                 pending = await held.enter_async_context(_pending(means, _head(attempt, snapshot, means.engine)))
                 disks = await _copy_unless_moved(attempt, means, snapshot, latest, pending)
@@ -118,12 +118,12 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
     )
 
 
-async def _latest(means: Means, vm: Vm) -> PointDetail | None:
+async def newest_point(means: Means, vm: VmId) -> PointDetail | None:
     """The restore point to build on; none, rather than no backup, when it turns out to be damaged."""
     try:
-        return await settled(means.threads.repository, means.repository.latest, vm.id)
+        return await settled(means.threads.repository, means.repository.latest, vm)
     except Damaged as error:
-        log.error("newest restore point is damaged, reading in full", extra={"vm": vm.name, "why": str(error)})
+        log.error("newest restore point is damaged, reading in full", extra={"vm": vm, "why": str(error)})
         return None
 
 
@@ -153,7 +153,8 @@ def _head(attempt: Attempt, snapshot: Snapshot, engine: str) -> PointHead:
             "consistency_wanted": job.consistency.value,
             "consistency_reason": snapshot.consistency_reason,
             **({"placement": attempt.placement} if attempt.placement else {}),
-            **kept_with_point(snapshot.doubted),
+            **tracking_doubts.kept_with_point(snapshot.doubted),
+            **starts.kept_with_point(snapshot.vm),
             "snapshot_seconds": f"{snapshot.made_in_seconds:.1f}",
             "host": snapshot.vm.host,
             "run": attempt.run,

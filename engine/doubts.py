@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from engine.journal import aware, stamp
 from engine.records import Change, Distrust, RunRow
+from engine.starts import TOLERANCE, unseen_stop
 from engine.state import State
 from engine.threads import Threads, settled
 from engine.world import World
 from metrics.registry import Metrics
-from policies.facts import Event, EventType, VmId
+from policies.facts import Event, EventType, Vm, VmId
+from storage.repository import PointDetail
 
 _BY_CAUSE = {
     (EventType.RECONFIGURED, "revert"): "reverted",
@@ -31,6 +34,28 @@ def newest_is_gone(world: World, vm: VmId) -> list[str]:
     good = [point.taken_at for point in world.points.get(vm, ()) if point.complete and not point.damaged]
     gone = last is not None and max(good, default=last) < last
     return ["the newest restore point is gone or damaged"] if gone else []
+
+
+async def host_failed(
+    threads: Threads, state: State, metrics: Metrics, vm: Vm, latest: PointDetail | None
+) -> list[str]:
+    """Why the VM's host may have failed unseen since its newest restore point, which therefore is not built on.
+
+    Looked at before each run, and settled by the restore point of a run: nothing of it is remembered besides.
+    """
+    if latest is None:
+        return []
+    rows = await settled(
+        threads.state,
+        state.rows,
+        "SELECT happened_at, type FROM events WHERE vm = ? AND type IN (?, ?) AND happened_at >= ?",
+        [vm.id, EventType.POWERED_ON.value, EventType.POWERED_OFF.value, stamp(latest.head.taken_at - TOLERANCE)],
+    )
+    told = [(at, row[1] == EventType.POWERED_ON.value) for row in rows if (at := aware(row[0])) is not None]
+    why = unseen_stop(vm, latest, told)
+    if why:
+        metrics.tracking_distrusted("host_failed")
+    return [why] if why else []
 
 
 async def distrust_disks(

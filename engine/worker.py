@@ -8,8 +8,9 @@ from functools import partial
 
 from connectors.errors import Gone
 from engine.attempts import Attempt, CalledBack, NotNow, Tally
+from engine.backup import newest_point
 from engine.crew import Crew
-from engine.doubts import newest_is_gone
+from engine.doubts import host_failed, newest_is_gone
 from engine.endings import abandon, finish, give_back, give_way, judge, postpone, wait
 from engine.holding import hold_all
 from engine.inplace import PLACE_AWAITED, back_up_in_place
@@ -92,20 +93,19 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     means = replace(means, repository=crew.repositories.named(destination))
     began = crew.now()
     reasons = await settled(crew.threads.state, crew.state.distrust_of, vm.id)
+    before = await newest_point(means, vm.id)
+    stopped = await host_failed(crew.threads, crew.state, crew.metrics, vm, before)
     effective = protection(crew.policies(), vm)
-    doubts = [
-        *(d.reason for d in reasons),
-        *newest_is_gone(crew.world, vm.id),
-        *_newest_is_elsewhere(crew, vm.id, destination),
-    ]
-    doubt = "; ".join(dict.fromkeys(doubts))
+    own = [*newest_is_gone(crew.world, vm.id), *_newest_is_elsewhere(crew, vm.id, destination)]
+    doubt = "; ".join(dict.fromkeys([*(d.reason for d in reasons), *stopped, *own]))
     # Doubts of our own, and a full read that a person asked for, are nothing that vSphere could have wrong.
-    ours = len(doubts) > len(reasons) or any(not d.event_key or d.reason == FULL_READ_ASKED for d in reasons)
+    ours = bool(own) or any(not d.event_key or d.reason == FULL_READ_ASKED for d in reasons)
     on_cbt_invalid = OnCbtInvalid.FULL if ours else effective.on_cbt_invalid
     attempt = Attempt(
         job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective), on_cbt_invalid,
         sample=effective.tracking_sample,
         to_reset=to_reset(reasons),
+        before=before,
         quiescing=effective.quiescing,
         on_migrate=effective.on_migrate,
         about_to=about_to,

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from policies.conditions import Answer, Condition
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Requeue, Retire, Skip
 from policies.due import back_up, initial, scheduled
-from policies.facts import Event, EventType, Facts, Vm, VmHistory, VmId
+from policies.facts import Event, EventType, Facts, PowerState, Vm, VmHistory, VmId
 from policies.policy import OnMigrate, Policy, Trigger
 from policies.policyset import PolicySet
 from policies.protection import Protection, last_good, protection, refusal_of
@@ -84,8 +84,8 @@ def unsafe(vm: Vm, event: Event) -> bool:
     """Whether change tracking may have missed something by what happened.
 
     A VM that was powered off hard may have lost what tracking held in memory, and so may one whose host failed (KB
-    320557); a power-off that no event told is taken for one of these. Tracking that was switched off has a gap, and
-    what is switched on under a snapshot tells too little for ever.
+    320557); a power-off that no event told, or that was not an orderly one, is taken for one of these. Tracking that
+    was switched off has a gap, and what is switched on under a snapshot tells too little for ever.
     """
     detail = event.detail
     match event.type:
@@ -94,7 +94,8 @@ def unsafe(vm: Vm, event: Event) -> bool:
         case EventType.RECONFIGURED:
             return bool(detail.get("disks") or detail.get("tracking") == "off" or under_a_snapshot(vm, event))
         case EventType.POWERED_OFF:
-            return event.cause in ("manual", "ha") or detail.get("found_by") == "reconcile"
+            seen = event.cause in ("manual", "ha") or detail.get("found_by") == "reconcile"
+            return seen or (vm.power is PowerState.OFF and vm.clean_power_off is False)
         case EventType.POWERED_ON:
             return event.cause == "ha"
         case _:

@@ -122,7 +122,8 @@ class Vm:
     `folder` is the path below the datacenter's VM folder, "/" for the root of it. `tags` holds
     "category=name". `refusal` is empty when the VM can be snapshotted, else why not. `reach` is the best consistency
     that a snapshot of it can be expected to have as it is now, None where that is not known, and `reach_why` why it is
-    not more, or why it is that.
+    not more, or why it is that. `boot_time` is when it was started, None while it is off or where nobody tells;
+    `clean_power_off` whether it was switched off in an orderly way, None while it is not off.
     """
 
     id: VmId
@@ -154,6 +155,8 @@ class Vm:
     refusal: str = ""
     reach: Consistency | None = None
     reach_why: str = ""
+    boot_time: datetime | None = None
+    clean_power_off: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,6 +34,8 @@ VM_PATHS: tuple[str, ...] = (
     "capability.diskOnlySnapshotOnSuspendedVMSupported",
     "runtime.host",
     "runtime.powerState",
+    "runtime.bootTime",
+    "runtime.cleanPowerOff",
     "runtime.connectionState",
     "runtime.consolidationNeeded",
     "runtime.question",
@@ -89,6 +92,7 @@ def vm_facts(
     folder, datacenter = _folder(properties, places)
     connection = str(properties.get("runtime.connectionState") or "connected")
     power = _POWER.get(str(properties.get("runtime.powerState")), PowerState.OFF)
+    booted = properties.get("runtime.bootTime")
     reach, reach_why = expected(_machine(properties, devices, disks, power))
     return Vm(
         id=VmId(f"{vcenter}/{moref}"),
@@ -120,6 +124,8 @@ def vm_facts(
         refusal=refusal(properties, devices),
         reach=reach,
         reach_why=reach_why,
+        boot_time=None if booted is None else booted.astimezone(UTC),
+        clean_power_off=properties.get("runtime.cleanPowerOff"),
     )
 
 

@@ -255,6 +255,27 @@ async def test_a_revert_is_read_in_full_although_the_sequence_has_caught_up(fres
         assert filecmp.cmp(copy, ours.disks[0].image, shallow=False)
 
 
+async def test_a_host_that_failed_unseen_is_told_by_the_time_of_the_start_and_leads_to_a_full_read(
+    fresh_lab: Start, tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=2, tracking=True, disk_bytes=4 * MIB, content=False)
+    one, two = names = [vm.name for vm in lab.vms()]
+    async with engine_of(config_for(lab, tmp_path / "engine", f"{POLICY}tracking_sample = 0\n")) as engine:
+        await one_point_each(engine, names)
+        await asyncio.to_thread(lab.lose_power, one, starts=True)
+        await asyncio.to_thread(lab.lose_power, two)
+        first = [(await backed_up(engine, name))["disks"][0] for name in names]
+        assert [disk["whole"] for disk in first] == ["distrusted", "distrusted"]
+        assert "nothing told that it had been switched off before" in first[0]["changes"]
+        assert "not switched off in an orderly way" in first[1]["changes"]
+        assert distrusted_as(engine, "host_failed") == 2
+        await asyncio.to_thread(lab.power_on, two)
+        assert (await backed_up(engine, one))["disks"][0]["whole"] == ""
+        await engine.until(lambda: "vm.powered_on" in {row[1] for row in engine.parts.state.events()})
+        second = (await backed_up(engine, two))["disks"][0]
+        assert "switched off before" not in second["changes"]
+
+
 def distrusted_as(engine: Running, kind: str) -> float:
     read = engine.parts.metrics.registry.get_sample_value
     return read("backstay_tracking_distrusted_total", {"reason": kind}) or 0

@@ -243,6 +243,10 @@ class Lab(Inventory):
         self.process.order("/drs", {"VM": vm.moref, "Host": target._moId})
         return str(target.name)
 
+    def lose_power(self, which: str, *, starts: bool = False) -> None:
+        """Let the VM's host fail, for this VM alone, without an event; `starts`: and start it again at once."""
+        self.process.order("/power/lost", {"VM": self.vm(which).moref, "Starts": starts})
+
     def hide_datastore(self, name: str, host: str) -> None:
         """Unmount a datastore from one host."""
         target = self.find(vim.HostSystem, host)

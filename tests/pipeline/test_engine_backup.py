@@ -42,7 +42,8 @@ class Bench:
         )  # fmt: skip
         job_ = replace(base, **job)  # type: ignore[arg-type]
         attempt = Attempt(job_, known, RunId(f"run-{self.runs}"), distrust, left_out=left_out)
-        attempt = replace(attempt, on_cbt_invalid=on_cbt_invalid, gives_way=gives_way, sample=sample)
+        before = self.repository.latest(known.id)
+        attempt = replace(attempt, on_cbt_invalid=on_cbt_invalid, gives_way=gives_way, sample=sample, before=before)
         return await back_up(attempt, self.means)
 
     def content(self, point: PointId, disk: str = "Hard disk 1") -> bytes:

@@ -8,8 +8,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from policies.decision import BackUp, Decision, DistrustTracking, HoldPoints, Retire, Skip
-from policies.evaluation import evaluate
-from policies.facts import VM_EVENT_TYPES, Consistency, Event, EventType, Facts, ForeignSnapshot, VmHistory, VmId
+from policies.evaluation import evaluate, unsafe
+from policies.facts import (
+    VM_EVENT_TYPES,
+    Consistency,
+    Event,
+    EventType,
+    Facts,
+    ForeignSnapshot,
+    PowerState,
+    VmHistory,
+    VmId,
+)
 from policies.policyset import PolicySet
 from policies.protection import copies_of, protection
 from policies.settings import settings_of
@@ -250,6 +260,13 @@ def test_tracking_that_is_switched_on_under_a_snapshot_is_distrusted() -> None:
         "k1",
         reset=True,
     )
+
+
+def test_a_power_off_that_was_not_an_orderly_one_is_distrusted_whoever_it_is_said_to_be() -> None:
+    event = an_event(EventType.POWERED_OFF, WEB, cause="guest")
+    off = replace(WEB, power=PowerState.OFF, clean_power_off=True)
+    assert not unsafe(off, event)
+    assert unsafe(replace(off, clean_power_off=False), event)
 
 
 def test_the_disks_are_named_in_the_sentence() -> None:

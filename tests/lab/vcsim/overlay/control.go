@@ -285,6 +285,13 @@ func Control(drop func()) http.Handler {
 		}
 		return http.StatusOK, nil
 	})
+	order("/power/lost", func(body *json.Decoder) (int, interface{}) {
+		o := new(lossOrder)
+		if err := body.Decode(o); err != nil {
+			return http.StatusBadRequest, err.Error()
+		}
+		return o.carryOut()
+	})
 	order("/methods", func(body *json.Decoder) (int, interface{}) {
 		o := new(disablingOrder)
 		if err := body.Decode(o); err != nil {

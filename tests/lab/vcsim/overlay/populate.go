@@ -266,6 +266,7 @@ func (vm *VirtualMachine) power(state string, tools bool) {
 // toolsFollow starts and ends the Tools with the guest, where they are installed. Power writes the configuration file.
 func (vm *VirtualMachine) toolsFollow(state types.VirtualMachinePowerState) {
 	vm.bumpVersion()
+	vm.bootFollows(state)
 	touch(vm, "config.changeVersion")
 	if vm.Guest == nil || vm.Guest.ToolsVersionStatus2 == "" {
 		return
