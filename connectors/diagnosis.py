@@ -22,7 +22,7 @@ class ProxyReport:
     """What stands for and against hot-add here. `trouble` is why there is no proxy, or why it takes no disk at all.
 
     `unseen` are the datastores with VMs that its host does not see. `tells_uuids` is disk.EnableUUID, None where it
-    is not set.
+    is not set. `moved_by` is the cluster whose DRS may move it, empty where none may.
     """
 
     trouble: str
@@ -33,6 +33,7 @@ class ProxyReport:
     attached: int = 0
     unseen: tuple[str, ...] = ()
     tells_uuids: bool | None = None
+    moved_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

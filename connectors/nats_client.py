@@ -16,7 +16,7 @@ from nats.errors import AuthorizationError, Error, NoServersError
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from connectors.errors import ConnectorError, LoginRefused, NotPermitted, Unreachable
-from connectors.nats_login import BusSettings, Login
+from connectors.nats_login import BusSettings, Login, read_login
 
 Foreign = (Error, OSError, asyncio.TimeoutError)
 """What a call of nats-py may raise."""
@@ -95,6 +95,16 @@ async def connect(settings: BusSettings, login: Login) -> GuardedClient:
         await shut(client)
         raise
     return client
+
+
+async def try_login(settings: BusSettings) -> str:
+    """Log in and out again; the server that took the login, with its version. Raises what `connect` does."""
+    client = await connect(settings, read_login(settings))
+    try:
+        version = client.connected_server_version
+        return f"{client.connected_url.netloc} (nats-server {version.major}.{version.minor}.{version.patch})"
+    finally:
+        await shut(client)
 
 
 async def shut(client: GuardedClient) -> None:

@@ -14,7 +14,7 @@ from engine.failures import Exit
 from engine.headroom import Marks, blocked
 from engine.looking import Foreseen, unreadable
 from engine.units import show_size
-from engine.ways import none_writes
+from engine.ways import in_writing, none_writes
 from policies.facts import Vm
 from policies.units import counted
 
@@ -196,7 +196,9 @@ def disks(where: str, vms: Sequence[Vm], ways: Mapping[tuple[str, int], Foreseen
                 where,
                 "ways to disks",
                 "note",
-                f"{why}: restores go to files, not into vCenter",
+                f"{why}: a restore makes a new VM or goes to files"
+                if in_writing(used)
+                else f"{why}: restores go to files, not into vCenter",
                 "set hot-add or NBD up before you need it: docs/transports.md",
             )
 
@@ -222,6 +224,14 @@ def hot_add(where: str, proxy: ProxyReport) -> Iterator[Finding]:
             "note",
             f"{proxy.name} has no disk.EnableUUID, so its guest may not be told which disk is which",
             "set disk.EnableUUID = TRUE in its advanced settings, and power it off and on",
+        )
+    if proxy.moved_by:
+        yield Finding(
+            where,
+            "hot-add",
+            "note",
+            f"DRS of {proxy.moved_by} may move {proxy.name} while it holds disks of other VMs, which a VM must not be",
+            f"give {proxy.name} an override in {proxy.moved_by} (Configure, VM Overrides): DRS automation level Manual",
         )
     if proxy.unseen:
         yield Finding(

@@ -11,6 +11,7 @@ from pyVmomi import vim
 from connectors.diagnosis import Diagnosis, Gap, ProxyReport
 from connectors.errors import ConnectorError, Gone, TransportFailed
 from connectors.privileges import Place, at
+from connectors.vsphere.drs import who_moves
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.proxy import Proxy, find_proxy, free_slots, read_proxy
 from connectors.vsphere.session import Session
@@ -88,7 +89,17 @@ async def proxy_report(session: Session, inventory: Inventory, settings: Transpo
         attached=len(proxy.marks),
         unseen=tuple(sorted(used - proxy.datastores)),
         tells_uuids=proxy.tells_uuids,
+        moved_by=await _moved_by(session, proxy),
     )
+
+
+async def _moved_by(session: Session, proxy: Proxy) -> str:
+    try:
+        vm = session.managed(vim.VirtualMachine, proxy.moref)
+        host = (await session.properties(vm, ["runtime.host"])).get("runtime.host")
+    except ConnectorError:
+        return ""
+    return "" if host is None else await who_moves(session, host, proxy.moref)
 
 
 def _trouble(proxy: Proxy) -> str:

@@ -178,17 +178,23 @@ async def _looked_at(name: str, vcenter: VCenter, config: Config) -> str:
 
 
 def check_bus(bus: Bus) -> str:
-    """Whether the login can be read and a server accepts connections; the engine itself logs in."""
+    """Whether a server lets the engine in. Nothing is read, written or made there."""
+    from connectors.nats_client import try_login
     from connectors.nats_login import read_login
     from engine.service import bus_settings
 
-    read_login(bus_settings(bus))
-    for server in bus.servers:
-        address = server.rpartition("://")[2]
-        host, _, port = address.rpartition(":") if ":" in address else (address, "", "4222")
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), 10):
-                return f"{server} accepts connections"
-        except (OSError, ValueError):
-            continue
-    raise NotReachable("no server accepts connections", where=", ".join(bus.servers))
+    settings = bus_settings(bus)
+    read_login(settings)
+    if not any(_accepts(server) for server in bus.servers):
+        raise NotReachable("no server accepts connections", where=", ".join(bus.servers))
+    return f"logged in at {asyncio.run(try_login(settings))}"
+
+
+def _accepts(server: str) -> bool:
+    address = server.rpartition("://")[2]
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", "4222")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), 10):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -112,6 +112,7 @@ def test_where_all_is_well_each_check_says_what_it_found_and_nothing_is_changed(
     }
     for check, sentence in says.items():
         assert sentence in found[check][0]["said"], check
+    assert [f"may move {PROXY}" in one["said"] for one in found["hot-add"]] == [False, True]
     changed = {name for name, count in lab.calls().items() if count != before.get(name, 0) and name.endswith("_Task")}
     assert changed == set()
 
@@ -205,6 +206,6 @@ def test_where_export_is_the_only_way_doctor_says_what_that_means(
     assert "VApp.Export lacks on web-01" in found["privileges for exports"][0]["said"]
     assert [one["said"] for one in found["ways to disks"]] == [
         "1 disk by export",
-        "by export disks are only read: restores go to files, not into vCenter",
+        "by export no disk is written into a VM that is there: a restore makes a new VM or goes to files",
     ]
     assert "3 of 3 hosts do not answer on TCP 443, so export reads nothing there" in found["ESXi hosts"][0]["said"]

@@ -100,16 +100,19 @@ def test_disks_that_nothing_reaches_are_a_problem_for_each_reason() -> None:
     (found,) = findings.disks("main", [VM], {("vm-1", 2000): Way("nbd")})
     found_by_export, note = findings.disks("main", [VM], {("vm-1", 2000): Way("export")})
     assert (found_by_export.said, note.level) == ("1 disk by export", "note")
-    assert note.said == "by export disks are only read: restores go to files, not into vCenter"
+    assert (
+        note.said == "by export no disk is written into a VM that is there: a restore makes a new VM or goes to files"
+    )
     assert (found.level, found.said) == ("ok", "1 disk by nbd")
 
 
 def test_hot_add_is_told_with_its_places_and_what_it_does_not_reach() -> None:
-    report = ProxyReport("", "proxy", "eval", ("ParaVirtualSCSIController",), 14, 1, ("far",), None)
+    report = ProxyReport("", "proxy", "eval", ("ParaVirtualSCSIController",), 14, 1, ("far",), None, "cluster-1")
     found = list(findings.hot_add("main", report))
-    assert levels(*found) == ["ok", "note", "note"]
+    assert levels(*found) == ["ok", "note", "note", "note"]
     assert "14 free places on ParaVirtualSCSIController, 1 disk attached now" in found[0].said
-    assert "disk.EnableUUID = TRUE" in found[1].do and "far" in found[2].said
+    assert "disk.EnableUUID = TRUE" in found[1].do and "far" in found[3].said
+    assert "DRS of cluster-1 may move proxy" in found[2].said and "automation level Manual" in found[2].do
     (found_none,) = findings.hot_add("main", ProxyReport("this engine does not run in a VM of this vCenter"))
     assert found_none.level == "note" and "not here" in found_none.said
 
