@@ -16,9 +16,8 @@ from engine.rulebook import standing_still
 from engine.threads import settled
 from policies.decision import Expire
 from policies.facts import Facts, PointId
-from policies.keeping import rows_of, unkept
+from policies.owed import owed
 from policies.policyset import PolicySet
-from policies.protection import copies_of
 from policies.units import counted, span
 
 log = logging.getLogger("engine.awaiting")
@@ -59,21 +58,7 @@ def lacking(
     """
     found: dict[PointId, tuple[str, ...]] = {}
     for plan in run.plans:
-        going = {one.point for one in plan.expire}
-        points = facts.points.get(plan.vm, ()) if going else ()
-        vm = facts.vms.get(plan.vm)
-        for copy in copies:
-            wanted = [one for one in points if not one.damaged and copy in copies_of(policies, vm, one)]
-            held = facts.points_in(copy).get(plan.vm, ())
-            has = {one.id for one in held}
-            owed = {one.id for one in wanted if one.id in going} - has - set(barred.get(copy, ()))
-            if not owed:
-                continue
-            together = [*held, *(one for one in wanted if one.id not in has)]
-            rows = rows_of(together)
-            retaining = policies.retaining(vm, together, removed=plan.vm in facts.left, copy=copy)
-            owed -= {rows[position].point.id for position in unkept(rows, retaining, facts.now)}
-            found |= {point: (*found.get(point, ()), copy) for point in owed}
+        found |= owed(plan.vm, {one.point for one in plan.expire}, policies, facts, copies, barred)
     return found
 
 

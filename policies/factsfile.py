@@ -29,6 +29,7 @@ KEYS = (
     "fired",
     "left",
     "copies",
+    "empty_copies",
     "unseen_copies",
     "unseen_repositories",
 )
@@ -75,6 +76,8 @@ def facts_pieces(facts: Facts) -> Iterator[tuple[str, Iterable[Any]]]:
                 for point in points
             ),
         )
+    if empty := [copy for copy, by_vm in facts.copies.items() if not any(by_vm.values())]:
+        yield "empty_copies", empty
     if facts.unseen_copies:
         yield "unseen_copies", facts.unseen_copies
     if facts.unseen_repositories:
@@ -106,8 +109,10 @@ def facts_from_json(data: Mapping[str, Any], name: str, *, now: datetime | None 
     for place, record in problems.records("copies", data.get("copies", ())):
         if (one := problems.read(place, _to_copied, record)) is not None:
             copied.setdefault(one[0], []).append((place, one[1]))
-    copies = {copy: _points(records, problems, vms) for copy, records in copied.items()}
+    for copy in problems.read("empty_copies", _to_names, data.get("empty_copies", ())) or ():
+        copied.setdefault(copy, [])
     unseen = problems.read("unseen_copies", _to_names, data.get("unseen_copies", ()))
+    copies = {copy: _points(records, problems, vms) for copy, records in copied.items()}
     away = problems.read("unseen_repositories", _to_names, data.get("unseen_repositories", ()))
     history = {
         VmId(vm): one

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from policies.changes import PointChange, ReloadPlan, VmChange
-from policies.facts import Facts, Vm, VmId
+from policies.facts import Facts, PointId, Vm, VmId
+from policies.owed import owed
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection, refusal_of
+from policies.reaching import Prospect, outlook
 from policies.selection import Clause, match
 from policies.snapshotload import SnapshotLoad, snapshot_load
 
 DEFAULT_HORIZON = timedelta(days=30)
 """How far ahead expiries are told: the longest time that most people look back at a change."""
+
+
+Levels = Mapping[str | None, int]
+"""How many VMs are expected to reach which consistency; None counts those whose runs would fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,12 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True)
 class ChangePlan:
-    """Everything that a change does, at `now`, with expiries up to `horizon`."""
+    """Everything that a change does, at `now`, with expiries up to `horizon`.
+
+    `prospects` are the consistencies that runs of the VMs that change would reach as these are now, and `levels` how
+    many VMs would reach which, before and after; None counts those whose runs would fail. `waiting` are restore
+    points that would expire and that second copies lack which would keep them: retention waits for these.
+    """
 
     now: datetime
     horizon: timedelta
@@ -49,6 +61,9 @@ class ChangePlan:
     load: SnapshotLoad
     bytes: Bytes
     facts: Facts
+    prospects: Mapping[VmId, Prospect] = field(default_factory=dict)
+    levels: tuple[Levels, Levels] = ({}, {})
+    waiting: Mapping[PointId, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def expiring(self) -> tuple[PointChange, ...]:
@@ -80,17 +95,23 @@ class ChangePlan:
             run = self.runs[change.vm]
             row["next_run_before"] = run.before.isoformat() if run.before is not None else None
             row["next_run_after"] = run.after.isoformat() if run.after is not None else None
+            row["expected_consistency"] = self.prospects[change.vm].as_json() if change.vm in self.prospects else None
             row["clauses"] = [
                 {"policy": name, "list": one.list, "term": one.term, "matches": one.matches, "found": [*one.found]}
                 for name, clauses in self.clauses(change)
                 for one in clauses
             ]
+        for row, going in zip(found["expiring"], self.reload.expiring, strict=True):
+            row["waits_for"] = [*self.waiting.get(going.point, ())] if not going.copy else []
+        before, after = ({level or "fails": many for level, many in one.items()} for one in self.levels)
         return {
             **found,
             "made_at": self.now.isoformat(),
             "horizon_days": self.horizon / timedelta(days=1),
             "expiring_up_to_horizon": len(self.expiring),
             "expiring_later": self.later,
+            "expiring_that_wait": len(self.waiting),
+            "expected_consistency": {"before": before, "after": after},
             "bytes_freed": {"bytes": self.bytes.count, "exact": self.bytes.exact},
             "snapshot_load": self.load.as_json(),
         }
@@ -99,6 +120,7 @@ class ChangePlan:
 def plan(old: PolicySet, new: PolicySet, facts: Facts, horizon: timedelta = DEFAULT_HORIZON) -> ChangePlan:
     """What going from one policy set to the other does to each VM and each restore point of the facts."""
     reload = plan_reload(old, new, facts)
+    prospects, levels = foreseen(old, new, facts, {change.vm for change in reload.vms})
     return ChangePlan(
         now=facts.now,
         horizon=horizon,
@@ -107,7 +129,40 @@ def plan(old: PolicySet, new: PolicySet, facts: Facts, horizon: timedelta = DEFA
         load=snapshot_load(old, new, facts),
         bytes=Bytes(stored_bytes(reload.expiring, facts.now + horizon), exact=False),
         facts=facts,
+        prospects=prospects,
+        levels=levels,
+        waiting=waiting(new, facts, reload.expiring),
     )
+
+
+def foreseen(
+    old: PolicySet, new: PolicySet, facts: Facts, changing: Collection[VmId]
+) -> tuple[dict[VmId, Prospect], tuple[Levels, Levels]]:
+    """What runs of the VMs that change would reach, and how many of all VMs reach which consistency."""
+    prospects: dict[VmId, Prospect] = {}
+    levels: tuple[Counter[str | None], Counter[str | None]] = (Counter(), Counter())
+    for vm in facts.vms.values():
+        if vm.reach is None:
+            continue
+        before, after = (outlook(protection(one, vm), vm) for one in (old, new))
+        for counts, ahead in zip(levels, (before, after), strict=True):
+            if ahead is not None:
+                counts[ahead.reached.value if ahead.enough else None] += 1
+        if vm.id in changing:
+            prospects[vm.id] = Prospect(before, after)
+    return prospects, levels
+
+
+def waiting(policies: PolicySet, facts: Facts, expiring: Iterable[PointChange]) -> dict[PointId, tuple[str, ...]]:
+    """Of what would expire in the first repository, what second copies lack that would keep it: see `policies.owed`."""
+    going: dict[VmId, set[PointId]] = {}
+    for one in expiring:
+        if not one.copy:
+            going.setdefault(one.vm, set()).add(one.point)
+    found: dict[PointId, tuple[str, ...]] = {}
+    for vm, points in going.items():
+        found |= owed(vm, points, policies, facts, tuple(facts.copies), {})
+    return found
 
 
 def stored_bytes(expiring: Iterable[PointChange], end: datetime) -> int:

@@ -94,9 +94,10 @@ def plan_words(plan: ChangePlan, *, everything: bool = False, size: Callable[[in
         what = "Bytes that reclaim frees then" if plan.bytes.exact else "Bytes that reclaim frees then, at most"
         apart = " (second copies are not counted)" if any(one.copy for one in plan.expiring) else ""
         lines += [f"  {what}: {size(plan.bytes.count)}{apart}", f"  {_DELETIONS}"]
+    lines += _waiting(plan)
     if plan.later:
         lines += ["", f"After that: {counted(plan.later, 'restore point')} more would expire."]
-    lines += _load(plan.load)
+    lines += [*_prospects(plan, everything), *_load(plan.load)]
     lines += _verdicts(reload)
     return "\n".join(map(printable, lines)).lstrip("\n") + "\n"
 
@@ -185,6 +186,8 @@ def _each(change: VmChange, plan: ChangePlan | None) -> Iterator[str]:
                 found = ", ".join(value for value in clause.found if value) or "nothing"
                 has = "" if clause.term == "*" else f"   (the VM has {found})"
                 yield f"    {'✓' if clause.matches else '✗'} {name}: {clause.list} {clause.term}{has}"
+        if (ahead := plan.prospects.get(change.vm)) is not None:
+            yield f"    expected consistency: {ahead.words}"
     for point in change.points:
         yield f"    restore point {point}"
 
@@ -251,6 +254,42 @@ def _rule(change: PointChange) -> str:
     if len(words) > 3 and words[-2] == "of" and words[-3].isdigit():
         return " ".join(words[:-3])
     return change.kept
+
+
+def _waiting(plan: ChangePlan) -> Iterator[str]:
+    """Which of what expires up to the horizon goes to second copies first."""
+    groups: dict[tuple[str, ...], int] = {}
+    for one in plan.expiring:
+        if not one.copy and (copies := plan.waiting.get(one.point)):
+            groups[copies] = groups.get(copies, 0) + 1
+    for copies, number in sorted(groups.items()):
+        where = f"the {'copy' if len(copies) == 1 else 'copies'} {', '.join(copies)}"
+        wait, lacks = ("waits", "lacks it") if number == 1 else ("wait", "lacks them")
+        lacks = lacks if len(copies) == 1 else lacks.replace("lacks", "lack")
+        yield f"  {number} of them {wait} for {where}, which {lacks}, until maintenance.copy_wait is over."
+
+
+def _prospects(plan: ChangePlan, everything: bool) -> Iterator[str]:
+    """What runs of the VMs that change would reach otherwise than before; those that would fail first."""
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for change in sorted(plan.reload.vms, key=lambda one: one.name):
+        ahead = plan.prospects.get(change.vm)
+        if ahead is not None and ahead.changes:
+            fails = ahead.after is not None and not ahead.after.enough
+            groups.setdefault((not fails, ahead.words), []).append(change.name)
+    if not groups:
+        return
+    yield from ("", "Consistency that runs would reach, as the VMs are now:")
+    ordered = sorted(groups.items(), key=lambda one: (one[0][0], -len(one[1]), one[0][1]))
+    for number, ((_, words), names) in enumerate(ordered):
+        if number == GROUPS_SHOWN and not everything:
+            rest = sum(len(later) for _, later in ordered[number:])
+            yield f"  and {counted(rest, 'VM')} in {len(ordered) - number} other ways; --all lists each"
+            return
+        if everything:
+            yield from (f"  {name}: {words}" for name in names)
+        else:
+            yield f"  {names[0] if len(names) == 1 else f'{len(names)} VMs ({_names(names)})'}: {words}"
 
 
 def _load(load: SnapshotLoad) -> Iterator[str]:

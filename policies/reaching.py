@@ -43,6 +43,38 @@ class Outlook:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What runs of a VM would reach before a change of its policies and after it; None where none is foreseen."""
+
+    before: Outlook | None
+    after: Outlook | None
+
+    @property
+    def changes(self) -> bool:
+        """Whether the change makes a difference to what is reached, or to whether that is enough."""
+        return self._told(self.before) != self._told(self.after)
+
+    @property
+    def words(self) -> str:
+        """For a person: "filesystem → crash, not application: why", or one side where nothing changes."""
+        if not self.changes:
+            return self.after.sentence if self.after is not None else "nothing foreseen"
+        before, after = (one.sentence if one is not None else "none" for one in (self.before, self.after))
+        return f"{before} → {after}"
+
+    @staticmethod
+    def _told(one: Outlook | None) -> tuple[Consistency, bool] | None:
+        return (one.reached, one.enough) if one is not None else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "before": self.before.as_json() if self.before is not None else None,
+            "after": self.after.as_json() if self.after is not None else None,
+        }
+
+
 def outlook(effective: Protection, vm: Vm) -> Outlook | None:
     """What a snapshot of the VM is expected to reach; None where nothing is foreseen or nothing is to be made."""
     if vm.reach is None or vm.refusal or not effective.policies:

@@ -83,7 +83,7 @@ FACTS = st.builds(
     left=st.dictionaries(IDS, INSTANTS, max_size=2),
     copies=st.dictionaries(
         st.text(max_size=3),
-        st.lists(POINTS, min_size=1, max_size=3, unique_by=lambda point: point.id).map(grouped),
+        st.lists(POINTS, max_size=3, unique_by=lambda point: point.id).map(grouped),
         max_size=2,
     ),
     unseen_copies=st.lists(st.text(max_size=3), max_size=2).map(tuple),
@@ -104,7 +104,9 @@ def test_facts_survive_the_way_through_a_document(facts: Facts) -> None:
         ),
         max_leaves=8,
     ),
-    st.sampled_from(["vms", "points", "history", "fired", "now", "format", "copies", "unseen_copies", "other"]),
+    st.sampled_from(
+        ["vms", "points", "history", "fired", "now", "format", "copies", "empty_copies", "unseen_copies", "other"]
+    ),
 )
 def test_whatever_a_document_holds_it_is_read_or_refused_with_its_place(value: Any, key: str) -> None:
     try:

@@ -12,6 +12,7 @@ from policies.changes import ReloadPlan
 from policies.copied import lock_in
 from policies.explanation import explain
 from policies.facts import Facts, RestorePoint
+from policies.factsfile import facts_as_json, facts_from_json
 from policies.forecast import plan as forecast
 from policies.linting import lint
 from policies.planfile import differences, planned_of
@@ -103,6 +104,26 @@ def test_what_a_change_would_let_expire_in_a_copy_waits_and_is_told_with_its_nam
     assert json.loads(json.dumps(found.as_json()))["expiring"][0]["copy"] == "far"
     assert "4 restore points in the copy far of 1 VM" in reload_words(found)
     assert "(second copies are not counted)" in plan_words(forecast(policies(GOLD), policies(SHORTER), known()))
+
+
+def test_the_plan_tells_which_restore_points_wait_for_a_copy_that_lacks_them() -> None:
+    old = GOLD.replace("keep_daily = 3", "keep_daily = 5")
+    lacks = replace(facts(WEB, points=COPIED), copies={"far": {WEB.id: COPIED[-1:]}})
+    found = forecast(policies(old), policies(GOLD), lacks)
+    assert [one.copy for one in found.expiring] == ["", ""]
+    assert found.waiting == {point.id: ("far",) for point in COPIED[1:3]}
+    assert (
+        "  2 of them wait for the copy far, which lacks them, until maintenance.copy_wait is over.\n"
+    ) in plan_words(found)
+    told = found.as_json()
+    assert [one["waits_for"] for one in told["expiring"]] == [["far"], ["far"]]
+    assert told["expiring_that_wait"] == 2
+    has = replace(lacks, copies={"far": {WEB.id: COPIED}})
+    assert not forecast(policies(old), policies(GOLD), has).waiting
+    none = replace(lacks, copies={"far": {}})
+    again = facts_from_json(json.loads(json.dumps(facts_as_json(none))), "state.json")
+    assert again.copies == {"far": {}}
+    assert len(forecast(policies(old), policies(GOLD), again).waiting) == 2, "a copy that is new lacks everything"
 
 
 def test_a_copy_that_keeps_longer_takes_effect_at_once() -> None:

@@ -12,7 +12,9 @@ from engine.cli.look import _levels
 from engine.looking import Foreseen, look
 from policies.explanation import explain
 from policies.facts import Consistency, Vm
+from policies.forecast import plan
 from policies.linting import lint
+from policies.planwords import plan_words
 from policies.protection import protection
 from policies.reaching import outlook
 from tests.policies.building import a_disk, a_vm, facts, policies
@@ -119,3 +121,34 @@ def test_a_look_tells_the_level_of_each_vm_and_counts_the_reasons() -> None:
         ("d", "", ""),
     ]
     assert _levels(found) == {("crash", TOOLS): 2}
+
+
+def test_the_plan_of_a_change_foresees_the_consistency_of_each_vm_that_changes() -> None:
+    web = a_vm("web", reach=CRASH, reach_why=TOOLS)
+    db, mail = (a_vm(name, reach=APPLICATION) for name in ("db", "mail"))
+    aside = a_vm("aside", reach=FILESYSTEM, reach_why="no writers")
+    weak, hard = strict("filesystem", "crash"), strict("application", "application")
+    found = plan(policies(weak), policies(hard), facts(web, db, mail, aside, a_vm("unknown")))
+    fails = f"crash at most, so runs fail, as at least application is asked for: {TOOLS}"
+    assert (
+        "Consistency that runs would reach, as the VMs are now:\n"
+        f"  web: crash, not filesystem: {TOOLS} → {fails}\n"
+        "  aside: filesystem → filesystem at most, so runs fail, as at least application is asked for: no writers\n"
+        "  2 VMs (db, mail): filesystem → application\n"
+    ) in plan_words(found)
+    assert f"    expected consistency: crash, not filesystem: {TOOLS} → {fails}\n" in plan_words(found, everything=True)
+    told = found.as_json()
+    assert told["expected_consistency"] == {
+        "before": {"crash": 1, "filesystem": 3},
+        "after": {"fails": 2, "application": 2},
+    }
+    rows = {one["name"]: one["expected_consistency"] for one in told["vms"]}
+    assert rows["unknown"] is None, "nothing is foreseen of it"
+    assert (rows["db"]["before"]["expected"], rows["db"]["after"]["expected"]) == ("filesystem", "application")
+    assert (rows["web"]["after"]["enough"], rows["web"]["after"]["why"]) == (False, TOOLS)
+
+
+def test_a_vm_that_gains_protection_is_told_with_what_its_runs_would_reach() -> None:
+    web = a_vm("web", reach=CRASH, reach_why=TOOLS)
+    text = plan_words(plan(policies(""), policies(strict("application", "crash")), facts(web)))
+    assert f"  web: none → crash, not application: {TOOLS}\n" in text
