@@ -155,7 +155,7 @@ async def overwrite(
         written.append(await _one(index, pair, disk, taken, means, journal, run=run, start=start, doubt=doubt))
     await hypervisor.hand_back(taken, keep_safety=asked.keep_safety)
     await settled(threads.long, journal.finish)
-    warnings = ["its configuration and NVRAM are as they were before: only its disks were restored"]
+    warnings = ["its configuration and NVRAM are as they were before: only its disks were restored", *taken.warnings]
     if untouched := [d.label for d in vm.disks if d.key not in keys]:
         warnings.append(f"left as they were: {', '.join(untouched)}")
     if taken.safety and asked.keep_safety:
@@ -197,7 +197,7 @@ async def restore_beside(
     done = await _one(0, pair, disk, fresh, means, journal, run=run, start=start, doubt=doubt, fresh=not doubt)
     await hypervisor.hand_back(taken, keep_safety=False)
     await settled(threads.long, journal.finish)
-    return RestoredVm(fresh, (done,), (f"{taken.disks[0].label} was added to {vm.name}", *warnings))
+    return RestoredVm(fresh, (done,), (f"{taken.disks[0].label} was added to {vm.name}", *warnings, *taken.warnings))
 
 
 async def _one(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Self
 
@@ -46,7 +46,9 @@ from connectors.vsphere.events import FollowSettings, follow
 from connectors.vsphere.export_lease import Leases
 from connectors.vsphere.inventory import Inventory
 from connectors.vsphere.making import SnapshotSettings
-from connectors.vsphere.migration_lock import MIGRATION_LOCK, LockSettings, MigrationLocks
+from connectors.vsphere.method_switches import LockSettings
+from connectors.vsphere.migration_lock import MIGRATION_LOCK, MigrationLocks
+from connectors.vsphere.power_lock import POWER_LOCK, PowerLocks
 from connectors.vsphere.removal import consolidate
 from connectors.vsphere.session import Session, SessionSettings
 from connectors.vsphere.showing import Board
@@ -82,6 +84,7 @@ class VCenter:
         self._inventory = Inventory(session, self._tags, tags_every=settings.tags_every_seconds)
         self._leases = Leases(session)
         self._locks = MigrationLocks(session, self._inventory, settings.locks)
+        self._power = PowerLocks(session, self._inventory, settings.locks)
         self._board = Board(session, self._inventory)
         self._datastores = Datastores(session, self._inventory)
 
@@ -211,7 +214,7 @@ class VCenter:
         VMs that nobody can move come first, as removing a snapshot may take hours; attached disks before snapshots and
         before trial VMs, whose disks they may be.
         """
-        kept = await self._locks.leftovers(is_active, of=of)
+        kept = [*await self._locks.leftovers(is_active, of=of), *await self._power.leftovers(of=of)]
         attached = await janitor.attached_leftovers(self.session, self.settings.transports, is_active, held)
         shown = await self._inventory.read_all(("name", "config.annotation")) if of is None else {}
         tried = await trials.trial_leftovers(self.session, shown, is_active)
@@ -224,6 +227,9 @@ class VCenter:
         transports = self.settings.transports
         if leftover.kind == MIGRATION_LOCK:
             await self._locks.remove(leftover)
+            return
+        if leftover.kind == POWER_LOCK:
+            await self._power.remove(leftover)
             return
         if leftover.kind == trials.TRIAL_VM:
             await trials.remove_trial(self.session, leftover.vm.moref)
@@ -239,8 +245,9 @@ class VCenter:
         await janitor.remove_leftover(self.session, leftover, self.settings.snapshots.removal)
 
     async def create_vm(self, configuration: bytes, target: RestoreTarget) -> CreatedVm:
-        """Make a powered-off VM with empty disks from a saved configuration."""
-        return await provision.create_vm(self.session, self._tags, configuration, target)
+        """Make a powered-off VM with empty disks from a saved configuration, which nobody can switch on for now."""
+        made = await provision.create_vm(self.session, self._tags, configuration, target)
+        return await self._kept_off(made, "" if target.trial else target.point)
 
     async def discard_vm(self, vm: CreatedVm, *, run: str) -> None:
         """Remove a VM that this run has made and written nothing to. NotOurs for any other."""
@@ -258,6 +265,7 @@ class VCenter:
 
     async def finish_vm(self, vm: CreatedVm) -> None:
         """Everything is written: take away what marks the VM as half restored. Idempotent."""
+        await self._power.let_on(vm.address.moref)
         await provision.finish_vm(self.session, vm.address.moref)
 
     def trial_vm(self, configuration: bytes, target: RestoreTarget) -> AbstractAsyncContextManager[CreatedVm]:
@@ -276,14 +284,23 @@ class VCenter:
         self, address: Address, keys: Sequence[int], *, point: str, run: str, safety: bool, earlier: str = ""
     ) -> CreatedVm:
         """Make a VM that is there ready for these of its disks to be written. See overwriting.take_over."""
-        return await overwriting.take_over(
+        taken = await overwriting.take_over(
             self.session, address.moref, keys, point=point, run=run, safety=safety, earlier=earlier
         )
+        return await self._kept_off(taken, point)
 
     async def hand_back(self, vm: CreatedVm, *, keep_safety: bool) -> None:
         """Everything is written: take the marks and, unless it is to be kept, the snapshot for safety away."""
         removal = self.settings.snapshots.removal
-        await overwriting.hand_back(self.session, vm.address.moref, removal, safety=vm.safety, keep_safety=keep_safety)
+        moref = vm.address.moref
+        await overwriting.hand_back(
+            self.session,
+            moref,
+            removal,
+            safety=vm.safety,
+            keep_safety=keep_safety,
+            whole=lambda: self._power.let_on(moref),
+        )
 
     async def half_restored(self, address: Address) -> bool:
         """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
@@ -300,6 +317,10 @@ class VCenter:
         return transport.write_disk(
             self.session, vm, index, transports=transports, run=run, settings=self.settings.transports
         )
+
+    async def _kept_off(self, vm: CreatedVm, point: str) -> CreatedVm:
+        why = await self._power.keep_off(vm.address.moref, point) if point else ""
+        return replace(vm, warnings=(*vm.warnings, why)) if why else vm
 
     async def aclose(self) -> None:
         """Log out and stop every thread of this connector."""

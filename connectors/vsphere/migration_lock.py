@@ -1,9 +1,7 @@
 """Keeping a VM where it is while it is backed up, by vCenter's switch that VMware's own VDDK uses.
 
-DisableMethods and EnableMethods of the AuthorizationManager are not in the public API; govmomi sends them in the
-namespace urn:internalvim25 (object/authorization_manager_internal.go). A method that is switched off stays so until
-the same source switches it on, whatever becomes of sessions and engines. Therefore every switch of ours is under one
-name for as long as the engine has its id, and a start looks for what an engine that died has left.
+A method that is switched off stays so until the same source switches it on (see method_switches), so a start looks for
+what an engine that died has left.
 """
 
 from __future__ import annotations
@@ -13,20 +11,16 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from xml.sax.saxutils import escape
 
-from pyVmomi import vim, vmodl
-from pyVmomi.VmomiSupport import Object
+from pyVmomi import vim
 
 from connectors.cleanup import acquired
-from connectors.errors import Busy, ConnectorError, Gone, NotOurs, NotPermitted, Rejected, Unreachable
+from connectors.errors import Busy, ConnectorError, Gone, NotOurs, Rejected, Unreachable
 from connectors.hypervisor import Leftover
-from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.inventory import Inventory
-from connectors.vsphere.naming import PREFIX
+from connectors.vsphere.method_switches import PRIVILEGES, HeldByOther, LockSettings, Switches, cannot
 from connectors.vsphere.session import Session
 from policies.facts import Address, Vm
 
@@ -38,26 +32,12 @@ MIGRATION_LOCK = "migration lock"
 RELOCATE, MIGRATE = "RelocateVM_Task", "MigrateVM_Task"
 """Storage moves, and most others since vSphere 6; and moves to another host alone. VDDK switches off the first."""
 
-PRIVILEGES = "Global.DisableMethods and Global.EnableMethods on the vCenter's root"
-
-_UNLICENSED = (vim.fault.RestrictedVersion, vmodl.fault.NotSupported, vmodl.fault.MethodNotFound)
-
-
-@dataclass(frozen=True, slots=True)
-class LockSettings:
-    """How often a switch is tried to be taken, while a run waits, and to be taken back, and the pauses between."""
-
-    first_pause: float = 1.0
-    longest_pause: float = 15.0
-    takes: int = 2
-    tries: int = 8
-
 
 class MigrationLocks:
     """The switches of this engine in one vCenter. For one event loop."""
 
     def __init__(self, session: Session, inventory: Inventory, settings: LockSettings) -> None:
-        self.source = f"{PREFIX}.{session.settings.engine_id}"
+        self._switches = Switches(session, settings)
         self._session = session
         self._inventory = inventory
         self._settings = settings
@@ -124,7 +104,7 @@ class MigrationLocks:
                 self._owed.pop(moref, None)
                 return
             except ConnectorError as error:
-                if known or not _cannot(error):
+                if known or not cannot(error):
                     raise
                 self._owed.pop(moref, None)
                 raise NotOurs(f"its moves are switched off, by whom cannot be told: {error.what}") from error
@@ -166,77 +146,27 @@ class MigrationLocks:
                 raise
 
     async def _switch_off(self, moref: str, run: str) -> None:
-        reason = escape(f"backup run {run}")
         for methods in ((RELOCATE, MIGRATE), (RELOCATE,)):
-            inside = "".join(f"<method><method>{m}</method><reasonId>{reason}</reasonId></method>" for m in methods)
             try:
-                await self._patiently("DisableMethods", moref, inside, self._settings.takes)
+                await self._switches.off(moref, methods, f"backup run {run}")
             except Rejected:
                 if methods == (RELOCATE,):
                     raise
+            except HeldByOther as other:
+                what = f"another product, {other.source}, keeps the VM in its place and may let it go at any time"
+                raise Busy(what, where=self._session.where) from other
             else:
                 return
 
     async def _switch_on(self, moref: str) -> None:
-        """What somebody else has switched off stays off: vCenter compares the source."""
-        inside = "".join(f"<method>{method}</method>" for method in (RELOCATE, MIGRATE))
-        await self._patiently("EnableMethods", moref, inside, self._settings.tries)
-
-    async def _patiently(self, name: str, moref: str, inside: str, tries: int) -> None:
-        """Both calls may be put again: a second one finds what the first has done."""
-        backoff = Backoff(self._settings.first_pause, self._settings.longest_pause)
-        for attempt in range(1, tries + 1):
-            try:
-                await self._session.call(_invoke, self._session, name, moref, inside, self.source, mutating=True)
-                return
-            except ConnectorError as error:
-                fault = error.__cause__
-                if isinstance(fault, vim.fault.MethodAlreadyDisabledFault):
-                    if fault.sourceId == self.source:
-                        return
-                    what = f"another product, {fault.sourceId}, keeps the VM in its place and may let it go at any time"
-                    raise Busy(what, where=self._session.where) from error
-                if _cannot(error) or not error.retry or attempt == tries:
-                    raise
-                await backoff.sleep()
+        await self._switches.on(moref, (RELOCATE, MIGRATE))
 
 
 def _switched_off(told: dict[str, Any]) -> bool:
     return bool({RELOCATE, MIGRATE} & set(told.get("disabledMethod") or ()))
 
 
-def _cannot(error: ConnectorError) -> bool:
-    """Whether the account may not do it: vCenter then speaks of licences (VDDK guide, privileges)."""
-    return isinstance(error, NotPermitted) or isinstance(error.__cause__, _UNLICENSED)
-
-
 def _refusal(error: ConnectorError) -> str:
-    if _cannot(error):
+    if cannot(error):
         return f"moves cannot be switched off: {error.what}; it takes {PRIVILEGES}"
     return f"moves cannot be switched off: {error.what}"
-
-
-def _invoke(session: Session, name: str, moref: str, inside: str, source: str) -> None:
-    """Put one call that pyVmomi does not know. Blocking; raises as a pyVmomi call does."""
-    manager = session.content.authorizationManager
-    if manager is None:
-        raise vmodl.fault.NotSupported(msg="there is no authorization manager here")
-    body = (
-        f'<{name} xmlns="urn:internalvim25"><_this type="AuthorizationManager">'
-        f"{escape(manager._moId)}</_this>"
-        f'<entity type="VirtualMachine">{escape(moref)}</entity>{inside}'
-        f"<sourceId>{escape(source)}</sourceId></{name}>"
-    )
-    envelope = (
-        '<?xml version="1.0" encoding="UTF-8"?>'
-        '<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/">'
-        f"<soapenv:Body>{body}</soapenv:Body></soapenv:Envelope>"
-    )
-    stub = session.new_stub()
-    session.adopt(stub)
-    stub.requestModifierList = [lambda _: envelope.encode()]
-    call = Object(name=name, wsdlName=name, version=stub.version, params=(), result=type(None))
-    try:
-        stub.InvokeMethod(manager, call, ())
-    finally:
-        stub.DropConnections()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -101,10 +101,19 @@ async def take_over(
     )
 
 
-async def hand_back(session: Session, moref: str, settings: RemovalSettings, *, safety: str, keep_safety: bool) -> None:
+async def hand_back(
+    session: Session,
+    moref: str,
+    settings: RemovalSettings,
+    *,
+    safety: str,
+    keep_safety: bool,
+    whole: Callable[[], Awaitable[None]],
+) -> None:
     """Everything is written: take the snapshot for safety away, unless it is to be kept, then mark and warning.
 
-    The mark goes last: cut off before, the VM is still known as ours to finish, and no snapshot stays unknown.
+    The mark goes last: cut off before, the VM is still known as ours to finish, and no snapshot stays unknown. `whole`
+    is awaited before it goes.
     """
     vm = session.managed(vim.VirtualMachine, moref)
     if safety and not keep_safety and safety.startswith(safety_prefix(session.settings.engine_id)):
@@ -117,6 +126,7 @@ async def hand_back(session: Session, moref: str, settings: RemovalSettings, *, 
                 operation="RemoveSnapshot",
             )
             log.info("snapshot for safety removed", extra={"snapshot": node.name, "vm": moref})
+    await whole()
     told = await session.properties(vm, ["config.annotation"])
     notes = cleared(str(told.get("config.annotation") or ""))
     await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=notes, extraConfig=[option(None)]))

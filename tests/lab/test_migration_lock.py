@@ -16,7 +16,7 @@ from pyVmomi import vim
 
 from connectors.errors import Busy, NotOurs, Unreachable
 from connectors.vsphere.hypervisor import VCenter
-from connectors.vsphere.migration_lock import LockSettings
+from connectors.vsphere.method_switches import LockSettings
 from policies.facts import Consistency, Vm
 from tests.lab.connect import until, vcenter_settings
 from tests.lab.vcenter import MOVES, Lab, start_lab

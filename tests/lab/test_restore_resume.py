@@ -19,6 +19,7 @@ from pyVmomi import vim
 from connectors.errors import Rejected
 from connectors.hypervisor import RestoreTarget
 from connectors.vsphere.overwriting import _make_safety, safety_prefix
+from connectors.vsphere.power_lock import POWER_ON
 from connectors.vsphere.restore_marks import KEY
 from engine.overwrite import IN_PLACE
 from engine.restore_journal import Journal, Restoring, unfinished
@@ -89,6 +90,7 @@ async def test_a_killed_restore_goes_on_where_it_was_and_ends_with_the_same_byte
     assert [o.key for o in config.extraConfig if o.key == KEY]
     [left] = unfinished(Path(facts["state_dir"]))
     assert (left.name, left.point, left.target) == ("back-again", facts["point"], half.moref)
+    assert lab.disabled_methods("back-again") == {POWER_ON: "backstay.engine-1"}
     before = written(lab, "back-again")
 
     done = await restore({**facts, "run": "r2"})
@@ -102,6 +104,8 @@ async def test_a_killed_restore_goes_on_where_it_was_and_ends_with_the_same_byte
     assert whole.moref == half.moref
     assert filecmp.cmp(lab.frozen("web-01")[-1].disks[0].image, whole.disks[0].flat, shallow=False)
     assert told(lab, "back-again").annotation == "the books"
+    assert lab.disabled_methods("back-again") == {}
+    await asyncio.to_thread(lab.power_on, "back-again")
     assert unfinished(Path(facts["state_dir"])) == []
 
 
@@ -117,6 +121,8 @@ async def test_a_restore_in_place_that_is_killed_can_be_undone_or_go_on_and_no_j
         await asyncio.to_thread(killed_after, over, tmp_path, 8)
     half = lab.vm("web-01")
     assert len(half.snapshots) == 1
+    with pytest.raises(vim.fault.MethodDisabled):
+        await asyncio.to_thread(lab.power_on, "web-01")
     assert told(lab, "web-01").annotation.startswith("HALF RESTORED by Backstay from")
     before = written(lab, "web-01")
     vcenter = await connect(facts)
@@ -131,14 +137,20 @@ async def test_a_restore_in_place_that_is_killed_can_be_undone_or_go_on_and_no_j
     assert disk.resumed_at >= 4 * STRIDE_BYTES
     assert min(offset for offset, _ in written(lab, "web-01")[len(before) :]) >= disk.resumed_at
     whole = lab.vm("web-01")
-    assert whole.snapshots == ()
+    assert (whole.snapshots, lab.disabled_methods("web-01")) == ((), {})
     assert filecmp.cmp(image, whole.disks[0].flat, shallow=False)
     assert told(lab, "web-01").annotation == "the books"
     assert not [o for o in told(lab, "web-01").extraConfig if o.key == KEY]
 
 
+def switch_on_at_its_host(lab: Lab, name: str) -> None:
+    """Past vCenter, where our switch counts for nothing."""
+    lab.disable_methods(name, "backstay.engine-1", POWER_ON, on=True)
+    lab.power_on(name)
+
+
 async def switched_on(lab: Lab, facts: dict[str, Any]) -> str:
-    await asyncio.to_thread(lab.power_on, "back-again")
+    await asyncio.to_thread(switch_on_at_its_host, lab, "back-again")
     await asyncio.to_thread(lab.write_as_guest, "back-again", 0, MIB, b"written by the guest")
     await asyncio.to_thread(lab.write_as_guest, "back-again", 0, DISK_BYTES - MIB, b"where nothing is restored")
     await asyncio.to_thread(lab.power_off, "back-again")
@@ -173,7 +185,7 @@ async def test_a_half_restored_vm_that_was_switched_on_is_left_alone(fresh_lab: 
             configuration = snapshot.configuration
         target = RestoreTarget("back-again", point="p1", run="r1")
         await vcenter.create_vm(configuration, target)
-        await asyncio.to_thread(lab.power_on, "back-again")
+        await asyncio.to_thread(switch_on_at_its_host, lab, "back-again")
         before = lab.calls()
         with pytest.raises(Rejected, match="is half restored and is not powered off"):
             await vcenter.create_vm(configuration, target)
