@@ -38,16 +38,15 @@ def test_a_state_deleted_in_the_middle_of_a_run_costs_no_point_hold_or_lock_and_
         (engine.policies / "all.toml").write_text(KEEP_ONE)
         engine.until(lambda: engine.status()["waits_for_a_person"])
 
-        with lab.nbd_fault(delay_ms=400):
+        with lab.nbd_fault(hang_at=8 * MIB):
             engine.api.submit(BackUpVm(vm.name, full=True))
             engine.until(lambda: reading(engine))
             if killed_first:
                 engine.kill()
-                delete_state(engine)
-            else:
-                delete_state(engine)
-                engine.until(lambda: len(engine.points(vm.name)) == 5)
-                engine.kill()
+            delete_state(engine)
+        if not killed_first:
+            engine.until(lambda: len(engine.points(vm.name)) == 5)
+            engine.kill()
         kept = {point["id"] for point in engine.backstay("points", "--json").data}
         assert kept >= {plain["id"], held["id"], locked["id"], newest["id"]}
         assert len(kept) == (4 if killed_first else 5)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,13 +33,14 @@ def test_a_vcenter_that_goes_away_while_a_disk_is_read_costs_a_retry_and_nothing
     with engine_for(lab, tmp_path / "engine", ON_REQUEST) as engine:
         engine.start()
         first = engine.back_up(vm.name)
-        lab.write_random_grains(vm.name, 0, share=0.3, seed=3)
-        with lab.nbd_fault(delay_ms=100):
-            engine.api.submit(BackUpVm(vm.name))
-            engine.until(lambda: reading(engine))
-            with lab.down(sessions=sessions):
-                engine.until(lambda: "snapshot not removed yet" in engine.log)  # the run is through and has noticed
-                assert [point["id"] for point in engine.points(vm.name)] == [first["id"]]
+        written = lab.write_random_grains(vm.name, 0, share=0.3, seed=3)
+        with ExitStack() as gone:
+            with lab.nbd_fault(hang_at=written[-1][0]):  # the disk is not read to its end before vCenter is gone
+                engine.api.submit(BackUpVm(vm.name))
+                engine.until(lambda: reading(engine))
+                gone.enter_context(lab.down(sessions=sessions))
+            engine.until(lambda: "snapshot not removed yet" in engine.log)  # the run is through and has noticed
+            assert [point["id"] for point in engine.points(vm.name)] == [first["id"]]
         engine.until(lambda: not engine.problems(), seconds=60)
         engine.until(lambda: not engine.status()["queue"]["running"], seconds=60)
         again = engine.back_up(vm.name)
