@@ -29,7 +29,7 @@ from connectors.vsphere.session import SessionSettings
 from connectors.vsphere.strays import end_strays
 from connectors.vsphere.tracking_defects import parse_defect
 from connectors.vsphere.transport_settings import AttachIntent, TransportSettings, ignore_intent
-from engine import logs, second_copies, sections, upkeep
+from engine import emigrants, logs, second_copies, sections, upkeep
 from engine.api import serve
 from engine.config import Config
 from engine.control import Controls
@@ -223,6 +223,8 @@ class Service:
                 loops.create_task(parts.sources.tick(timers.clock))
                 loops.create_task(parts.sources.watch_policies(parts.rulebook, timers.policies))
                 loops.create_task(upkeep.every(parts, "retention", timers.retention, upkeep.retain))
+                if len(parts.config.vcenter) > 1:
+                    loops.create_task(upkeep.every(parts, "moves between vCenters", emigrants.EVERY, emigrants.follow))
                 for name in ("", *parts.config.repositories):
                     loops.create_task(upkeep.reclaiming(parts, timers.reclaim, name))
                     loops.create_task(upkeep.verifying(parts, timers.verify, name))

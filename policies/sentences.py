@@ -47,6 +47,8 @@ def happened(event: Event, vm: Vm | None) -> str:
         return f"{name} got other tags ({event.detail['tags']})"
     if event.type is EventType.RECONFIGURED and event.detail.get("disks"):
         return f"the disks of {name} were changed ({event.detail['disks']})"
+    if event.type is EventType.RECONFIGURED and event.cause == "emigrating":
+        return f"{name} is on its way to another vCenter"
     if event.type is EventType.RECONFIGURED and event.detail.get("tracking"):
         return f"change tracking of {name} was switched {event.detail['tracking']}"
     if event.cause == "ha" and event.type in (EventType.POWERED_ON, EventType.POWERED_OFF):

@@ -146,6 +146,7 @@ _RULES: tuple[tuple[Any, Callable[[Any], Found | None]], ...] = (
     (_E.TaskEvent, _task),
     (_E.VmInstanceUuidChangedEvent, _always(EventType.RECONFIGURED, "identity")),
     (_E.VmUuidChangedEvent, _always(EventType.RECONFIGURED, "identity")),
+    (_E.VmEmigratingEvent, _always(EventType.RECONFIGURED, "emigrating")),
     (_E.VmResourcePoolMovedEvent, _always(EventType.RECONFIGURED, "resource pool")),
 )
 """The first class that fits decides, so a subclass stands before what it is derived from."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+
+import pytest
 
 from engine import sections
 from engine.commands import BackUpVm
@@ -94,6 +97,33 @@ async def test_a_vm_that_stands_in_both_gets_an_id_of_its_own_until_its_historie
         await engine.control.relink(old, new, "a person")
         assert list(engine.parts.world.vms) == [old]
         assert (await backed_up(engine)).startswith("whole")
+
+
+async def test_the_history_follows_a_vm_that_both_showed_for_a_while_once_the_first_one_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.emigrants.EVERY", timedelta(milliseconds=50))
+    here, there = two(tmp_path)
+    web, copied = here.add("web"), here.add("copied")
+    for vm, uuid in ((web, "1"), (copied, "2")):
+        here.set(vm, instance_uuid=f"instance-{uuid}", bios_uuid=f"bios-{uuid}")
+    async with engine_of(configure(tmp_path, EVERYTHING, more=OTHER), opener(here, there)) as engine:
+        world = engine.parts.world
+        await engine.until(lambda: engine.points_of("web") == 1 and engine.points_of("copied") == 1)
+        [old] = world.named("web")
+        here.post(web, EventType.RECONFIGURED, cause="emigrating")
+        moved = arrives(web, here, there)
+        arrives(copied, here, there, "vm-901")
+        await engine.until(lambda: len(world.vms) == 4)
+        here.remove_vm(web)
+        await engine.until(lambda: where(engine, old) == moved.address, seconds=30)
+        assert world.named("web") == [old]
+        assert len(world.named("copied")) == 2, "what stands in both stays two VMs"
+        assert [row[1] for row in engine.parts.state.rows("SELECT who, action FROM audit WHERE who = 'backstay'")] == [
+            "relink"
+        ]
+        assert (await backed_up(engine)).startswith("whole")
+        assert {point.vm for point in await engine.control.points("web")} == {old}
 
 
 async def test_one_name_and_one_address_in_two_vcenters_are_two_vms(tmp_path: Path) -> None:

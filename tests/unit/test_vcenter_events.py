@@ -72,6 +72,7 @@ ELSEWHERE = {"sourceHost": host("esx-a", "host-1"), "sourceDatastore": datastore
         (post("VmRenamedEvent", oldName="a", newName="b"), EventType.RENAMED, "manual"),
         (post("VmRegisteredEvent"), EventType.REGISTERED, "manual"),
         (post("VmDiscoveredEvent"), EventType.REGISTERED, "discovered"),
+        (post("VmEmigratingEvent"), EventType.RECONFIGURED, "emigrating"),
     ],
 )
 def test_each_class_becomes_its_type_and_cause(event: Any, kind: EventType, cause: str) -> None:
