@@ -13,11 +13,12 @@ from multiprocessing.connection import Connection
 from policies.aging import Aged, Aging, Asked, age
 from policies.assumptions import Assumptions
 from policies.facts import Facts, Vm, VmId
-from policies.gauges import Trace
+from policies.gauges import DAY, Trace
 from policies.increments import Gained, Increments, learn
+from policies.mirrored import copies_named, mirror
 from policies.policyset import PolicySet
 from policies.recorded import Recorded
-from policies.simulated import Simulated
+from policies.simulated import Copied, Simulated
 from policies.simulation import Simulation
 
 MANY_VMS = 300
@@ -57,7 +58,27 @@ def simulate(
                 beside.close()
         if aged is None:
             aged = age(trace, _all(trace), assumed, asked)
-        return Simulated(trace, aged, assumed, asked, source)
+        copies = tuple(_copied(trace, name, facts, assumed, asked, told) for name in copies_named(policies))
+        return Simulated(trace, aged, assumed, asked, source, copies)
+
+
+def _copied(
+    trace: Trace,
+    name: str,
+    facts: Facts,
+    assumed: Assumptions,
+    asked: Asked | None,
+    told: Callable[[datetime], None],
+) -> Copied:
+    """A second copy, when all runs are known."""
+    mirrored = mirror(trace, name, None if name in facts.unseen_copies else facts.points_in(name))
+    aging = Aging(mirrored.trace, assumed, asked)
+    for vm in _all(mirrored.trace):
+        aging.add(vm)
+    for day in range(1, trace.days):
+        aging.advance(trace.start + day * DAY)
+        told(trace.start + day * DAY)
+    return Copied(mirrored, aging.finish())
 
 
 def _all(trace: Trace) -> list[VmId]:

@@ -45,6 +45,12 @@ class Made:
         """How many bytes each run read."""
         return [int(read) for read in self.numbers[4::_COLUMNS]]
 
+    def take(self, other: Made, number: int, *, stored: int) -> None:
+        """Add a point of another one, for which so much was stored."""
+        first = number * _COLUMNS
+        self.numbers.extend(other.numbers[first : first + _COLUMNS])
+        self.numbers[-1] = stored
+
     def point(self, number: int) -> tuple[datetime, datetime, Consistency, int, int, int]:
         """When it was taken and when it was there, its consistency, its policy's number, what was read and stored."""
         first = number * _COLUMNS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,46 @@ from policies.assumptions import Assumptions
 from policies.errors import printable
 from policies.facts import VmId
 from policies.gauges import ALL, DAY, Overflow, Trace
+from policies.mirrored import Mirror
 from policies.retention import SMALLEST_MASS
 from policies.units import counted, span
 
 SHOWN = 5
 """How many of the worst are shown to a person; the data has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a second copy comes to."""
+
+    mirror: Mirror
+    aged: Aged
+
+    def as_json(self, asked: Asked | None) -> dict[str, Any]:
+        """For `--json`."""
+        mirror, aged = self.mirror, self.aged
+        told: dict[str, Any] = {
+            "name": mirror.name,
+            "known": mirror.known,
+            "lacked_points": mirror.lacked,
+            "lacked_bytes": mirror.lacked_bytes,
+            "runs": sum(aged.runs),
+            "storage": _storage(aged, mirror.trace),
+            "retention_stops": _stops(aged, mirror.trace),
+        }
+        return told if asked is None else {**told, "at": _at(aged, asked)}
+
+    def render(self, asked: Asked | None) -> list[str]:
+        """For a person."""
+        mirror, aged = self.mirror, self.aged
+        lines = [f"Second copy {mirror.name}: {counted(sum(aged.runs), 'restore point')} copied"]
+        if not mirror.known:
+            lines.append("  what it holds is not known: what policies want there is taken to be there")
+        elif mirror.lacked:
+            lacked = f"{counted(mirror.lacked, 'restore point')} that it lacks ({_size(mirror.lacked_bytes).strip()})"
+            lines.append(f"  {lacked} are taken to be there at the beginning")
+        lines += [*_render_storage(aged, mirror.trace), *_render_stops(aged, mirror.trace)]
+        return lines if asked is None else [*lines, *_render_standing(aged, asked)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +63,7 @@ class Simulated:
     assumed: Assumptions
     asked: Asked | None = None
     source: str = ""
+    copies: tuple[Copied, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -44,21 +80,12 @@ class Simulated:
             "concurrency": self._concurrency(),
             "missed_rpo": self._missed(),
             "window_overflow": self._overflow(),
-            "storage": self._storage(),
-            "retention_stops": [
-                {"day": _date(trace, day), "going": going, "of": total} for day, going, total in stopped(aged, trace)
-            ],
+            "storage": _storage(aged, trace),
+            "retention_stops": _stops(aged, trace),
+            "copies": [copy.as_json(self.asked) for copy in self.copies],
         }
         if self.asked is not None:
-            told["at"] = {
-                "at": self.asked.at.isoformat(),
-                "points": sum(one.count for one in aged.standing),
-                "kept_by": [
-                    {"policy": policy, "rule": rule, "points": number}
-                    for (policy, rule), number in sorted(aged.kept_by.items())
-                ],
-                "vms": [_standing(one) for one in sorted(aged.standing, key=lambda one: (one.name, one.vm))],
-            }
+            told["at"] = _at(aged, self.asked)
         return told
 
     def _assumed(self) -> dict[str, Any]:
@@ -132,33 +159,6 @@ class Simulated:
             for one in trace.overflows
         ]
 
-    def _storage(self) -> dict[str, Any]:
-        aged, trace = self.aged, self.trace
-        days, total, points = [], aged.initial_bytes, aged.initial_points
-        for day in range(trace.days):
-            total += aged.stored[day] - aged.freed[day]
-            points += aged.runs[day] - aged.expired[day]
-            days.append(
-                {
-                    "day": _date(trace, day),
-                    "runs": aged.runs[day],
-                    "read_bytes": aged.read[day],
-                    "stored_bytes": aged.stored[day],
-                    "freed_bytes": aged.freed[day],
-                    "marked": aged.marked[day],
-                    "expired": aged.expired[day],
-                    "points": points,
-                    "total_bytes": total,
-                }
-            )
-        return {
-            "initial_bytes": aged.initial_bytes,
-            "final_bytes": total,
-            "initial_points": aged.initial_points,
-            "final_points": points,
-            "days": days,
-        }
-
     def render(self) -> str:
         """For a person."""
         trace, aged = self.trace, self.aged
@@ -176,14 +176,11 @@ class Simulated:
             lines.append(f"  {trace.given_up:9,}  given up while they waited: not due any more")
         lines.append(f"  longest wait for a place: {span(trace.longest_wait)}")
         lines += ["", *self._render_places(), "", *self._render_missed(), "", *self._render_overflow()]
-        lines += ["", *self._render_storage()]
-        for day, going, total in stopped(aged, trace):
-            lines.append(
-                f"  On {_date(trace, day)} {going} of {total} restore points go or are marked: the guard "
-                "max_expire_share would stop retention and ask."
-            )
+        lines += ["", "Repository", *_render_storage(aged, trace), *_render_stops(aged, trace)]
         if self.asked is not None:
             lines += ["", *_render_standing(aged, self.asked)]
+        for copy in self.copies:
+            lines += ["", *copy.render(self.asked)]
         lines += ["", "Rates are estimates: what is not measured is assumed, failures are not simulated."]
         return "\n".join(map(printable, lines)) + "\n"
 
@@ -224,21 +221,72 @@ class Simulated:
             )
         return lines if len(lines) > 1 else [*lines, "  never"]
 
-    def _render_storage(self) -> list[str]:
-        storage = self._storage()
-        rows = storage["days"]
-        step = max(1, len(rows) // 12)
-        initial = f"{_size(storage['initial_bytes'])}{storage['initial_points']:9,}"
-        return [
-            "Repository",
-            "         day     runs     stored      freed      total   points",
-            f"       start                               {initial}",
-            *(
-                f"  {day['day']}{day['runs']:9,} {_size(day['stored_bytes'])} {_size(day['freed_bytes'])}"
-                f" {_size(day['total_bytes'])}{day['points']:9,}"
-                for day in [*rows[step - 1 :: step], *(rows[-1:] if len(rows) % step else ())]
-            ),
-        ]
+
+def _storage(aged: Aged, trace: Trace) -> dict[str, Any]:
+    days, total, points = [], aged.initial_bytes, aged.initial_points
+    for day in range(trace.days):
+        total += aged.stored[day] - aged.freed[day]
+        points += aged.runs[day] - aged.expired[day]
+        days.append(
+            {
+                "day": _date(trace, day),
+                "runs": aged.runs[day],
+                "read_bytes": aged.read[day],
+                "stored_bytes": aged.stored[day],
+                "freed_bytes": aged.freed[day],
+                "marked": aged.marked[day],
+                "expired": aged.expired[day],
+                "points": points,
+                "total_bytes": total,
+            }
+        )
+    return {
+        "initial_bytes": aged.initial_bytes,
+        "final_bytes": total,
+        "initial_points": aged.initial_points,
+        "final_points": points,
+        "days": days,
+    }
+
+
+def _render_storage(aged: Aged, trace: Trace) -> list[str]:
+    storage = _storage(aged, trace)
+    rows = storage["days"]
+    step = max(1, len(rows) // 12)
+    initial = f"{_size(storage['initial_bytes'])}{storage['initial_points']:9,}"
+    return [
+        "         day     runs     stored      freed      total   points",
+        f"       start                               {initial}",
+        *(
+            f"  {day['day']}{day['runs']:9,} {_size(day['stored_bytes'])} {_size(day['freed_bytes'])}"
+            f" {_size(day['total_bytes'])}{day['points']:9,}"
+            for day in [*rows[step - 1 :: step], *(rows[-1:] if len(rows) % step else ())]
+        ),
+    ]
+
+
+def _stops(aged: Aged, trace: Trace) -> list[dict[str, Any]]:
+    return [{"day": _date(trace, day), "going": going, "of": total} for day, going, total in stopped(aged, trace)]
+
+
+def _render_stops(aged: Aged, trace: Trace) -> Iterator[str]:
+    for day, going, total in stopped(aged, trace):
+        yield (
+            f"  On {_date(trace, day)} {going} of {total} restore points go or are marked: the guard "
+            "max_expire_share would stop retention and ask."
+        )
+
+
+def _at(aged: Aged, asked: Asked) -> dict[str, Any]:
+    return {
+        "at": asked.at.isoformat(),
+        "points": sum(one.count for one in aged.standing),
+        "kept_by": [
+            {"policy": policy, "rule": rule, "points": number}
+            for (policy, rule), number in sorted(aged.kept_by.items())
+        ],
+        "vms": [_standing(one) for one in sorted(aged.standing, key=lambda one: (one.name, one.vm))],
+    }
 
 
 def stopped(aged: Aged, trace: Trace) -> Iterable[tuple[int, int, int]]:

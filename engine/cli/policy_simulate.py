@@ -25,6 +25,7 @@ from policies.errors import Unusable, quoted
 from policies.facts import Facts, Vm, VmId
 from policies.fleet import daily_events, synthetic_fleet
 from policies.loading import load as load_policies
+from policies.mirrored import copies_named
 from policies.recorded import Recorded, recorded_from_json, rewound
 from policies.shapes import YEARS
 from policies.units import parse_share
@@ -103,7 +104,9 @@ def policy_simulate(
     asked = _asked(scene, at, vm)
     with progress(quiet=json, noun="day") as bar:
         total = -((scene.facts.now - scene.until) // timedelta(days=1))
-        bar.begin(f"Simulating {len(scene.facts.vms)} VMs", total)
+        copies = copies_named(policies)
+        of = f" and their copies in {', '.join(copies)}" if copies else ""
+        bar.begin(f"Simulating {len(scene.facts.vms)} VMs{of}", total * (1 + len(copies)))
         found = simulate(
             policies,
             scene.facts,

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from benchmarks._naive_simulation import Naive, line_of
+from engine.simulating import simulate
 from policies.aging import Aged, Asked, age
 from policies.assumptions import Assumptions, rate_of
 from policies.errors import PolicyError
 from policies.facts import Consistency, Disk, Event, EventType, Facts, RestorePoint, Vm, VmHistory, VmId
 from policies.fleet import Dice, daily_events, synthetic_fleet, synthetic_policies
-from policies.gauges import ALL, Trace
+from policies.gauges import ALL, Made, Trace
 from policies.limits import Limits
 from policies.loading import load_texts
+from policies.mirrored import mirror
 from policies.policyset import PolicySet
 from policies.recorded import Recorded, recorded_as_json, recorded_from_json, rewound
 from policies.simulated import Simulated
@@ -383,6 +385,75 @@ def test_a_mass_expiry_is_said_to_be_stopped_by_the_guard() -> None:
     )
     assert found.as_json()["retention_stops"][0]["day"] == "2026-11-23"
     assert "max_expire_share would stop retention" in found.render()
+
+
+COPIED = f"""
+[policy.daily]
+{DAILY}retention = {{ keep_daily = 4, grace = "0s", lock = "1d" }}
+[policy.daily.copy.far.retention]
+keep_daily = 20
+grace = "0s"
+"""
+
+
+def test_a_second_copy_gets_what_is_made_and_keeps_it_by_its_own_rules() -> None:
+    web, dev = a_vm("web", disks=(a_disk(10),)), a_vm("dev", disks=(a_disk(10),))
+    points = daily_points(web, 6, stored_bytes=1000)
+    start = replace(facts(web, dev, points=points), copies={"far": {web.id: points[-2:]}})
+    given = policies(COPIED.replace('"*"', '"name:web"') + f"[policy.dev]\n{DAILY}".replace('"*"', '"name:dev"'))
+    found = simulate(given, start, Assumptions(tick=timedelta(minutes=5)), NOW + 10 * DAY, asked=Asked(NOW + 9 * DAY))
+    (far,) = found.as_json()["copies"]
+    assert (far["name"], far["known"], far["lacked_points"], far["lacked_bytes"]) == ("far", True, 4, 4000)
+    made = len(found.trace.made[web.id])
+    assert far["runs"] == made, "those of web alone"
+    assert (far["storage"]["initial_points"], far["storage"]["final_points"]) == (6, 5 + made), "two are of one day"
+    here, there = (
+        next(vm["points"] for vm in told["at"]["vms"] if vm["name"] == "web") for told in (found.as_json(), far)
+    )
+    assert here < there, "the first repository keeps fewer"
+    days = [day["stored_bytes"] for day in far["storage"]["days"]]
+    assert sum(days) == sum(int(stored) for stored in found.trace.made[web.id].numbers[5::6])
+    assert {(one["policy"], one["rule"]) for one in far["at"]["kept_by"]} >= {("daily", "keep_daily")}
+    text = found.render()
+    assert f"Second copy far: {made} restore points copied\n  4 restore points that it lacks (3.9 KiB)" in text
+    assert text.count("restore points of") == 2, "what exists at the date is told of the copy, too"
+
+
+def test_a_copy_that_a_vm_gets_late_begins_with_all_that_it_uses() -> None:
+    web = a_vm("web", disks=(a_disk(10),))
+    tagged = replace(web, tags=frozenset({"copy=far"}))
+    given = policies(f'[policy.daily]\n{DAILY}[policy.far]\nselect.all = ["tag:copy=far"]\ncopies = ["far"]')
+    alone = simulate(given, facts(web), Assumptions(tick=timedelta(minutes=5)), NOW + 3 * DAY)
+    (none,) = alone.as_json()["copies"]
+    assert (none["runs"], none["storage"]["final_bytes"]) == (0, 0)
+    found = simulate(given, facts(tagged), Assumptions(tick=timedelta(minutes=5)), NOW + 3 * DAY)
+    assert found.as_json()["copies"][0]["storage"]["final_bytes"] == found.as_json()["storage"]["final_bytes"] > 0
+    unseen = replace(facts(tagged, points=daily_points(tagged, 3)), unseen_copies=("far",))
+    told = simulate(given, unseen, Assumptions(tick=timedelta(minutes=5)), NOW + DAY)
+    assert (told.as_json()["copies"][0]["known"], told.as_json()["copies"][0]["lacked_points"]) == (False, 0)
+    assert "what it holds is not known" in told.render()
+
+
+def test_a_policy_that_names_a_copy_later_copies_from_then_on_and_first_in_full() -> None:
+    trace = Trace(NOW, NOW + 3 * DAY, ("gold",))
+    both = policies(f'[policy.gold]\n{DAILY}copies = ["far"]'), policies(f"[policy.gold]\n{DAILY}")
+    with_far, without = (one.policies for one in both)
+    web = a_vm("web")
+    made = trace.made[web.id] = Made()
+    for day, stored in enumerate((900, 10, 20)):
+        at = (NOW + day * DAY).timestamp()
+        made.numbers.extend((at, at, 0, 0, stored, stored))
+    trace.selected[web.id] = [(NOW, without), (NOW + DAY, with_far)]
+    trace.by_name = {"gold": with_far[0]}
+    found = mirror(trace, "far", {}).trace.made[web.id]
+    assert [found.point(number)[5] for number in range(len(found))] == [900, 20]
+
+
+def test_the_longer_lock_counts_in_a_copy() -> None:
+    web = a_vm("web")
+    trace = Simulation(policies(COPIED), facts(web), Assumptions(), NOW + DAY).trace
+    (_, (daily,)) = mirror(trace, "far", {}).trace.selected[web.id][0]
+    assert (daily.retention.lock, dict(daily.retention.counts)) == (DAY, {"daily": 20})
 
 
 def test_a_simulation_in_which_nothing_happens_can_be_read() -> None:
