@@ -220,6 +220,7 @@ class CreatedVm:
     something but this restore changes the VM, its being switched on included; `found_version` is what it was when an
     earlier restore's VM was found. `safety` names the snapshot above which
     its disks are written, if there is one. `other` when it was half restored from another point, or by another engine.
+    `added` is the UUID of the disk that an interrupted restore of the restore point's disk `added_for` has added.
     """
 
     address: Address
@@ -232,3 +233,5 @@ class CreatedVm:
     found_version: str = ""
     safety: str = ""
     other: bool = False
+    added_for: str = ""
+    added: str = ""

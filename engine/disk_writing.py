@@ -118,6 +118,19 @@ async def _stride(disk: PointDisk, writer: DiskWriter, stride: Sequence[Extent],
     return written
 
 
+async def is_blank(writer: DiskWriter, executor: Executor) -> bool:
+    """Whether every byte of the disk is zero. Raises as the writer does."""
+    held = bytearray(PIECE_BYTES)
+    zeros = bytes(PIECE_BYTES)
+    for offset in range(0, writer.capacity_bytes, PIECE_BYTES):
+        length = min(PIECE_BYTES, writer.capacity_bytes - offset)
+        with memoryview(held) as view:
+            await _read(writer, executor, offset, view[:length])
+        if not held.startswith(zeros[:length]):
+            return False
+    return True
+
+
 async def _write(writer: DiskWriter, executor: Executor, offset: int, view: memoryview) -> None:
     if asyncio.iscoroutinefunction(writer.write):
         await cast(AsyncWriter, writer).write(offset, view)

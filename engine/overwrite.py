@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from connectors.disks import Extent, Incremental, Whole, align, merge, total
 from connectors.errors import Rejected
 from connectors.hypervisor import CreatedVm, TrackedBase
-from engine.disk_writing import Filling, fill
+from engine.disk_writing import Filling, fill, is_blank
 from engine.failures import Declined
 from engine.jobs import RunId
 from engine.restore import DiskWritten, Means, RestoredVm, behind, resumption
@@ -181,9 +181,11 @@ async def restore_beside(
     added = next((disk for disk in vm.disks if made and disk.uuid == made), None)
     if added is None:
         goes_on, doubt = False, ""
-        if found.resumed:
-            warnings.append("a disk that the interrupted restore had added may be left: remove it, if there is one")
-        added = await hypervisor.add_disk(vm.address, record.head.capacity_bytes, datastore, thin=thin)
+        added, said = await _of_the_mark(found, record, vm, means, run)
+        warnings += [said] if said else []
+    if added is None:
+        size, label = record.head.capacity_bytes, record.head.name
+        added = await hypervisor.add_disk(vm.address, size, datastore, thin=thin, label=label)
     await settled(threads.long, journal.begin, version="", anew=not goes_on, made=added.uuid)
     taken = await hypervisor.take_over(vm.address, (added.key,), point=point, run=run, safety=False)
     if taken.disks[0].uuid != added.uuid:
@@ -198,6 +200,27 @@ async def restore_beside(
     await hypervisor.hand_back(taken, keep_safety=False)
     await settled(threads.long, journal.finish)
     return RestoredVm(fresh, (done,), (f"{taken.disks[0].label} was added to {vm.name}", *warnings, *taken.warnings))
+
+
+async def _of_the_mark(
+    found: CreatedVm, record: DiskRecord, vm: Vm, means: Means, run: RunId
+) -> tuple[Disk | None, str]:
+    """The disk that an engine added and died before it noted which, and what to say of one that may be another's.
+
+    The VM's mark tells its place alone, and disks change places: it is taken for ours where it has the size and holds
+    nothing, so that nothing can be lost by writing to it.
+    """
+    disk = next((one for one in vm.disks if found.added and one.uuid == found.added), None)
+    if disk is None:
+        return None, ""
+    said = f"{disk.label} stands where an interrupted restore of {found.added_for} had added a disk, and is left"
+    if found.added_for != record.head.name or disk.capacity_bytes != record.head.capacity_bytes:
+        return None, said
+    async with means.hypervisor.write_disk(
+        replace(found, disks=(disk,)), 0, transports=means.transports, run=run
+    ) as opened:
+        blank = await is_blank(opened.writer, means.threads.copying)
+    return (disk, "") if blank else (None, f"{said}: it holds data")
 
 
 async def _one(

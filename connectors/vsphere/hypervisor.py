@@ -49,6 +49,7 @@ from connectors.vsphere.making import SnapshotSettings
 from connectors.vsphere.method_switches import LockSettings
 from connectors.vsphere.migration_lock import MIGRATION_LOCK, MigrationLocks
 from connectors.vsphere.power_lock import POWER_LOCK, PowerLocks
+from connectors.vsphere.proxy import own_vms
 from connectors.vsphere.removal import consolidate
 from connectors.vsphere.session import Session, SessionSettings
 from connectors.vsphere.showing import Board
@@ -306,9 +307,15 @@ class VCenter:
         """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
         return await overwriting.half_restored(self.session, address.moref)
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
-        """Give a VM one more, empty disk; how it is known."""
-        return await overwriting.add_empty_disk(self.session, address.moref, capacity_bytes, datastore, thin=thin)
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
+        """Give a VM that is taken over one more, empty disk, marked as the one for the disk of this label."""
+        return await overwriting.add_empty_disk(
+            self.session, address.moref, capacity_bytes, datastore, thin=thin, label=label
+        )
+
+    async def is_own(self, address: Address) -> bool:
+        """Whether this engine runs in the VM, or attaches the disks of others to it."""
+        return address.moref in await own_vms(self.session, self.settings.transports)
 
     def write_disk(
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -83,6 +84,8 @@ async def take_over(
         await finish(_make_safety(session, vm, kept, point, run), within=2 * TASK_SECONDS)
     notes = marked(str(told.get("config.annotation") or ""), point)
     fresh = RestoreMark(session.settings.engine_id, point, run, kept)
+    if mark is not None and resumed:
+        fresh = replace(fresh, disk=mark.disk, added=mark.added)
     await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=notes, extraConfig=[option(fresh)]))
     now = await session.properties(vm, ["config.changeVersion", "config.hardware.device"])
     facts = {fact.key: fact for fact in disk_facts(now.get("config.hardware.device") or ())}
@@ -98,6 +101,8 @@ async def take_over(
         found_version=str(told.get("config.changeVersion") or ""),
         safety=kept,
         other=mark is not None and not resumed,
+        added_for=fresh.disk,
+        added=_added(fresh, now.get("config.hardware.device") or ()),
     )
 
 
@@ -140,10 +145,20 @@ async def half_restored(session: Session, moref: str) -> bool:
     return read_mark(told.get("config.extraConfig") or ()) is not None
 
 
-async def add_empty_disk(session: Session, moref: str, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
-    """Give the VM one more disk, on its first SCSI, NVMe or SATA controller with room; how it is known."""
+async def add_empty_disk(
+    session: Session, moref: str, capacity_bytes: int, datastore: str, *, thin: bool, label: str
+) -> Disk:
+    """Give a VM that is taken over one more disk, on its first SCSI, NVMe or SATA controller with room.
+
+    The call that adds it writes its place into the VM's mark, as the one for the restore point's disk of this label:
+    who finds the mark finds the disk. Rejected when the VM does not carry this engine's mark.
+    """
     vm = session.managed(vim.VirtualMachine, moref)
-    before = list((await session.properties(vm, ["config.hardware.device"])).get("config.hardware.device") or ())
+    told = await session.properties(vm, ["config.hardware.device", "config.extraConfig"])
+    before = list(told.get("config.hardware.device") or ())
+    mark = read_mark(told.get("config.extraConfig") or ())
+    if mark is None or mark.engine != session.settings.engine_id:
+        raise Rejected("it does not carry the mark of this engine's restore any more", where=moref)
     controller, unit = free_place(before)
     disk = vim.vm.device.VirtualDisk(
         key=-1,
@@ -157,16 +172,26 @@ async def add_empty_disk(session: Session, moref: str, capacity_bytes: int, data
     )
     change = vim.vm.device.VirtualDeviceSpec
     made = change(operation=change.Operation.add, fileOperation=change.FileOperation.create, device=disk)
-    await _reconfigure(session, vm, vim.vm.ConfigSpec(deviceChange=[made]))
+    marked_so = option(replace(mark, disk=label, added=f"{controller}:{unit}"))
+    await _reconfigure(session, vm, vim.vm.ConfigSpec(deviceChange=[made], extraConfig=[marked_so]))
     after = (await session.properties(vm, ["config.hardware.device"])).get("config.hardware.device") or ()
-    found = [
-        d.key
-        for d in after
-        if isinstance(d, vim.vm.device.VirtualDisk) and (d.controllerKey, d.unitNumber) == (controller, unit)
-    ]
-    if not found:
+    found = _disk_at(f"{controller}:{unit}", after)
+    if found is None:
         raise Rejected("vCenter made no disk", where=moref)
-    return next(fact for fact in disk_facts(after) if fact.key == found[0])
+    return found
+
+
+def _added(mark: RestoreMark, devices: Sequence[Any]) -> str:
+    """The UUID of the disk that the mark tells of, if it is there. Pure."""
+    found = _disk_at(mark.added, devices) if mark.added else None
+    return found.uuid if found is not None else ""
+
+
+def _disk_at(place: str, devices: Sequence[Any]) -> Disk | None:
+    """The disk on this controller and unit. Pure."""
+    disks = (d for d in devices if isinstance(d, vim.vm.device.VirtualDisk))
+    key = next((d.key for d in disks if f"{d.controllerKey}:{d.unitNumber}" == place), None)
+    return next((fact for fact in disk_facts(devices) if fact.key == key), None)
 
 
 def free_place(devices: Sequence[Any]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -242,6 +242,17 @@ async def find_proxy(session: Session, settings: TransportSettings) -> Any:
             f"{len(named)} VMs are called {wanted}", where=session.where, hint="name the proxy by its UUID or moRef"
         )
     return named[0]
+
+
+async def own_vms(session: Session, settings: TransportSettings) -> frozenset[str]:
+    """The moRefs of the VM that this engine runs in, by its UUID, and of the one that is named as the proxy."""
+    found: set[str] = set()
+    for wanted in {"", settings.proxy}:
+        try:
+            found.add((await find_proxy(session, replace(settings, proxy=wanted)))._moId)
+        except TransportFailed:
+            continue
+    return frozenset(found)
 
 
 async def read_proxy(session: Session, settings: TransportSettings) -> Proxy:

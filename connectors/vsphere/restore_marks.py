@@ -22,12 +22,17 @@ _LINE = re.compile(r"HALF RESTORED by Backstay [^\n]*\n?")
 
 @dataclass(frozen=True, slots=True)
 class RestoreMark:
-    """Which engine restores which restore point into the VM, in which run. `safety` names its snapshot for safety."""
+    """Which engine restores which restore point into the VM, in which run. `safety` names its snapshot for safety.
+
+    `added` is the place, controller and unit, of a disk that the restore has added for the restore point's `disk`.
+    """
 
     engine: str
     point: str
     run: str
     safety: str = ""
+    disk: str = ""
+    added: str = ""
 
 
 def option(mark: RestoreMark | None) -> Any:
@@ -40,7 +45,7 @@ def read_mark(options: Iterable[Any]) -> RestoreMark | None:
     told = read_option(options, KEY)
     if told is None:
         return None
-    return RestoreMark(*(str(told.get(name, "")) for name in ("engine", "point", "run", "safety")))
+    return RestoreMark(*(str(told.get(name, "")) for name in RestoreMark.__dataclass_fields__))
 
 
 def marked(notes: str, point: str) -> str:

@@ -16,6 +16,7 @@ from connectors.hypervisor import RestoreTarget
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.method_switches import LockSettings
 from connectors.vsphere.power_lock import POWER_ON
+from connectors.vsphere.transport_settings import TransportSettings
 from policies.facts import Address
 from tests.lab.connect import vcenter_settings
 from tests.lab.reaching import MIB, snapshotted
@@ -106,6 +107,16 @@ async def test_a_vm_that_is_reverted_or_made_whole_by_hand_is_let_on_by_the_jani
         assert (off(lab, "given-up"), taken.other, taken.warnings) == (True, True, ())
         await vcenter.hand_back(taken, keep_safety=False)
         assert lab.disabled_methods("given-up") == {}
+
+
+async def test_the_proxy_is_known_as_the_engine_s_own(lab: Lab) -> None:
+    settings = vcenter_settings(lab, transports=TransportSettings(order=("nbd",), proxy="db-03"))
+    vcenter = await VCenter.connect(settings)
+    try:
+        vms = {vm.name: await vcenter.is_own(vm.address) for vm in await vcenter.inventory()}
+    finally:
+        await vcenter.aclose()
+    assert [name for name, own in vms.items() if own] == ["db-03"]
 
 
 async def test_an_account_that_may_not_keep_it_off_restores_all_the_same_and_what_fails_is_taken_back_later(

@@ -143,6 +143,8 @@ class HypervisorInMemory:
         self.slow_snapshot = ""
         self.achieves: tuple[Consistency, str] | None = None
         self.half_restored_vms: dict[Address, tuple[str, str]] = {}
+        self.added: dict[Address, tuple[str, str]] = {}
+        self.own: set[Address] = set()
         self.free: dict[str, int] = {}
         """Free bytes of datastores of 1 TiB; half of it where nothing is said."""
         self.fail_space: ConnectorError | None = None
@@ -517,18 +519,24 @@ class HypervisorInMemory:
         version = vm.change_version
         disks = tuple(by_key[key] for key in keys)
         other = mark is not None and not resumed
+        for_disk, added = self.added.get(address, ("", "")) if resumed else ("", "")
         return CreatedVm(
-            address, vm.name, disks, resumed=resumed, version=version, found_version=version, safety=kept, other=other
-        )
+            address, vm.name, disks, resumed=resumed, version=version, found_version=version, safety=kept, other=other,
+            added_for=for_disk, added=added,
+        )  # fmt: skip
 
     async def hand_back(self, vm: CreatedVm, *, keep_safety: bool) -> None:
         self.half_restored_vms.pop(vm.address, None)
+        self.added.pop(vm.address, None)
         self.log.append(f"hand back {vm.name}")
 
     async def half_restored(self, address: Address) -> bool:
         return address in self.half_restored_vms
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
+    async def is_own(self, address: Address) -> bool:
+        return address in self.own
+
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
         guest = self.guests[address]
         key = max(guest.files, default=1999) + 1
         path = self.directory / f"{guest.vm.name}-{key}.raw"
@@ -538,6 +546,7 @@ class HypervisorInMemory:
             key=key, label=f"Hard disk {key - 1999}", capacity_bytes=capacity_bytes, uuid=f"6000C29-added-{key}",
             datastore=datastore, file_name=str(path), mode="persistent",
         )  # fmt: skip
+        self.added[address] = (label, added.uuid)
         guest.files[key], guest.writes[key] = path, []
         self.set(guest.vm, disks=(*guest.vm.disks, added))
         return added

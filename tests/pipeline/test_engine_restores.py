@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from engine.commands import BackUpVm, RestoreInPlace, RestoreToVm
+from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace, RestoreToVm
 from engine.failures import Exit
 from engine.restore_journal import Journal, Restoring
 from policies.facts import PowerState
@@ -70,6 +70,21 @@ async def test_a_restore_in_place_is_marked_distrusted_and_handed_back(tmp_path:
         assert [line for line in vcenter.log if "hand back" in line] == ["hand back web"]
         again = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
         assert "was restored to" in str(again["disks"])
+
+
+async def test_nothing_is_restored_over_the_vm_that_the_engine_stands_on(tmp_path: Path) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    web = vcenter.add("web")
+    vcenter.own.add(web.address)
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: engine.parts.world.named("web"))
+        first = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        point = str(first["id"])
+        for task in (RestoreInPlace(point, yes=True, power_off=True), RestoreDisk(point, "web", yes=True)):
+            refused = await engine.finished(await engine.control.submit(task, "test"))
+            assert refused["exit"] == int(Exit.REFUSED)
+            assert "cannot write over what it stands on" in str(refused["sentence"])
+    assert vcenter.guests[web.address].vm.power is PowerState.ON
 
 
 async def test_two_restores_to_one_name_do_not_run_at_once(tmp_path: Path) -> None:
