@@ -196,6 +196,7 @@ PURPOSES = (
         "disks are not written over NBD",
         transport="nbd",
     ),
+    Purpose("imports", "restore", "pools", ("VApp.Import",), "VMs are not imported", transport="export"),
     Purpose(
         "space for VMs",
         "restore",

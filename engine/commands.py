@@ -56,7 +56,8 @@ class RestoreToVm:
     """Make a new, powered-off VM from a restore point, or go on with one whose restore was interrupted.
 
     Empty fields take what the restore point remembers. `disk_datastores` are by the disks' labels; `identity`,
-    `connect` and `storage_policies` are as in RestoreTarget.
+    `connect` and `storage_policies` are as in RestoreTarget. `transports` are the ways to write its disks by, in order:
+    "hotadd", "nbd", or "import"; empty leaves that to the engine's configuration.
     """
 
     point: str
@@ -71,6 +72,7 @@ class RestoreToVm:
     identity: Literal["auto", "keep", "new"] = "auto"
     connect: bool | None = None
     storage_policies: Mapping[str, str] = field(default_factory=dict)
+    transports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -55,6 +56,42 @@ async def fill(
         written += await _stride(disk, writer, stride, how)
         await _flush(writer, how.executor)
         await reached(stride[-1].end)
+    return written
+
+
+async def pour(disk: PointDisk, writer: BlockingWriter, extents: Sequence[Extent], how: Filling) -> int:
+    """Write these extents in the order of the disk, as a stream needs them; the bytes that were written.
+
+    Up to `lanes` pieces are read ahead of the one that is being written. Raises as `fill` does.
+    """
+    if writer.capacity_bytes != disk.capacity_bytes:
+        raise ConnectorError(f"the disk holds {writer.capacity_bytes} bytes, not {disk.capacity_bytes}")
+    free = deque(memoryview(bytearray(PIECE_BYTES)) for _ in range(max(1, how.lanes)))
+    ahead: deque[tuple[int, memoryview, asyncio.Task[None]]] = deque()
+    written = 0
+
+    async def write_first() -> None:
+        nonlocal written
+        offset, view, read = ahead.popleft()
+        await read
+        await settled(how.executor, writer.write, offset, view)
+        written += view.nbytes
+        free.append(memoryview(view.obj))
+        if how.advance is not None:
+            how.advance(view.nbytes)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for piece in pieces(extents, PIECE_BYTES):
+                if not free:
+                    await write_first()
+                view = free.popleft()[: piece.length]
+                reading = settled(how.executor, disk.read_into, piece.offset, view)
+                ahead.append((piece.offset, view, group.create_task(reading)))
+            while ahead:
+                await write_first()
+    except BaseExceptionGroup as errors:
+        raise first_of(errors) from errors
     return written
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from connectors.disks import Changes
+from connectors.disks import Changes, Extent
 from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
@@ -70,6 +70,23 @@ class Board(Protocol):
 
     async def clean(self) -> None:
         """Take everything of ours away, of whichever engine. Idempotent."""
+        ...
+
+
+class Importing(Protocol):
+    """A new VM that is whole when `complete` has ended, and not there otherwise."""
+
+    @property
+    def vm(self) -> CreatedVm:
+        """What is being made."""
+        ...
+
+    def disk(self, index: int) -> AbstractAsyncContextManager[OpenTarget]:
+        """The index-th disk, by a BlockingWriter that takes what was told beforehand, in the order of the disk."""
+        ...
+
+    async def complete(self) -> CreatedVm:
+        """Every disk is sent: the VM is whole."""
         ...
 
 
@@ -182,6 +199,24 @@ class Hypervisor(Protocol):
         """Make a powered-off VM with empty disks from a saved configuration, or take up the half-restored one."""
         ...
 
+    async def discard_vm(self, vm: CreatedVm, *, run: str) -> None:
+        """Remove a VM that this run has made and written nothing to. NotOurs for any other."""
+        ...
+
+    async def unwritable(self, transports: Sequence[str]) -> Mapping[str, str]:
+        """By transport: why no disk at all can be written by it now. Those that may serve are left out."""
+        ...
+
+    def import_vm(
+        self, configuration: bytes, target: RestoreTarget, mapped: Sequence[Sequence[Extent]]
+    ) -> AbstractAsyncContextManager[Importing]:
+        """Have a VM made from streams, without a transport to its disks; gone after the block unless completed.
+
+        `mapped` are the extents that will be written to each disk. TransportFailed or NotPermitted, with nothing made,
+        where that does not work here. It cannot go on where it was cut off; what a crash leaves is a left-over.
+        """
+        ...
+
     async def finish_vm(self, vm: CreatedVm) -> None:
         """Everything is written: take away what marks the VM as half restored. Idempotent."""
         ...
@@ -219,12 +254,8 @@ class Hypervisor(Protocol):
         """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
         ...
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
-        """Give a VM that is taken over one more, empty disk, marked with it as the one for the disk of this label."""
-        ...
-
-    async def is_own(self, address: Address) -> bool:
-        """Whether this engine runs in the VM, or attaches the disks of others to it."""
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
+        """Give a VM one more, empty disk; how it is known."""
         ...
 
     def write_disk(

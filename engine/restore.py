@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from connectors.disks import Extent
-from connectors.errors import ConnectorError
+from connectors.errors import ConnectorError, NoTransport
 from connectors.hypervisor import CreatedVm, Fallback, RestoreTarget
 from engine.copying import Advance
 from engine.disk_writing import STRIDE_BYTES, Filling, fill
@@ -86,7 +86,7 @@ async def restore_vm(point: PointId, target: RestoreTarget, means: Means, *, run
     before = await settled(means.threads.long, journal.read)
     goes_on, doubt = resumption(made, before)
     await settled(means.threads.long, journal.begin, version=made.version, anew=not goes_on)
-    written = []
+    written: list[DiskWritten] = []
     for index, record in enumerate(detail.disks):
         disk = await settled(pool, means.repository.read_disk, point, record.head.name)
         start = before.reached.get(index, 0) if before is not None and goes_on else 0
@@ -98,14 +98,30 @@ async def restore_vm(point: PointId, target: RestoreTarget, means: Means, *, run
             await settled(means.threads.long, journal.note, index, offset)
 
         how = Filling(means.threads.copying, means.lanes, bool(doubt), means.stride_bytes, means.advance)
-        async with means.hypervisor.write_disk(made, index, transports=means.transports, run=run) as opened:
-            done = await fill(disk, opened.writer, extents, how, reached)
+        try:
+            async with means.hypervisor.write_disk(made, index, transports=means.transports, run=run) as opened:
+                done = await fill(disk, opened.writer, extents, how, reached)
+        except NoTransport as error:
+            if not written and not made.resumed:
+                await _discarded(made, journal, means, run, error)
+            raise
         written.append(
             DiskWritten(record.head.name, disk.capacity_bytes, done, opened.transport, opened.fallbacks, doubt, start)
         )
     await means.hypervisor.finish_vm(made)
     await settled(means.threads.long, journal.finish)
     return RestoredVm(made, tuple(written), made.warnings)
+
+
+async def _discarded(made: CreatedVm, journal: Journal, means: Means, run: RunId, why: NoTransport) -> None:
+    """A new VM whose disks are out of reach is of no use: take it away, or say that it stays."""
+    try:
+        await means.hypervisor.discard_vm(made, run=run)
+    except ConnectorError as error:
+        why.add_note(f"the VM {made.name} that was made could not be removed: {error}")
+        log.warning("VM without content stays", extra={"vm": made.name, "why": str(error)})
+        return
+    await settled(means.threads.long, journal.finish)
 
 
 def disk_keys(detail: PointDetail) -> tuple[int, ...]:

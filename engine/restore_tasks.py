@@ -15,10 +15,11 @@ from engine.failures import BadInput, Declined
 from engine.overwrite import IN_PLACE, OVER_DISK, Overwrite, Pair, checked, matched, overwrite, restore_beside
 from engine.parts import Parts
 from engine.ports import Hypervisor
-from engine.restore import DiskWritten, Means, RestoredVm, restore_vm
+from engine.restore import DiskWritten, Means, RestoredVm
+from engine.restore_ways import restore_new_vm
 from engine.tasks import Body, Watch
 from engine.threads import settled
-from engine.ways import none_writes
+from engine.ways import IMPORT, WRITES, in_writing, none_writes
 from policies.facts import PointId, PowerState, Vm, VmId
 from storage.repository import DiskRecord, PointDetail, Repository
 
@@ -31,6 +32,7 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
 
     async def body(watch: Watch) -> Mapping[str, Any]:
         check_name(asked.name)
+        ways = ways_of_writing(parts, asked.transports)
         home = await settled(parts.threads.repository, parts.repositories.home, point)
         detail = await settled(parts.threads.repository, home.detail, point)
         original = parts.world.vms.get(detail.head.vm)
@@ -59,7 +61,8 @@ def restore_to_vm(parts: Parts, point: PointId, hypervisor: Hypervisor, asked: R
         run = parts.mint_run()
         try:
             with parts.crew.alive(run), parts.crew.restoring(hypervisor.vcenter, asked.name):
-                made = await restore_vm(point, target, means(parts, home, hypervisor, advance), run=run)
+                how = means(parts, home, hypervisor, advance)
+                made = await restore_new_vm(point, target, how, ways, run=run)
         finally:
             await settled(parts.threads.long, parts.crew.remember_unfinished, parts.config.state_dir)
         parts.metrics.operation_finished("restore", "done")
@@ -153,12 +156,6 @@ async def _target(
     if hypervisor is None:
         raise BadInput(f"the vCenter of {known.name} is not connected now", hint="see: backstay status")
     seen = replace(await hypervisor.vm(known.address), id=vm_id)
-    if await hypervisor.is_own(known.address):
-        raise Declined(
-            "this engine runs in it or attaches the disks of others to it: it cannot write over what it stands on",
-            where=seen.name,
-            hint="restore to a new VM, or from the engine of another machine",
-        )
     if not asked.yes:
         raise Declined(
             f"this {does}, and what was written since is no longer there" + _on(seen, asked.power_off),
@@ -226,8 +223,7 @@ def _record(detail: PointDetail, label: str) -> DiskRecord:
 
 
 def means(parts: Parts, repository: Repository, hypervisor: Hypervisor, advance: Callable[[int], None]) -> Means:
-    """What a restore into a vCenter needs of the engine; Declined where it has no way to write a disk."""
-    assert_writing(parts)
+    """What a restore into a vCenter needs of the engine."""
     return Means(
         repository,
         hypervisor,
@@ -240,13 +236,35 @@ def means(parts: Parts, repository: Repository, hypervisor: Hypervisor, advance:
 
 
 def assert_writing(parts: Parts) -> None:
-    """Declined where no transport of the configuration writes disks."""
+    """Declined where no transport of the configuration writes disks of a VM that is there."""
     if why := none_writes(parts.config.transport.order):
+        new = bool(in_writing(parts.config.transport.order))
+        raise Declined(
+            f"nothing is restored into a VM that is there: {why}",
+            where="[transport] order",
+            hint="add hotadd or nbd (docs/transports.md), or restore to "
+            + ("a new VM with --to-vm" if new else "a file with --to-file"),
+        )
+
+
+def ways_of_writing(parts: Parts, asked: Sequence[str]) -> tuple[str, ...]:
+    """The ways to make a new VM by, in order: those that were asked for, else the configuration's.
+
+    BadInput for one that there is not, Declined where the configuration has none that writes.
+    """
+    for way in asked:
+        if way not in WRITES:
+            raise BadInput(
+                f"disks are not written by {way}", where="--transport", hint=f"there are {', '.join(WRITES)}"
+            )
+    order = parts.config.transport.order
+    if not asked and (why := none_writes(order, new=True)):
         raise Declined(
             f"nothing is restored into a vCenter: {why}",
             where="[transport] order",
-            hint="add hotadd or nbd (docs/transports.md), or restore to a file with --to-file",
+            hint="add hotadd, nbd or export (docs/transports.md), or restore to a file with --to-file",
         )
+    return tuple(dict.fromkeys(asked)) or in_writing(order)
 
 
 def started(watch: Watch, note: str, detail: PointDetail) -> Callable[[int], None]:
@@ -278,6 +296,7 @@ def told(parts: Parts, detail: PointDetail, made: RestoredVm) -> dict[str, Any]:
         "vcenter": parts.names.get(vcenter, vcenter),
         "identity": made.vm.identity,
         "resumed": made.vm.resumed,
+        "resumable": all(disk.transport != IMPORT for disk in made.disks),
         "written_bytes": made.written_bytes,
         "disks": [_disk(disk) for disk in made.disks],
         "warnings": list(made.warnings),

@@ -1,11 +1,15 @@
-"""Which ways to a disk are left when one breaks while it is read, and which only read. Pure."""
+"""Which ways to a disk are left when one breaks while it is read, and which of them write. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
-ONLY_READ = frozenset({"export", "https"})
-"""Ways by which a disk is read and never written."""
+IMPORT = "import"
+"""What an export is in the other direction. It makes a whole new VM, and writes into none that is there."""
+
+WRITES = ("hotadd", "nbd", IMPORT)
+"""The ways by which disks are written."""
 
 
 def left_after(ways: Sequence[str], used: str, broken: Sequence[str]) -> tuple[str, ...]:
@@ -18,7 +22,23 @@ def left_after(ways: Sequence[str], used: str, broken: Sequence[str]) -> tuple[s
     return tuple(ways[at + 1 :] if used in broken else ways[at:])
 
 
-def none_writes(ways: Iterable[str]) -> str:
-    """Why no disk can be written by these ways, as a sentence; empty when one can be."""
+def in_writing(ways: Iterable[str]) -> tuple[str, ...]:
+    """The ways by which a new VM's disks are written, in the order in which disks are read."""
+    turned = (IMPORT if way == "export" else way for way in ways)
+    return tuple(way for way in dict.fromkeys(turned) if way in WRITES)
+
+
+def steps(ways: Iterable[str]) -> list[tuple[str, ...]]:
+    """The ways of writing in the order to try them: those that fill disks of a VM together, an import alone."""
+    return [tuple(group) for _, group in groupby(ways, key=lambda way: way == IMPORT)]
+
+
+def none_writes(ways: Iterable[str], *, new: bool = False) -> str:
+    """Why no disk can be written by these ways, as a sentence; empty when one can be. With `new`, of a new VM."""
     told = sorted(ways)
-    return "" if set(told) - ONLY_READ else f"by {' and '.join(told) or 'no transport'} disks are only read"
+    writing = set(in_writing(told)) - (set() if new else {IMPORT})
+    if writing:
+        return ""
+    if "export" in told:
+        return f"by {' and '.join(told)} no disk is written into a VM that is there"
+    return f"by {' and '.join(told) or 'no transport'} disks are only read"

@@ -18,19 +18,22 @@ from pyVmomi import vim
 
 from connectors.cleanup import acquired, finish
 from connectors.disks import Extent
-from connectors.errors import Busy, ConnectorError, Gone, NotOurs, Rejected, TransportFailed
+from connectors.errors import Busy, ConnectorError, Gone, NotOurs, NotPermitted, Rejected, TransportFailed
 from connectors.gates import connection
 from connectors.hypervisor import CreatedVm, Leftover, OpenTarget, RestoreTarget
 from connectors.vsphere import import_marks
 from connectors.vsphere.belongings import put_labels, put_nvram
 from connectors.vsphere.export import bus_of, place
 from connectors.vsphere.export_lease import Lease
+from connectors.vsphere.faults import Failed
 from connectors.vsphere.import_marks import ImportMark, kept_by_somebody
 from connectors.vsphere.nfc_line import NfcLine
 from connectors.vsphere.provision import Planned, disks_made, name_taken, plan_vm
 from connectors.vsphere.restore_marks import RestoreMark, cleared, marked
 from connectors.vsphere.restore_marks import option as restoring
 from connectors.vsphere.session import Session
+from connectors.vsphere.storage_policies import HOME, Policies
+from connectors.vsphere.storage_policies import specification as policy_specification
 from connectors.vsphere.tags import TagReader
 from connectors.vsphere.transport_settings import IMPORT
 from connectors.vsphere.upload import Upload
@@ -207,9 +210,32 @@ async def remove_import(session: Session, moref: str) -> None:
 async def _made(
     session: Session, tags: TagReader, planned: Planned, target: RestoreTarget, streams: Sequence[StreamPlan]
 ) -> Import:
-    config = specification(planned, target, session.settings.engine_id)
-    spec = vim.vm.VmImportSpec(configSpec=config)
-    at = planned.place
+    config, lacking = mark(planned, target, session.settings.engine_id), []
+    try:
+        lease = await _leased(session, add_disks(config, planned, target, planned.policies), planned, target)
+    except (Rejected, NotPermitted, Failed, TransportFailed) as refused:
+        if not planned.policies.ids:
+            raise
+        lease = await _leased(session, add_disks(config, planned, target, Policies()), planned, target)
+        names = ", ".join(sorted(set(planned.policies.names.values())))
+        lacking.append(f"without its storage policies ({names}), which vCenter refused: {refused.what}")
+    try:
+        vm, saved = session.managed(vim.VirtualMachine, lease.vm._moId), planned.saved
+        disks = await disks_made(session, vm, saved, planned.plan, target)
+        urls = await _urls(session, vm, lease, [disk.key for disk in disks], target.name)
+    except BaseException as failure:
+        await _given_up(session, lease, failure)
+        raise
+    address = Address(session.vcenter, vm._moId)
+    warnings, identity = (*planned.warnings, *lacking), planned.chosen.sentence
+    made = CreatedVm(address, target.name, tuple(disks), identity=identity, warnings=warnings)
+    log.info("VM is being imported", extra={"vm": target.name, "moref": vm._moId, "disks": len(disks)})
+    return Import(session, tags, planned, target, lease, made, list(zip(urls, streams, strict=True)))
+
+
+async def _leased(session: Session, config: Any, planned: Planned, target: RestoreTarget) -> Lease:
+    """A lease that is ready, and the VM of this specification made under it. Nothing is left where there is none."""
+    spec, at = vim.vm.VmImportSpec(configSpec=config), planned.place
     try:
         managed = await session.call(at.pool.ImportVApp, spec, at.folder, at.host, mutating=True)
     except ConnectorError as failure:
@@ -219,36 +245,43 @@ async def _made(
     lease = Lease(session, managed)
     try:
         await lease.begin(does="import", within=READY_SECONDS)
-        vm, saved = session.managed(vim.VirtualMachine, lease.vm._moId), planned.saved
-        disks = await disks_made(session, vm, saved, planned.plan, target)
-        urls = await _urls(session, vm, lease, [disk.key for disk in disks], target.name)
     except BaseException as failure:
-        lease.trouble = lease.trouble or str(failure)
-        await lease.end(failed=True)
-        if lease.vm is not None:
-            await _remove_patiently(session, lease.vm._moId)
+        await _given_up(session, lease, failure)
         raise
-    address = Address(session.vcenter, vm._moId)
-    warnings, identity = planned.warnings, planned.chosen.sentence
-    made = CreatedVm(address, target.name, tuple(disks), identity=identity, warnings=warnings)
-    log.info("VM is being imported", extra={"vm": target.name, "moref": vm._moId, "disks": len(disks)})
-    return Import(session, tags, planned, target, lease, made, list(zip(urls, streams, strict=True)))
+    return lease
 
 
-def specification(planned: Planned, target: RestoreTarget, engine: str) -> Any:
-    """The whole VM in one specification, with its disks, marked. Disks keep the order of the saved VM."""
+async def _given_up(session: Session, lease: Lease, failure: BaseException) -> None:
+    """Abort a lease, and see to it that its VM is gone."""
+    lease.trouble = lease.trouble or str(failure) or type(failure).__name__
+    await lease.end(failed=True)
+    if lease.vm is not None:
+        await _remove_patiently(session, lease.vm._moId)
+
+
+def mark(planned: Planned, target: RestoreTarget, engine: str) -> Any:
+    """The specification of a VM that is to be imported, with its marks and without its disks."""
     plan, saved = planned.plan, planned.saved
     config = plan.config
     config.instanceUuid = config.instanceUuid or str(uuid4())
-    mark = ImportMark(engine, target.point, target.run, str(config.name), config.instanceUuid, disks=len(plan.disks))
-    config.extraConfig += [import_marks.option(mark), restoring(RestoreMark(engine, target.point, target.run))]
+    own = ImportMark(engine, target.point, target.run, str(config.name), config.instanceUuid, disks=len(plan.disks))
+    config.extraConfig += [import_marks.option(own), restoring(RestoreMark(engine, target.point, target.run))]
     config.annotation = marked(str(saved.annotation or ""), target.point)
+    return config
+
+
+def add_disks(config: Any, planned: Planned, target: RestoreTarget, policies: Policies) -> Any:
+    """The specification with its disks, in the order of the saved VM, and with these storage policies."""
+    saved, disk_kind = planned.saved, vim.vm.device.VirtualDisk
+    config.deviceChange = [change for change in config.deviceChange if not isinstance(change.device, disk_kind)]
+    config.vmProfile = policy_specification(policies.of(HOME))
     made = [change.device for change in config.deviceChange]
     # The server makes IDE controllers by itself, with the keys that they always have.
     made += [d for d in saved.hardware.device if isinstance(d, vim.vm.device.VirtualIDEController)]
-    for disk in sorted(plan.disks, key=lambda disk: disk.key):
+    for disk in sorted(planned.plan.disks, key=lambda disk: disk.key):
         datastore = target.disk_datastores.get(disk.key, planned.place.datastore)
-        for change in add_disk(saved, disk, made, datastore).deviceChange:
+        policy = policy_specification(policies.of(str(disk.key)))
+        for change in add_disk(saved, disk, made, datastore, policy).deviceChange:
             change.device.key = -disk.key
             config.deviceChange.append(change)
     return config

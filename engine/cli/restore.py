@@ -38,6 +38,7 @@ _BELONGS: Mapping[str, frozenset[str]] = {
     "--keep-identity": frozenset({"to_vm"}),
     "--new-identity": frozenset({"to_vm"}),
     "--connect": frozenset({"to_vm"}),
+    "--transport": frozenset({"to_vm"}),
     "--disconnect": frozenset({"to_vm"}),
     "--over": frozenset({"into"}),
     "--yes": frozenset({"in_place", "into"}),
@@ -66,6 +67,7 @@ def restore(
     disk_datastore: Annotated[tuple[str, ...], Parameter(help="DISK=DATASTORE: another one for this disk.")] = (),
     host: Annotated[str, Parameter(help="The host that it is registered on.")] = "",
     network: Annotated[tuple[str, ...], Parameter(help="OLD=NEW: connect to NEW what was on OLD.")] = (),
+    transport: Annotated[tuple[str, ...], Parameter(help="Write by this alone: hotadd, nbd or import.")] = (),
     storage_policy: Annotated[tuple[str, ...], Parameter(help="OLD=NEW: give NEW to what had OLD.")] = (),
     keep_identity: Annotated[bool, Parameter(help="UUIDs and MAC addresses of the original, or no VM.")] = False,
     new_identity: Annotated[bool, Parameter(help="New UUIDs and MAC addresses, though the original is gone.")] = False,
@@ -84,7 +86,8 @@ def restore(
 ) -> None:
     """Restore a disk to a file, a whole VM into a new one or in place, or a disk into a VM, every byte verified.
 
-    A restore into vCenter that was interrupted goes on where it was when the same command is given again.
+    A restore into vCenter that was interrupted goes on where it was when the same command is given again; an import,
+    which is what is left where neither hot-add nor NBD works, begins again.
     """
     given = locals()
     way = _way(given)
@@ -117,6 +120,7 @@ def restore(
                 "keep" if keep_identity else "new" if new_identity else "auto",
                 True if connect else False if disconnect else None,
                 dict(_pair(one, "--storage-policy", "a pair of storage policies", "OLD=NEW") for one in storage_policy),
+                transport,
             )
         elif way == "in_place":
             task = RestoreInPlace(point, yes, power_off, not without_safety, keep_safety, discard)
@@ -159,6 +163,8 @@ def _tell(result: Mapping[str, Any], point: str, to_file: str) -> None:
         say(printable(f"{disk['disk']}: {how}{again}{every}."))
         for transport, why in disk["fallbacks"]:
             say(printable(f"{disk['disk']}: not by {transport}: {why}"))
+    if result.get("resumable") is False:
+        say("vCenter imported it as a whole: had it been cut off, it would have begun again.")
     for warning in result.get("warnings", ()):
         say(printable(f"Note: {warning}."))
     for label, why in result.get("without", ()):

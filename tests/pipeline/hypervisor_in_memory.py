@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,16 @@ from pathlib import Path
 
 from connectors.disk_files import FileReader, FileWriter
 from connectors.disks import Changes, DiskReader, Extent, Incremental, Whole, merge
-from connectors.errors import Busy, ConnectorError, Gone, ReadFailed, Rejected, TransportFailed, Unconsolidated
+from connectors.errors import (
+    Busy,
+    ConnectorError,
+    Gone,
+    NoTransport,
+    ReadFailed,
+    Rejected,
+    TransportFailed,
+    Unconsolidated,
+)
 from connectors.gates import Gates
 from connectors.hypervisor import (
     CreatedVm,
@@ -49,6 +58,7 @@ from policies.facts import (
     VmId,
 )
 from tests.pipeline.board_in_memory import BoardInMemory
+from tests.pipeline.import_in_memory import ImportInMemory
 
 MIB = 1 << 20
 
@@ -155,6 +165,11 @@ class HypervisorInMemory:
         self.board = BoardInMemory()
         self.trials: dict[Address, str] = {}
         """The run of each trial VM; no inventory tells of these."""
+        self.cannot_write: dict[str, str] = {}
+        """By way, "import" among them: why no disk can be written by it, as is known beforehand."""
+        self.cannot_open: dict[str, str] = {}
+        """By way: why it does not open a disk for writing, as is seen then."""
+        self.on_import: Callable[[int], None] = lambda offset: None
         self.lifeless = ""
         self.on_trial: Callable[[Vm], None] = lambda vm: None
         self.keep_trials = False
@@ -475,6 +490,34 @@ class HypervisorInMemory:
         self.half_restored_vms[vm.address] = (target.name, target.point)
         return CreatedVm(vm.address, vm.name, vm.disks, identity="UUIDs and MAC addresses of its own")
 
+    async def discard_vm(self, vm: CreatedVm, *, run: str) -> None:
+        self.half_restored_vms.pop(vm.address, None)
+        self.guests.pop(vm.address, None)
+        self.log.append(f"discard {vm.name}")
+
+    async def unwritable(self, transports: Sequence[str]) -> Mapping[str, str]:
+        return {way: self.cannot_write[way] for way in transports if way in self.cannot_write}
+
+    @asynccontextmanager
+    async def import_vm(
+        self, configuration: bytes, target: RestoreTarget, mapped: Sequence[Sequence[Extent]]
+    ) -> AsyncIterator[ImportInMemory]:
+        if "import" in self.cannot_write:
+            raise TransportFailed(self.cannot_write["import"])
+        vm = self.add(target.name, disks=len(mapped), data=b"")
+        self.half_restored_vms[vm.address] = (target.name, target.point)
+        asked = target.disks or tuple(range(len(mapped)))
+        disks = tuple(vm.disks[sorted(asked).index(key)] for key in asked)
+        files = [self.guests[vm.address].files[disk.key] for disk in disks]
+        importing = ImportInMemory(CreatedVm(vm.address, vm.name, disks), files, mapped, self.on_import)
+        try:
+            yield importing
+        finally:
+            self.half_restored_vms.pop(vm.address, None)
+            if not importing.whole:
+                del self.guests[vm.address]
+            self.log.append(f"import {'complete' if importing.whole else 'aborted'}")
+
     async def finish_vm(self, vm: CreatedVm) -> None:
         self.half_restored_vms.pop(vm.address, None)
 
@@ -533,10 +576,7 @@ class HypervisorInMemory:
     async def half_restored(self, address: Address) -> bool:
         return address in self.half_restored_vms
 
-    async def is_own(self, address: Address) -> bool:
-        return address in self.own
-
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
         guest = self.guests[address]
         key = max(guest.files, default=1999) + 1
         path = self.directory / f"{guest.vm.name}-{key}.raw"
@@ -546,7 +586,6 @@ class HypervisorInMemory:
             key=key, label=f"Hard disk {key - 1999}", capacity_bytes=capacity_bytes, uuid=f"6000C29-added-{key}",
             datastore=datastore, file_name=str(path), mode="persistent",
         )  # fmt: skip
-        self.added[address] = (label, added.uuid)
         guest.files[key], guest.writes[key] = path, []
         self.set(guest.vm, disks=(*guest.vm.disks, added))
         return added
@@ -555,6 +594,8 @@ class HypervisorInMemory:
     async def write_disk(
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
     ) -> AsyncIterator[OpenTarget]:
+        if reasons := [(way, self.cannot_open[way]) for way in transports if way in self.cannot_open]:
+            raise NoTransport(reasons)
         with FileWriter(self.guests[vm.address].files[vm.disks[index].key]) as writer:
             yield OpenTarget(writer, "nbd")
 

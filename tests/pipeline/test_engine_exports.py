@@ -74,12 +74,17 @@ async def test_where_nothing_writes_disks_a_restore_into_vcenter_is_declined_bef
 ) -> None:
     vcenter = HypervisorInMemory(tmp_path)
     web = vcenter.add("web")
-    config = configure(tmp_path, EVERYTHING, more='[transport]\norder = ["export", "https"]')
-    async with running(tmp_path, vcenter, config) as engine:
-        await engine.until(lambda: engine.parts.world.named("web"))
-        point = str((await engine.finished(await engine.control.submit(BackUpVm("web"), "test")))["id"])
-        for asked in (RestoreToVm(point, "copy"), RestoreInPlace(point, yes=True, power_off=True)):
-            declined = await engine.finished(await engine.control.submit(asked, "test"))
-            assert declined["exit"] == int(Exit.REFUSED)
-            assert "by export and https disks are only read" in str(declined)
+    in_place, into_new = "into a VM that is there", "by https disks are only read"
+    for order, whole, there in (("https", into_new, into_new), ('export", "https', "", in_place)):
+        folder = tmp_path / order[:5]
+        folder.mkdir()
+        config = configure(folder, EVERYTHING, more=f'[transport]\norder = ["{order}"]')
+        async with running(folder, vcenter, config) as engine:
+            await engine.until(lambda engine=engine: engine.parts.world.named("web"))  # type: ignore[misc]
+            point = str((await engine.finished(await engine.control.submit(BackUpVm("web"), "test")))["id"])
+            vm, over = RestoreToVm(point, "copy"), RestoreInPlace(point, yes=True, power_off=True)
+            for asked, says in ((vm, whole), (over, there)):
+                if says:
+                    declined = await engine.finished(await engine.control.submit(asked, "test"))
+                    assert (declined["exit"], says in str(declined)) == (int(Exit.REFUSED), True)
     assert (vcenter.created, vcenter.guests[web.address].vm.power) == ([], PowerState.ON)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.ways import left_after, none_writes
+from engine.ways import in_writing, left_after, none_writes, steps
 
 WAYS: tuple[str, ...] = ("hotadd", "nbd", "https")
 
@@ -36,5 +36,15 @@ def test_a_reading_ends_however_often_ways_break() -> None:
 
 
 def test_ways_that_only_read_are_told_to_who_wants_to_write() -> None:
-    assert none_writes(("https", "export")) == "by export and https disks are only read"
-    assert none_writes(("export", "nbd")) == none_writes(("hotadd",)) == ""
+    assert none_writes(("https", "export")) == "by export and https no disk is written into a VM that is there"
+    assert (
+        none_writes(("https", "export"), new=True) == none_writes(("export", "nbd")) == none_writes(("hotadd",)) == ""
+    )
+    assert none_writes(("https",), new=True) == none_writes(("https",)) == "by https disks are only read"
+
+
+def test_an_export_is_an_import_in_writing_at_the_same_place_of_the_order() -> None:
+    assert in_writing(("hotadd", "nbd", "export", "https")) == ("hotadd", "nbd", "import")
+    assert steps(("hotadd", "nbd", "import")) == [("hotadd", "nbd"), ("import",)]
+    assert steps(in_writing(("export", "nbd", "https"))) == [("import",), ("nbd",)]
+    assert steps(in_writing(("https",))) == []
