@@ -254,8 +254,12 @@ class Hypervisor(Protocol):
         """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
         ...
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
-        """Give a VM one more, empty disk; how it is known."""
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
+        """Give a VM that is taken over one more, empty disk, marked with it as the one for the disk of this label."""
+        ...
+
+    async def is_own(self, address: Address) -> bool:
+        """Whether this engine runs in the VM, or attaches the disks of others to it."""
         ...
 
     def write_disk(

@@ -156,6 +156,12 @@ async def _target(
     if hypervisor is None:
         raise BadInput(f"the vCenter of {known.name} is not connected now", hint="see: backstay status")
     seen = replace(await hypervisor.vm(known.address), id=vm_id)
+    if await hypervisor.is_own(known.address):
+        raise Declined(
+            "this engine runs in it or attaches the disks of others to it: it cannot write over what it stands on",
+            where=seen.name,
+            hint="restore to a new VM, or from the engine of another machine",
+        )
     if not asked.yes:
         raise Declined(
             f"this {does}, and what was written since is no longer there" + _on(seen, asked.power_off),

@@ -576,7 +576,10 @@ class HypervisorInMemory:
     async def half_restored(self, address: Address) -> bool:
         return address in self.half_restored_vms
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool) -> Disk:
+    async def is_own(self, address: Address) -> bool:
+        return address in self.own
+
+    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
         guest = self.guests[address]
         key = max(guest.files, default=1999) + 1
         path = self.directory / f"{guest.vm.name}-{key}.raw"
@@ -586,6 +589,7 @@ class HypervisorInMemory:
             key=key, label=f"Hard disk {key - 1999}", capacity_bytes=capacity_bytes, uuid=f"6000C29-added-{key}",
             datastore=datastore, file_name=str(path), mode="persistent",
         )  # fmt: skip
+        self.added[address] = (label, added.uuid)
         guest.files[key], guest.writes[key] = path, []
         self.set(guest.vm, disks=(*guest.vm.disks, added))
         return added
