@@ -36,6 +36,16 @@ priority = 5
 select.any = ["name:app-*", "name:big-far", "name:db-held", "name:new-*"]
 transports = ["nbd"]
 
+[policy.exported]
+priority = 5
+select.any = ["name:big-out"]
+transports = ["export"]
+
+[policy.off]
+priority = 5
+select.any = ["name:big-off"]
+transports = ["https"]
+
 [policy.web]
 priority = 5
 select.all = ["name:web-*"]
@@ -72,6 +82,7 @@ def play(directory: Path, *, seed: int, vms: int, seconds: float) -> Reckoning:
     with start_lab(
         directory / "lab", vms=0, hosts=3, datastores=STORES, extra=(*machines(vms), PROXY),
     ) as lab:  # fmt: skip
+        lab.settings(lease_seconds=5)  # as short as the day: a killed engine's export ends by itself
         for machine in APART:
             lab.write_random_grains(machine.name, 0, share=0.8, seed=seed)
         with reading() as reader:

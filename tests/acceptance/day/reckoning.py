@@ -18,7 +18,7 @@ from typing import Any
 
 from engine.commands import RestoreToFile
 from engine.failures import RemoteFailure
-from tests.acceptance.day.script import PROXY
+from tests.acceptance.day.script import BIG, PROXY
 from tests.acceptance.day.world import BY_HAND, World, say
 from tests.acceptance.test_events_take_effect_once import NORMALISED
 from tests.lab.vcenter import Frozen
@@ -121,8 +121,8 @@ def reckon(world: World, before: set[int], morning: Mapping[str, Any], vms: int,
         _movable(reader, seen, found)
         imported = set(reader.ask("modules")["modules"])
         found.claim(not imported & OURS, f"the reader imported {imported & OURS}")
-    for transport in ("hotadd", "nbd"):
-        found.claim(world.moved[transport] > 0, f"no VM moved while a disk was read by {transport}")
+    for transport in BIG:
+        found.claim(world.moved[transport] > 0, f"no move came while a disk was read by {transport}")
     found.claim(world.kills > 0, "the engine was never killed")
     return found
 

@@ -15,14 +15,17 @@ from tests.lab.machines import MIB, Machine, company
 
 DISK_BYTES = 16 * MIB
 BIG_BYTES = 32 * MIB
+SLOW_BYTES = 8 * MIB
 STORES = ("fast-1", "bulk-1")
 
 PROXY = Machine(name="backstay-proxy", disks=(8 * MIB,), content=False, datastore=STORES[0])
 BIG = {
     "hotadd": Machine(name="big-near", disks=(BIG_BYTES,), datastore=STORES[0], tracking=True),
     "nbd": Machine(name="big-far", disks=(BIG_BYTES,), datastore=STORES[1], tracking=True, host=1),
+    "export": Machine(name="big-out", disks=(SLOW_BYTES,), datastore=STORES[1], tracking=True, host=1),
+    "https": Machine(name="big-off", disks=(2 * SLOW_BYTES,), datastore=STORES[0], tracking=True, host=2, power="off"),
 }
-"""What moves while it is read, by the transport that the policies choose for it."""
+"""What moves while it is read, by the transport that the policies choose for it: an export refuses the move."""
 HELD = Machine(name="db-held", disks=(BIG_BYTES,), datastore=STORES[1], tracking=True, host=2)
 """What nobody can move while it is read, by NBD: an engine that dies then leaves it so."""
 
@@ -242,7 +245,8 @@ def _moves_while_read(chance: Random, seconds: float) -> list[Step]:
     steps = []
     for transport, machine in BIG.items():
         for n in range(1 + int(seconds / 60)):
-            move = "migrate" if n == 0 else chance.choice(MOVES)
+            first = "relocate" if transport == "https" else "migrate"
+            move = first if n == 0 or transport == "https" else chance.choice(MOVES)
             at = chance.uniform(0.3, 1) * seconds
             steps.append(Step(at, "move_while_read", machine.name, {"transport": transport, "move": move}))
     return steps

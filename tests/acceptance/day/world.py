@@ -43,7 +43,10 @@ def say(sentence: str) -> None:
 
 @dataclass
 class World:
-    """The lab and the engine on one day. `moved` counts moves while a disk was read, by transport."""
+    """The lab and the engine on one day. `moved` counts moves while a disk was read, by transport.
+
+    By export these are moves that were refused, as vCenter lets nobody move a VM under a lease.
+    """
 
     lab: Lab
     engine: EngineProcess
@@ -264,7 +267,10 @@ class World:
         self.engine.until(self.engine.follows)
         self.lab.heal()
         transport = step.more["transport"]
-        moves = {"hotadd": self._move_while_attached, "nbd": self._move_while_served}
+        moves = {
+            "hotadd": self._move_while_attached, "nbd": self._move_while_served,
+            "export": self._move_while_exported, "https": self._move_while_fetched,
+        }  # fmt: skip
         for _ in range(TRIES):
             if moves[transport](step):
                 self.moved[transport] += 1
@@ -318,6 +324,35 @@ class World:
             slow.enter_context(self.lab.busy_guest(step.vm, seed=1))
             self.do(Step(step.at, step.more["move"], step.vm))
             return self._is_half_read(step.vm)
+
+    def _move_while_exported(self, step: Step) -> bool:
+        """The host answers slowly, until vCenter has refused the move; it goes through once the lease is given back."""
+        self.lab.inject("GET /nfc", delay_seconds=1.5)
+        self._ask(step.vm)
+        if not self._meets(lambda: self.lab.leases()["held"], seconds=WAIT_FOR_READING):
+            return False
+        try:
+            self.lab.migrate(step.vm)
+        except vim.fault.TaskInProgress:
+            refused = bool(self.lab.leases()["held"])
+        else:
+            raise AssertionError(f"{step.vm} was moved although a lease was held")
+        self._meets(lambda: not self.lab.leases()["held"], seconds=WAIT_FOR_READING)
+        self.do(Step(step.at, step.more["move"], step.vm))
+        return refused
+
+    def _move_while_fetched(self, step: Step) -> bool:
+        """vCenter answers slowly, until the files of the VM, which is off, have moved."""
+        here = self.lab.vm(step.vm).datastore
+        self.lab.inject("GET /folder", delay_seconds=0.4, times=0)
+        try:
+            self._ask(step.vm)
+            if not self._meets(lambda: self._is_half_read(step.vm), seconds=WAIT_FOR_READING):
+                return False
+            self.do(Step(step.at, step.more["move"], step.vm))
+            return self.lab.vm(step.vm).datastore != here
+        finally:
+            self.lab.heal()
 
     def _is_half_read(self, vm: str) -> bool:
         for job in self._running():
