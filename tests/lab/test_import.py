@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -95,3 +95,130 @@ async def test_a_vm_is_imported_with_the_bytes_of_each_disk_and_its_marks_are_go
         seen = await vcenter.vm(made.address)
         assert (seen.name, seen.power.value, await vcenter.half_restored(made.address)) == ("again", "off", False)
         assert [left.kind for left in await vcenter.leftovers(lambda run: False)] == ["snapshot"]
+
+
+LITTLE = [[Extent(0, MIB)], [Extent(4 * MIB, 2 * 65536)]]
+
+
+async def imported(vcenter: VCenter, snapshot: Snapshot, target: RestoreTarget = TARGET) -> Any:
+    """A VM with a little data, made whole."""
+    async with vcenter.import_vm(snapshot.configuration, target, LITTLE) as importing:
+        for index, extents in enumerate(LITTLE):
+            await sent(importing, index, extents, bytes(range(256)) * (40 * MIB // 256))
+        return await importing.complete()
+
+
+@pytest.mark.parametrize("trouble", ["privilege", "lease", "status", "cut", "forgotten", "name", "network"])
+async def test_each_way_in_which_an_import_fails_is_a_sentence_and_leaves_neither_vm_nor_lease(
+    pair: Lab, tmp_path: Path, trouble: str
+) -> None:
+    target, says = TARGET, ""
+    kind: type[ConnectorError] = TransportFailed
+    match trouble:
+        case "privilege":
+            pair.surroundings(user=pair.user, denied=["VApp.Import"])
+            kind, says = NotPermitted, "the account lacks the privilege VApp.Import"
+        case "lease":
+            pair.inject("HttpNfcLease", "FileFault", text="no room", fields={"File": "[fast-1] x"})
+            says = "vCenter does not import the VM: vCenter failed: FileFault"
+        case "status":
+            pair.inject("POST /nfc", "SystemError")
+            kind, says = WriteFailed, r"refuses the disk \(HTTP 500"
+        case "cut":
+            pair.inject("POST /nfc", drop=True)
+            kind, says = WriteFailed, "broke the import off"
+        case "forgotten":
+            pair.settings(lease_seconds=1)
+            pair.inject("HttpNfcLeaseProgress", "Timedout")
+            kind, says = WriteFailed, "vCenter has ended the lease"
+        case "name":
+            target, kind, says = RestoreTarget("pair", point="p", run="r"), Rejected, "there already"
+        case "network":
+            target = RestoreTarget("again", network_map={"nowhere": "VM Network"}, point="p", run="r")
+            kind, says = Rejected, "the VM was on no network nowhere"
+    async with reached(pair, tmp_path) as (vcenter, snapshot):
+        with pytest.raises(ConnectorError, match=says) as caught:
+            async with vcenter.import_vm(snapshot.configuration, target, LITTLE) as importing:
+                told = pair.calls().get("HttpNfcLeaseProgress", 0)
+                if trouble == "forgotten":
+                    await until(lambda: pair.calls().get("HttpNfcLeaseProgress", 0) > told)
+                for index, extents in enumerate(LITTLE):
+                    await sent(importing, index, extents, bytes(40 * MIB))
+        assert isinstance(caught.value, kind)
+        assert await asyncio.to_thread(names, pair) == ["pair"]
+        assert (await asyncio.to_thread(pair.leases))["held"] == []
+
+
+async def test_a_host_gets_no_disk_that_was_not_told_and_a_vm_is_whole_with_all_of_them(
+    pair: Lab, tmp_path: Path
+) -> None:
+    async with reached(pair, tmp_path) as (vcenter, snapshot):
+        for wrong, says in (
+            ([Extent(0, MIB), Extent(8 * MIB, 65536)], "is not to be written at offset 8388608 now"),
+            ([Extent(0, 65536)], "was not written at offset 65536"),
+        ):
+            with pytest.raises(WriteFailed, match=says):
+                async with vcenter.import_vm(snapshot.configuration, TARGET, LITTLE) as importing:
+                    await sent(importing, 0, wrong, bytes(40 * MIB))
+        with pytest.raises(ConnectorError, match="1 of 2 disks were sent"):
+            async with vcenter.import_vm(snapshot.configuration, TARGET, LITTLE) as importing:
+                await sent(importing, 0, LITTLE[0], bytes(40 * MIB))
+                await importing.complete()
+        assert await asyncio.to_thread(names, pair) == ["pair"]
+
+
+async def test_cancelling_while_a_vm_is_asked_for_and_while_a_disk_is_sent_leaves_nothing(
+    pair: Lab, tmp_path: Path
+) -> None:
+    async with reached(pair, tmp_path) as (vcenter, snapshot):
+        for moment in ("asked for", "getting ready", "sent"):
+            reached_it = asyncio.Event()
+            if moment == "asked for":
+                await asyncio.to_thread(pair.inject, "ImportVApp", delay_seconds=0.3)
+            if moment == "getting ready":
+                await asyncio.to_thread(pair.inject, "HttpNfcLease", delay_seconds=0.3)
+
+            async def send(reached_it: asyncio.Event = reached_it) -> None:
+                begun = vcenter.import_vm(snapshot.configuration, TARGET, LITTLE)
+                async with begun as importing, importing.disk(0) as opened:
+                    await asyncio.to_thread(opened.writer.write, 0, memoryview(bytes(65536)))
+                    reached_it.set()
+                    await asyncio.Event().wait()
+
+            called = (await asyncio.to_thread(pair.calls)).get("ImportVApp", 0)
+            sending = asyncio.create_task(send())
+            await until(lambda called=called: pair.calls().get("ImportVApp", 0) > called)  # type: ignore[misc]
+            if moment == "sent":
+                await reached_it.wait()
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            assert await asyncio.to_thread(names, pair) == ["pair"]
+            assert (await asyncio.to_thread(pair.leases))["held"] == []
+
+
+async def test_what_a_dead_import_left_is_known_removed_once_its_lease_is_over_and_nobodys_else(
+    pair: Lab, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(pair.settings, lease_seconds=1)
+    async with reached(pair, tmp_path) as (vcenter, snapshot), connected(pair, vcenter.settings.transports) as after:
+        dead = vcenter.import_vm(snapshot.configuration, TARGET, LITTLE)
+        importing = await dead.__aenter__()
+        [left] = [one for one in await after.leftovers(lambda run: False) if one.kind == "half-imported VM"]
+        assert (left.vm, left.run) == (importing.vm.address, "run-1")
+        assert await after.half_restored(left.vm), "so it is not backed up"
+        for busy in (after.remove(left), imported(after, snapshot)):
+            with pytest.raises(Busy):
+                await busy
+        for index, extents in enumerate(LITTLE):
+            await sent(importing, index, extents, bytes(40 * MIB))
+        await importing._lease.complete()  # and here it dies
+        await asyncio.to_thread(pair.power_on, "again")
+        assert [one.kind for one in await after.leftovers(lambda run: False)] == ["snapshot"]
+        await asyncio.to_thread(pair.power_off, "again")
+        await after.remove(left)
+        await after.remove(left)
+        assert await asyncio.to_thread(names, pair) == ["pair"]
+        await imported(after, snapshot)
+        await dead.__aexit__(None, None, None)
+        assert await asyncio.to_thread(names, pair) == ["again", "pair"]
