@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from connectors.gates import GateLimits
 from connectors.messages import Subjects
 from engine.announcing import Announcer
 from engine.attempts import Attempt, Means
 from engine.cleaning import OwnRuns
 from engine.config import Config
+from engine.connecting import engine_id
 from engine.crew import Crew
 from engine.dispatch import Dispatcher, Noted
 from engine.doubts import kind_of
@@ -55,11 +54,6 @@ REOPEN = timedelta(minutes=1)
 """How often a repository that is away is tried again."""
 
 STATE_LOST = "the engine's state is new, so what happened before is not known"
-
-
-def engine_id(config: Config) -> str:
-    """How this engine marks what it makes in vCenter: the same after every start, in letters that vSphere keeps."""
-    return re.sub(r"[^A-Za-z0-9._]", "_", config.name)
 
 
 def assemble(
@@ -197,12 +191,6 @@ def admission_limits(config: Config) -> Limits:
         per_repository=own.per_repository,
         starts_per_minute=own.starts_per_minute,
     )
-
-
-def gate_limits(config: Config) -> GateLimits:
-    """How much may happen at once in one vCenter, as configured."""
-    own = config.limits
-    return GateLimits(own.snapshots_per_vcenter, own.removals_per_vcenter, own.removals_per_datastore, own.nbd_per_host)
 
 
 def _hosts(config: Config, names: Mapping[str, str]) -> dict[str, str]:

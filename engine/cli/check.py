@@ -161,7 +161,7 @@ def _vcenter(name: str, vcenter: VCenter, config: Config) -> str:
 
 
 async def _looked_at(name: str, vcenter: VCenter, config: Config) -> str:
-    from engine.service import connect
+    from engine.connecting import connect
 
     hypervisor = await connect(name, vcenter, config)
     try:
@@ -181,7 +181,7 @@ def check_bus(bus: Bus) -> str:
     """Whether a server lets the engine in. Nothing is read, written or made there."""
     from connectors.nats_client import try_login
     from connectors.nats_login import read_login
-    from engine.service import bus_settings
+    from engine.connecting import bus_settings
 
     settings = bus_settings(bus)
     read_login(settings)

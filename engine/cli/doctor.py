@@ -70,7 +70,7 @@ def _chosen(config: Config, name: str | None) -> dict[str, VCenter]:
 
 
 async def _examined(config: Config, chosen: dict[str, VCenter]) -> list[Finding]:
-    from engine.service import nbd_tools
+    from engine.connecting import nbd_tools
 
     found = await asyncio.to_thread(lambda: list(_local(config)))
     tools: NbdTools | None = None
@@ -113,7 +113,7 @@ def _local(config: Config) -> Iterator[Finding]:
 async def _vcenter(
     name: str, vcenter: VCenter, config: Config, tools: NbdTools | None, ways: tuple[str, ...]
 ) -> list[Finding]:
-    from engine.service import connect
+    from engine.connecting import connect
 
     found = await asyncio.to_thread(lambda: list(certificate_finding(name, vcenter.host, vcenter.port)))
     try:

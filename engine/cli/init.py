@@ -204,8 +204,8 @@ def _pem(address: Address, ca_file: Path | None, fingerprint: str | None) -> str
 
 
 async def _log_in(name: str, address: Address, user: str, secret: Secret, pem: str | None, vddk: Path | None) -> None:
+    from engine.connecting import connect
     from engine.looking import unreadable
-    from engine.service import connect
 
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as kept:
         kept.write(pem or "")

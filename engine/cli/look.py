@@ -17,10 +17,10 @@ from engine.cli.output import printable, say, show, show_json, show_table
 from engine.cli.reach import utc_now
 from engine.cli.visiting import configured, parse_address, password_source, read_authority, user_of
 from engine.config import Config
+from engine.connecting import connect
 from engine.failures import BadInput, NotReachable
 from engine.looking import look as look_at
 from engine.sections import VCenter
-from engine.service import connect
 from engine.stores import RepositorySection
 from engine.trust import check_fingerprint, fetch_certificate, is_trusted
 from engine.units import show_size

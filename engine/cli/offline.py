@@ -10,11 +10,11 @@ from engine.cli.output import say
 from engine.cli.reach import reach, utc_now
 from engine.client import Engine
 from engine.config import Config, load
+from engine.connecting import connect
 from engine.failures import NotReachable
 from engine.records import Recalled, VmRow
 from engine.repositories import Repositories, open_section
 from engine.second_copies import UNUSABLE
-from engine.service import connect
 from engine.startup import recorded_traits
 from engine.state import State
 from engine.statefile import Standing, read_standing

@@ -61,7 +61,7 @@ def _lines(there: Put) -> list[str]:
 
 async def _clean(name: str, config: Config, yes: bool) -> tuple[Put, Put]:
     """What was there, and what is there now."""
-    from engine.service import connect
+    from engine.connecting import connect
 
     hypervisor = await connect(name, config.vcenter[name], config)
     try:

@@ -17,8 +17,8 @@ from connectors.vsphere import extension
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.inventory import Inventory
 from engine.cli.vcenter_clean import vcenter_clean
+from engine.connecting import engine_id
 from engine.failures import BadInput
-from engine.startup import engine_id
 from policies.facts import Address
 from tests.lab.connect import connected
 from tests.lab.test_doctor import written

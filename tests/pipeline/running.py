@@ -12,10 +12,11 @@ from pathlib import Path
 from engine import config as configuration
 from engine import sections
 from engine.config import Config
+from engine.connecting import connect
 from engine.control import Controls
 from engine.parts import Parts
 from engine.ports import Hypervisor
-from engine.service import Opener, Service, connect
+from engine.service import Opener, Service
 from engine.startup import assemble, recover
 from engine.state import State
 from engine.threads import Threads, settled

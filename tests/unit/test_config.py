@@ -10,9 +10,9 @@ import pytest
 from connectors.nats_login import BusSettings
 from engine.addresses import split_address
 from engine.config import Config, load, parse
+from engine.connecting import bus_settings
 from engine.credentials import Secret, parse_secret
 from engine.failures import BadInput
-from engine.service import bus_settings
 
 HERE = Path("/etc/backstay/backstay.toml")
 HOUR = timedelta(hours=1)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import LoginRefused
+from engine.connecting import password_of
 from engine.credentials import Secret
 from engine.failures import BadInput
-from engine.service import password_of
 
 
 def test_a_password_that_vanishes_is_waited_for_and_one_that_never_was_is_bad_input(tmp_path: Path) -> None:
