@@ -150,6 +150,20 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkedVm:
+    """A VM that says itself that it is half restored: from which restore point, and by which engine.
+
+    `safety` names the snapshot of what was there before, where the VM is written over.
+    """
+
+    address: Address
+    name: str
+    point: str
+    engine: str
+    safety: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DatastoreSpace:
     """How full a datastore is. Names are unique within a datacenter alone."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec
 
-from connectors.hypervisor import Leftover
+from connectors.hypervisor import Leftover, MarkedVm
 from engine.attempts import Attempt, Means
 from engine.cleaning import Merging, OwnRuns
 from engine.failures import BadInput
@@ -66,6 +66,7 @@ class Crew:
     _others: set[RunId] = field(default_factory=set)
     _restoring: dict[tuple[str, str], str] = field(default_factory=dict)
     _unfinished: tuple[Restoring, ...] = ()
+    _marked: dict[str, tuple[MarkedVm, ...]] = field(default_factory=dict)
     _state_dir: Path | None = None
     _listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _followers: dict[JobId, asyncio.Future[Outcome]] = field(default_factory=dict)
@@ -95,13 +96,55 @@ class Crew:
         address = vm.address
         if await hypervisor.half_restored(address):
             return True
-        left = [one for one in self.half_restored if (one.vcenter, one.moref) == (address.vcenter, address.moref)]
-        if left and self._state_dir is not None:
-            for one in left:
-                log.info("a restore was given up", extra={"vm": one.name, "point": one.point})
-                await settled(self.threads.long, Journal(self._state_dir, one).finish)
-            await settled(self.threads.long, self.remember_unfinished, self._state_dir)
+        self._unmark(address.vcenter, address.moref)
+        await self._close(
+            [one for one in self.half_restored if (one.vcenter, one.moref) == (address.vcenter, address.moref)]
+        )
         return False
+
+    async def look_at_marks(self, vcenter: str) -> None:
+        """Learn which VMs of a vCenter say themselves that they are half restored.
+
+        What the state tells of others is closed: they were made whole just before an engine died, were reverted or
+        deleted. Where a run was only about to begin, it stays: nothing else knows its snapshot for safety.
+        """
+        left = [one for one in self.half_restored if one.vcenter == vcenter]
+        found = await self.means[vcenter].hypervisor.marked_vms([one.moref for one in left])
+        self._marked[vcenter] = tuple(found)
+        marked = {one.address.moref for one in found}
+        await self._close([one for one in left if one.moref not in marked], begun=True)
+
+    def _unmark(self, vcenter: str, moref: str, name: str = "") -> None:
+        seen = self._marked.get(vcenter, ())
+        self._marked[vcenter] = tuple(one for one in seen if one.address.moref != moref and one.name != name)
+
+    async def _close(self, over: Sequence[Restoring], *, begun: bool = False) -> None:
+        """End the journals of restores that nobody goes on with; with `begun` only of those that have written."""
+        if not over or self._state_dir is None:
+            return
+        for one in over:
+            journal = Journal(self._state_dir, one)
+            told = await settled(self.threads.long, journal.read) if begun else None
+            if (told is None or not told.wanted_by) and one in self.half_restored:
+                log.info("a restore is over, or was given up", extra={"vm": one.name, "point": one.point})
+                await settled(self.threads.long, journal.finish)
+        await settled(self.threads.long, self.remember_unfinished, self._state_dir)
+
+    @property
+    def only_marked(self) -> list[MarkedVm]:
+        """VMs that say themselves that they are half restored, while nothing else here tells of a restore of them."""
+        known = {Address(one.vcenter, one.moref) for one in self._unfinished}
+        return [
+            one
+            for found in self._marked.values()
+            for one in found
+            if one.address not in known and not self._being_restored(one.address.vcenter, one.name, one.address.moref)
+        ]
+
+    def waits_for_restore(self, address: Address) -> bool:
+        """Whether the VM is half restored, as far as known, and nobody is at work on it."""
+        waits = {Address(one.vcenter, one.moref) for one in self.half_restored}
+        return address in waits or any(one.address == address for one in self.only_marked)
 
     @property
     def half_restored(self) -> list[Restoring]:
@@ -144,6 +187,7 @@ class Crew:
             yield
         finally:
             self._restoring.pop((vcenter, name), None)
+            self._unmark(vcenter, moref, name)  # whether it is whole now, the next look tells
 
     def given_up(self, job: Job) -> None:
         """An event gave the job up before it ran: tell who waits for it."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from engine import snapshot_report
+from engine import restore_report, snapshot_report
 from engine.jobs import JobKind, JobState
 from engine.parts import Parts, Verified
 from engine.pauses import unhurried
@@ -17,7 +17,7 @@ from engine.rehearsal_report import standing_row
 from engine.threads import settled
 from metrics.labels import CoverageState, RepositoryState, VmCoverage
 from policies.decision import BackUp
-from policies.facts import Address, Vm, VmId
+from policies.facts import Vm, VmId
 from policies.naming import unknown_copies, unknown_destinations, unknown_targets
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, left_out, protection, refusal_of
@@ -143,11 +143,7 @@ def problems(parts: Parts) -> list[str]:
     if parts.queue.load.overloaded:
         found.append(f"queue: {parts.queue.load.sentence}")
     found += snapshot_report.problems(parts)
-    found += [
-        f"{one.name} is half restored from {one.point}: do not power it on, run the same restore again"
-        for one in parts.crew.half_restored
-        if not parts.world.inventory_known or Address(one.vcenter, one.moref) in parts.world.standing_in(one.vcenter)
-    ]
+    found += restore_report.problems(parts)
     found += parts.showing.sentences(parts.names)
     found += unknown_targets(parts.rulebook.in_force, parts.config.notify).values()
     found += [f"notices to {name} wait: {box.trouble}" for name, box in parts.outboxes.items() if box.trouble]

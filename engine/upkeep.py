@@ -75,6 +75,7 @@ async def janitor(parts: Parts, vcenter: str, interval: timedelta) -> None:
 
     async def sweep(parts: Parts) -> str:
         why = cleaner.why
+        await parts.crew.look_at_marks(vcenter)
         swept = await parts.crew.sweep(vcenter)
         cleaner.looked(parts.now(), stuck=bool(swept.stuck))
         merge = f", {counted(len(swept.unmerged), 'VM')} still to be consolidated" if swept.unmerged else ""
@@ -99,9 +100,13 @@ def call_the_janitor(parts: Parts) -> None:
     def event(seen: Event, reconciled: bool) -> None:
         told(seen, reconciled)
         vm = parts.world.vms.get(seen.vm) if seen.vm is not None else None
-        if vm is None or seen.type not in SHOWS_LEFTOVERS:
+        if vm is None:
             return
         cleaner = parts.cleaners.get(vm.address.vcenter)
+        if cleaner is not None and seen.type is EventType.RECONFIGURED and parts.crew.waits_for_restore(vm.address):
+            cleaner.nudge(f"{vm.name}, which is half restored, was changed")
+        if seen.type not in SHOWS_LEFTOVERS:
+            return
         if cleaner is not None and snapshot_report.unused(parts, [vm]):
             cleaner.nudge(f"{vm.name} has a snapshot that no run uses")
 

@@ -21,6 +21,7 @@ from connectors.hypervisor import (
     Heartbeat,
     InventoryUpdate,
     Leftover,
+    MarkedVm,
     OpenDisk,
     OpenTarget,
     RestoreTarget,
@@ -306,6 +307,11 @@ class VCenter:
     async def half_restored(self, address: Address) -> bool:
         """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
         return await overwriting.half_restored(self.session, address.moref)
+
+    async def marked_vms(self, also: Collection[str]) -> Sequence[MarkedVm]:
+        """The VMs that carry the mark of a restore, and whose notes say so or whose moRefs are these."""
+        shown = await self._inventory.read_all(("config.annotation",))
+        return await overwriting.marked_vms(self.session, shown, also)
 
     async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
         """Give a VM that is taken over one more, empty disk, marked as the one for the disk of this label."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,11 +19,11 @@ from pyVmomi import vim
 
 from connectors.cleanup import finish
 from connectors.errors import Rejected
-from connectors.hypervisor import CreatedVm
+from connectors.hypervisor import CreatedVm, MarkedVm
 from connectors.vsphere.naming import PREFIX, TreeNode, tree_nodes
 from connectors.vsphere.proxy import VSAN
 from connectors.vsphere.removal import RemovalSettings, consolidate, read_tree
-from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark
+from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark, warned
 from connectors.vsphere.session import Session
 from connectors.vsphere.vmfacts import disk_facts
 from policies.facts import Address, Disk
@@ -143,6 +143,25 @@ async def half_restored(session: Session, moref: str) -> bool:
     """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
     told = await session.properties(session.managed(vim.VirtualMachine, moref), ["config.extraConfig"])
     return read_mark(told.get("config.extraConfig") or ()) is not None
+
+
+async def marked_vms(
+    session: Session, shown: Mapping[str, Mapping[str, Any]], also: Collection[str]
+) -> Sequence[MarkedVm]:
+    """The VMs that carry the mark of a restore, of whichever engine, among those whose notes say so and these others.
+
+    `shown` holds `config.annotation` of every VM by moRef: the options of all would be much to read.
+    """
+    morefs = {moref for moref, told in shown.items() if warned(str(told.get("config.annotation") or ""))}
+    vms = [session.managed(vim.VirtualMachine, moref) for moref in sorted(morefs | set(also))]
+    read = await session.read(vms, vim.VirtualMachine, ["name", "config.extraConfig"]) if vms else {}
+    found: list[MarkedVm] = []
+    for moref, told in read.items():
+        mark = read_mark(told.get("config.extraConfig") or ())
+        if mark is not None:
+            address, name = Address(session.vcenter, moref), str(told.get("name") or moref)
+            found.append(MarkedVm(address, name, mark.point, mark.engine, mark.safety))
+    return found
 
 
 async def add_empty_disk(

@@ -53,6 +53,11 @@ def marked(notes: str, point: str) -> str:
     return f"HALF RESTORED by Backstay from {point}: do not power on, run the same restore again\n{cleared(notes)}"
 
 
+def warned(notes: str) -> bool:
+    """Whether a VM's notes carry the warning."""
+    return _LINE.search(notes) is not None
+
+
 def cleared(notes: str) -> str:
     """A VM's notes without the warning."""
     return _LINE.sub("", notes)

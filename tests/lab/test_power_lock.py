@@ -55,12 +55,19 @@ async def test_a_new_vm_and_one_that_is_written_over_are_kept_off_until_they_are
             await asyncio.to_thread(lab.power_on, "new")
         # A janitor of whichever run sees a mark, and leaves it.
         assert await vcenter.leftovers(lambda run: False) == []
+        [marked] = await vcenter.marked_vms([])
+        assert (marked.address, marked.name, marked.point, marked.engine) == (made.address, "new", "p1", "e1")
         await vcenter.finish_vm(made)
+        assert await vcenter.marked_vms([made.address.moref]) == []
         await asyncio.to_thread(lab.power_on, "new")
 
         await asyncio.to_thread(lab.power_off, "new")
         taken = await vcenter.take_over(made.address, [made.disks[0].key], point="p1", run="r2", safety=True)
         assert (off(lab, "new"), taken.warnings) == (True, ())
+        # A person may take the warning out of the notes: the mark is the option.
+        await asyncio.to_thread(lambda: lab.reconfigure("new", annotation="mine"))
+        assert await vcenter.marked_vms([]) == []
+        assert [one.safety for one in await vcenter.marked_vms([made.address.moref])] == [taken.safety]
         await vcenter.hand_back(taken, keep_safety=False)
         assert lab.disabled_methods("new") == {}
 

@@ -37,6 +37,7 @@ from connectors.hypervisor import (
     Heartbeat,
     InventoryUpdate,
     Leftover,
+    MarkedVm,
     OpenDisk,
     OpenTarget,
     RestoreTarget,
@@ -155,6 +156,7 @@ class HypervisorInMemory:
         self.half_restored_vms: dict[Address, tuple[str, str]] = {}
         self.added: dict[Address, tuple[str, str]] = {}
         self.own: set[Address] = set()
+        self.marked_by = "test_engine"
         self.free: dict[str, int] = {}
         """Free bytes of datastores of 1 TiB; half of it where nothing is said."""
         self.fail_space: ConnectorError | None = None
@@ -575,6 +577,13 @@ class HypervisorInMemory:
 
     async def half_restored(self, address: Address) -> bool:
         return address in self.half_restored_vms
+
+    async def marked_vms(self, also: Collection[str]) -> Sequence[MarkedVm]:
+        return [
+            MarkedVm(address, self.guests[address].vm.name, point, self.marked_by)
+            for address, (_, point) in self.half_restored_vms.items()
+            if address in self.guests
+        ]
 
     async def is_own(self, address: Address) -> bool:
         return address in self.own

@@ -8,7 +8,7 @@ from pathlib import Path
 from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace, RestoreToVm
 from engine.failures import Exit
 from engine.restore_journal import Journal, Restoring
-from policies.facts import PowerState
+from policies.facts import EventType, PowerState
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
 from tests.pipeline.running import configure, running
 
@@ -49,6 +49,44 @@ async def test_a_half_restored_vm_is_told_of_and_not_backed_up_until_it_is_whole
         vcenter.half_restored_vms.clear()
         report = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
         assert report["state"] == "done", report
+        assert (await engine.control.health())["problems"] == []
+
+
+async def test_a_restore_that_ended_just_before_its_engine_died_is_called_half_restored_no_more(tmp_path: Path) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    web, db, app = vcenter.add("web"), vcenter.add("db"), vcenter.add("app")
+    half_restored(tmp_path, web.address.moref, "web")
+    half_restored(tmp_path, db.address.moref, "db")
+    vcenter.half_restored_vms[db.address] = ("db", "p1")
+    about_to = Journal(tmp_path / "state", Restoring("in place", "p1", "vc-1", app.address.moref, "app"))
+    about_to.intend("r0")
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: len(engine.parts.crew.half_restored) == 2)
+        assert [one.name for one in engine.parts.crew.half_restored if one.name != "app"] == ["db"]
+        # Nothing but its journal knows the snapshot for safety that it may have made.
+        assert about_to.read() is not None
+
+
+async def test_a_vm_that_says_itself_that_it_is_half_restored_is_told_of_though_no_journal_is_there(
+    tmp_path: Path,
+) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    web = vcenter.add("web")
+    vcenter.half_restored_vms[web.address] = ("web", "p1")
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: engine.parts.crew.only_marked)
+        [told] = (await engine.control.health())["problems"]
+        assert told.startswith("web is half restored from p1, and how far is not known here any more: do not power it")
+        assert "run the same restore again, which compares everything, or to give up delete it" in told
+        vcenter.marked_by = "lost-engine"
+        engine.parts.cleaners["vc-1"].nudge("a test")
+        await engine.until(lambda: engine.parts.crew.only_marked[0].engine == "lost-engine")
+        [told] = (await engine.control.health())["problems"]
+        assert "half restored from p1 by the engine lost-engine: do not power it on, let that one finish" in told
+        # A change of the VM, here that a person has made it whole, has it looked at again at once.
+        vcenter.half_restored_vms.clear()
+        vcenter.post(web, EventType.RECONFIGURED)
+        await engine.until(lambda: not engine.parts.crew.only_marked)
         assert (await engine.control.health())["problems"] == []
 
 
