@@ -21,6 +21,7 @@ from connectors.vsphere.naming import TreeNode, snapshot_description
 from connectors.vsphere.quiesce import Step, achieved, at_least, ladder
 from connectors.vsphere.removal import RemovalSettings, read_tree, remove_snapshot
 from connectors.vsphere.session import Session
+from connectors.vsphere.vss_manifest import only_file_systems, read_manifest
 from policies.facts import USUAL_QUIESCING, Consistency, PowerState, Quiescing, Vm
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ class Making:
                     await asyncio.sleep(self.quiescing.retry_wait.total_seconds())
                     continue
                 level, why = achieved(step, await self._as_it_was(), node)
+                if level is Consistency.APPLICATION and node.manifest:
+                    level, why = await self._by_manifest(node.manifest)
                 told += [why] if why else []
                 if not at_least(level, fallback):
                     raise self._failed(fallback, told)
@@ -105,6 +108,15 @@ class Making:
             return self.vm
         state = (await self.session.properties(self.managed, ["runtime.powerState"])).get("runtime.powerState")
         return self.vm if str(state) == "poweredOff" else replace(self.vm, power=PowerState.ON)
+
+    async def _by_manifest(self, path: str) -> tuple[Consistency, str]:
+        """What the manifest of the guest's VSS says was reached; that there is one counts where it cannot be read."""
+        try:
+            if only_file_systems(await read_manifest(self.session, self.managed, path)):
+                return Consistency.FILESYSTEM, "no VSS writer of the guest took part: its manifest names none"
+        except (ConnectorError, ValueError) as error:
+            return Consistency.APPLICATION, f"what the manifest of its VSS writers says was not read: {error}"
+        return Consistency.APPLICATION, ""
 
     def _failed(self, fallback: Consistency, told: list[str]) -> SnapshotFailed:
         return SnapshotFailed(

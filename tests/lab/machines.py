@@ -42,6 +42,7 @@ class Machine:
     free_slots: int | None = None
     no_disk_uuids: bool = False
     vss_writers: bool = False
+    bare_manifest: bool = False
     tools_version: str = ""
     suspend_memory: bool = False
     content: bool = True

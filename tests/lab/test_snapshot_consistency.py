@@ -27,6 +27,14 @@ CREATE = "CreateSnapshotEx_Task"
 MACHINES = (
     Machine(name="linux", content=False, disks=(MIB,)),
     Machine(name="sql", content=False, disks=(MIB,), guest_id="windows2019srv_64Guest", vss_writers=True),
+    Machine(
+        name="files",
+        content=False,
+        disks=(MIB,),
+        guest_id="windows2019srv_64Guest",
+        vss_writers=True,
+        bare_manifest=True,
+    ),
     Machine(name="no-tools", content=False, disks=(MIB,), tools=False),
     Machine(name="mixed", content=False, disks=(MIB, MIB), independent=(1,), raw_mappings=1),
     Machine(name="suspended", content=False, disks=(MIB,), power="suspended"),
@@ -220,6 +228,7 @@ async def test_trap_3_what_is_read_is_the_file_of_the_snapshot_s_configuration_n
         ("no-tools", CRASH, "VMware Tools do not run in the guest"),
         ("linux", FILESYSTEM, "only Windows guests have an application level without scripts"),
         ("sql", APPLICATION, ""),
+        ("files", FILESYSTEM, "no VSS writer of the guest took part: its manifest names none"),
         ("suspended", CRASH, "it is suspended, and its memory is not part of the snapshot"),
         ("off", APPLICATION, "it is powered off, so nothing is being written"),
     ],
@@ -229,6 +238,13 @@ async def test_rule_7_the_level_is_the_one_that_was_achieved(
 ) -> None:
     snapshot = await take(vcenter, guests, name, APPLICATION)
     assert (snapshot.consistency, snapshot.consistency_reason) == (level, why)
+
+
+async def test_a_manifest_that_cannot_be_read_is_told_and_counts_by_being_there(guests: Lab, vcenter: VCenter) -> None:
+    guests.inject("GET /folder", "SystemError")
+    snapshot = await take(vcenter, guests, "files", APPLICATION)
+    assert snapshot.consistency is APPLICATION
+    assert "the manifest of its VSS writers says was not read" in snapshot.consistency_reason
 
 
 async def test_trap_10_tools_that_end_after_the_vm_was_looked_at_make_the_snapshot_a_crash_consistent_one(

@@ -24,11 +24,12 @@ type KindSpec struct {
 	FreeSlots      *int   `json:"free_slots"`
 	NoDiskUUIDs    bool   `json:"no_disk_uuids"`
 	VssWriters     bool   `json:"vss_writers"` // they take part, and leave a manifest
+	BareManifest   bool   `json:"bare_manifest"` // of file systems alone: no application was asked
 	ToolsVersion   string `json:"tools_version"`
 	SuspendMemory  bool   `json:"suspend_memory"` // its host snapshots it suspended only with the memory
 }
 
-// writers has the VMs whose VSS writers take part in a quiesced snapshot.
+// writers has the VMs whose VSS takes part in a quiesced snapshot, and whether it freezes file systems alone.
 var writers sync.Map
 
 // become makes an ordinary machine the kind that its spec says. Nobody looks at it yet.
@@ -39,7 +40,7 @@ func (vm *VirtualMachine) become(spec *MachineSpec) error {
 	vm.Config.Flags.DiskUuidEnabled = types.NewBool(!kind.NoDiskUUIDs)
 	vm.Guest.ToolsVersion = kind.ToolsVersion
 	if kind.VssWriters {
-		writers.Store(vm.Self, true)
+		writers.Store(vm.Self, kind.BareManifest)
 	}
 	if kind.Encrypted || kind.VTPM {
 		vm.Config.KeyId = &types.CryptoKeyId{KeyId: "key-1", ProviderId: &types.KeyProviderId{Id: "provider-1"}}
@@ -224,8 +225,9 @@ func (vm *VirtualMachine) holdsMemory(m *manner) bool {
 // manifest is the path of what VSS writers left, where the application level was asked for and they took part.
 func (vm *VirtualMachine) manifest(m *manner, title string) string {
 	_, vss := m.spec.(*types.VirtualMachineWindowsQuiesceSpec)
-	if _, there := writers.Load(vm.Self); !vss || !there || !vm.toolsRunning() {
+	bare, there := writers.Load(vm.Self)
+	if !vss || !there || !vm.toolsRunning() {
 		return ""
 	}
-	return vm.Name + "-vss_manifests1.zip"
+	return vm.leaveManifest(bare.(bool))
 }
