@@ -34,6 +34,7 @@ NAMES_SHOWN = 3
 POLICIES_SHOWN = 12
 GROUPS_SHOWN = 20
 DATASTORES_SHOWN = 5
+WINDOWS_SHOWN = 5
 
 _DELETIONS = (
     "The times include locks and the grace. Retention refuses a run that would take more than guard.max_expire_share "
@@ -98,7 +99,7 @@ def plan_words(plan: ChangePlan, *, everything: bool = False, size: Callable[[in
     if plan.later:
         lines += ["", f"After that: {counted(plan.later, 'restore point')} more would expire."]
     lines += [*_prospects(plan, everything), *_load(plan.load)]
-    lines += _verdicts(reload)
+    lines += [*_verdicts(reload), *_failing(plan)]
     return "\n".join(map(printable, lines)).lstrip("\n") + "\n"
 
 
@@ -310,6 +311,25 @@ def _load(load: SnapshotLoad) -> Iterator[str]:
         yield f"  {name}: {_peaks(before, after)}"
     if len(changed) > DATASTORES_SHOWN:
         yield f"  and {len(changed) - DATASTORES_SHOWN} more datastores; --json has the hours of each"
+    yield from _openings(load)
+
+
+def _openings(load: SnapshotLoad) -> Iterator[str]:
+    """The windows whose fullest opening changes, each with the datastore that changes most."""
+    windows: dict[str, list[tuple[int, str, Peak, Peak]]] = {}
+    for window, datastore, before, after in load.openings():
+        if before.starts != after.starts:
+            windows.setdefault(window, []).append((before.starts - after.starts, datastore, before, after))
+    if windows:
+        yield "Snapshots in the fullest opening of a window:"
+    for number, (window, rows) in enumerate(sorted(windows.items())):
+        if number == WINDOWS_SHOWN:
+            yield f"  and {len(windows) - WINDOWS_SHOWN} more windows; --json has each"
+            return
+        told = [one for one in rows if not one[1]] + sorted(one for one in rows if one[1])[:1]
+        words = [f"{one[1] or 'all datastores'} {one[2].starts} → {one[3].starts}" for one in told]
+        at = max(told[0][2:], key=lambda peak: peak.starts).at
+        yield f"  {window}: {', '.join(words)}, in the one from {clock(at, UTC)}"
 
 
 def _peaks(before: Peak, after: Peak) -> str:
@@ -329,6 +349,14 @@ def _verdicts(plan: ReloadPlan) -> Iterator[str]:
         yield f"Plan {plan.id}: no VM loses protection, so it takes effect at once, also what gets weaker."
     else:
         yield f"Plan {plan.id}: takes nothing away, so it takes effect at once."
+
+
+def _failing(plan: ChangePlan) -> Iterator[str]:
+    """A policy that asks for more than a VM can reach protects it in words alone."""
+    failing = [one for one in plan.prospects.values() if one.after is not None and not one.after.enough]
+    newly = [one for one in failing if one.before is None or one.before.enough]
+    if newly:
+        yield f"But the runs of {counted(len(newly), 'VM')} would fail: no snapshot is as consistent as is asked."
 
 
 def _names(names: Iterable[str], most: int = NAMES_SHOWN) -> str:

@@ -1,4 +1,4 @@
-"""How many backups, each of which opens a snapshot, would start in each hour on each datastore. Pure.
+"""How many backups, each of which opens a snapshot, would start on each datastore: by the hour and by window. Pure.
 
 An estimate: every VM is backed up when it is next due, its run succeeds at once, and so on from there. Triggers are
 not foreseen, nor what limits on running backups would put off.
@@ -6,16 +6,18 @@ not foreseen, nor what limits on running backups would put off.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from policies.facts import Facts, Vm
-from policies.policy import Policy
+from policies.policy import Policy, Timing
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection, refusal_of
 from policies.schedule import next_due
+from policies.windows import open_at
 
 HOURS = 7 * 24
 """How far ahead: a week has every window once."""
@@ -26,9 +28,13 @@ GRAIN = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 
 
+Opened = tuple[str, str]
+"""A window of a policy, such as "mon..fri 18:00-06:00 Europe/Berlin", and a datastore; "" is all of them together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """The fullest hour of a datastore."""
+    """The fullest hour of a datastore, or the fullest time for which a window is open."""
 
     at: datetime
     starts: int
@@ -38,12 +44,14 @@ class Peak:
 class SnapshotLoad:
     """Starts per hour from `begin` on, before and after the change; a datastore of "" is all of them together.
 
-    A VM with disks on several datastores counts on each.
+    A VM with disks on several datastores counts on each. `windows` has, by the window of a policy and a datastore,
+    the fullest of its openings.
     """
 
     begin: datetime
     before: Mapping[str, tuple[int, ...]]
     after: Mapping[str, tuple[int, ...]]
+    windows: tuple[Mapping[Opened, Peak], Mapping[Opened, Peak]] = ({}, {})
 
     @property
     def datastores(self) -> tuple[str, ...]:
@@ -72,7 +80,23 @@ class SnapshotLoad:
             "runs_after": self.runs[1],
             "datastores": [self._row(name) for name in self.datastores],
             "all": self._row(""),
+            "windows": [
+                {
+                    "window": window,
+                    "datastore": datastore,
+                    "fullest_before": {"at": before.at.isoformat(), "starts": before.starts},
+                    "fullest_after": {"at": after.at.isoformat(), "starts": after.starts},
+                }
+                for window, datastore, before, after in self.openings()
+            ],
         }
+
+    def openings(self) -> Iterator[tuple[str, str, Peak, Peak]]:
+        """For each window and datastore its fullest opening, before and after; without any starts that of `begin`."""
+        none, (before, after) = Peak(self.begin, 0), self.windows
+        for window, datastore in sorted({*before, *after}):
+            key = window, datastore
+            yield window, datastore, before.get(key, none), after.get(key, none)
 
     def _row(self, name: str) -> dict[str, Any]:
         before, after = self.peaks(name)
@@ -91,16 +115,34 @@ def snapshot_load(old: PolicySet, new: PolicySet, facts: Facts) -> SnapshotLoad:
     """The load of the days to come under both."""
     begin = facts.now.replace(minute=0, second=0, microsecond=0)
     sides: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
+    openings: tuple[_Openings, _Openings] = ({}, {})
     ahead = _Ahead(begin + HOUR * HOURS)
     for vm in facts.vms.values():
         before, after = protection(old, vm), protection(new, vm)
         starts = ahead.starts(before, vm, facts)
         _count(sides[0], vm, starts, begin)
+        ahead.count_openings(openings[0], before, vm, starts)
         if before is not after:
             starts = ahead.starts(after, vm, facts)
         _count(sides[1], vm, starts, begin)
+        ahead.count_openings(openings[1], after, vm, starts)
     before_hours, after_hours = ({name: tuple(hours) for name, hours in side.items()} for side in sides)
-    return SnapshotLoad(begin, before_hours, after_hours)
+    was, will = ({key: _fullest(counts) for key, counts in side.items()} for side in openings)
+    return SnapshotLoad(begin, before_hours, after_hours, (was, will))
+
+
+@lru_cache(maxsize=4096)
+def window_name(timing: Timing) -> str:
+    """What people call the windows of a policy."""
+    return f"{', '.join(window.text for window in timing.windows)} {timing.zone.key}"
+
+
+_Openings = dict[Opened, dict[datetime, int]]
+
+
+def _fullest(counts: Mapping[datetime, int]) -> Peak:
+    most = max(counts.values())
+    return Peak(min(at for at, number in counts.items() if number == most), most)
 
 
 def _count(side: dict[str, list[int]], vm: Vm, starts: list[datetime], begin: datetime) -> None:
@@ -121,6 +163,7 @@ class _Ahead:
 
     end: datetime
     _known: dict[tuple[tuple[Policy, ...], datetime, str], datetime | None] = field(default_factory=dict)
+    _openings: dict[tuple[Timing, datetime], datetime | None] = field(default_factory=dict)
 
     def starts(self, effective: Protection, vm: Vm, facts: Facts) -> list[datetime]:
         """When a VM would be backed up; never, where it cannot be."""
@@ -134,6 +177,28 @@ class _Ahead:
             found.append(at)
             at = self._after(effective.scheduling, at.replace(second=0, microsecond=0), vm.id if spread else "")
         return found
+
+    def count_openings(self, side: _Openings, effective: Protection, vm: Vm, starts: list[datetime]) -> None:
+        """Add a VM's starts to the openings of the window that they are in."""
+        timing = next((one.timing for one in effective.scheduling if one.timing.windows), None)
+        if timing is None or not starts:
+            return
+        name, opened = window_name(timing), [self._opened(timing, at) for at in starts]
+        for datastore in ("", *vm.datastores):
+            counts = side.setdefault((name, datastore), {})
+            for at in opened:
+                if at is not None:
+                    counts[at] = counts.get(at, 0) + 1
+            if not counts:
+                del side[name, datastore]
+
+    def _opened(self, timing: Timing, start: datetime) -> datetime | None:
+        """When the window opened that a start is in."""
+        key = (timing, start.replace(second=0, microsecond=0))
+        if key not in self._openings:
+            segment = open_at(timing.windows, timing.zone, start)
+            self._openings[key] = segment[0] if segment is not None else None
+        return self._openings[key]
 
     def _after(self, scheduling: tuple[Policy, ...], good: datetime, vm: str) -> datetime | None:
         key = (scheduling, good, vm)

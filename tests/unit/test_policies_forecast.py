@@ -72,6 +72,23 @@ def test_points_expire_when_their_grace_is_over_and_are_told_up_to_the_horizon()
     assert "After that: 6 restore points more would expire." in plan_words(later)
 
 
+def test_snapshots_are_told_for_each_window_and_datastore() -> None:
+    nights = NIGHTLY.replace("[policy.gold]", '[policy.gold]\nwindow = ["22:00-04:00"]\ntimezone = "Europe/Berlin"')
+    found = change(nights.replace("0 22", "0 1,3"), old=nights)
+    rows = {(one["window"], one["datastore"]): one for one in found.as_json()["snapshot_load"]["windows"]}
+    name = "22:00-04:00 Europe/Berlin"
+    assert [*rows] == [(name, ""), (name, "fast"), (name, "slow")]
+    opens = "2026-11-22T21:00:00+00:00"
+    assert rows[name, "fast"]["fullest_before"] == {"at": opens, "starts": 2}
+    assert rows[name, "fast"]["fullest_after"] == {"at": opens, "starts": 4}
+    assert rows[name, "slow"]["fullest_after"]["starts"] == 2
+    assert (
+        "Snapshots in the fullest opening of a window:\n"
+        f"  {name}: all datastores 2 → 4, fast 2 → 4, in the one from 2026-11-22 21:00 UTC\n"
+    ) in plan_words(found)
+    assert "fullest opening" not in plan_words(change(nights, old=nights.replace("keep_daily = 10", "keep_daily = 9")))
+
+
 def test_a_lock_puts_the_expiry_off_and_a_shorter_grace_brings_it_forward() -> None:
     tight = NIGHTLY.replace("keep_daily = 10", "keep_daily = 3")
     points = daily_points(WEB, 8)

@@ -137,6 +137,11 @@ def test_the_plan_of_a_change_foresees_the_consistency_of_each_vm_that_changes()
         "  2 VMs (db, mail): filesystem → application\n"
     ) in plan_words(found)
     assert f"    expected consistency: crash, not filesystem: {TOOLS} → {fails}\n" in plan_words(found, everything=True)
+    assert plan_words(found).endswith(
+        "takes nothing away, so it takes effect at once.\n"
+        "But the runs of 2 VMs would fail: no snapshot is as consistent as is asked.\n"
+    )
+    assert "would fail" not in plan_words(plan(policies(hard), policies(weak), facts(web, aside)))
     told = found.as_json()
     assert told["expected_consistency"] == {
         "before": {"crash": 1, "filesystem": 3},
