@@ -8,8 +8,9 @@ setup:  ## system packages, .venv with locked packages, the lab's vCenter
 demo: setup  ## the main job, end to end, on a simulated vCenter
 	@$(PY) -m examples.demo $(ARGS)
 
-test: setup  ## every test; arguments by ARGS="…"
-	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+JOBS ?= 3
+test: setup  ## every test; arguments by ARGS="…"; three processes keep two cores busy, as tests wait: JOBS=8 for more
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 SEED ?= 1
 VMS ?= 20
