@@ -77,6 +77,8 @@ async def test_with_the_role_for_restores_alone_every_way_of_backing_up_and_of_r
         point = ways["app-02"]["id"]
         made = await done(engine, RestoreToVm(point, "app-02-new"))
         assert made["warnings"] == []
+        imported = await done(engine, RestoreToVm(point, "app-02-imported", transports=("import",)))
+        assert [imported["warnings"], imported["disks"][0]["transport"]] == [[], "import"]
         await done(engine, RestoreInPlace(ways["web-01"]["id"], yes=True, power_off=True))
         assert lab.vm("web-01").snapshots == ()
         await done(engine, RestoreDisk(point, "app-02-new", datastore="fast-1"))
