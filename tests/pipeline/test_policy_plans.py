@@ -119,6 +119,18 @@ async def test_a_plan_made_from_a_state_file_takes_effect_as_it_was_seen_or_not_
         [confirmed] = [one for one in audited if "guard overridden" in one.detail]
         assert confirmed.who.endswith(", a local user")
 
+        loose = NARROW + "[guard]\nmax_vms_losing_protection = 5\n"
+        loosened = "guard.max_vms_losing_protection 0 → 5 would be loosened"
+        assert loosened in (await desk.plan(loose, "--exit-code", expect=5)).out
+        desk.write("policies", loose)
+        await desk.engine.until(lambda: desk.engine.parts.rulebook.plan)
+        assert (await desk.command("policy", "apply", "--yes", expect=5)).err
+        assert desk.engine.parts.rulebook.in_force.guard.max_vms_losing_protection == 0
+        await desk.command("policy", "apply", "--yes", "--override-guard")
+        assert desk.engine.parts.rulebook.in_force.guard.max_vms_losing_protection == 5
+        audited = await settled(desk.engine.parts.threads.state, desk.engine.parts.state.audited)
+        assert any(f"guard overridden ({loosened})" in one.detail for one in audited)
+
 
 async def test_a_plan_is_refused_when_more_would_be_taken_away_by_now(home: Path) -> None:
     async with served(home, "web", "db") as desk:
