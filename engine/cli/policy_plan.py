@@ -56,8 +56,9 @@ def policy_plan(
 ) -> int:
     """What a change of policies does to each VM and each restore point, before it does.
 
-    Shows who gains, loses or changes protection and why, the next runs, which restore points would expire and when,
-    the bytes that frees, the snapshots that would be open at once, and what the guards say. Changes nothing.
+    Shows who gains, loses or changes protection and why, the next runs and how consistent they would be, which restore
+    points would expire and when, the bytes that frees, the snapshots that would be open at once, and what the guards
+    say. Changes nothing.
 
     Parameters
     ----------
