@@ -32,7 +32,7 @@ MOVES = frozenset({EventType.MIGRATED, EventType.RELOCATED})
 
 CAUSES = frozenset({
     "drs", "manual", "ha", "guest", "template", "discovered", "vcenter", "reload", "hardware upgrade", "identity",
-    "resource pool",
+    "resource pool", "emigrating",
 })  # fmt: skip
 """The causes that events of vCenter have; a message over NATS may tell others."""
 
