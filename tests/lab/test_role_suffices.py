@@ -10,6 +10,7 @@ from typing import Any
 from connectors.privileges import of_role
 from engine.commands import BackUpVm, Rehearse, RestoreDisk, RestoreInPlace, RestoreToVm
 from tests.lab.test_engine_end_to_end import config_for
+from tests.lab.test_storage_policies import give, make_policy, policy_of
 from tests.lab.test_whole_vm import nvram_file
 from tests.lab.vcenter import MIB, Lab
 from tests.pipeline.running import Running, engine_of
@@ -61,10 +62,15 @@ async def test_with_the_role_for_restores_alone_every_way_of_backing_up_and_of_r
 ) -> None:
     lab = fresh_lab(vms=4, disk_bytes=DISK_BYTES, content=False)
 
+    policies: list[str] = []
+
     def people() -> None:
         lab.tag("app-02", "tier", "gold")
         lab.set_attribute("app-02", "owner", "ledger")
         lab.reconfigure("app-02", annotation="the books")
+        policies.append(make_policy(lab, "Gold"))
+        policies.append(make_policy(lab, "Silver"))
+        give(lab, "app-02", policies[0], {})
         lab.power_off("db-03")
 
     await asyncio.to_thread(people)
@@ -75,8 +81,9 @@ async def test_with_the_role_for_restores_alone_every_way_of_backing_up_and_of_r
         await engine.until(lambda: all(engine.parts.world.named(vm.name) for vm in lab.vms()), seconds=60)
         ways = {name: await done(engine, BackUpVm(name)) for name in ("web-01", "app-02", "db-03", "web-04")}
         point = ways["app-02"]["id"]
-        made = await done(engine, RestoreToVm(point, "app-02-new"))
+        made = await done(engine, RestoreToVm(point, "app-02-new", storage_policies={"Gold": "Silver"}))
         assert made["warnings"] == []
+        assert await asyncio.to_thread(policy_of, lab, "app-02-new") == policies[1]
         imported = await done(engine, RestoreToVm(point, "app-02-imported", transports=("import",)))
         assert [imported["warnings"], imported["disks"][0]["transport"]] == [[], "import"]
         await done(engine, RestoreInPlace(ways["web-01"]["id"], yes=True, power_off=True))

@@ -73,6 +73,8 @@ def test_the_reference_is_what_the_commands_say() -> None:
         (["sql", "select 1", "--rows", "many", "--repo", "x"], "many"),
         (["restore", "x"], "--to-vm"),
         (["restore", "x", "--to-vm", "y", "--network", "oops"], "OLD=NEW"),
+        (["restore", "x", "--to-vm", "y", "--storage-policy", "oops"], "OLD=NEW"),
+        (["restore", "x", "--in-place", "--storage-policy", "a=b"], "another way to restore"),
         (["reclaim", "--min-age", "soon", "--repo", "x"], "duration"),
         (["repo", "init", "x", "--block", "3"], "size"),
         (["repo", "init", "x", "--block", "5KiB"], "4KiB"),

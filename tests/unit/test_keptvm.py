@@ -31,6 +31,23 @@ def test_a_summary_is_shown_in_lines_and_nothing_of_an_older_restore_point() -> 
     assert list(shown({})) == []
 
 
+@pytest.mark.parametrize(
+    ("home", "first", "second", "words"),
+    [
+        ("Gold", "Gold", "Gold", "Gold"),
+        ("Gold", "Gold", "", "home Gold, Hard disk 1 Gold, Hard disk 2 none"),
+        ("", "Gold", "Silver", "home none, Hard disk 1 Gold, Hard disk 2 Silver"),
+        ("", "", "", ""),
+    ],
+    ids=["one", "a-default", "no-home", "none"],
+)
+def test_storage_policies_are_shown_in_one_word_where_they_are_one(
+    home: str, first: str, second: str, words: str
+) -> None:
+    disks = [{"label": "Hard disk 1", "storage_policy": first}, {"label": "Hard disk 2", "storage_policy": second}]
+    assert dict(shown({"storage_policy": home, "disks": disks}))["storage"] == words
+
+
 class KnowsNoSuchVm(Engine):
     """An engine that knows no VM of the name that it is asked for."""
 
