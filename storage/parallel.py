@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -14,8 +14,11 @@ def for_each(items: Iterable[Item], worker: Callable[[], Callable[[Item], None]]
     """Give every item to one of `threads` workers, of which the caller's thread is one.
 
     `worker` makes the work of one thread, with buffers of its own. Items are taken one by one, never ahead.
-    The first error stops the other threads after their item and is raised.
+    The first error stops the other threads after their item and is raised. Where `items` has a length, no thread is
+    started that would find none left.
     """
+    if isinstance(items, Sized):
+        threads = min(threads, len(items))
     source, lock = iter(items), threading.Lock()
     failures: list[BaseException] = []
 
