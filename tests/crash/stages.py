@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -38,6 +39,8 @@ OBJECTS = "objects.json"
 """In a stage's folder: its repository lies in a real object store, and this says where."""
 
 PATIENCE = Patience(first_pause_seconds=0.02, longest_pause_seconds=0.2, give_up_seconds=10, give_up_at_first_seconds=2)
+
+PREPARED = "stage"
 
 OLD, WEB, NEW = "vm-0", "vm-1", "vm-2"
 """What may expire, what must stay, and what the scenes add."""
@@ -157,11 +160,22 @@ def at_work(location: Path, blobs: Blobs | None) -> Repository:
 
 
 def fresh_copy(stage: Stage, to: Path, prepare: Callable[[Path], None] | None = None) -> Path:
-    """The stage once more, in another place."""
-    shutil.copytree(stage.location, to)
-    if prepare is not None:
-        prepare(to)
+    """The stage once more, in another place, with what its preparation laid beside it."""
+    if prepare is None:
+        shutil.copytree(stage.location, to)
+    else:
+        for path in _prepared(stage.location, prepare).iterdir():
+            shutil.copytree(path, to.with_name(to.name + path.name.removeprefix(PREPARED)))
     return to
+
+
+@cache
+def _prepared(location: Path, prepare: Callable[[Path], None]) -> Path:
+    """A folder with the stage that is here after its preparation, which is done once."""
+    folder = Path(tempfile.mkdtemp(prefix="prepared-", dir=location.parent))
+    shutil.copytree(location, folder / PREPARED)
+    prepare(folder / PREPARED)
+    return folder
 
 
 def clear(location: Path) -> None:
