@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
-from engine import maintenance, rereading
+from engine import maintenance, overview, rereading
 from engine.maintenance import Retained, RetentionRun
 from engine.parts import Parts, Verified
 from engine.threads import settled
@@ -110,32 +111,58 @@ async def verify(parts: Parts, only: str = "") -> str:
 
 async def read_back(
     parts: Parts,
-    name: str,
+    name: str = "",
     points: Sequence[PointId] = (),
     *,
     bounds: Bounds | None = None,
     planned: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Read one further repository back, or only these restore points of it; remember what all of it came to."""
-    with parts.queue.using_repository(name):
-        report = await maintenance.verify_points(
-            parts.repositories.named(name),
-            parts.threads,
-            now=parts.now(),
-            points=points or None,
-            bounds=bounds,
-            planned=planned,
-            progress=progress,
-        )
+    """Read one repository back, or only these restore points of it; remember and show what all of it came to.
+
+    The engine's own is the one without a name.
+    """
+    before = found = verified_of(parts, name)
     if not points:
-        parts.verified_further[name] = judged(report, parts.verified_further.get(name, Verified()), parts.now())
+        _remember(parts, name, replace(before, state=VerifyState.RUNNING))
+    try:
+        with parts.queue.using_repository(name):
+            report = await maintenance.verify_points(
+                parts.repositories.named(name),
+                parts.threads,
+                now=parts.now(),
+                points=points or None,
+                bounds=bounds,
+                planned=planned,
+                progress=progress,
+            )
+        found = judged(report, before, parts.now())
+    except StorageError:
+        found = replace(before, state=VerifyState.FAILED)
+        raise
+    finally:
+        if not points:
+            _remember(parts, name, found)
     parts.metrics.operation_finished("verify", "done" if report.sound else "failed")
     if not report.sound:
-        log.error("damage found", extra={"repository": name, "objects": len(report.damaged)})
+        told = {"objects": len(report.damaged), "vms": ", ".join(report.vms)}
+        log.error("damage found", extra={"repository": name or None, **told})
     await parts.crew.list_all_points()
     await rereading.look(parts, anew=True)
+    await overview.publish_repository(parts)
     return report
+
+
+def verified_of(parts: Parts, name: str) -> Verified:
+    """What is known of a repository from the last verification of all of it."""
+    return parts.verified_further.get(name, Verified()) if name else parts.verified
+
+
+def _remember(parts: Parts, name: str, verified: Verified) -> None:
+    if name:
+        parts.verified_further[name] = verified
+    else:
+        parts.verified = verified
 
 
 def judged(report: VerifyReport, before: Verified, now: datetime) -> Verified:

@@ -7,13 +7,12 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from connectors.disk_files import is_nbd
 from connectors.disks import Extent
-from engine import further, maintenance, upkeep
+from engine import further, maintenance
 from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, Verify
 from engine.copying import stop_if
 from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict
@@ -202,8 +201,7 @@ def verify_repository(parts: Parts, points: list[PointId], asked: Verify) -> Bod
         if points and not asked.repository:  # of one repository, as a reading is
             home = await settled(parts.threads.repository, parts.repositories.home, points[0])
             name = parts.repositories.at(str(home.location))
-        read_back = partial(further.read_back, parts, name) if name else partial(upkeep.read_back, parts)
-        report = await read_back(points, bounds=bounds, planned=planned, progress=progress)
+        report = await further.read_back(parts, name, points, bounds=bounds, planned=planned, progress=progress)
         code = Exit.DAMAGED if not report.sound else Exit.DONE if report.complete else Exit.PARTIAL
         return {**verify_row(report), "exit_code": int(code)}
 

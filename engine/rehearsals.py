@@ -13,7 +13,7 @@ from typing import Any
 
 from connectors.errors import ConnectorError, Unreachable
 from connectors.hypervisor import TRIAL_PREFIX
-from engine import further, upkeep
+from engine import further
 from engine.commands import Rehearse
 from engine.failures import BadInput, Exit
 from engine.keptvm import summary_of
@@ -249,7 +249,7 @@ async def _mark(parts: Parts, home: Repository, point: PointId) -> None:
     """Have the restore point read back: what is damaged of it is found, marked and told as after a verification."""
     name = parts.repositories.at(str(home.location))
     try:
-        await (further.read_back(parts, name, [point]) if name else upkeep.read_back(parts, [point]))
+        await further.read_back(parts, name, [point])
     except StorageError as error:
         log.error("damage not marked", extra={"point": point, "why": str(error)})
 

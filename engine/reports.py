@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine.plain import plain
@@ -27,7 +28,7 @@ def point_details(detail: PointDetail, kept: Mapping[str, Any]) -> Mapping[str, 
         "taken_at": detail.head.taken_at,
         "committed_at": detail.committed_at,
         "consistency": detail.head.consistency,
-        "attributes": dict(detail.head.attributes),
+        "attributes": _typed(detail.head.attributes),
         "aliases": dict(detail.head.aliases),
         "disks": [
             {
@@ -39,7 +40,8 @@ def point_details(detail: PointDetail, kept: Mapping[str, Any]) -> Mapping[str, 
                 "stored_bytes": record.stored_bytes,
                 "dedup_bytes": record.dedup_bytes,
                 "mapped_bytes": record.mapped_bytes,
-                **dict(record.head.attributes),
+                "fallbacks": [],
+                **_typed(record.head.attributes),
             }
             for record in detail.disks
         ],
@@ -51,6 +53,29 @@ def point_details(detail: PointDetail, kept: Mapping[str, Any]) -> Mapping[str, 
         "damaged": detail.damaged,
         "kept": dict(kept),
     }
+
+
+def _typed(attributes: Mapping[str, str]) -> dict[str, Any]:
+    """Attributes of a restore point or a disk as what they are; one that is not what it should be stays as it is."""
+    return {name: _value(name, text) for name, text in attributes.items()}
+
+
+def _value(name: str, text: str) -> Any:
+    if name not in _TYPES:
+        return text
+    try:
+        return _TYPES[name](text)
+    except ValueError:
+        return text
+
+
+_TYPES: Mapping[str, Callable[[str], Any]] = {
+    "fallbacks": json.loads,
+    "tracking_doubt": json.loads,
+    "tracking_sampled_blocks": int,
+    "snapshot_seconds": float,
+}
+"""What restore points keep as text, as the repository's format has it, and is a list, an object or a number."""
 
 
 def plan_row(plan: ReclaimPlan) -> dict[str, Any]:

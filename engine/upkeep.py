@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -14,16 +14,15 @@ from engine.cleaning import Cleaner
 from engine.hours import until_open
 from engine.jobs import JobId, mint
 from engine.journal import DONE_KEYS_KEPT
-from engine.parts import Parts, Verified
+from engine.parts import Parts
 from engine.plain import show_time
 from engine.records import Audited
 from engine.threads import settled
-from metrics.labels import VerifyState
-from policies.facts import Event, EventType, PointId
+from policies.facts import Event, EventType
 from policies.units import counted
 from storage.errors import StorageError
 from storage.reclaim import SafetyAges
-from storage.verify import Bounds, Scope, VerifyReport
+from storage.verify import Bounds, Scope
 
 log = logging.getLogger("engine.upkeep")
 
@@ -224,7 +223,7 @@ async def verifying(
 ) -> None:
     """Verify a repository each interval, within its window; where a window was too short, go on in the next one."""
     hours = parts.config.verify_hours(name)
-    wait = _first_wait(_verified(parts, name).at, interval, parts.now())
+    wait = _first_wait(further.verified_of(parts, name).at, interval, parts.now())
     while True:
         await sleep(wait.total_seconds())
         await until_open(hours, parts.now, sleep)
@@ -233,14 +232,10 @@ async def verifying(
             await once(parts, f"verify {name}", lambda parts: further.verify(parts, name))
         else:
             await once(parts, "verify", verify)
-        left = _verified(parts, name).left_bytes
+        left = further.verified_of(parts, name).left_bytes
         wait = timedelta(0) if left else max(timedelta(0), started + interval - parts.now())
         if left and hours.is_open(parts.now()):
             wait = RETRY_VERIFY  # it ended early for another reason than its window
-
-
-def _verified(parts: Parts, name: str) -> Verified:
-    return parts.verified_further.get(name, Verified()) if name else parts.verified
 
 
 def _first_wait(last: datetime | None, interval: timedelta, now: datetime) -> timedelta:
@@ -256,48 +251,9 @@ async def verify(parts: Parts) -> str:
     deadline = hours.closes(now)
     sooner = await rereading.to_begin_with(parts, deadline)
     bounds = Bounds(Scope.INCREMENTAL, parts.config.maintenance.reread, deadline, sooner=sooner)
-    report = await read_back(parts, bounds=bounds)
-    if not report.sound:
-        log.error("damage found", extra={"objects": len(report.damaged), "vms": ", ".join(report.vms)})
+    report = await further.read_back(parts, bounds=bounds)
     left = f", {report.left_bytes} left for the next window" if report.left_bytes else ""
     return f"{report.checked_bytes} bytes read, {counted(len(report.damaged), 'damaged object')}{left}"
-
-
-async def read_back(
-    parts: Parts,
-    points: Sequence[PointId] = (),
-    *,
-    bounds: Bounds | None = None,
-    planned: Callable[[int], None] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> VerifyReport:
-    """Read everything back, or only these restore points; remember and show what a reading of everything found."""
-    before, found = parts.verified, parts.verified
-    if not points:
-        parts.verified = replace(before, state=VerifyState.RUNNING)
-    try:
-        with parts.queue.using_repository():
-            report = await maintenance.verify_points(
-                parts.repository,
-                parts.threads,
-                now=parts.now(),
-                points=points or None,
-                bounds=bounds,
-                planned=planned,
-                progress=progress,
-            )
-        if not points:
-            found = further.judged(report, before, parts.now())
-    except StorageError:
-        found = before if points else replace(before, state=VerifyState.FAILED)
-        raise
-    finally:
-        parts.verified = found
-    await parts.crew.list_all_points()
-    await rereading.look(parts, anew=True)
-    await overview.publish_repository(parts)
-    parts.metrics.operation_finished("verify", "done" if report.sound else "failed")
-    return report
 
 
 async def publish(parts: Parts) -> str:

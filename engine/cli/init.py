@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import socket
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -239,6 +240,8 @@ def _text(plan: Plan, vcenter: str, passphrase: str, vddk: Path | None) -> str:
     lines = [
         "# Backstay's configuration. Check it with: backstay check",
         "schema = 1",
+        "# By this name the engine finds in vCenter what it made there: no other engine may have it, and it stays.",
+        f"name = {_quoted(f'{socket.gethostname()}-{secrets.token_hex(2)}')}",
         f"state_dir = {_quoted(str(plan.state_dir))}",
         'policies = "policies.d"',
         "",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from json import loads
 from typing import Any
 
 from engine.cli.options import Config, Json, PassphraseFile, Repo
@@ -100,7 +99,7 @@ def _tell(point: Mapping[str, Any], json: bool) -> None:
     for disk in sorted(point["disks"], key=lambda disk: _in_order(disk["label"])):
         size, read = show_size(disk["capacity_bytes"]), show_size(disk["read_bytes"])
         show(printable(f"{'disk':<12} {disk['label']}, {size}, {read} read{_way(disk)} ({disk.get('changes', '')})"))
-        for transport, why in _pairs(disk.get("fallbacks", "")):
+        for transport, why in disk["fallbacks"]:
             show(printable(f"{'':<12} not by {transport}: {why}"))
         if disk.get("tracking_check"):
             show(printable(f"{'':<12} {disk['tracking_check']}"))
@@ -125,14 +124,9 @@ def _way(disk: Mapping[str, Any]) -> str:
     return f" by {disk['transport']}" if disk.get("transport") else ""
 
 
-def _pairs(text: str) -> list[tuple[str, str]]:
-    """The transports that were not used, with their reasons, as the restore point keeps them."""
-    return [(str(name), str(why)) for name, why in loads(text)] if text else []
-
-
 def _provenance(point: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What there is to say of how it came about; the words are empty where nothing is known."""
-    said: Mapping[str, str] = point["attributes"]
+    said: Mapping[str, Any] = point["attributes"]
     consistency, wanted = point["consistency"], said.get("consistency_wanted", "")
     yield "point", point["id"]
     yield "vm", f"{point['vm']} ({point['vm_id']})"
@@ -140,6 +134,8 @@ def _provenance(point: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "repository", point.get("repository", "")
     yield "consistency", consistency if wanted in ("", consistency) else f"{consistency}, {wanted} was wanted"
     yield "why", said.get("consistency_reason", "")
+    doubt = said.get("tracking_doubt", "")
+    yield "tracking", doubt["reason"] if isinstance(doubt, Mapping) else doubt
     yield "snapshot", f"made in {said['snapshot_seconds']} s" if said.get("snapshot_seconds") else ""
     yield "placement", said.get("placement", "")
     yield "policy", f"{said.get('policy', '')} {said.get('rule', '')}".strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def test_each_transport_is_used_and_the_ways_not_taken_are_recorded_with_their_r
             point = engine.back_up(name)
             [disk] = point["disks"]
             assert disk["transport"] == way
-            reasons = dict(json.loads(disk["fallbacks"]))
+            reasons = dict(disk["fallbacks"])
             assert list(reasons) == ([] if way == "hotadd" else ["hotadd"])
             assert way == "hotadd" or "bulk-1" in reasons["hotadd"]
             engine.assert_same_as_frozen(point["id"], frozen_at(lab, point), tmp_path)

@@ -62,7 +62,7 @@ async def test_a_snapshot_that_took_long_is_told_and_makes_the_run_no_less(
         assert (result["state"], result["exit"]) == ("done", 0)
         assert result["warnings"] == ["making the snapshot took 95 s"]
         point = (await engine.control.points("web"))[-1].id
-        assert (await engine.control.point(point))["attributes"]["snapshot_seconds"] == "0.1"
+        assert (await engine.control.point(point))["attributes"]["snapshot_seconds"] == 0.1
 
 
 async def test_rule_8_a_disk_that_no_snapshot_holds_is_in_each_result_the_status_and_the_metrics(

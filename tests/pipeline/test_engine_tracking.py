@@ -273,6 +273,9 @@ async def test_the_engine_samples_by_itself_distrusts_what_lied_and_trusts_again
         hypervisor.disk_file(vm).write_bytes(os.urandom(4 * MIB))
         kinds = [(await backed_up(engine, vm))["disks"][0]["whole"] for _ in range(3)]
         assert kinds == ["sample_differed", "distrusted", ""]
+        [disk] = (await engine.control.point("web@latest"))["disks"]
+        assert disk["tracking_sampled_blocks"] > 0
+        assert disk["fallbacks"] == []
         sample = engine.parts.metrics.registry.get_sample_value
         assert sample("backstay_tracking_distrusted_total", {"reason": "sample_differed"}) == 1
         assert (sample("backstay_tracking_sampled_blocks_total", {"result": "differed"}) or 0) >= 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
+from engine.config import load
 from tests.console import Ran, backstay
 
 
@@ -29,6 +31,17 @@ def test_init_never_takes_away_the_passphrase_of_a_repository(home: Path) -> Non
     assert passphrase.read_text() == before
     assert not (home / "another").exists()
     assert backstay("points", "--config", moved, "--json", home=home).data == []
+
+
+def test_two_engines_of_one_host_have_two_names_each_of_which_stays(home: Path) -> None:
+    """By their names they tell their own snapshots from the other's, which their janitors remove."""
+    configs = [home / name / "backstay.toml" for name in ("one", "two")]
+    for config in configs:
+        backstay("init", "--config", config, "--repo", config.parent / "repo", home=home)
+    names = [load(config).name for config in configs]
+    assert names[0] != names[1]
+    assert all(name.startswith(f"{socket.gethostname()}-") for name in names)
+    assert load(configs[0]).name == names[0]
 
 
 def test_without_a_vcenter_init_says_what_is_missing(home: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -12,7 +11,13 @@ from engine.cli.points import _tell
 
 def point(**disk: Any) -> dict[str, Any]:
     """A restore point with one disk, as the engine tells it."""
-    told = {"label": "Hard disk 1", "capacity_bytes": 1 << 20, "read_bytes": 1 << 20, "changes": "whole: first"}
+    told: dict[str, Any] = {
+        "label": "Hard disk 1",
+        "capacity_bytes": 1 << 20,
+        "read_bytes": 1 << 20,
+        "changes": "whole: first",
+    }
+    told["fallbacks"] = []
     return {
         "id": "p1",
         "vm": "web",
@@ -20,7 +25,7 @@ def point(**disk: Any) -> dict[str, Any]:
         "taken_at": "2026-11-23T12:00:00Z",
         "consistency": "crash",
         "attributes": {},
-        "disks": [told | disk],
+        "disks": [told | {"fallbacks": []} | disk],
         "unprotected": [],
         "holds": [],
         "locked_until": None,
@@ -30,7 +35,7 @@ def point(**disk: Any) -> dict[str, Any]:
 
 
 def test_the_way_of_a_disk_and_why_it_was_no_better_one_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    ways = json.dumps([["hotadd", "the disk is on an IDE controller"], ["nbd", "the connection broke"]])
+    ways = [["hotadd", "the disk is on an IDE controller"], ["nbd", "the connection broke"]]
     _tell(point(transport="https", fallbacks=ways), json=False)
     shown = capsys.readouterr().out
     assert "Hard disk 1, 1.0 MiB, 1.0 MiB read by https (whole: first)" in shown
