@@ -26,7 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _process() if arguments is None else _main(list(arguments))
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return _interrupted(sys.argv[1:] if arguments is None else arguments)
+
+
+def _interrupted(given: Sequence[str]) -> int:
+    """An engine that is stopped before it has started is stopped as it should; a command did not do its work."""
+    engine = given[:1] == ["run"]
+    try:
+        sys.stderr.write("Stopped before the engine had started.\n" if engine else "interrupted\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # nobody can be told
+    return 0 if engine else INTERRUPTED
 
 
 def _process() -> int:
@@ -67,6 +78,8 @@ def _main(given: list[str]) -> int:
         if isinstance(end.__context__, BrokenPipeError):  # how rich ends a help that nobody reads
             return int(Exit.DONE)
         return end.code if isinstance(end.code, int) else Exit.DONE
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         judged = verdict(error)
         if judged.exit_code is Exit.BUG:

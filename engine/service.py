@@ -212,8 +212,11 @@ def _version() -> str:
         return "unknown"
 
 
-async def run_service(config: Config) -> None:
-    """Run an engine until SIGTERM or SIGINT. Errors of the start are raised as they are, those of loops as one."""
+async def run_service(config: Config, on_start: Callable[[], None]) -> None:
+    """Run an engine until SIGTERM or SIGINT. Errors of the start are raised as they are, those of loops as one.
+
+    `on_start` is called when both end it well; what they do before is for the caller.
+    """
     logs.configure("json" if os.environ.get("BACKSTAY_LOG") == "json" else "text")
     policies_folder(config.policies)
     with resources(config, utc_now) as (state, repository, threads, endpoints):
@@ -233,5 +236,6 @@ async def run_service(config: Config) -> None:
         parts.dispatcher.noted = replace(parts.dispatcher.noted, inventoried=keep_out_of_search)
         service = Service(parts, endpoints, partial(connect, on_intent=recorder(state, threads)))
         with signals(service.stopping):
+            on_start()
             log.info("engine started", extra={"pid": os.getpid(), **endpoints.addresses})
             await service.run()

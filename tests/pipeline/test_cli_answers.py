@@ -7,10 +7,13 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from engine.state import State
 from tests.console import BACKSTAY, backstay, environment
 
 MIB = 1 << 20
@@ -175,6 +178,29 @@ def test_a_restore_that_is_ended_leaves_nothing_half_written(tmp_path: Path, num
     _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (130, "interrupted\n")
     assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_engine_that_is_stopped_while_it_starts_ends_well(tmp_path: Path, number: signal.Signals) -> None:
+    backstay("repo", "init", tmp_path / "repo", home=tmp_path)
+    (tmp_path / "backstay.toml").write_text('schema = 1\nstate_dir = "state"\n[repository]\npath = "repo"\n')
+    # The start waits for the state that this process holds.
+    with closing(State(tmp_path / "state", now=datetime.now(UTC))):
+        process = subprocess.Popen(
+            [BACKSTAY, "run"],
+            cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while not catches(process.pid, signal.SIGTERM):
+            assert process.poll() is None
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "Stopped before the engine had started.\n")
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has said what a signal means to it."""
+    told = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(told, 16) >> (number - 1) & 1)
 
 
 def test_nothing_is_loaded_before_an_interruption_can_be_met() -> None:

@@ -183,8 +183,10 @@ class World:
             time.sleep(0.5)
 
     def _stop(self, step: Step) -> None:
-        if self.lives:
-            self.engine.stop()
+        if self.lives and self.engine.process is not None:
+            self.engine.process.terminate()
+            # One that has hardly begun has not yet said what the signal means to it.
+            assert (code := self.engine.ended()) in (0, -signal.SIGTERM), f"ended with {code}"
 
     def _fault(self, step: Step) -> None:
         self.lab.inject(user=self.lab.user, **step.more)
