@@ -289,7 +289,7 @@ def quoted(text: str) -> str:
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | a_rule().map(lambda rule: f"RRULE:{rule}"))
 def test_any_text_of_a_time_or_blackout_is_accepted_or_refused_soon_and_then_asked_soon(text: str) -> None:
     for key in ("schedule", "blackout"):
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             found = load_texts({"a.toml": f"schema = 1\n[policy.p]\n{key} = {quoted(text)}\n"})
         except PolicyError as error:
@@ -298,7 +298,7 @@ def test_any_text_of_a_time_or_blackout_is_accepted_or_refused_soon_and_then_ask
             timing = found.policies[0].timing
             next_due(timing, None, True, datetime(2026, 11, 22, tzinfo=UTC))
             next_open(timing.hours, datetime(2026, 11, 22, tzinfo=UTC))
-        assert time.perf_counter() - started < LIMIT_S
+        assert time.process_time() - started < LIMIT_S
 
 
 def line(text: str) -> str:

@@ -110,20 +110,20 @@ def test_a_library_that_walks_loses_where_a_rule_never_comes_and_here_it_is_refu
         "RRULE:FREQ=YEARLY;BYMONTHDAY=" + ",".join(str(day) for day in range(1, 32)) + ";BYYEARDAY=400",
         "RRULE:FREQ=DAILY;BYHOUR=" + ",".join(["1"] * 300),
     ]
-    started = time.perf_counter()
+    started = time.process_time()
     for rule in hostile:
         with pytest.raises(Unusable):
             parse_recurrence(rule)
-    assert time.perf_counter() - started < 0.5 * len(hostile)
+    assert time.process_time() - started < 0.5 * len(hostile)
 
 
 def test_the_longest_count_is_worked_out_soon() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     found = parse_recurrence(
         f"{on('19010101')} RRULE:FREQ=YEARLY;BYDAY=SA;BYMONTHDAY=29;BYMONTH=2;COUNT={MOST_COUNTED}"
     )
     assert found.count == 0
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import process_time
 
 import pytest
 
@@ -151,9 +151,9 @@ def test_no_pattern_takes_long(property: str, glob: str) -> None:
     found = policies(f'[policy.p]\nselect.all = ["{property}:{glob[:500]}"]')
     value = "a" * 2000
     vm = a_vm(value, folder="/a" * 1000, tags=frozenset({f"{value}={value}"}), attributes={value: value}, host=value)
-    began = perf_counter()
+    began = process_time()
     match(found.policies[0], vm)
-    assert perf_counter() - began < 0.5
+    assert process_time() - began < 0.5
 
 
 def test_the_size_of_a_vm_is_told_in_units() -> None:
