@@ -74,7 +74,10 @@ async def janitor(parts: Parts, vcenter: str, interval: timedelta) -> None:
 
     async def sweep(parts: Parts) -> str:
         why = cleaner.why
-        await parts.crew.look_at_marks(vcenter)
+        try:
+            await parts.crew.look_at_marks(vcenter)
+        except ConnectorError as error:  # left-overs are looked for all the same
+            log.warning("marks of restores not looked at", extra={"vcenter": vcenter, "why": str(error)})
         swept = await parts.crew.sweep(vcenter)
         cleaner.looked(parts.now(), stuck=bool(swept.stuck))
         merge = f", {counted(len(swept.unmerged), 'VM')} still to be consolidated" if swept.unmerged else ""

@@ -15,7 +15,7 @@ from connectors.errors import ConnectorError, Gone
 from connectors.kept_vm import KeptVm, pack
 from connectors.vsphere.folder_files import FolderFile, datacenter_path, read_file
 from connectors.vsphere.session import Session
-from connectors.vsphere.storage_policies import policy_service
+from connectors.vsphere.storage_policies import names_of
 from connectors.vsphere.summary import summary
 from policies.facts import Vm
 
@@ -47,7 +47,7 @@ async def kept(session: Session, vm: Vm, config: Any, configuration: bytes) -> b
         missing["networks"] = str(error)
         log.warning("names of port groups not kept", extra={"vm": vm.name, "error": str(error)})
     keys = [d.key for d in config.hardware.device if isinstance(d, vim.vm.device.VirtualDisk)]
-    policies, unknown = await policy_service(session).names(vm.address.moref, keys)
+    policies, unknown = await names_of(session, vm.address.moref, keys)
     if unknown:
         missing["policies"] = unknown
     told = summary(vm, config, portgroups=portgroups, policies=policies, missing=missing)

@@ -19,7 +19,7 @@ from connectors.vsphere.naming import escaped
 from connectors.vsphere.placement import Place, Remembered, find_place
 from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark
 from connectors.vsphere.session import Session
-from connectors.vsphere.storage_policies import HOME, Policies, policy_service, remembered, specification, with_policy
+from connectors.vsphere.storage_policies import HOME, Policies, ids_by_name, remembered, specification, with_policy
 from connectors.vsphere.storage_policies import choose as choose_policies
 from connectors.vsphere.tags import TagReader
 from connectors.vsphere.trial_marks import as_trial
@@ -153,7 +153,7 @@ async def _policies(session: Session, kept: KeptVm, target: RestoreTarget) -> Po
     there: Mapping[str, str] = {}
     unknown = ""
     if had:
-        there, unknown = await policy_service(session).ids()
+        there, unknown = await ids_by_name(session)
     return choose_policies(had, target.storage_policies, there, unknown)
 
 

@@ -115,49 +115,47 @@ async def with_policy(put: Callable[[str], Awaitable[T]], chosen: Policies, key:
         return made, [f"{what} is without the storage policy {name}, which vCenter refused: {refused.what}"]
 
 
-class PolicyService:
-    """The policy service of one vCenter, as this login reaches it."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._silent = ""
-        self._until = 0.0
-
-    async def names(self, moref: str, keys: Sequence[int]) -> tuple[dict[str, str], str]:
-        """The policies of a VM's home and of its disks by HOME or the disk's key, and why they are not known."""
-        server, kinds = self._session.vcenter, pbm.ServerObjectRef.ObjectType
-        entities = [pbm.ServerObjectRef(objectType=kinds.virtualMachine, key=moref, serverUuid=server)]
-        entities += [
-            pbm.ServerObjectRef(objectType=kinds.virtualDiskId, key=f"{moref}:{key}", serverUuid=server) for key in keys
-        ]
-        return await self._asked(_associated, entities)
-
-    async def ids(self) -> tuple[dict[str, str], str]:
-        """The ids of all policies by name, and why they are not known."""
-        return await self._asked(_all)
-
-    async def _asked(self, ask: Callable[..., dict[str, str]], *args: Any) -> tuple[dict[str, str], str]:
-        if self._silent and time.monotonic() < self._until:
-            return {}, self._silent
-        try:
-            found = await self._session.call(_through, self._session, ask, *args)
-        except ConnectorError as error:
-            lacks = isinstance(error.__cause__, pbm.fault.NoPermission)
-            why = f"the account lacks the privilege {PRIVILEGE}" if lacks else error.what
-            if why != self._silent:
-                log.warning("storage policies are not known", extra={"vcenter": self._session.where, "why": why})
-            self._silent, self._until = why, time.monotonic() + SILENT_SECONDS
-            return {}, why
-        self._silent = ""
-        return found, ""
+async def names_of(session: Session, moref: str, keys: Sequence[int]) -> tuple[dict[str, str], str]:
+    """The policies of a VM's home and of its disks by HOME or the disk's key, and why they are not known."""
+    server, kinds = session.vcenter, pbm.ServerObjectRef.ObjectType
+    entities = [pbm.ServerObjectRef(objectType=kinds.virtualMachine, key=moref, serverUuid=server)]
+    entities += [
+        pbm.ServerObjectRef(objectType=kinds.virtualDiskId, key=f"{moref}:{key}", serverUuid=server) for key in keys
+    ]
+    return await _asked(session, _associated, entities)
 
 
-_services: WeakKeyDictionary[Session, PolicyService] = WeakKeyDictionary()
+async def ids_by_name(session: Session) -> tuple[dict[str, str], str]:
+    """The ids of all policies by name, and why they are not known. Asked however silent the service was before."""
+    _silent.pop(session, None)
+    return await _asked(session, _all)
 
 
-def policy_service(session: Session) -> PolicyService:
-    """The one for this login, which remembers whether the service answers."""
-    return _services.setdefault(session, PolicyService(session))
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    why: str
+    until: float
+
+
+_silent: WeakKeyDictionary[Session, _Silence] = WeakKeyDictionary()
+"""The logins whose policy service did not answer, or refused."""
+
+
+async def _asked(session: Session, ask: Callable[..., dict[str, str]], *args: Any) -> tuple[dict[str, str], str]:
+    before = _silent.get(session)
+    if before is not None and time.monotonic() < before.until:
+        return {}, before.why
+    try:
+        found = await session.call(_through, session, ask, *args)
+    except ConnectorError as error:
+        lacks = isinstance(error.__cause__, pbm.fault.NoPermission)
+        why = f"the account lacks the privilege {PRIVILEGE}" if lacks else error.what
+        if before is None or why != before.why:
+            log.warning("storage policies are not known", extra={"vcenter": session.where, "why": why})
+        _silent[session] = _Silence(why, time.monotonic() + SILENT_SECONDS)
+        return {}, why
+    _silent.pop(session, None)
+    return found, ""
 
 
 def _through(session: Session, ask: Callable[..., dict[str, str]], *args: Any) -> dict[str, str]:
