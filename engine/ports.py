@@ -90,6 +90,10 @@ class Importing(Protocol):
         """Every disk is sent: the VM is whole."""
         ...
 
+    def read_back(self, index: int) -> AbstractAsyncContextManager[OpenDisk]:
+        """The index-th disk of the VM that is whole, read forward, by one thread."""
+        ...
+
 
 class Hypervisor(Protocol):
     """One vCenter, logged in. Every method may raise a ConnectorError."""
@@ -214,7 +218,8 @@ class Hypervisor(Protocol):
         """Have a VM made from streams, without a transport to its disks; gone after the block unless completed.
 
         `mapped` are the extents that will be written to each disk. TransportFailed or NotPermitted, with nothing made,
-        where that does not work here. It cannot go on where it was cut off; what a crash leaves is a left-over.
+        where that does not work here. It cannot go on where it was cut off; what a crash leaves is a left-over. A
+        trial VM is gone after the block, whatever happens; NotOurs then when somebody has made it his.
         """
         ...
 

@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from connectors.disks import AsyncWriter, BlockingWriter, DiskWriter, Extent, pieces
+from connectors.disks import AsyncReader, BlockingReader, DiskReader, DiskWriter, Extent, pieces
 from connectors.errors import ConnectorError, NoRoom, NotOurs
 from connectors.hypervisor import CreatedVm, DatastoreSpace, Fallback, Heartbeat, Identity, RestoreTarget
 from engine.copying import PIECE_BYTES, Shared
 from engine.disk_writing import GRAIN_BYTES, Filling, differing, fill
 from engine.headroom import Marks
 from engine.jobs import RunId
+from engine.ports import Importing
 from engine.restore import Means, disk_keys
+from engine.restore_import import Sent, send, to_be_sent
+from engine.restore_ways import by_first
 from engine.streaming import first_of
 from engine.threads import settled
 from engine.units import show_size
+from engine.ways import in_writing
 from policies.facts import PowerState, Vm
 from storage.repository import PointDetail, PointDisk
 
@@ -133,15 +137,26 @@ async def rehearse_point(
         run=run,
         trial=True,
     )
-    tried = None
-    try:
+    tried: list[Tried] = []
+
+    async def filled(step: tuple[str, ...]) -> Tried:
         async with means.hypervisor.trial_vm(configuration, target) as made:
-            tried = await _tried(detail, made, ways, means, run)
+            tried.append(await _tried(detail, made, ways, replace(means, transports=step), run))
+        return tried[-1]
+
+    async def imported() -> Tried:
+        sent = await to_be_sent(detail, means)
+        async with means.hypervisor.import_vm(configuration, target, [one.extents for one in sent]) as importing:
+            tried.append(await _imported(importing, sent, ways, means))
+        return tried[-1]
+
+    try:
+        done, refused = await by_first(in_writing(means.transports), name, means.hypervisor, filled, imported)
     except NotOurs as error:
-        if tried is None:
+        if not tried:
             raise
-        tried = replace(tried, warnings=(*tried.warnings, str(error)))
-    return tried
+        return replace(tried[-1], warnings=(*tried[-1].warnings, str(error)))
+    return replace(done, disks=tuple(replace(disk, fallbacks=(*refused, *disk.fallbacks)) for disk in done.disks))
 
 
 async def _tried(detail: PointDetail, made: CreatedVm, ways: Ways, means: Means, run: RunId) -> Tried:
@@ -159,13 +174,32 @@ async def _tried(detail: PointDetail, made: CreatedVm, ways: Ways, means: Means,
             wrong = await compared(disk, opened.writer, extents, how)
         size = sum(extent.length for extent in extents)
         disks.append(DiskTried(record.head.name, disk.capacity_bytes, size, wrong, opened.transport, opened.fallbacks))
-    tried = Tried(made.name, tuple(disks), None, made.warnings)
+    return await _alive(Tried(made.name, tuple(disks), None, made.warnings), made, ways, means)
+
+
+async def _imported(importing: Importing, sent: Sequence[Sent], ways: Ways, means: Means) -> Tried:
+    """As _tried, for a trial VM that is imported: what was sent is read back out of an export of it."""
+    written = await send(importing, sent, means)
+    made = await importing.complete()
+    how = Filling(means.threads.copying, 1, advance=means.advance)
+    disks: list[DiskTried] = []
+    for index, (each, disk) in enumerate(zip(sent, written, strict=True)):
+        async with importing.read_back(index) as opened:
+            # A stream is read in its order, by one lane.
+            wrong = await compared(each.disk, opened.reader, each.extents, how)
+        size = sum(extent.length for extent in each.extents)
+        disks.append(DiskTried(each.label, disk.capacity_bytes, size, wrong, disk.transport))
+    return await _alive(Tried(made.name, tuple(disks), None, made.warnings), made, ways, means)
+
+
+async def _alive(tried: Tried, made: CreatedVm, ways: Ways, means: Means) -> Tried:
+    """Wait for the guest's sign of life where one is wanted, and its disks are the same."""
     if ways.seconds is not None and tried.same:
         tried = replace(tried, heartbeat=await means.hypervisor.heartbeat(made, ways.seconds))
     return tried
 
 
-async def compared(disk: PointDisk, target: DiskWriter, extents: Sequence[Extent], how: Filling) -> int:
+async def compared(disk: PointDisk, target: DiskReader | DiskWriter, extents: Sequence[Extent], how: Filling) -> int:
     """Read these extents of the target back; the bytes that differ, in pieces of the grain, from the restore point.
 
     The restore point's own bytes are checked against their hashes as they are read: Damaged when they are not intact.
@@ -180,9 +214,9 @@ async def compared(disk: PointDisk, target: DiskWriter, extents: Sequence[Extent
             view, now = wanted[: piece.length], there[: piece.length]
             await settled(how.executor, disk.read_into, piece.offset, view)
             if asyncio.iscoroutinefunction(target.read_into):
-                await cast(AsyncWriter, target).read_into(piece.offset, now)
+                await cast(AsyncReader, target).read_into(piece.offset, now)
             else:
-                await settled(how.executor, cast(BlockingWriter, target).read_into, piece.offset, now)
+                await settled(how.executor, cast(BlockingReader, target).read_into, piece.offset, now)
             parts = await settled(how.executor, differing, view, now, GRAIN_BYTES)
             wrong += sum(end - start for start, end in parts)
             if how.advance is not None:

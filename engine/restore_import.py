@@ -19,7 +19,7 @@ from engine.streaming import first_of
 from engine.threads import settled
 from engine.ways import IMPORT
 from policies.facts import PointId
-from storage.repository import PointDisk
+from storage.repository import PointDetail, PointDisk
 
 log = logging.getLogger("engine.restore")
 
@@ -32,7 +32,7 @@ BEGIN_AGAIN = "nothing is left of it: the same command begins again"
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
+class Sent:
     """A disk to be sent, and where it has data."""
 
     label: str
@@ -52,18 +52,14 @@ async def restore_by_import(point: PointId, target: RestoreTarget, means: Means,
         raise ConnectorError(
             "the restore point holds no configuration of a VM", where=point, hint="restore its disks to files"
         )
-    sent: list[_Sent] = []
-    for record in detail.disks:
-        disk = await settled(pool, means.repository.read_disk, point, record.head.name)
-        mapped = [Extent(offset, length) for offset, length in await settled(means.threads.long, disk.extents)]
-        sent.append(_Sent(record.head.name, disk, mapped))
+    sent = await to_be_sent(detail, means)
     wanted = replace(target, disks=disk_keys(detail), point=point, run=run)
     async with means.hypervisor.import_vm(configuration, wanted, [one.extents for one in sent]) as importing:
         if len(importing.vm.disks) != len(sent):
             raise ConnectorError(f"{len(importing.vm.disks)} disks are made for {len(sent)}", where=target.name)
         log.info("VM is imported for a restore", extra={"vm": importing.vm.name, "point": point})
         try:
-            written = await _disks(importing, sent, means)
+            written = await send(importing, sent, means)
             made = await importing.complete()
         except ConnectorError as error:
             error.hint = f"{error.hint}; {BEGIN_AGAIN}" if error.hint else BEGIN_AGAIN
@@ -71,7 +67,18 @@ async def restore_by_import(point: PointId, target: RestoreTarget, means: Means,
     return RestoredVm(made, tuple(written), made.warnings)
 
 
-async def _disks(importing: Importing, sent: Sequence[_Sent], means: Means) -> list[DiskWritten]:
+async def to_be_sent(detail: PointDetail, means: Means) -> list[Sent]:
+    """The disks of a restore point, in its order."""
+    sent: list[Sent] = []
+    for record in detail.disks:
+        disk = await settled(means.threads.repository, means.repository.read_disk, detail.id, record.head.name)
+        mapped = [Extent(offset, length) for offset, length in await settled(means.threads.long, disk.extents)]
+        sent.append(Sent(record.head.name, disk, mapped))
+    return sent
+
+
+async def send(importing: Importing, sent: Sequence[Sent], means: Means) -> list[DiskWritten]:
+    """Send all disks, some at a time; the first error, never a group."""
     slots = asyncio.Semaphore(DISKS_AT_ONCE)
     how = Filling(means.threads.copying, AHEAD, advance=means.advance)
     written = [0] * len(sent)

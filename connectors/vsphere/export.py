@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
-from pyVmomi import vim
-
 from connectors.cleanup import finish
 from connectors.disks import Extent
 from connectors.errors import ReadFailed, TransportFailed
@@ -52,12 +50,12 @@ def bus_of(controller: str) -> str:
 
 @asynccontextmanager
 async def open_export_reader(
-    session: Session, leases: Leases, snapshot_moref: str, disk: Disk
+    session: Session, leases: Leases, exported: Any, disk: Disk
 ) -> AsyncIterator[ExportReader]:
-    """The disk of a snapshot as a stream, open until the block ends. Raises a ConnectorError with the reason."""
+    """The disk of a snapshot, or of a VM that is off, as a stream. Raises a ConnectorError with the reason."""
     where = f"export of {disk.file_name}"
-    sought = await _place_of(session, snapshot_moref, disk, where)
-    async with leases.hold(snapshot_moref) as lease:
+    sought = await _place_of(session, exported, disk, where)
+    async with leases.hold(exported) as lease:
         url = _url_of(lease, sought, where)
         download = Download(session, str(url.url), str(url.sslThumbprint or ""), where)
         within = 4 * session.settings.answer_seconds
@@ -143,17 +141,16 @@ def _begun(download: Download, disk: Disk, where: str) -> VmdkStream:
     return stream
 
 
-async def _place_of(session: Session, snapshot_moref: str, disk: Disk, where: str) -> tuple[str, int, int]:
-    """Bus, controller and unit of the snapshot's disk, found by its key and held against its UUID."""
-    snapshot = session.managed(vim.vm.Snapshot, snapshot_moref)
-    told = await session.properties(snapshot, ["config.hardware.device"])
+async def _place_of(session: Session, exported: Any, disk: Disk, where: str) -> tuple[str, int, int]:
+    """Bus, controller and unit of the disk, found by its key and held against its UUID."""
+    told = await session.properties(exported, ["config.hardware.device"])
     devices = {device.key: device for device in told.get("config.hardware.device") or ()}
     device = devices.get(disk.key)
     controller = devices.get(getattr(device, "controllerKey", None))
     same = device is not None and str(getattr(device.backing, "uuid", None) or "") == disk.uuid
     bus = bus_of(type(controller).__name__.rpartition(".")[2]) if controller is not None else ""
     if device is None or controller is None or not same or not bus or device.unitNumber is None:
-        raise TransportFailed("the snapshot does not tell where the disk is attached", where=where)
+        raise TransportFailed("vCenter does not tell where the disk is attached", where=where)
     return bus, int(controller.busNumber), int(device.unitNumber)
 
 

@@ -120,38 +120,38 @@ class _Shared:
 
 
 class Leases:
-    """The leases that this engine holds in one vCenter, one for each snapshot."""
+    """The leases under which this engine exports in one vCenter, one for each snapshot, or VM that is off."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._by_snapshot: dict[str, _Shared] = {}
+        self._by_object: dict[str, _Shared] = {}
 
     @asynccontextmanager
-    async def hold(self, snapshot_moref: str) -> AsyncIterator[Lease]:
-        """The snapshot's lease, ready, until the block ends; the last one out gives it back.
+    async def hold(self, exported: Any) -> AsyncIterator[Lease]:
+        """The lease of a snapshot, or of a VM that is off, ready, until the block ends; the last one out gives it back.
 
         Raises a ConnectorError. A cancellation while the lease is asked for waits for it, and gives it back.
         """
-        shared = self._by_snapshot.setdefault(snapshot_moref, _Shared())
+        shared = self._by_object.setdefault(exported._moId, _Shared())
         shared.users += 1
         failed = True
         within = READY_SECONDS + 4 * self._session.settings.answer_seconds
         try:
-            lease = await finish(self._enter(snapshot_moref, shared), within=within)
+            lease = await finish(self._enter(exported, shared), within=within)
             yield lease
             failed = False
         finally:
             shared.users -= 1
             shared.failed = shared.failed or failed
-            await finish(self._leave(snapshot_moref, shared), within=within)
+            await finish(self._leave(exported._moId, shared), within=within)
 
-    async def _enter(self, snapshot_moref: str, shared: _Shared) -> Lease:
+    async def _enter(self, exported: Any, shared: _Shared) -> Lease:
         async with shared.lock:
             if shared.lease is not None and shared.lease.trouble:
                 await self._end(shared)
             if shared.lease is None:
-                snapshot = self._session.managed(vim.vm.Snapshot, snapshot_moref)
-                managed = await self._session.call(snapshot.ExportSnapshot, mutating=True)
+                how = exported.ExportVm if isinstance(exported, vim.VirtualMachine) else exported.ExportSnapshot
+                managed = await self._session.call(how, mutating=True)
                 shared.failed, shared.lease = False, Lease(self._session, managed)
                 try:
                     await shared.lease.begin()
@@ -160,12 +160,12 @@ class Leases:
                     raise
             return shared.lease
 
-    async def _leave(self, snapshot_moref: str, shared: _Shared) -> None:
+    async def _leave(self, moref: str, shared: _Shared) -> None:
         async with shared.lock:
             if shared.users:
                 return
             await self._end(shared)
-            self._by_snapshot.pop(snapshot_moref, None)
+            self._by_object.pop(moref, None)
 
     async def _end(self, shared: _Shared) -> None:
         lease, shared.lease = shared.lease, None

@@ -20,11 +20,11 @@ from connectors.cleanup import acquired, finish
 from connectors.disks import Extent
 from connectors.errors import Busy, ConnectorError, Gone, NotOurs, NotPermitted, Rejected, TransportFailed
 from connectors.gates import connection
-from connectors.hypervisor import CreatedVm, Leftover, OpenTarget, RestoreTarget
+from connectors.hypervisor import CreatedVm, Leftover, OpenDisk, OpenTarget, RestoreTarget
 from connectors.vsphere import import_marks
 from connectors.vsphere.belongings import put_labels, put_nvram
-from connectors.vsphere.export import bus_of, place
-from connectors.vsphere.export_lease import Lease
+from connectors.vsphere.export import bus_of, open_export_reader, place
+from connectors.vsphere.export_lease import Lease, Leases
 from connectors.vsphere.faults import Failed
 from connectors.vsphere.import_marks import ImportMark, kept_by_somebody
 from connectors.vsphere.nfc_line import NfcLine
@@ -35,7 +35,9 @@ from connectors.vsphere.session import Session
 from connectors.vsphere.storage_policies import HOME, Policies
 from connectors.vsphere.storage_policies import specification as policy_specification
 from connectors.vsphere.tags import TagReader
-from connectors.vsphere.transport_settings import IMPORT
+from connectors.vsphere.transport_settings import EXPORT, IMPORT
+from connectors.vsphere.trial_marks import as_trial
+from connectors.vsphere.trials import remove_trial
 from connectors.vsphere.upload import Upload
 from connectors.vsphere.vmdk_writer import StreamPlan, plan_stream
 from connectors.vsphere.vmspec import add_disk
@@ -63,6 +65,8 @@ async def hold_import(
     mapped: Sequence[Sequence[Extent]],
 ) -> AsyncIterator[Import]:
     """A VM like the saved one that is being imported; gone after the block unless `complete` has made it whole.
+
+    A trial VM is gone after the block in any case: NotOurs when somebody has made it his.
 
     `mapped` are the extents that will be written to each disk, in the order of the target's disks. Raises, with nothing
     made, TransportFailed or NotPermitted where vCenter does not import it, Rejected for what a target names wrong, and
@@ -115,6 +119,7 @@ class Import:
         self._host = ""
         self._over = False
         self._whole = False
+        self._leases = Leases(session)
 
     @asynccontextmanager
     async def disk(self, index: int) -> AsyncIterator[OpenTarget]:
@@ -136,6 +141,13 @@ class Import:
             finally:
                 await finish(asyncio.to_thread(upload.close), within=within)
 
+    @asynccontextmanager
+    async def read_back(self, index: int) -> AsyncIterator[OpenDisk]:
+        """The index-th disk of the VM, which is whole and off, as vCenter exports it: read forward, by one thread."""
+        vm = self._session.managed(vim.VirtualMachine, self.vm.address.moref)
+        async with open_export_reader(self._session, self._leases, vm, self.vm.disks[index]) as reader:
+            yield OpenDisk(reader, EXPORT, sequential=True)
+
     async def complete(self) -> CreatedVm:
         """Every disk is sent: have the VM whole, give it what belongs to it, and take the marks away."""
         if len(self._sent) != len(self._streams):
@@ -143,12 +155,15 @@ class Import:
         return await finish(self._completed(), within=READY_SECONDS)
 
     async def end(self) -> None:
-        """Give up what is not whole. What cannot be removed now is the janitor's."""
+        """Give up what is not whole, and a trial VM. What cannot be removed now is the janitor's."""
+        moref = self.vm.address.moref
+        if self._whole and self._target.trial:
+            await remove_trial(self._session, moref)
         if self._whole:
             return
         if not self._over:
             await self._lease.end(failed=True)
-        await _remove_patiently(self._session, self.vm.address.moref)
+        await _remove_patiently(self._session, moref, self._target)
 
     async def _completed(self) -> CreatedVm:
         session, planned = self._session, self._planned
@@ -159,16 +174,22 @@ class Import:
         warnings = [*self.vm.warnings]
         warnings += await put_nvram(session, vm, planned.kept, planned.place.datacenter, encrypted=encrypted)
         if not self._target.trial:
-            warnings += await put_labels(session, self._tags, vm, planned.kept.summary)
-        notes = str((await session.properties(vm, ["config.annotation"])).get("config.annotation") or "")
-        whole = vim.vm.ConfigSpec(annotation=cleared(notes), extraConfig=[import_marks.option(None), restoring(None)])
-        await session.task(lambda: vm.ReconfigVM_Task(whole), timeout=TASK_SECONDS, entity=vm, operation="Reconfig")
+            warnings += await self._unmarked(vm)
         self._whole = True
         self.vm = replace(self.vm, warnings=tuple(warnings))
         for what in warnings:
             log.warning("restored VM differs", extra={"vm": self.vm.name, "what": what})
         log.info("VM imported", extra={"vm": self.vm.name, "moref": self.vm.address.moref})
         return self.vm
+
+    async def _unmarked(self, vm: Any) -> list[str]:
+        """Give the VM its labels, and take the marks away; what it lacks."""
+        session = self._session
+        lacking = await put_labels(session, self._tags, vm, self._planned.kept.summary)
+        notes = str((await session.properties(vm, ["config.annotation"])).get("config.annotation") or "")
+        whole = vim.vm.ConfigSpec(annotation=cleared(notes), extraConfig=[import_marks.option(None), restoring(None)])
+        await session.task(lambda: vm.ReconfigVM_Task(whole), timeout=TASK_SECONDS, entity=vm, operation="Reconfig")
+        return lacking
 
 
 async def import_leftovers(
@@ -224,7 +245,7 @@ async def _made(
         disks = await disks_made(session, vm, saved, planned.plan, target)
         urls = await _urls(session, vm, lease, [disk.key for disk in disks], target.name)
     except BaseException as failure:
-        await _given_up(session, lease, failure)
+        await _given_up(session, lease, failure, target)
         raise
     address = Address(session.vcenter, vm._moId)
     warnings, identity = (*planned.warnings, *lacking), planned.chosen.sentence
@@ -246,23 +267,26 @@ async def _leased(session: Session, config: Any, planned: Planned, target: Resto
     try:
         await lease.begin(does="import", within=READY_SECONDS)
     except BaseException as failure:
-        await _given_up(session, lease, failure)
+        await _given_up(session, lease, failure, target)
         raise
     return lease
 
 
-async def _given_up(session: Session, lease: Lease, failure: BaseException) -> None:
+async def _given_up(session: Session, lease: Lease, failure: BaseException, target: RestoreTarget) -> None:
     """Abort a lease, and see to it that its VM is gone."""
     lease.trouble = lease.trouble or str(failure) or type(failure).__name__
     await lease.end(failed=True)
     if lease.vm is not None:
-        await _remove_patiently(session, lease.vm._moId)
+        await _remove_patiently(session, lease.vm._moId, target)
 
 
 def mark(planned: Planned, target: RestoreTarget, engine: str) -> Any:
     """The specification of a VM that is to be imported, with its marks and without its disks."""
     plan, saved = planned.plan, planned.saved
     config = plan.config
+    if target.trial:
+        as_trial(config, plan.disks, engine=engine, point=target.point, run=target.run)
+        return config
     config.instanceUuid = config.instanceUuid or str(uuid4())
     own = ImportMark(engine, target.point, target.run, str(config.name), config.instanceUuid, disks=len(plan.disks))
     config.extraConfig += [import_marks.option(own), restoring(RestoreMark(engine, target.point, target.run))]
@@ -320,14 +344,14 @@ async def _occupied(session: Session, moref: str, target: RestoreTarget) -> Conn
     )
 
 
-async def _remove_patiently(session: Session, moref: str) -> None:
+async def _remove_patiently(session: Session, moref: str, target: RestoreTarget) -> None:
     """See to it that the VM of a lease that is over is gone, or say that the janitor has to."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + GONE_SECONDS
     pause = 0.05
     while True:
         try:
-            await remove_import(session, moref)
+            await (remove_trial if target.trial else remove_import)(session, moref)
             return
         except Busy as error:
             if clock() > deadline:

@@ -148,7 +148,8 @@ async def open_disk(
                     raise TransportFailed(why)
                 gates = session.settings.gates
                 await stack.enter_async_context(gates.through(connection(snapshot.vm.host), f"{run} {facts.label}"))
-                return await stack.enter_async_context(open_export_reader(session, leases, snapshot.moref, facts))
+                exported = session.managed(vim.vm.Snapshot, snapshot.moref)
+                return await stack.enter_async_context(open_export_reader(session, leases, exported, facts))
             case "https":
                 return await stack.enter_async_context(open_folder_reader(session, moref, snapshot.moref, facts))
             case _:

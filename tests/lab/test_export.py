@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyVmomi import vim
 
 from connectors.errors import ReadFailed, TransportFailed
 from connectors.hypervisor import OpenDisk, Snapshot
@@ -271,7 +272,7 @@ async def test_export_is_taken_where_neither_hot_add_nor_nbd_works_and_not_for_e
 async def test_qemu_reads_what_the_lab_exports(pair: Lab, tmp_path: Path) -> None:
     async with held(pair, tmp_path) as (vcenter, snapshot):
         session, stream, raw = vcenter.session, tmp_path / "disk.vmdk", tmp_path / "disk.raw"
-        async with Leases(session).hold(snapshot.moref) as lease:
+        async with Leases(session).hold(session.managed(vim.vm.Snapshot, snapshot.moref)) as lease:
             [url] = [url for url in lease.urls if place(url.key) == ("scsi", 0, 0)]
             with closing(Download(session, url.url, url.sslThumbprint, "here")) as download:
                 await asyncio.to_thread(download.begin)

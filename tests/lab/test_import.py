@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,29 @@ async def test_cancelling_while_a_vm_is_asked_for_and_while_a_disk_is_sent_leave
                 await sending
             assert await asyncio.to_thread(names, pair) == ["pair"]
             assert (await asyncio.to_thread(pair.leases))["held"] == []
+
+
+async def test_a_trial_vm_is_imported_read_back_out_of_an_export_and_gone(pair: Lab, tmp_path: Path) -> None:
+    trial = replace(TARGET, name="backstay-rehearsal-pair-run-1", trial=True, cards=False)
+    before = await asyncio.to_thread(ended, pair)
+    data = bytes(range(256)) * (40 * MIB // 256)
+    async with reached(pair, tmp_path) as (vcenter, snapshot):
+        async with vcenter.import_vm(snapshot.configuration, trial, LITTLE) as importing:
+            [left] = [one for one in await vcenter.leftovers(lambda run: False) if one.kind != "snapshot"]
+            assert (left.kind, left.vm) == ("trial VM", importing.vm.address)
+            for index, extents in enumerate(LITTLE):
+                await sent(importing, index, extents, data)
+            made = await importing.complete()
+            assert made.address not in [vm.address for vm in await vcenter.inventory()]
+            for index, extents in enumerate(LITTLE):
+                async with importing.read_back(index) as opened:
+                    found = memoryview(bytearray(8 * MIB))
+                    await asyncio.to_thread(opened.reader.read_into, 0, found)
+                for extent in extents:
+                    assert found[extent.offset : extent.end] == data[extent.offset : extent.end]
+                assert not any(found[6 * MIB :])
+        assert await asyncio.to_thread(names, pair) == ["pair"]
+        assert await asyncio.to_thread(ended, pair) - before == Counter(completed=3)
 
 
 async def test_what_a_dead_import_left_is_known_removed_once_its_lease_is_over_and_nobodys_else(

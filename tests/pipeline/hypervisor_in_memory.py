@@ -516,7 +516,7 @@ class HypervisorInMemory:
             yield importing
         finally:
             self.half_restored_vms.pop(vm.address, None)
-            if not importing.whole:
+            if target.trial or not importing.whole:
                 del self.guests[vm.address]
             self.log.append(f"import {'complete' if importing.whole else 'aborted'}")
 

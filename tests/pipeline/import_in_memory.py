@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from connectors.disk_files import FileWriter
+from connectors.disk_files import FileReader, FileWriter
 from connectors.disks import Extent, merge
 from connectors.errors import ReadFailed, WriteFailed
-from connectors.hypervisor import CreatedVm, OpenTarget
+from connectors.hypervisor import CreatedVm, OpenDisk, OpenTarget
 
 
 class ForwardWriter:
@@ -61,6 +61,12 @@ class ImportInMemory:
             yield OpenTarget(forward, "import")
             assert merge(forward.given) == merge(self._mapped[index])
             self._sent.add(index)
+
+    @asynccontextmanager
+    async def read_back(self, index: int) -> AsyncIterator[OpenDisk]:
+        assert self.whole
+        with FileReader(self._files[index]) as reader:
+            yield OpenDisk(reader, "export", sequential=True)
 
     async def complete(self) -> CreatedVm:
         assert len(self._sent) == len(self._files)

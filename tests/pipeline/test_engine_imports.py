@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from connectors.errors import WriteFailed
-from engine.commands import BackUpVm, RestoreToVm
+from engine.commands import BackUpVm, Rehearse, RestoreToVm
 from engine.failures import Exit
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
 from tests.pipeline.running import EVERYTHING, Running, configure, running
@@ -80,6 +80,16 @@ async def test_the_order_and_a_wish_decide_which_way_is_tried_first(tmp_path: Pa
         assert (await restored(engine, point, "nbd"))["disks"][0]["transport"] == "nbd"
         refused = await restored(engine, point, "https")
         assert (refused["exit"], "disks are not written by https" in str(refused)) == (int(Exit.USAGE), True)
+
+
+async def test_a_rehearsal_is_imported_and_read_back_where_nothing_else_writes(tmp_path: Path) -> None:
+    async with backed_up(tmp_path) as (engine, vcenter, _, point):
+        vcenter.cannot_write = {"hotadd": NO_PROXY, "nbd": NO_VDDK}
+        told = await engine.finished(await engine.control.submit(Rehearse(point), "test"))
+        assert (told["state"], told["passed"], told["exit_code"]) == ("done", True, 0)
+        assert [disk["transport"] for disk in told["disks"]] == ["import"] * 3
+        assert [disk["fallbacks"] for disk in told["disks"]] == [[["hotadd", NO_PROXY], ["nbd", NO_VDDK]]] * 3
+        assert [guest.vm.name for guest in vcenter.guests.values()] == ["web"]
 
 
 async def test_where_no_way_is_left_every_reason_is_told_and_no_vm(tmp_path: Path) -> None:
