@@ -59,10 +59,13 @@ async def fill(
     return written
 
 
-async def pour(disk: PointDisk, writer: BlockingWriter, extents: Sequence[Extent], how: Filling) -> int:
+async def pour(
+    disk: PointDisk, writer: BlockingWriter, extents: Sequence[Extent], how: Filling, sending: Executor
+) -> int:
     """Write these extents in the order of the disk, as a stream needs them; the bytes that were written.
 
-    Up to `lanes` pieces are read ahead of the one that is being written. Raises as `fill` does.
+    Up to `lanes` pieces are read ahead of the one that is being written, in `sending`, which may wait for a network.
+    Raises as `fill` does.
     """
     if writer.capacity_bytes != disk.capacity_bytes:
         raise ConnectorError(f"the disk holds {writer.capacity_bytes} bytes, not {disk.capacity_bytes}")
@@ -74,7 +77,7 @@ async def pour(disk: PointDisk, writer: BlockingWriter, extents: Sequence[Extent
         nonlocal written
         offset, view, read = ahead.popleft()
         await read
-        await settled(how.executor, writer.write, offset, view)
+        await settled(sending, writer.write, offset, view)
         written += view.nbytes
         free.append(memoryview(view.obj))
         if how.advance is not None:

@@ -85,7 +85,8 @@ async def send(importing: Importing, sent: Sequence[Sent], means: Means) -> list
 
     async def one(index: int, disk: PointDisk, extents: Sequence[Extent]) -> None:
         async with slots, importing.disk(index) as opened:
-            written[index] = await pour(disk, cast(BlockingWriter, opened.writer), extents, how)
+            writer = cast(BlockingWriter, opened.writer)
+            written[index] = await pour(disk, writer, extents, how, means.threads.long)
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -198,6 +198,16 @@ async def test_cancelling_while_a_vm_is_asked_for_and_while_a_disk_is_sent_leave
             assert (await asyncio.to_thread(pair.leases))["held"] == []
 
 
+async def test_a_login_that_is_lost_while_disks_are_sent_costs_nothing(pair: Lab, tmp_path: Path) -> None:
+    async with reached(pair, tmp_path) as (vcenter, snapshot):
+        async with vcenter.import_vm(snapshot.configuration, TARGET, LITTLE) as importing:
+            await sent(importing, 0, LITTLE[0], bytes(40 * MIB))
+            await asyncio.to_thread(pair.kill_sessions)
+            await sent(importing, 1, LITTLE[1], bytes(40 * MIB))
+            await importing.complete()
+        assert await asyncio.to_thread(names, pair) == ["again", "pair"]
+
+
 async def test_a_trial_vm_is_imported_read_back_out_of_an_export_and_gone(pair: Lab, tmp_path: Path) -> None:
     trial = replace(TARGET, name="backstay-rehearsal-pair-run-1", trial=True, cards=False)
     before = await asyncio.to_thread(ended, pair)

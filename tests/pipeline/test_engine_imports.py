@@ -46,7 +46,9 @@ def same(vcenter: HypervisorInMemory, moref: str, disks: int = 3) -> bool:
     return all(left.read_bytes() == right.read_bytes() for (_, left), (_, right) in pairs)
 
 
-async def test_a_vm_is_imported_where_neither_hot_add_nor_nbd_can_work_and_each_reason_is_told(tmp_path: Path) -> None:
+async def test_a_vm_and_a_trial_vm_are_imported_where_neither_hot_add_nor_nbd_can_work_and_each_reason_is_told(
+    tmp_path: Path,
+) -> None:
     async with backed_up(tmp_path) as (engine, vcenter, _, point):
         vcenter.cannot_write = {"hotadd": NO_PROXY, "nbd": NO_VDDK}
         told = await restored(engine, point)
@@ -56,10 +58,20 @@ async def test_a_vm_is_imported_where_neither_hot_add_nor_nbd_can_work_and_each_
         assert same(vcenter, told["moref"])
         assert "discard copy" not in vcenter.log, "nothing was made to find out"
         assert not vcenter.half_restored_vms
+        told = await engine.finished(await engine.control.submit(Rehearse(point), "test"))
+        assert (told["state"], told["passed"], told["exit_code"]) == ("done", True, 0)
+        assert [disk["transport"] for disk in told["disks"]] == ["import"] * 3, "and read back"
+        assert [disk["fallbacks"] for disk in told["disks"]] == [[["hotadd", NO_PROXY], ["nbd", NO_VDDK]]] * 3
+        assert sorted(guest.vm.name for guest in vcenter.guests.values()) == ["copy", "web"]
 
 
-async def test_a_vm_whose_disks_open_for_nobody_is_taken_away_and_imported(tmp_path: Path) -> None:
+async def test_a_vm_whose_disks_open_for_nobody_is_taken_away_and_imported_or_every_reason_told(tmp_path: Path) -> None:
     async with backed_up(tmp_path) as (engine, vcenter, _, point):
+        vcenter.cannot_write = {"hotadd": NO_PROXY, "nbd": NO_VDDK, "import": NO_RIGHT}
+        told = await restored(engine, point)
+        reasons = f"no transport works: hotadd: {NO_PROXY}; nbd: {NO_VDDK}; import: {NO_RIGHT}"
+        assert (told["state"], reasons in str(told)) == ("failed", True)
+        assert [guest.vm.name for guest in vcenter.guests.values()] == ["web"]
         vcenter.cannot_write = {"hotadd": NO_PROXY}
         vcenter.cannot_open = {"hotadd": NO_PROXY, "nbd": "no route to esx-1:902"}
         told = await restored(engine, point)
@@ -80,25 +92,6 @@ async def test_the_order_and_a_wish_decide_which_way_is_tried_first(tmp_path: Pa
         assert (await restored(engine, point, "nbd"))["disks"][0]["transport"] == "nbd"
         refused = await restored(engine, point, "https")
         assert (refused["exit"], "disks are not written by https" in str(refused)) == (int(Exit.USAGE), True)
-
-
-async def test_a_rehearsal_is_imported_and_read_back_where_nothing_else_writes(tmp_path: Path) -> None:
-    async with backed_up(tmp_path) as (engine, vcenter, _, point):
-        vcenter.cannot_write = {"hotadd": NO_PROXY, "nbd": NO_VDDK}
-        told = await engine.finished(await engine.control.submit(Rehearse(point), "test"))
-        assert (told["state"], told["passed"], told["exit_code"]) == ("done", True, 0)
-        assert [disk["transport"] for disk in told["disks"]] == ["import"] * 3
-        assert [disk["fallbacks"] for disk in told["disks"]] == [[["hotadd", NO_PROXY], ["nbd", NO_VDDK]]] * 3
-        assert [guest.vm.name for guest in vcenter.guests.values()] == ["web"]
-
-
-async def test_where_no_way_is_left_every_reason_is_told_and_no_vm(tmp_path: Path) -> None:
-    async with backed_up(tmp_path) as (engine, vcenter, _, point):
-        vcenter.cannot_write = {"hotadd": NO_PROXY, "nbd": NO_VDDK, "import": NO_RIGHT}
-        told = await restored(engine, point)
-        reasons = f"no transport works: hotadd: {NO_PROXY}; nbd: {NO_VDDK}; import: {NO_RIGHT}"
-        assert (told["state"], reasons in str(told)) == ("failed", True)
-        assert [guest.vm.name for guest in vcenter.guests.values()] == ["web"]
 
 
 @pytest.mark.parametrize("how", ["broken", "cancelled"])
