@@ -74,7 +74,11 @@ async def hold_import(
     """
     planned = await plan_vm(session, configuration, target)
     if planned.found is not None:
-        raise await _occupied(session, str(planned.found["moref"]), target)
+        raise TransportFailed(
+            f"{target.name} is half restored, and an import makes a VM anew",
+            where=session.where,
+            hint="delete it, or have the restore go on by hot-add or NBD",
+        )
     if len(planned.plan.disks) != len(mapped):
         raise Rejected(f"{len(planned.plan.disks)} disks would be made for {len(mapped)}", where=target.name)
     streams = [
@@ -237,7 +241,10 @@ async def _made(
     except (Rejected, NotPermitted, Failed, TransportFailed) as refused:
         if not planned.policies.ids:
             raise
-        lease = await _leased(session, add_disks(config, planned, target, Policies()), planned, target)
+        try:
+            lease = await _leased(session, add_disks(config, planned, target, Policies()), planned, target)
+        except ConnectorError as again:
+            raise refused from again
         names = ", ".join(sorted(set(planned.policies.names.values())))
         lacking.append(f"without its storage policies ({names}), which vCenter refused: {refused.what}")
     try:
@@ -326,22 +333,6 @@ async def _urls(session: Session, vm: Any, lease: Lease, keys: Sequence[int], na
             raise TransportFailed(f"vCenter tells no address for disk {at[0]}{at[1]}:{at[2]} ({told_of})", where=name)
         found.append(by_place[at])
     return found
-
-
-async def _occupied(session: Session, moref: str, target: RestoreTarget) -> ConnectorError:
-    """Why no import is made beside what an interrupted restore of the same point has left under the name."""
-    told = await session.properties(session.managed(vim.VirtualMachine, moref), ["config.extraConfig"])
-    if import_marks.read_mark(told.get("config.extraConfig") or ()) is not None:
-        return Busy(
-            f"an interrupted import has left {target.name}, and it is not gone yet",
-            where=session.where,
-            hint="the janitor removes it once vCenter has ended its lease, within some minutes: try again then",
-        )
-    return TransportFailed(
-        f"{target.name} is half restored, and an import makes a VM anew",
-        where=session.where,
-        hint="delete it, or have the restore go on by hot-add or NBD",
-    )
 
 
 async def _remove_patiently(session: Session, moref: str, target: RestoreTarget) -> None:

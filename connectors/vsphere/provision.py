@@ -10,9 +10,10 @@ from typing import Any
 from pyVmomi import vim
 
 from connectors.cleanup import finish
-from connectors.errors import ConnectorError, Gone, Rejected
+from connectors.errors import Busy, ConnectorError, Gone, Rejected
 from connectors.hypervisor import CreatedVm, RestoreTarget
 from connectors.kept_vm import KeptVm, unpack
+from connectors.vsphere import import_marks
 from connectors.vsphere.belongings import put_labels, put_nvram
 from connectors.vsphere.identities import Chosen, choose, taken
 from connectors.vsphere.naming import escaped
@@ -244,6 +245,12 @@ async def _earlier(session: Session, place: Place, target: RestoreTarget) -> Map
                 )
             if told.get("snapshot") is not None:
                 raise Rejected(f"{target.name} is half restored and has snapshots", hint="remove them first")
+            if import_marks.read_mark(told.get("config.extraConfig") or ()) is not None:
+                raise Busy(
+                    f"an interrupted import has left {target.name}, and it is not gone yet",
+                    where=session.where,
+                    hint="the janitor removes it once vCenter has ended its lease, within some minutes: try again then",
+                )
             log.info("half-restored VM found", extra={"vm": target.name, "moref": there._moId, "run": mark.run})
             return {**told, "moref": there._moId}
     raise name_taken(session, target)

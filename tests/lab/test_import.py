@@ -241,7 +241,8 @@ async def test_what_a_dead_import_left_is_known_removed_once_its_lease_is_over_a
         [left] = [one for one in await after.leftovers(lambda run: False) if one.kind == "half-imported VM"]
         assert (left.vm, left.run) == (importing.vm.address, "run-1")
         assert await after.half_restored(left.vm), "so it is not backed up"
-        for busy in (after.remove(left), imported(after, snapshot)):
+        filled = after.create_vm(snapshot.configuration, TARGET)
+        for busy in (after.remove(left), imported(after, snapshot), filled):
             with pytest.raises(Busy):
                 await busy
         for index, extents in enumerate(LITTLE):
