@@ -127,7 +127,7 @@ class EngineProcess:
     def start(self, *, die_at: str = "", prepare: Callable[[], None] | None = None) -> None:
         """Start and wait until no event can pass the engine by and it knows its vCenter's inventory."""
         self.launch(die_at=die_at, prepare=prepare)
-        self.until(self.follows, seconds=30)
+        self.until(self.follows, seconds=90)
 
     def follows(self) -> bool:
         try:
@@ -136,7 +136,7 @@ class EngineProcess:
             return False
         return bool(seen) and all(one["inventory_at"] and (one["events_at"] or not self.knows_nothing) for one in seen)
 
-    def ended(self, *, seconds: float = 30) -> int:
+    def ended(self, *, seconds: float = 90) -> int:
         """Wait for the process to end by itself; its exit code, negative for a signal."""
         assert self.process is not None
         try:
@@ -233,7 +233,7 @@ class EngineProcess:
         for disk in frozen.disks:
             assert filecmp.cmp(self.restored(point, disk.label, scratch / "restored.raw"), disk.image, shallow=False)
 
-    def until(self, claim: Callable[[], object], *, seconds: float = 30) -> None:
+    def until(self, claim: Callable[[], object], *, seconds: float = 90) -> None:
         """Wait until a claim about the engine, the lab or the repository is true."""
         deadline = time.monotonic() + seconds
         while not claim():

@@ -47,7 +47,7 @@ class Running:
     service: Service
     control: Controls
 
-    async def until(self, claim: Callable[[], object], *, seconds: float = 20.0) -> None:
+    async def until(self, claim: Callable[[], object], *, seconds: float = 60.0) -> None:
         async with asyncio.timeout(seconds):
             while not claim():  # noqa: ASYNC110  the claim is about the whole engine, which has no event for it
                 await asyncio.sleep(0.02)
@@ -69,8 +69,14 @@ class Running:
 
     async def until_journaled(self, keys: set[str]) -> None:
         """Wait until all these events are in the journal."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not keys <= set(await self.event_keys()):  # noqa: ASYNC110  nor has the journal
+                await asyncio.sleep(0.05)
+
+    async def until_written(self, statement: str) -> None:
+        """Wait until the state has a row for this statement; it is asked where the engine asks it, in one thread."""
+        async with asyncio.timeout(60):
+            while not await settled(self.parts.threads.state, self.parts.state.rows, statement):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     def points_of(self, name: str) -> int:
