@@ -1,4 +1,4 @@
-"""What the engine needs from the outside. `engine.service` alone knows who provides it."""
+"""What the engine needs from the outside. `engine.service` and `engine.connecting` alone know who provides it."""
 
 from __future__ import annotations
 
