@@ -66,18 +66,24 @@ def _distrust(vm: Vm, event: Event) -> tuple[Decision, ...]:
     if not unsafe(vm, event):
         return ()
     what = happened(event, vm)
-    if under_a_snapshot(vm, event):
+    if under := under_a_snapshot(vm, event):
         reason = (
-            f"{what} while the VM has a snapshot of somebody else ({vm.snapshots[0].name}); its disks are read in full "
-            "until change tracking was reset with no snapshot there"
+            f"{what} while the VM has a snapshot of somebody else ({under}); its disks are read in full until change "
+            "tracking was reset with no snapshot there"
         )
         return (DistrustTracking(vm.id, reason, event.key, reset=True),)
     return (DistrustTracking(vm.id, f"{what}; the next backup reads its disks in full", event.key),)
 
 
-def under_a_snapshot(vm: Vm, event: Event) -> bool:
-    """Whether change tracking was switched on while somebody else's snapshot stood: it tells too little for ever."""
-    return event.type is EventType.RECONFIGURED and event.detail.get("tracking") == "on" and bool(vm.snapshots)
+def under_a_snapshot(vm: Vm, event: Event) -> str:
+    """The snapshot of somebody else that stood when change tracking was switched on; empty where none did.
+
+    What it tells is too little for ever then. A snapshot that was made since is that of another backup product, say,
+    which switched it on for itself.
+    """
+    if event.type is not EventType.RECONFIGURED or event.detail.get("tracking") != "on":
+        return ""
+    return next((one.name for one in vm.snapshots if one.created_at <= event.at), "")
 
 
 def unsafe(vm: Vm, event: Event) -> bool:

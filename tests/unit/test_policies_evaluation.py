@@ -260,6 +260,8 @@ def test_tracking_that_is_switched_on_under_a_snapshot_is_distrusted() -> None:
         "k1",
         reset=True,
     )
+    since = replace(WEB, snapshots=(ForeignSnapshot("another product", NOW + timedelta(seconds=1)),))
+    assert not unsafe(since, event), "as a backup product does for itself"
 
 
 def test_a_power_off_that_was_not_an_orderly_one_is_distrusted_whoever_it_is_said_to_be() -> None:
