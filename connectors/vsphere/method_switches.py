@@ -20,7 +20,9 @@ from connectors.vsphere.backoff import Backoff
 from connectors.vsphere.naming import PREFIX
 from connectors.vsphere.session import Session
 
-PRIVILEGES = "Global.DisableMethods and Global.EnableMethods on the vCenter's root"
+_OFF, _ON = "Global.DisableMethods", "Global.EnableMethods"
+
+PRIVILEGES = f"{_OFF} and {_ON} on the vCenter's root"
 
 _UNLICENSED = (vim.fault.RestrictedVersion, vmodl.fault.NotSupported, vmodl.fault.MethodNotFound)
 
@@ -50,9 +52,14 @@ class Switches:
         self.source = f"{PREFIX}.{session.settings.engine_id}"
         self._session = session
         self._settings = settings
+        self._can_take_back = False
 
     async def off(self, moref: str, methods: Sequence[str], reason: str) -> None:
-        """Switch methods of a VM off. HeldByOther, with nothing changed, where somebody else has one of them off."""
+        """Switch methods of a VM off. HeldByOther, with nothing changed, where somebody else has one of them off.
+
+        NotPermitted where the account may switch off and not on: what it took it could never give back.
+        """
+        await self._assert_can_take_back()
         why = escape(reason)
         inside = "".join(f"<method><method>{m}</method><reasonId>{why}</reasonId></method>" for m in methods)
         await self._patiently("DisableMethods", moref, inside, self.source, self._settings.takes)
@@ -61,6 +68,17 @@ class Switches:
         """Switch them on. What another source has switched off stays off: vCenter compares it."""
         inside = "".join(f"<method>{method}</method>" for method in methods)
         await self._patiently("EnableMethods", moref, inside, source or self.source, self._settings.tries)
+
+    async def _assert_can_take_back(self) -> None:
+        if self._can_take_back:
+            return
+        try:
+            held = await self._session.call(_held, self._session)
+        except ConnectorError:
+            return  # vCenter says itself what may not be done
+        if held.get(_OFF, False) and not held.get(_ON, True):
+            raise NotPermitted(f"the account lacks the privilege {_ON}, so it could not be let go", where=self.source)
+        self._can_take_back = held.get(_ON, False)
 
     async def _patiently(self, name: str, moref: str, inside: str, source: str, tries: int) -> None:
         backoff = Backoff(self._settings.first_pause, self._settings.longest_pause)
@@ -82,6 +100,16 @@ class Switches:
 def cannot(error: ConnectorError) -> bool:
     """Whether the account may not do it: vCenter then speaks of licences (VDDK guide, privileges)."""
     return isinstance(error, NotPermitted) or isinstance(error.__cause__, _UNLICENSED)
+
+
+def _held(session: Session) -> dict[str, bool]:
+    """Which of the two privileges the account holds on the vCenter's root. Blocking; raises as a pyVmomi call does."""
+    content = session.content
+    key = content.sessionManager.currentSession.key
+    told = content.authorizationManager.HasPrivilegeOnEntities(
+        entity=[content.rootFolder], sessionId=key, privId=[_OFF, _ON]
+    )
+    return {str(one.privId): bool(one.isGranted) for each in told or () for one in each.privAvailability or ()}
 
 
 def _invoke(session: Session, name: str, moref: str, inside: str, source: str) -> None:

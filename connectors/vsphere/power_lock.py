@@ -100,7 +100,10 @@ class PowerLocks:
         return found
 
     async def remove(self, leftover: Leftover) -> None:
-        """Let the VM be switched on again. NotOurs when somebody else keeps it off. Idempotent."""
+        """Let the VM be switched on again. NotOurs when somebody else keeps it off. Idempotent.
+
+        What another engine of Backstay left so is let on too: without a mark it is nobody's to keep off.
+        """
         moref = leftover.vm.moref
         vm = self._session.managed(vim.VirtualMachine, moref)
         async with self._turns[moref]:
@@ -109,6 +112,9 @@ class PowerLocks:
                     return  # a restore has begun since
                 await self._switches.on(moref, (POWER_ON,))
                 told = await self._session.properties(vm, _PATHS)
+                if _kept_off(told) and read_mark(told.get("config.extraConfig") or ()) is None:
+                    await self._let_go_for_another(moref)
+                    told = await self._session.properties(vm, _PATHS)
             except Gone:
                 told = {}
             except ConnectorError as error:
@@ -119,6 +125,21 @@ class PowerLocks:
             self._known.discard(moref)
         if _kept_off(told):
             raise NotOurs("another product keeps it from being switched on", where=leftover.vm_name)
+
+    async def _let_go_for_another(self, moref: str) -> None:
+        """Only who tries to keep the VM off as well is told by whom it is."""
+        try:
+            await self._switches.off(moref, (POWER_ON,), "looking for who keeps it off")
+        except HeldByOther as other:
+            if other.source.startswith(f"{PREFIX}."):
+                await self._switches.on(moref, (POWER_ON,), source=other.source)
+                log.info("VM of another engine let on", extra={"moref": moref, "source": other.source})
+            return
+        except ConnectorError as error:
+            if cannot(error):
+                return
+            log.info("who keeps the VM off is not known", extra={"moref": moref, "why": str(error)})
+        await self._switches.on(moref, (POWER_ON,))
 
     async def _taken(self, moref: str, reason: str) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +115,17 @@ async def test_a_vm_that_is_reverted_or_made_whole_by_hand_is_let_on_by_the_jani
         await vcenter.hand_back(taken, keep_safety=False)
         assert lab.disabled_methods("given-up") == {}
 
+        # And is let on by whoever looks, when a person takes the mark away and the lost engine never comes back.
+        async with connected(lab, "lost") as lost:
+            await lost.take_over(made.address, [], point="p1", run="r5", safety=False)
+        await asyncio.to_thread(lambda: lab.reconfigure("given-up", extraConfig=[unmark]))
+    async with connected(lab) as vcenter:
+        for left in await vcenter.leftovers(lambda run: False):
+            with suppress(NotOurs):
+                await vcenter.remove(left)
+        assert lab.disabled_methods("given-up") == {}
+        assert lab.disabled_methods("app-02") == {POWER_ON: "com.example.other"}
+
 
 async def test_the_proxy_is_known_as_the_engine_s_own(lab: Lab) -> None:
     settings = vcenter_settings(lab, transports=TransportSettings(order=("nbd",), proxy="db-03"))
@@ -140,6 +151,12 @@ async def test_an_account_that_may_not_keep_it_off_restores_all_the_same_and_wha
         assert told.endswith("it takes Global.DisableMethods and Global.EnableMethods on the vCenter's root")
         await vcenter.hand_back(taken, keep_safety=False)
         assert await vcenter.leftovers(lambda run: False) == []
+        # Who may switch it off and not on again would keep it off for good.
+        lab.surroundings(user=lab.user, denied=["Global.EnableMethods"])
+        taken = await vcenter.take_over(web, [], point="p1", run="r1", safety=False)
+        assert "the account lacks the privilege Global.EnableMethods, so it could not be let go" in taken.warnings[0]
+        await vcenter.hand_back(taken, keep_safety=False)
+        assert lab.disabled_methods("web-01") == {}
         lab.surroundings(user=lab.user, denied=[])
         taken = await vcenter.take_over(web, [], point="p1", run="r2", safety=False)
         lab.inject("EnableMethods", fault="HostCommunication", times=QUICK.tries)
