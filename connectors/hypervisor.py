@@ -153,7 +153,8 @@ class Leftover:
 class MarkedVm:
     """A VM that says itself that it is half restored: from which restore point, and by which engine.
 
-    `safety` names the snapshot of what was there before, where the VM is written over.
+    `safety` names the snapshot of what was there before, where the VM is written over, and `disk` the restore point's
+    disk that was added to it.
     """
 
     address: Address
@@ -161,6 +162,7 @@ class MarkedVm:
     point: str
     engine: str
     safety: str = ""
+    disk: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from connectors.disks import Extent, Incremental, Whole, align, merge, total
-from connectors.errors import Rejected
+from connectors.errors import Busy, ConnectorError, NoTransport, Rejected, Unreachable
 from connectors.hypervisor import CreatedVm, TrackedBase
 from engine.disk_writing import Filling, fill, is_blank
 from engine.failures import Declined
 from engine.jobs import RunId
 from engine.restore import DiskWritten, Means, RestoredVm, behind, resumption
+from engine.restore_guard import as_it_was, assert_alone, assert_writable
 from engine.restore_journal import Journal, Restoring
 from engine.threads import settled
 from policies.facts import Consistency, Disk, PointId, PowerState, RestorePoint, Vm
@@ -110,6 +111,16 @@ async def overwrite(
     """
     threads, hypervisor = means.threads, means.hypervisor
     what = Restoring(asked.kind, asked.point, vm.address.vcenter, _target(asked, vm, pairs), vm.name)
+    keys = [pair.disk.key for pair in pairs]
+    await assert_writable(vm, means)
+    await assert_alone(
+        what,
+        keys,
+        vm,
+        means,
+        ignored=BESIDE,
+        same=lambda mark: asked.kind == IN_PLACE and not mark.disk and mark.point == asked.point,
+    )
     journal = Journal(means.state_dir, what)
     before = await settled(threads.long, journal.read)
     earlier = before.wanted_by if before is not None else ""
@@ -130,7 +141,6 @@ async def overwrite(
         # Or it is not fit for it, which is told below.
         pairs = [replace(pair, why_all="an earlier restore was interrupted") for pair in pairs]
     await distrusted()
-    keys = [pair.disk.key for pair in pairs]
     await settled(threads.long, journal.intend, run)
     try:
         taken = await hypervisor.take_over(
@@ -152,7 +162,12 @@ async def overwrite(
     for index, pair in enumerate(pairs):
         disk = await settled(threads.repository, means.repository.read_disk, asked.point, pair.record.head.name)
         start = before.reached.get(index, 0) if before is not None and goes_on else 0
-        written.append(await _one(index, pair, disk, taken, means, journal, run=run, start=start, doubt=doubt))
+        try:
+            written.append(await _one(index, pair, disk, taken, means, journal, run=run, start=start, doubt=doubt))
+        except NoTransport as error:
+            if not (written or before is not None or taken.resumed or taken.other):
+                await as_it_was(taken, journal, means, error)
+            raise
     await hypervisor.hand_back(taken, keep_safety=asked.keep_safety)
     await settled(threads.long, journal.finish)
     warnings = ["its configuration and NVRAM are as they were before: only its disks were restored", *taken.warnings]
@@ -172,9 +187,19 @@ async def restore_beside(
     """
     threads, hypervisor = means.threads, means.hypervisor
     target = f"{vm.address.moref}/{record.head.name}"
-    journal = Journal(means.state_dir, Restoring(BESIDE, point, vm.address.vcenter, target, vm.name))
+    what, label = Restoring(BESIDE, point, vm.address.vcenter, target, vm.name), record.head.name
+    await assert_writable(vm, means)
+    await assert_alone(what, (), vm, means, ignored=BESIDE, same=lambda mark: (mark.point, mark.disk) == (point, label))
+    journal = Journal(means.state_dir, what)
     before = await settled(threads.long, journal.read)
-    found = await hypervisor.take_over(vm.address, (), point=point, run=run, safety=False)
+    if before is None:
+        await settled(threads.long, journal.begin, version="", anew=True)
+    try:
+        found = await hypervisor.take_over(vm.address, (), point=point, run=run, safety=False)
+    except Rejected:
+        if before is None:
+            await settled(threads.long, journal.finish)
+        raise
     goes_on, doubt = resumption(found, before)
     warnings: list[str] = []
     made = before.made if before is not None and found.resumed else ""
@@ -184,8 +209,14 @@ async def restore_beside(
         added, said = await _of_the_mark(found, record, vm, means, run)
         warnings += [said] if said else []
     if added is None:
-        size, label = record.head.capacity_bytes, record.head.name
-        added = await hypervisor.add_disk(vm.address, size, datastore, thin=thin, label=label)
+        size = record.head.capacity_bytes
+        try:
+            added = await hypervisor.add_disk(vm.address, size, datastore, thin=thin, label=label)
+        except ConnectorError as error:
+            # Where no answer came, the disk may be there.
+            if not (found.resumed or found.other or isinstance(error, Unreachable | Busy)):
+                await as_it_was(found, journal, means, error)
+            raise
     await settled(threads.long, journal.begin, version="", anew=not goes_on, made=added.uuid)
     taken = await hypervisor.take_over(vm.address, (added.key,), point=point, run=run, safety=False)
     if taken.disks[0].uuid != added.uuid:

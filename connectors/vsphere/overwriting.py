@@ -160,7 +160,7 @@ async def marked_vms(
         mark = read_mark(told.get("config.extraConfig") or ())
         if mark is not None:
             address, name = Address(session.vcenter, moref), str(told.get("name") or moref)
-            found.append(MarkedVm(address, name, mark.point, mark.engine, mark.safety))
+            found.append(MarkedVm(address, name, mark.point, mark.engine, mark.safety, mark.disk))
     return found
 
 

@@ -1,9 +1,9 @@
 """A process that restores a restore point and may be killed: `python -m tests.lab.restoring_run FACTS`.
 
 FACTS is a JSON file: how to reach the lab, "repository", "state_dir", "point", and "name" of the new VM, or "over" for
-the moRef of the VM to restore in place, or "beside" for that of one that gets the disk as a further one. It prints a
-line for each piece that is written, and the result as JSON. With "die_after" it kills itself when vCenter has carried
-out so many tasks.
+the moRef of the VM to restore in place, or "beside" for that of one that gets the disk as a further one, on its
+"datastore". It prints a line for each piece that is written, and the result as JSON. With "die_after" it kills itself
+when vCenter has carried out so many tasks.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ async def restore(facts: dict[str, Any]) -> RestoredVm:
             if facts.get("beside"):
                 vm = await vcenter.vm(Address(vcenter.vcenter, facts["beside"]))
                 [record] = repository.detail(point).disks
-                return await restore_beside(point, record, vm, vm.datastores[0], means, run=run)
+                datastore = facts.get("datastore") or vm.datastores[0]
+                return await restore_beside(point, record, vm, datastore, means, run=run)
             if not facts.get("over"):
                 return await restore_vm(point, RestoreTarget(facts["name"]), means, run=run)
             vm = await vcenter.vm(Address(vcenter.vcenter, facts["over"]))

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
-from connectors.errors import Rejected
+from connectors.errors import ConnectorError, NoTransport, Rejected
 from connectors.hypervisor import RestoreTarget
 from connectors.vsphere.overwriting import _make_safety, safety_prefix
 from connectors.vsphere.power_lock import POWER_ON
 from connectors.vsphere.restore_marks import KEY
-from engine.overwrite import IN_PLACE
+from engine.failures import Declined
+from engine.overwrite import BESIDE, IN_PLACE
 from engine.restore_journal import Journal, Restoring, unfinished
 from policies.facts import Address
 from tests.lab.reaching import snapshotted
@@ -130,6 +131,10 @@ async def test_a_restore_in_place_that_is_killed_can_be_undone_or_go_on_and_no_j
         await asyncio.to_thread(killed_after, over, tmp_path, 8)
     half = lab.vm("web-01")
     assert len(half.snapshots) == 1
+    # A disk that was added beside would have it taken for whole, and take its snapshot for safety away.
+    with pytest.raises(Declined, match=r"half restored from .* \(in place\), and this restore would leave it so"):
+        await restore({**facts, "run": "r2", "beside": half.moref})
+    assert lab.vm("web-01").snapshots == half.snapshots
     with pytest.raises(vim.fault.MethodDisabled):
         await asyncio.to_thread(lab.power_on, "web-01")
     assert told(lab, "web-01").annotation.startswith("HALF RESTORED by Backstay from")
@@ -214,6 +219,11 @@ async def test_the_snapshot_for_safety_of_a_dead_run_is_used_and_one_that_was_ke
     await asyncio.to_thread(lab.write_as_guest, "web-01", 0, MIB, b"written since")
     await asyncio.to_thread(lab.power_off, "web-01")
     over = facts | {"over": lab.vm("web-01").moref}
+    # A VM whose disks turn out to be out of reach is as it was: nothing was written.
+    with pytest.raises(NoTransport):
+        await restore({**over, "vddk_plugin": "/nonexistent"})
+    assert (lab.vm("web-01").snapshots, lab.disabled_methods("web-01")) == ((), {})
+    assert (unfinished(Path(facts["state_dir"])), told(lab, "web-01").annotation) == ([], "the books")
     vcenter = await connect(facts)
     point, web = facts["point"], Address(vcenter.vcenter, over["over"])
     try:
@@ -262,10 +272,15 @@ async def test_a_disk_that_was_added_just_before_the_engine_died_is_gone_on_with
     lab, facts = await ready(fresh_lab, tmp_path)
     await asyncio.to_thread(lab.power_off, "web-01")
     beside = facts | {"beside": lab.vm("web-01").moref}
+    with pytest.raises(ConnectorError):
+        await restore({**beside, "datastore": "nowhere"})
+    assert (lab.disabled_methods("web-01"), unfinished(Path(facts["state_dir"]))) == ({}, [])
+    assert told(lab, "web-01").annotation == "the books"
     # The VM is marked, then gets its disk; nothing is noted of that disk but what the same call wrote into the mark.
     await asyncio.to_thread(dead_after, beside, tmp_path, 2)
     _, added = lab.vm("web-01").disks
-    assert unfinished(Path(facts["state_dir"])) == []
+    [left] = unfinished(Path(facts["state_dir"]))
+    assert left.kind == BESIDE
     done = await restore({**beside, "run": "r2"})
     _, second = lab.vm("web-01").disks
     assert (second.uuid, done.vm.resumed) == (added.uuid, True)

@@ -580,7 +580,9 @@ class HypervisorInMemory:
 
     async def marked_vms(self, also: Collection[str]) -> Sequence[MarkedVm]:
         return [
-            MarkedVm(address, self.guests[address].vm.name, point, self.marked_by)
+            MarkedVm(
+                address, self.guests[address].vm.name, point, self.marked_by, disk=self.added.get(address, ("", ""))[0]
+            )
             for address, (_, point) in self.half_restored_vms.items()
             if address in self.guests
         ]

@@ -12,7 +12,7 @@ import pytest
 from connectors.hypervisor import CreatedVm
 from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace, RestoreToVm
 from engine.failures import BadInput, Exit
-from engine.overwrite import BESIDE
+from engine.overwrite import BESIDE, IN_PLACE
 from engine.restore_journal import Journal, Restoring
 from engine.restore_tasks import check_name
 from policies.facts import Address, PowerState, Vm
@@ -140,6 +140,27 @@ async def test_a_disk_that_stands_in_the_place_of_the_one_that_was_added_is_not_
         assert contents(vcenter, other, 1) == theirs
         assert contents(vcenter, other, 2) == contents(vcenter, vcenter.guests[next(iter(vcenter.guests))].vm)
         assert any(warning.endswith("is left: it holds data") for warning in done["warnings"])
+
+
+async def test_one_disk_does_not_make_a_vm_whole_that_another_restore_has_left_half_done(tmp_path: Path) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    db = vcenter.add("db", disks=2)
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: engine.parts.world.named("db"))
+        first = await backed_up(engine, "db")
+        vcenter.set(db, power=PowerState.OFF)
+        in_place = Journal(tmp_path / "state", Restoring(IN_PLACE, first, "vc-1", db.address.moref, "db"))
+        in_place.begin(version="", anew=True)
+        vcenter.half_restored_vms[db.address] = ("db", first)
+        over = RestoreDisk(first, "db", disk="Hard disk 1", over="Hard disk 1", yes=True)
+        for left in (first, "what is not known here"):
+            refused = await carried_out(engine, over)
+            assert (refused["exit"], "would leave it so" in str(refused["sentence"])) == (int(Exit.REFUSED), True), left
+            in_place.finish()
+        assert db.address in vcenter.half_restored_vms
+        assert not [line for line in vcenter.log if "take over" in line]
+        done = await carried_out(engine, RestoreInPlace(first, yes=True))
+        assert (done["state"], vcenter.half_restored_vms) == ("done", {}), done
 
 
 async def test_a_journal_of_a_restore_that_was_given_up_takes_no_guard_away(tmp_path: Path) -> None:
