@@ -33,7 +33,7 @@ WAIT_FOR_DEATH = 4.0
 """Seconds that a moment for a kill is waited for; after that the kill comes at once."""
 
 WAIT_FOR_READING = 12.0
-TRIES = 4
+TRIES = 12
 
 
 def say(sentence: str) -> None:
