@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -140,7 +141,12 @@ class Import:
             try:
                 await finish(asyncio.to_thread(upload.begin), within=within)
                 yield OpenTarget(upload, IMPORT)
-                await asyncio.to_thread(upload.finish)
+                # Its own thread: a host may take an hour to zero a thick disk, and the loop's threads are few.
+                waiting = ThreadPoolExecutor(1, "import")
+                try:
+                    await asyncio.get_running_loop().run_in_executor(waiting, upload.finish)
+                finally:
+                    waiting.shutdown(wait=False)
                 self._sent.add(index)
             finally:
                 await finish(asyncio.to_thread(upload.close), within=within)

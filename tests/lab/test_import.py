@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from connectors.errors import Busy, ConnectorError, NotPermitted, Rejected, Tran
 from connectors.hypervisor import RestoreTarget, Snapshot
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.importing import Import
+from connectors.vsphere.upload import Upload
 from tests.lab.connect import until
 from tests.lab.reaching import MIB, connected, frozen_bytes, snapshotted, transport_settings
 from tests.lab.vcenter import Lab, Machine, start_lab
@@ -198,10 +201,25 @@ async def test_cancelling_while_a_vm_is_asked_for_and_while_a_disk_is_sent_leave
             assert (await asyncio.to_thread(pair.leases))["held"] == []
 
 
-async def test_a_login_that_is_lost_while_disks_are_sent_costs_nothing(pair: Lab, tmp_path: Path) -> None:
+async def test_a_login_that_is_lost_while_disks_are_sent_costs_nothing_and_a_slow_host_keeps_no_thread_of_others(
+    pair: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, answers, finish = threading.Event(), threading.Event(), Upload.finish
+
+    def slowly(upload: Upload) -> None:
+        waits.set()
+        assert answers.wait(10)
+        finish(upload)
+
+    monkeypatch.setattr(Upload, "finish", slowly)
     async with reached(pair, tmp_path) as (vcenter, snapshot):
         async with vcenter.import_vm(snapshot.configuration, TARGET, LITTLE) as importing:
-            await sent(importing, 0, LITTLE[0], bytes(40 * MIB))
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+            sending = asyncio.create_task(sent(importing, 0, LITTLE[0], bytes(40 * MIB)))
+            await until(waits.is_set)
+            async with asyncio.timeout(5):
+                await asyncio.to_thread(answers.set)
+            await sending
             await asyncio.to_thread(pair.kill_sessions)
             await sent(importing, 1, LITTLE[1], bytes(40 * MIB))
             await importing.complete()
