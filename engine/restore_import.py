@@ -28,7 +28,7 @@ DISKS_AT_ONCE = 4
 
 AHEAD = 3
 
-BEGIN_AGAIN = "nothing is left of it: the same command begins again"
+BEGIN_AGAIN = "an import does not go on: what is left of it is removed, and the same command begins again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,6 +267,7 @@ class VCenter:
 
     async def finish_vm(self, vm: CreatedVm) -> None:
         """Everything is written: take away what marks the VM as half restored. Idempotent."""
+        await overwriting.assert_still_ours(self.session, self.session.managed(vim.VirtualMachine, vm.address.moref))
         await self._power.let_on(vm.address.moref)
         await provision.finish_vm(self.session, vm.address.moref)
 

@@ -18,7 +18,7 @@ from typing import Any
 from pyVmomi import vim
 
 from connectors.cleanup import finish
-from connectors.errors import Rejected
+from connectors.errors import NotOurs, Rejected
 from connectors.hypervisor import CreatedVm, MarkedVm
 from connectors.vsphere.naming import PREFIX, TreeNode, tree_nodes
 from connectors.vsphere.proxy import VSAN
@@ -77,6 +77,9 @@ async def take_over(
     kept = _safety(tree, session.settings.engine_id, earlier, mark)
     if why := refusal(told, list(tree_nodes(tree)), kept):
         raise Rejected(why, where=name)
+    there = {device.key for device in told.get("config.hardware.device") or ()}
+    if missing := [key for key in keys if key not in there]:
+        raise Rejected(f"its disk {missing[0]} is not there any more", where=name)
     resumed = mark is not None and (mark.engine, mark.point) == (session.settings.engine_id, point)
     if safety and not kept:
         await _check_datastores(session, told, name)
@@ -121,6 +124,7 @@ async def hand_back(
     is awaited before it goes.
     """
     vm = session.managed(vim.VirtualMachine, moref)
+    await assert_still_ours(session, vm)
     if safety and not keep_safety and safety.startswith(safety_prefix(session.settings.engine_id)):
         for node in [node for node in await read_tree(session, vm) if node.name == safety]:
             snapshot = session.managed(vim.vm.Snapshot, node.moref)
@@ -137,6 +141,18 @@ async def hand_back(
     await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=notes, extraConfig=[option(None)]))
     if safety and not keep_safety:
         await consolidate(session, vm, settings)
+
+
+async def assert_still_ours(session: Session, vm: Any) -> None:
+    """NotOurs when another engine has taken the half-restored VM over meanwhile: it is not whole by our work."""
+    told = await session.properties(vm, ["name", "config.extraConfig"])
+    mark = read_mark(told.get("config.extraConfig") or ())
+    if mark is not None and mark.engine != session.settings.engine_id:
+        raise NotOurs(
+            f"the engine {mark.engine} has taken it over and restores {mark.point}: what is on its disks is of both",
+            where=str(told.get("name") or vm._moId),
+            hint="when that one is done, restore again from one engine alone",
+        )
 
 
 async def half_restored(session: Session, moref: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyVmomi import vim
 
-from connectors.errors import NotOurs
+from connectors.errors import NotOurs, Rejected
 from connectors.hypervisor import RestoreTarget
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.method_switches import LockSettings
@@ -114,6 +114,19 @@ async def test_a_vm_that_is_reverted_or_made_whole_by_hand_is_let_on_by_the_jani
         assert (off(lab, "given-up"), taken.other, taken.warnings) == (True, True, ())
         await vcenter.hand_back(taken, keep_safety=False)
         assert lab.disabled_methods("given-up") == {}
+
+        # Who was taken over from does not call whole what another has begun to write.
+        async with connected(lab, "second") as second:
+            mine = await vcenter.take_over(made.address, [], point="p1", run="r6", safety=False)
+            theirs = await second.take_over(made.address, [], point="p2", run="r7", safety=False)
+            for late in (vcenter.hand_back(mine, keep_safety=False), vcenter.finish_vm(mine)):
+                with pytest.raises(NotOurs, match="the engine second has taken it over"):
+                    await late
+            assert (await vcenter.half_restored(made.address), off(lab, "given-up", "second")) == (True, True)
+            await second.hand_back(theirs, keep_safety=False)
+        with pytest.raises(Rejected, match="its disk 2099 is not there any more"):
+            await vcenter.take_over(made.address, [2099], point="p1", run="r8", safety=True)
+        assert (await vcenter.half_restored(made.address), lab.vm("given-up").snapshots) == (False, ())
 
         # And is let on by whoever looks, when a person takes the mark away and the lost engine never comes back.
         async with connected(lab, "lost") as lost:
