@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec
 
+from connectors.errors import ConnectorError, Gone
 from connectors.hypervisor import Leftover, MarkedVm
 from engine.attempts import Attempt, Means
 from engine.cleaning import Merging, OwnRuns
@@ -109,10 +110,12 @@ class Crew:
         deleted. Where a run was only about to begin, it stays: nothing else knows its snapshot for safety.
         """
         left = [one for one in self.half_restored if one.vcenter == vcenter]
-        found = await self.means[vcenter].hypervisor.marked_vms([one.moref for one in left])
+        hypervisor = self.means[vcenter].hypervisor
+        found = await hypervisor.marked_vms([one.moref for one in left])
         self._marked[vcenter] = tuple(found)
         marked = {one.address.moref for one in found}
-        await self._close([one for one in left if one.moref not in marked], begun=True)
+        over = [one for one in left if one.moref not in marked]
+        await self._close([one for one in over if not await _may_carry(hypervisor, one)], begun=True)
 
     def _unmark(self, vcenter: str, moref: str, name: str = "") -> None:
         seen = self._marked.get(vcenter, ())
@@ -266,6 +269,16 @@ class Crew:
         """What people call the VM."""
         row = self.world.rows.get(vm)
         return row.traits.name if row is not None else vm
+
+
+async def _may_carry(hypervisor: Hypervisor, one: Restoring) -> bool:
+    """Whether the VM of a restore carries its mark, or cannot be asked now."""
+    try:
+        return await hypervisor.half_restored(Address(one.vcenter, one.moref))
+    except Gone:
+        return False
+    except ConnectorError:
+        return True
 
 
 def _hand_on(waiting: asyncio.Future[Outcome], ended: asyncio.Future[Outcome]) -> None:

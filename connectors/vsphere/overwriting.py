@@ -18,7 +18,7 @@ from typing import Any
 from pyVmomi import vim
 
 from connectors.cleanup import finish
-from connectors.errors import NotOurs, Rejected
+from connectors.errors import Busy, NotOurs, Rejected
 from connectors.hypervisor import CreatedVm, MarkedVm
 from connectors.vsphere.naming import PREFIX, TreeNode, tree_nodes
 from connectors.vsphere.proxy import VSAN
@@ -156,8 +156,18 @@ async def assert_still_ours(session: Session, vm: Any) -> None:
 
 
 async def half_restored(session: Session, moref: str) -> bool:
-    """Whether the VM carries the mark of a restore that is not over, of this engine or another."""
-    told = await session.properties(session.managed(vim.VirtualMachine, moref), ["config.extraConfig"])
+    """Whether the VM carries the mark of a restore that is not over, of this engine or another. Busy: not known now."""
+    vm = session.managed(vim.VirtualMachine, moref)
+    return says_half_restored(await session.properties(vm, ["name", "config.extraConfig", "config.changeVersion"]))
+
+
+def says_half_restored(told: Mapping[str, Any]) -> bool:
+    """Whether these properties carry the mark. Pure.
+
+    Busy where vCenter shows no configuration, as of a VM whose host or files are away (API: VirtualMachine.config).
+    """
+    if not {"config.extraConfig", "config.changeVersion"} & set(told):
+        raise Busy("vCenter does not show the VM's configuration now", where=str(told.get("name") or ""))
     return read_mark(told.get("config.extraConfig") or ()) is not None
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from pyVmomi import vim
 
-from connectors.errors import NotOurs, Rejected
+from connectors.errors import Busy, NotOurs, Rejected
 from connectors.hypervisor import RestoreTarget
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.method_switches import LockSettings
+from connectors.vsphere.overwriting import says_half_restored
 from connectors.vsphere.power_lock import POWER_ON
 from connectors.vsphere.transport_settings import TransportSettings
 from policies.facts import Address
@@ -138,6 +139,12 @@ async def test_a_vm_that_is_reverted_or_made_whole_by_hand_is_let_on_by_the_jani
                 await vcenter.remove(left)
         assert lab.disabled_methods("given-up") == {}
         assert lab.disabled_methods("app-02") == {POWER_ON: "com.example.other"}
+
+
+def test_a_vm_whose_configuration_is_not_shown_is_not_taken_for_whole() -> None:
+    assert not says_half_restored({"name": "web", "config.changeVersion": "1"})
+    with pytest.raises(Busy):
+        says_half_restored({"name": "web"})
 
 
 async def test_the_proxy_is_known_as_the_engine_s_own(lab: Lab) -> None:

@@ -154,6 +154,7 @@ class HypervisorInMemory:
         self.slow_snapshot = ""
         self.achieves: tuple[Consistency, str] | None = None
         self.half_restored_vms: dict[Address, tuple[str, str]] = {}
+        self.unreadable: set[Address] = set()
         self.added: dict[Address, tuple[str, str]] = {}
         self.own: set[Address] = set()
         self.marked_by = "test_engine"
@@ -576,6 +577,8 @@ class HypervisorInMemory:
         self.log.append(f"hand back {vm.name}")
 
     async def half_restored(self, address: Address) -> bool:
+        if address in self.unreadable:
+            raise Busy("vCenter does not show its configuration now", where=address.moref)
         return address in self.half_restored_vms
 
     async def marked_vms(self, also: Collection[str]) -> Sequence[MarkedVm]:
@@ -584,7 +587,7 @@ class HypervisorInMemory:
                 address, self.guests[address].vm.name, point, self.marked_by, disk=self.added.get(address, ("", ""))[0]
             )
             for address, (_, point) in self.half_restored_vms.items()
-            if address in self.guests
+            if address in self.guests and address not in self.unreadable
         ]
 
     async def is_own(self, address: Address) -> bool:

@@ -58,11 +58,15 @@ async def test_a_restore_that_ended_just_before_its_engine_died_is_called_half_r
     half_restored(tmp_path, web.address.moref, "web")
     half_restored(tmp_path, db.address.moref, "db")
     vcenter.half_restored_vms[db.address] = ("db", "p1")
+    # A VM whose host or datastore is away shows no mark, and may carry one all the same.
+    away = vcenter.add("away")
+    half_restored(tmp_path, away.address.moref, "away")
+    vcenter.unreadable.add(away.address)
     about_to = Journal(tmp_path / "state", Restoring("in place", "p1", "vc-1", app.address.moref, "app"))
     about_to.intend("r0")
     async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
-        await engine.until(lambda: len(engine.parts.crew.half_restored) == 2)
-        assert [one.name for one in engine.parts.crew.half_restored if one.name != "app"] == ["db"]
+        await engine.until(lambda: len(engine.parts.crew.half_restored) == 3)
+        assert {one.name for one in engine.parts.crew.half_restored} == {"app", "db", "away"}
         # Nothing but its journal knows the snapshot for safety that it may have made.
         assert about_to.read() is not None
 
