@@ -6,6 +6,8 @@ from connectors.hypervisor import MarkedVm
 from engine.parts import Parts
 from policies.facts import Address
 
+_OPTION = "its option backstay.restoring"
+
 
 def problems(parts: Parts) -> list[str]:
     """Each VM that waits for its restore, known by the state or by nothing but the VM's own mark."""
@@ -21,8 +23,13 @@ def problems(parts: Parts) -> list[str]:
 
 def only_marked(vm: MarkedVm, engine: str) -> str:
     """What is to be done with a half-restored VM of which no journal is here. Pure."""
-    over = f"revert it to its snapshot {vm.safety} and remove that" if vm.safety else "delete it"
-    give_up = f"or to give up {over}, or remove its option backstay.restoring if you know it to be whole"
+    if vm.safety:
+        over = f"revert it to its snapshot {vm.safety} and remove that, or remove {_OPTION} if you know it to be whole"
+    elif vm.disk:
+        over = f"remove the disk that was added to it for {vm.disk}, and {_OPTION}"
+    else:
+        over = f"delete it if that restore made it, else remove {_OPTION} once you know it to be whole"
+    give_up = f"or to give up {over}"
     if vm.engine == engine:
         return (
             f"{vm.name} is half restored from {vm.point}, and how far is not known here any more: do not power it on,"

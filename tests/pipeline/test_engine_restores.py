@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace, RestoreToVm
 from engine.failures import Exit
 from engine.restore_journal import Journal, Restoring
+from engine.restore_report import only_marked
 from policies.facts import EventType, PowerState
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
 from tests.pipeline.running import configure, running
@@ -87,6 +89,13 @@ async def test_a_vm_that_says_itself_that_it_is_half_restored_is_told_of_though_
         await engine.until(lambda: engine.parts.crew.only_marked[0].engine == "lost-engine")
         [told] = (await engine.control.health())["problems"]
         assert "half restored from p1 by the engine lost-engine: do not power it on, let that one finish" in told
+        # Nobody is told to delete a VM that stood there before.
+        assert "to give up delete it if that restore made it, else remove" in told
+        beside = replace(engine.parts.crew.only_marked[0], disk="Hard disk 1")
+        assert "delete" not in only_marked(beside, "lost-engine")
+        assert "to give up remove the disk that was added to it for Hard disk 1, and its option" in only_marked(
+            beside, "test"
+        )
         # A change of the VM, here that a person has made it whole, has it looked at again at once.
         vcenter.half_restored_vms.clear()
         vcenter.post(web, EventType.RECONFIGURED)
