@@ -88,10 +88,15 @@ class TransportFailed(ConnectorError):
 class NoTransport(TransportFailed):
     """No way to the disk works. `reasons` are pairs of a transport and why it does not."""
 
-    def __init__(self, reasons: Sequence[tuple[str, str]], *, where: str = "", hint: str = "") -> None:
+    reasons: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def because(cls, reasons: Sequence[tuple[str, str]], *, where: str = "", hint: str = "") -> NoTransport:
+        """The error that tells each reason."""
         told = "; ".join(f"{transport}: {why}" for transport, why in reasons) or "none is allowed"
-        super().__init__(f"no transport works: {told}", where=where, hint=hint)
-        self.reasons = tuple(reasons)
+        error = cls(f"no transport works: {told}", where=where, hint=hint)
+        error.reasons = tuple(reasons)
+        return error
 
 
 class ReadFailed(ConnectorError):

@@ -63,7 +63,7 @@ async def assert_writable(vm: Vm, means: Means) -> None:
     """NoTransport where it is known beforehand that no way writes a disk of the VM."""
     told = await means.hypervisor.unwritable(means.transports)
     if means.transports and all(way in told for way in means.transports):
-        raise NoTransport(
+        raise NoTransport.because(
             [(way, told[way]) for way in means.transports],
             where=vm.name,
             hint="set hot-add or NBD up (backstay doctor), or restore to a file",

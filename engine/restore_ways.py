@@ -69,7 +69,7 @@ async def by_first(
                 raise
             log.info("VM not imported", extra={"vm": name, "reason": str(error)})
             refused.append(Fallback(IMPORT, str(error)))
-    raise NoTransport(
+    raise NoTransport.because(
         [(one.transport, one.reason) for one in refused],
         where=name,
         hint="set one of these up (backstay doctor), or restore to a file",

@@ -251,7 +251,7 @@ async def _first_that_works(
                 continue
             yield opened, name, tuple(fallbacks)
             return
-    raise NoTransport([(one.transport, one.reason) for one in fallbacks], where=disk.file_name, hint=hint)
+    raise NoTransport.because([(one.transport, one.reason) for one in fallbacks], where=disk.file_name, hint=hint)
 
 
 async def _name_of(session: Session, host: Any) -> str:

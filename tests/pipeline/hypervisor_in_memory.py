@@ -613,7 +613,7 @@ class HypervisorInMemory:
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
     ) -> AsyncIterator[OpenTarget]:
         if reasons := [(way, self.cannot_open[way]) for way in transports if way in self.cannot_open]:
-            raise NoTransport(reasons)
+            raise NoTransport.because(reasons)
         with FileWriter(self.guests[vm.address].files[vm.disks[index].key]) as writer:
             yield OpenTarget(writer, "nbd")
 
