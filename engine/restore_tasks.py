@@ -210,7 +210,7 @@ async def _overwritten(
             pairs,
             means(parts, home, hypervisor, advance),
             run=run,
-            distrust="; ".join(reasons),
+            distrust="; ".join(dict.fromkeys(reasons)),
             newest=max((p for p in parts.world.points.get(vm.id, ())), key=lambda p: p.taken_at, default=None),
             distrusted=distrusted,
         )

@@ -208,8 +208,8 @@ def _by_inventory(
         what = f"accepts no less than {policy.fallback} consistency, which cannot be reached by {_listed(names)}"
         yield advisers[policy](("consistency", "fallback"), what, "mend these VMs, or write a weaker fallback")
     if alone:
-        verb = "is" if len(alone) == 1 else "are"
-        yield Advice("", 0, 0, f"{_listed(alone)} {verb} selected by no policy", "add a policy that selects them")
+        verb, them = ("is", "it") if len(alone) == 1 else ("are", "them")
+        yield Advice("", 0, 0, f"{_listed(alone)} {verb} selected by no policy", f"add a policy that selects {them}")
 
 
 _INSTEAD: dict[str, tuple[Path, str]] = {

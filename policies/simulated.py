@@ -136,9 +136,9 @@ class Simulated:
         return [
             {
                 "policy": policy,
-                "minutes": round(sum(seconds for seconds, _ in missed) / 60),
+                "minutes": _minutes(sum(seconds for seconds, _ in missed)),
                 "vms": [
-                    {"vm": vm, "name": _name(self.trace, vm), "minutes": round(seconds / 60)}
+                    {"vm": vm, "name": _name(self.trace, vm), "minutes": _minutes(seconds)}
                     for seconds, vm in sorted(missed, reverse=True)
                 ],
             }
@@ -337,6 +337,11 @@ def _standing(one: Standing) -> dict[str, Any]:
             for point, reasons in one.points
         ]
     return told
+
+
+def _minutes(seconds: float) -> int:
+    """Whole minutes, and one where it was less: a goal that was missed was not missed for 0 minutes."""
+    return max(1, round(seconds / 60))
 
 
 def _name(trace: Trace, vm: VmId) -> str:

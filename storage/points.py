@@ -84,5 +84,8 @@ def resolve(reference: str, ids: set[PointId], points: Callable[[], list[Restore
     found = [point for point in ids if point.startswith(reference)] if reference else []
     if len(found) != 1:
         what = "several restore points begin" if found else "no restore point begins"
-        raise NoSuchPoint(f"{what} with {reference!r}", hint=HINT)
+        a_vm = not found and any(reference == point.vm_name for point in points())
+        raise NoSuchPoint(
+            f"{what} with {reference!r}", hint=f"the newest one of this VM is {reference}@latest" if a_vm else HINT
+        )
     return found[0]

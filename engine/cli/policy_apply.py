@@ -60,7 +60,7 @@ def policy_apply(
     refused = bool(pending and pending["refused"] and digest == pending["digest"] and not override_guard)
     if refused and (plan or yes or _terminal()):
         raise Declined("a guard refuses it", where=f"plan {digest}", hint=OVERRIDE)
-    if not (plan or yes or _agreed()):
+    if not (plan or yes or _agreed("--yes with --override-guard" if refused else "--yes")):
         return Exit.PARTIAL
     asked = {"digest": digest, "override_guard": override_guard, "user": _user()}
     done = engine.post("/v1/policies/apply", asked)
@@ -98,9 +98,9 @@ def _terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _agreed() -> bool:
+def _agreed(confirms: str) -> bool:
     if not _terminal():
-        say("Not confirmed; --yes confirms.")
+        say(f"Not confirmed; {confirms} confirms.")
         return False
     sys.stderr.write("Confirm? [y/N] ")
     sys.stderr.flush()

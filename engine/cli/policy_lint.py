@@ -10,6 +10,7 @@ from engine.cli.output import say, show, show_json
 from engine.cli.reach import policy_place, utc_now
 from engine.failures import BadInput, Exit
 from policies.advice import advice_lines
+from policies.errors import PolicyError
 from policies.facts import Facts
 from policies.linting import lint
 from policies.loading import load
@@ -40,12 +41,18 @@ def policy_lint(
         Where the files are, or one file; else the configuration names it.
     """
     place = policy_place(directory, config)
-    policies = load(place)
+    try:
+        policies = load(place)
+    except PolicyError as error:
+        if json:
+            show_json({"policies": [], "advice": [], "problems": list(error.problems)})
+        raise
     if directory is None or config is not None:
         _check_names(policies, config)
     advice = lint(policies, _facts(state, live, repo, config), utc_now())
     if json:
-        show_json({"policies": [policy.name for policy in policies.policies], "advice": list(advice)})
+        named = [policy.name for policy in policies.policies]
+        show_json({"policies": named, "advice": list(advice), "problems": []})
     else:
         for line in advice_lines(advice):
             show(line)

@@ -127,7 +127,9 @@ def policy_simulate(
 
 def _configured(config: Path | None) -> Path:
     if config is None and not find().exists():
-        raise BadInput("there is no configuration that says where the policies are", hint="name their directory")
+        raise BadInput(
+            f"no configuration is at {find()}, so it is not known where the policies are", hint="name their directory"
+        )
     return configured_policies(config)
 
 
@@ -231,9 +233,10 @@ def _asked(scene: _Scene, at: str | None, vm: str | None) -> Asked | None:
     instant = _date(at, "--at")
     if not scene.facts.now <= instant <= scene.until:
         raise BadInput(
-            f"{at} is not in the simulation, which goes from {scene.facts.now:%Y-%m-%d} to {scene.until:%Y-%m-%d}",
+            f"{at} is not in the simulation, which goes from {scene.facts.now:%Y-%m-%d %H:%M} to"
+            f" {scene.until:%Y-%m-%d %H:%M} UTC",
             where="--at",
-            hint="simulate for longer with --until or --days",
+            hint="simulate for longer with --until or --days, or name an instant in it",
         )
     if vm is None:
         return Asked(instant)

@@ -64,7 +64,7 @@ def _cases(place: Path, policies: PolicySet, pattern: str) -> list[Case]:
         raise BadInput("no policy file has a [[test]]", where=str(place), hint="how to write one: docs/policies.md")
     wanted = [(test, inventory) for test, inventory in written if pattern.casefold() in test.table.name.casefold()]
     if not wanted:
-        hint = f"there are {counted(len(written), 'test')}"
+        hint = f"{counted(len(written), 'test')} in all"
         raise BadInput(f'no test has "{printable(pattern)}" in its name', where="--pattern", hint=hint)
     known: dict[int, Facts] = {}
     for test, inventory in wanted:

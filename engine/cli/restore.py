@@ -95,6 +95,8 @@ def restore(
         raise BadInput("is the opposite of --new-identity", where="--keep-identity", hint="give one of them")
     if connect and disconnect:
         raise BadInput("is the opposite of --disconnect", where="--connect", hint="give one of them")
+    if without_safety and keep_safety:
+        raise BadInput("is the opposite of --keep-safety", where="--without-safety", hint="give one of them")
     if way == "to_file":
         assert to_file is not None
         with reach(repo, config, passphrase_file, command="restore") as place, progress(quiet=json) as bar:

@@ -131,10 +131,11 @@ def _tell(report: Mapping[str, Any]) -> None:
         mended = f"; {damage['mended']}" if damage["mended"] else ""
         show(printable(f"{damage['object']}: {damage['what']}; affects {points}{of}{mended}"))
     found = len(report["damaged"])
-    said = f"{found} damaged" if found else "all intact"
+    said = f"{found} damaged" if found else "all intact" if report["complete"] else "no damage in what was read"
     earlier = f", {show_size(report['counted_bytes'])} earlier" if report["counted_bytes"] else ""
+    done = "Verified" if report["complete"] else "Verified in part:"
     say(
-        f"Verified {counted(report['checked_points'], 'restore point')}, {counted(report['checked_chunks'], 'chunk')},"
+        f"{done} {counted(report['checked_points'], 'restore point')}, {counted(report['checked_chunks'], 'chunk')},"
         f" {show_size(report['checked_bytes'])}{earlier}: {said}."
     )
     if report["vms"]:

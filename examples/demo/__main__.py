@@ -71,7 +71,9 @@ def _play(stage: Stage, world: World, *, keep: bool) -> None:
     if keep:
         _verdict(stage, world.directory)
         stage.say(f"vCenter {world.lab.url} as {world.lab.user}, password in {world.directory / 'password'}")
-        stage.say(f"export BACKSTAY_CONFIG={world.directory / 'backstay.toml'} and use backstay; Ctrl-C ends it all")
+        command = Path(sys.executable).with_name("backstay")
+        stage.say(f"export BACKSTAY_CONFIG={world.directory / 'backstay.toml'}")
+        stage.say(f"and use {command}; Ctrl-C ends it all")
         with suppress(KeyboardInterrupt):
             signal.pause()
 
@@ -121,7 +123,8 @@ def _goal(row: dict[str, Any] | None) -> str:
     """The RPO and whether it is kept."""
     if row is None or not row["rpo_seconds"]:
         return ""
-    return f"{row['rpo_seconds'] / 3600:.0f} h {'late' if row['late'] else 'ok'}"
+    kept = "late" if row["late"] else "ok" if row["points"] else "none yet"
+    return f"{row['rpo_seconds'] / 3600:.0f} h {kept}"
 
 
 def _verdict(stage: Stage, directory: Path) -> int:

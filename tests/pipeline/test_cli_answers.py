@@ -55,6 +55,8 @@ def test_a_restore_never_takes_the_place_of_a_character_device(tmp_path: Path, r
     ran = backstay("disk", "restore", "web@latest", "--repo", repo, "--to", null, "--force", home=tmp_path, expect=2)
     assert "neither a file nor a block device" in ran.err
     assert null.stat().st_mode == mode
+    forgot = backstay("disk", "restore", "web", "--repo", repo, "--to", tmp_path / "w.raw", home=tmp_path, expect=2)
+    assert "(the newest one of this VM is web@latest)" in forgot.err
 
 
 @pytest.mark.parametrize("source", ["/dev/zero", "/tmp", ""])

@@ -399,7 +399,8 @@ def test_a_full_store_ends_with_seven_and_loses_nothing(tmp_path: Path, repo: Pa
     )
     assert str(repo) in ran.err
     assert len(backstay("points", "--repo", repo, "--json", home=tmp_path).data) == 1
-    backstay("verify", "--repo", repo, home=tmp_path)
+    assert "all intact" in backstay("verify", "--repo", repo, home=tmp_path).err
+    assert "all intact" not in backstay("verify", "--for", "0s", "--repo", repo, home=tmp_path, expect=3).err
     backstay("disk", "backup", other, "--repo", repo, "--name", "web", home=tmp_path)
 
 

@@ -124,6 +124,7 @@ async def test_a_plan_made_from_a_state_file_takes_effect_as_it_was_seen_or_not_
         assert loosened in (await desk.plan(loose, "--exit-code", expect=5)).out
         desk.write("policies", loose)
         await desk.engine.until(lambda: desk.engine.parts.rulebook.plan)
+        assert "--yes with --override-guard confirms" in (await desk.command("policy", "apply", expect=3)).err
         assert (await desk.command("policy", "apply", "--yes", expect=5)).err
         assert desk.engine.parts.rulebook.in_force.guard.max_vms_losing_protection == 0
         await desk.command("policy", "apply", "--yes", "--override-guard")

@@ -75,6 +75,7 @@ def test_the_reference_is_what_the_commands_say() -> None:
         (["restore", "x", "--to-vm", "y", "--network", "oops"], "OLD=NEW"),
         (["restore", "x", "--to-vm", "y", "--storage-policy", "oops"], "OLD=NEW"),
         (["restore", "x", "--in-place", "--storage-policy", "a=b"], "another way to restore"),
+        (["restore", "x", "--in-place", "--without-safety", "--keep-safety"], "opposite of --keep-safety"),
         (["reclaim", "--min-age", "soon", "--repo", "x"], "duration"),
         (["repo", "init", "x", "--block", "3"], "size"),
         (["repo", "init", "x", "--block", "5KiB"], "4KiB"),

@@ -114,7 +114,7 @@ def test_lint_looks_at_the_vms_of_a_state_file(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"now": "2026-11-23T12:00:00Z", "vms": [{"name": "web"}]}')
     ran = backstay("policy", "lint", "policies", "--state", "state.json", home=tmp_path)
     assert ran.out.splitlines() == [
-        "web is selected by no policy, add a policy that selects them",
+        "web is selected by no policy, add a policy that selects it",
         'gold.toml:3:1: policy "gold" selects no VM of the inventory, correct its select or remove it',
     ]
 
@@ -176,6 +176,15 @@ def test_a_pipe_among_the_policies_is_told_and_not_waited_for(tmp_path: Path) ->
     os.mkfifo(tmp_path / "gold.toml")
     told = backstay("policy", "lint", tmp_path, home=tmp_path, expect=2)
     assert told.err == "gold.toml:1:1: cannot be read (it is no file), make it a file that this user can read\n"
+
+
+def test_lint_tells_programs_what_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "gold.toml").write_text(POLICY.replace('"4h"', '"4 hours"'))
+    told = backstay("policy", "lint", tmp_path, "--json", home=tmp_path, expect=2)
+    assert told.err.startswith('gold.toml:4:7: "4 hours" is not a duration')
+    [problem] = told.data["problems"]
+    assert (problem["file"], problem["line"], problem["column"]) == ("gold.toml", 4, 7)
+    assert (told.data["policies"], told.data["advice"]) == ([], [])
 
 
 def test_a_plan_from_a_state_without_vms_says_so(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_lint_with_an_inventory_finds_what_selects_nothing_and_what_nothing_sele
         '0.toml:5:1: policy "p" selects no VM of the inventory, correct its select or remove it',
     ]
     assert [str(one) for one in lint(PolicySet(), facts(WEB))] == [
-        "web-3 is selected by no policy, add a policy that selects them"
+        "web-3 is selected by no policy, add a policy that selects it"
     ]
 
 

@@ -242,6 +242,8 @@ def test_missed_minutes_are_counted_while_no_good_restore_point_is_young_enough(
     assert missed[vms[0].id] == pytest.approx(1, abs=0.3)
     assert missed[vms[1].id] == pytest.approx(3, abs=0.4)
     assert found.as_json()["missed_rpo"][0]["vms"][0]["name"] == "b"
+    seconds = replace(found, trace=replace(found.trace, missed={("daily", vms[0].id): 5}))
+    assert seconds.as_json()["missed_rpo"][0]["vms"][0]["minutes"] == 1
 
 
 def test_a_run_that_gets_no_place_before_its_window_closes_is_told_with_by_how_much() -> None:
