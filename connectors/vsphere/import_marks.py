@@ -1,7 +1,7 @@
 """The mark of a VM that an import is making: whoever finds it after the engine was killed knows that it may go.
 
 An import cannot go on where it was cut off. What it left is removed and made again, unless somebody made it his: by
-switching it on, renaming it, making a snapshot of it, giving it another disk, or taking the warning out of its notes.
+switching it on, renaming it, making a snapshot of it, giving it another's disk, or taking the warning out of its notes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PATHS = (
     "config.annotation",
     "config.extraConfig",
     "config.instanceUuid",
+    "config.files.vmPathName",
     "config.hardware.device",
     "runtime.powerState",
     "snapshot",
@@ -81,4 +82,15 @@ def kept_by_somebody(told: Mapping[str, Any], engine: str) -> str:
     devices = told.get("config.hardware.device") or ()
     if (disks := sum(isinstance(device, vim.vm.device.VirtualDisk) for device in devices)) != mark.disks:
         return f"it has {disks} disks, not the {mark.disks} that it was made with"
+    home = str(told.get("config.files.vmPathName") or "")
+    for device in devices:
+        file = str(getattr(device.backing, "fileName", None) or "")
+        if isinstance(device, vim.vm.device.VirtualDisk) and file and not _beside(file, home):
+            return f"it has a disk that is not its own, {file}"
     return ""
+
+
+def _beside(file: str, home: str) -> bool:
+    """Whether a disk lies where vCenter puts it for a VM: in the home, or elsewhere in a folder of that name."""
+    (there, _, folder), (at, _, own) = (path.rpartition("/")[0].partition("] ") for path in (file, home))
+    return folder == own if there == at else folder.startswith(own)
