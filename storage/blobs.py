@@ -160,7 +160,7 @@ class LocalBlobs:
             self._put(key, data)
 
     def _put(self, key: str, data: bytes) -> None:
-        with translated(key):
+        with translated(str(self._path(key))):
             temporary = self._spooled(data)
             try:
                 self.name(temporary, key)
@@ -184,7 +184,7 @@ class LocalBlobs:
                 os.close(fd)
 
     def replace(self, key: str, data: bytes) -> None:
-        with translated(key):
+        with translated(str(self._path(key))):
             temporary = self._spooled(data)
             try:
                 temporary.replace(self._path(key))

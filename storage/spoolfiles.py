@@ -81,7 +81,7 @@ class LocalWriter(SpoolFile):
         return data
 
     def publish(self, key: str) -> None:
-        with translated(key):
+        with translated(self._where):
             if self._tail is not None:
                 self._tail.finish(self._fd)
             os.fdatasync(self._fd)
