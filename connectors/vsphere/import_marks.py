@@ -7,6 +7,7 @@ switching it on, renaming it, making a snapshot of it, giving it another's disk,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,18 +18,6 @@ from connectors.vsphere.optionmarks import read_option
 from connectors.vsphere.restore_marks import cleared
 
 KEY = "backstay.importing"
-
-PATHS = (
-    "name",
-    "config.annotation",
-    "config.extraConfig",
-    "config.instanceUuid",
-    "config.files.vmPathName",
-    "config.hardware.device",
-    "runtime.powerState",
-    "snapshot",
-)
-"""What `kept_by_somebody` looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +54,7 @@ def warned(notes: str) -> bool:
 
 
 def kept_by_somebody(told: Mapping[str, Any], engine: str) -> str:
-    """Why the VM with these properties, those of PATHS, is not this engine's to remove; "" when it is. Pure."""
+    """Why the VM with these properties, those of WHOSE, is not this engine's to remove; "" when it is. Pure."""
     mark = read_mark(told.get("config.extraConfig") or ())
     if mark is None or mark.engine != engine:
         return "it does not carry the mark of this engine's imports"
@@ -91,6 +80,6 @@ def kept_by_somebody(told: Mapping[str, Any], engine: str) -> str:
 
 
 def _beside(file: str, home: str) -> bool:
-    """Whether a disk lies where vCenter puts it for a VM: in the home, or elsewhere in a folder of that name."""
+    """Whether a disk lies where vCenter puts it: in the VM's home, or elsewhere in a folder of that name (or `_1`)."""
     (there, _, folder), (at, _, own) = (path.rpartition("/")[0].partition("] ") for path in (file, home))
-    return folder == own if there == at else folder.startswith(own)
+    return folder == own if there == at else re.fullmatch(rf"{re.escape(own)}(_\d+)?", folder) is not None

@@ -29,6 +29,7 @@ from connectors.vsphere.export_lease import Lease, Leases
 from connectors.vsphere.faults import Failed
 from connectors.vsphere.import_marks import ImportMark, kept_by_somebody
 from connectors.vsphere.nfc_line import NfcLine
+from connectors.vsphere.optionmarks import WHOSE
 from connectors.vsphere.provision import Planned, disks_made, name_taken, plan_vm
 from connectors.vsphere.restore_marks import RestoreMark, cleared, marked
 from connectors.vsphere.restore_marks import option as restoring
@@ -211,7 +212,7 @@ async def import_leftovers(
         if not import_marks.warned(str(seen.get("config.annotation") or "")):
             continue
         try:
-            told = await session.properties(session.managed(vim.VirtualMachine, moref), import_marks.PATHS)
+            told = await session.properties(session.managed(vim.VirtualMachine, moref), WHOSE)
         except Gone:
             continue
         mark = import_marks.read_mark(told.get("config.extraConfig") or ())
@@ -229,7 +230,7 @@ async def remove_import(session: Session, moref: str) -> None:
     """Delete a half-imported VM of this engine. Idempotent; NotOurs for any other, Busy while a lease holds it."""
     vm = session.managed(vim.VirtualMachine, moref)
     try:
-        told = await session.properties(vm, import_marks.PATHS)
+        told = await session.properties(vm, WHOSE)
         if why := kept_by_somebody(told, session.settings.engine_id):
             raise NotOurs(f"this half-imported VM stays: {why}", where=str(told.get("name") or moref))
         await session.task(vm.Destroy_Task, timeout=TASK_SECONDS, entity=vm, operation="Destroy")

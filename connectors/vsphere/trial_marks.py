@@ -26,18 +26,6 @@ KEEPING = "it is removed again by itself; whoever wants to keep it renames it"
 
 _NO_RESERVATION = vim.ResourceAllocationInfo(reservation=0)
 
-PATHS = (
-    "name",
-    "config.annotation",
-    "config.extraConfig",
-    "config.instanceUuid",
-    "config.files.vmPathName",
-    "config.hardware.device",
-    "runtime.powerState",
-    "snapshot",
-)
-"""What `kept_by_somebody` looks at."""
-
 
 @dataclass(frozen=True, slots=True)
 class TrialMark:
@@ -86,7 +74,7 @@ def read_mark(options: Iterable[Any]) -> TrialMark | None:
 
 
 def kept_by_somebody(told: Mapping[str, Any], engine: str) -> str:
-    """Why the VM with these properties, those of PATHS, is not this engine's trial VM to remove; "" when it is.
+    """Why the VM with these properties, those of WHOSE, is not this engine's trial VM to remove; "" when it is.
 
     A disk of another VM that somebody has given to it would be deleted with it.
     """

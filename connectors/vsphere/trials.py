@@ -14,10 +14,11 @@ from pyVmomi import vim
 from connectors.cleanup import acquired, finish
 from connectors.errors import ConnectorError, Gone, NotOurs
 from connectors.hypervisor import CreatedVm, Heartbeat, Leftover, RestoreTarget
+from connectors.vsphere.optionmarks import WHOSE
 from connectors.vsphere.provision import create_vm
 from connectors.vsphere.session import Session
 from connectors.vsphere.tags import TagReader
-from connectors.vsphere.trial_marks import PATHS, is_trial, kept_by_somebody, read_mark
+from connectors.vsphere.trial_marks import is_trial, kept_by_somebody, read_mark
 from policies.facts import Address
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ async def remove_trial(session: Session, moref: str) -> None:
     """Switch a trial VM of this engine off and delete it with its disks. Idempotent; NotOurs for any other VM."""
     vm = session.managed(vim.VirtualMachine, moref)
     try:
-        told = await session.properties(vm, PATHS)
+        told = await session.properties(vm, WHOSE)
         if why := kept_by_somebody(told, session.settings.engine_id):
             raise NotOurs(f"this trial VM stays: {why}", where=str(told.get("name") or moref))
         await _switch_off(session, vm, told)
@@ -87,7 +88,7 @@ async def trial_leftovers(
         if not is_trial(name, str(seen.get("config.annotation") or "")):
             continue
         try:
-            told = await session.properties(session.managed(vim.VirtualMachine, moref), PATHS)
+            told = await session.properties(session.managed(vim.VirtualMachine, moref), WHOSE)
         except Gone:
             continue
         mark = read_mark(told.get("config.extraConfig") or ())

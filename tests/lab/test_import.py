@@ -22,6 +22,7 @@ from connectors.hypervisor import RestoreTarget, Snapshot
 from connectors.vsphere import import_marks
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.importing import Import
+from connectors.vsphere.optionmarks import WHOSE
 from connectors.vsphere.upload import Upload
 from tests.lab.connect import until
 from tests.lab.reaching import MIB, connected, frozen_bytes, snapshotted, transport_settings
@@ -272,13 +273,13 @@ async def test_what_a_dead_import_left_is_known_removed_once_its_lease_is_over_a
         assert [one.kind for one in await after.leftovers(lambda run: False)] == ["snapshot"]
         await asyncio.to_thread(pair.power_off, "again")
         # One of its disks was changed for that of another VM: deleted with it, that one would be lost.
-        told = await after.session.properties(
-            after.session.managed(vim.VirtualMachine, left.vm.moref), import_marks.PATHS
-        )
+        told = await after.session.properties(after.session.managed(vim.VirtualMachine, left.vm.moref), WHOSE)
         assert import_marks.kept_by_somebody(told, "engine-1") == ""
         disk: Any = [one for one in told["config.hardware.device"] if isinstance(one, vim.vm.device.VirtualDisk)][1]
         ours, disk.backing.fileName = disk.backing.fileName, "[fast-1] pair/pair.vmdk"
         assert "a disk that is not its own, [fast-1] pair/pair.vmdk" in import_marks.kept_by_somebody(told, "engine-1")
+        disk.backing.fileName = "[slow-2] again-2/again-2.vmdk"
+        assert "a disk that is not its own, [slow-2]" in import_marks.kept_by_somebody(told, "engine-1")
         disk.backing.fileName = ours.replace("fast-1", "slow-2")
         assert import_marks.kept_by_somebody(told, "engine-1") == "", "a restore may place a disk on another datastore"
         await after.remove(left)
