@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -124,12 +125,22 @@ def _verify(
     return verify_row(report)
 
 
+def _damage_line(damage: Mapping[str, Any]) -> str:
+    """What is damaged and whom it hits; which chunk it is stands in the data alone, as one pack has thousands.
+
+    Of what is damaged as a whole nobody knows what it held: that is told of each chunk that is missed.
+    """
+    points = ", ".join(damage["points"]) or ("no restore point" if damage["chunk"] else "")
+    of = f" of {', '.join(damage['vms'])}" if damage["vms"] else ""
+    what = damage["what"] if damage["object"] != "packs/" else f"a chunk that is needed: {damage['what']}"
+    hit = f"; affects {points}{of}" if points else ""
+    mended = f"; {damage['mended']}" if damage["mended"] else ""
+    return f"{damage['object']}: {what}{hit}{mended}"
+
+
 def _tell(report: Mapping[str, Any]) -> None:
-    for damage in report["damaged"]:
-        points = ", ".join(damage["points"]) or "no restore point"
-        of = f" of {', '.join(damage['vms'])}" if damage["vms"] else ""
-        mended = f"; {damage['mended']}" if damage["mended"] else ""
-        show(printable(f"{damage['object']}: {damage['what']}; affects {points}{of}{mended}"))
+    for line, number in Counter(_damage_line(damage) for damage in report["damaged"]).items():
+        show(printable(f"{line} ({number} times)" if number > 1 else line))
     found = len(report["damaged"])
     said = f"{found} damaged" if found else "all intact" if report["complete"] else "no damage in what was read"
     earlier = f", {show_size(report['counted_bytes'])} earlier" if report["counted_bytes"] else ""

@@ -273,6 +273,12 @@ def test_damage_is_found_by_verify_and_by_the_restore_that_reads_it(tmp_path: Pa
     back = tmp_path / "back.img"
     backstay("disk", "restore", point["id"], "--repo", repo, "--to", back, home=tmp_path, expect=4)
     assert not back.exists() and not list(tmp_path.glob(".back*"))
+    with pack.open("r+b") as file:
+        file.truncate(pack.stat().st_size - 10)
+    lost = backstay("verify", "--repo", repo, home=tmp_path, expect=4).out.splitlines()
+    assert len(lost) == 2, "one line for the pack and one for all chunks that it held"
+    assert "cut off" in lost[0] and "affects" not in lost[0]
+    assert f"affects {point['id']} of web (" in lost[1] and lost[1].endswith(" times)")
 
 
 def test_a_held_restore_point_is_not_forgotten_before_it_is_released(tmp_path: Path, repo: Path, image: Path) -> None:
