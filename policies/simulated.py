@@ -272,8 +272,8 @@ def _stops(aged: Aged, trace: Trace) -> list[dict[str, Any]]:
 def _render_stops(aged: Aged, trace: Trace) -> Iterator[str]:
     for day, going, total in stopped(aged, trace):
         yield (
-            f"  On {_date(trace, day)} {going} of {total} restore points go or are marked: the guard "
-            "max_expire_share would stop retention and ask."
+            f"  On {_date(trace, day)} {going} of {total} restore points go or are marked: in one run of retention the "
+            "guard max_expire_share would stop it and ask; the engine has one each hour."
         )
 
 
