@@ -76,12 +76,23 @@ class Inventory:
                 if self._si is None:
                     self._si = self.connect()
                 return action(self._si)
-            except (vim.fault.NotAuthenticated, OSError, HTTPException):
-                self.close_session()
+            except (vim.fault.NotAuthenticated, OSError, HTTPException) as error:
                 if attempt == 2:
+                    self.close_session()
                     raise
+                self._log_in_again(isinstance(error, vim.fault.NotAuthenticated))
                 time.sleep(0.1 * attempt)
         raise AssertionError("unreachable")
+
+    def _log_in_again(self, reached: bool) -> None:
+        """By the same connection where the lab was reached: objects that were read before go on working."""
+        try:
+            if self._si is not None and reached:
+                self._si.content.sessionManager.Login(self.admin, self.password)
+                return
+        except (vim.fault.VimFault, OSError, HTTPException):
+            pass
+        self.close_session()
 
     def find(self, kind: Any, which: str) -> Any:
         """The managed object of this name or moref."""
