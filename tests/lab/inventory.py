@@ -76,23 +76,12 @@ class Inventory:
                 if self._si is None:
                     self._si = self.connect()
                 return action(self._si)
-            except (vim.fault.NotAuthenticated, OSError, HTTPException) as error:
+            except (vim.fault.NotAuthenticated, OSError, HTTPException):
+                self.close_session()
                 if attempt == 2:
-                    self.close_session()
                     raise
-                self._log_in_again(isinstance(error, vim.fault.NotAuthenticated))
                 time.sleep(0.1 * attempt)
         raise AssertionError("unreachable")
-
-    def _log_in_again(self, reached: bool) -> None:
-        """By the same connection where the lab was reached: objects that were read before go on working."""
-        try:
-            if self._si is not None and reached:
-                self._si.content.sessionManager.Login(self.admin, self.password)
-                return
-        except (vim.fault.VimFault, OSError, HTTPException):
-            pass
-        self.close_session()
 
     def find(self, kind: Any, which: str) -> Any:
         """The managed object of this name or moref."""
@@ -117,9 +106,15 @@ class Inventory:
         raise KeyError(which)
 
     def machine(self, which: str) -> Any:
-        """The VM as pyVmomi has it."""
+        """The VM as pyVmomi has it, by a session that is alive now."""
         moref = self.moref(which)
-        return self._act(lambda si: vim.VirtualMachine(moref, si._stub))
+
+        def read(si: Any) -> Any:
+            vm = vim.VirtualMachine(moref, si._stub)
+            vm.runtime.powerState  # noqa: B018
+            return vm
+
+        return self._act(read)
 
     def finish(self, start: Callable[[], Any], timeout: float = 120) -> Any:
         """Start a task and wait for it; its result, or its fault raised."""
