@@ -40,12 +40,8 @@ class Defect:
 _EXTENDED = "loses track of disks that were extended past a multiple of 128 GiB"
 
 DEFECTS = (
-    Defect(
-        "4", "loses track of disks that were extended past a multiple of 128 GiB", "KB 310751", over_bytes=128 * GIB
-    ),
-    Defect(
-        "5", "loses track of disks that were extended past a multiple of 128 GiB", "KB 310751", over_bytes=128 * GIB
-    ),
+    Defect("4", _EXTENDED, "KB 310751", over_bytes=128 * GIB),
+    Defect("5", _EXTENDED, "KB 310751", over_bytes=128 * GIB),
     Defect("6.0", "loses what is written while a snapshot is consolidated", "KB 317933", below=3_247_720),
 )
 """KB 317933 names the patch, ESXi600-201511001; its build is from VMware's list of builds and versions. Fixes for some

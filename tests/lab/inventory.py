@@ -111,7 +111,8 @@ class Inventory:
 
         def read(si: Any) -> Any:
             vm = vim.VirtualMachine(moref, si._stub)
-            vm.runtime.powerState  # noqa: B018
+            if not vm.name:
+                raise KeyError(which)
             return vm
 
         return self._act(read)
