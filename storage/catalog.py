@@ -123,16 +123,19 @@ class Catalog:
         self.apply(Changes())
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Rows of one of our own statements. Opens again when an earlier write failed."""
+        """Rows of one of our own statements. Opens again when a write failed, an instant ago in another thread, too."""
         from storage import duckdb_engine as duckdb
 
-        if self._db is None:
-            self.open()
-        try:
-            rows: list[tuple[Any, ...]] = self._cursor().execute(sql, list(parameters)).fetchall()
-            return rows
-        except duckdb.Error as error:
-            raise StoreFailed(f"the catalog did not answer: {error}", where=str(self._path)) from error
+        for again in (True, False):
+            if self._db is None:
+                self.open()
+            try:
+                rows: list[tuple[Any, ...]] = self._cursor().execute(sql, list(parameters)).fetchall()
+                return rows
+            except (duckdb.Error, StoreFailed) as error:
+                if not (again and self._db is None):
+                    raise StoreFailed(f"the catalog did not answer: {error}", where=str(self._path)) from error
+        raise AssertionError("unreachable")
 
     def points(self, vm: VmId | None = None) -> list[RestorePoint]:
         """Restore points in the order of time, lost ones included."""
@@ -169,7 +172,7 @@ class Catalog:
         """One of VIEWS as a reader of Arrow batches, in memory of a batch. Blocking; read it in one thread."""
         if self._db is None:
             self.open()
-        return self._db.cursor().sql(VIEWS[name]).to_arrow_reader(VIEW_BATCH_ROWS)
+        return self._cursor().cursor().sql(VIEWS[name]).to_arrow_reader(VIEW_BATCH_ROWS)
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row of every table, sorted: what a rebuilt catalog must equal."""
@@ -220,7 +223,10 @@ class Catalog:
     def _cursor(self) -> Any:
         cursor = getattr(self._local, "cursor", None)
         if cursor is None:
-            cursor = self._local.cursor = self._db.cursor()
+            db = self._db
+            if db is None:  # a thread whose write failed has closed it
+                raise StoreFailed("the catalog is closed", where=str(self._path))
+            cursor = self._local.cursor = db.cursor()
         return cursor
 
     def _check_schema(self) -> None:
@@ -346,8 +352,6 @@ class Catalog:
 
         if changes.empty:
             return
-        if self._db is None:
-            raise StoreFailed("the catalog is closed", where=str(self._path))
         cursor = self._cursor()
         cursor.execute("BEGIN")
         try:

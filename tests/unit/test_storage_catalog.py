@@ -193,6 +193,30 @@ def test_a_commit_outlives_a_catalog_that_cannot_be_written(tmp_path: Path, capl
         assert len(repo.catalog.rows()["disks"]) == 2
 
 
+def test_a_catalog_that_another_thread_closes_after_a_failed_write_answers_and_stays_behind_at_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(make(tmp_path / "r")) as repo:
+        point = back_up(repo, image(7, 20))
+        whole, opening = repo.catalog, type(repo.catalog).open
+        closed: list[str] = []
+
+        def closed_at_once() -> None:
+            opening(whole)
+            if not closed:
+                closed.append("by another thread")
+                whole.close()
+
+        monkeypatch.setattr(whole, "open", closed_at_once)
+        whole.close()
+        assert [p.id for p in whole.points()] == [point.id]
+        assert closed.pop()
+        whole.close()
+        assert whole.apply(catalog_loading.Changes(gone_points=[point.id])) is False
+        assert closed
+        assert [p.id for p in whole.points()] == [point.id]
+
+
 def test_threads_ask_beside_each_other(tmp_path: Path) -> None:
     with opened(make(tmp_path / "r")) as repo:
         expected = [back_up(repo, image(9, 5), at=later(hours=n)).id for n in range(5)]
