@@ -15,10 +15,11 @@ from typing import cast
 from connectors.disks import AsyncReader, BlockingReader, Changes, DiskReader, Extent, Incremental, Whole
 from connectors.errors import Gone, ReadFailed, TrackingUnusable, TransportFailed
 from connectors.hypervisor import Fallback, OpenDisk, Snapshot, SnapshotDisk, TrackedBase
+from engine import tracking_doubts
 from engine.attempts import Attempt, Means, TrackingLied
 from engine.comparing import Comparing
 from engine.copying import Advance, Copied, CopyPlan, Sink, copy_disk, plan_copy
-from engine.jobs import Check, DiskOutcome, Sampled
+from engine.jobs import LIED, Check, DiskOutcome, Sampled
 from engine.leases import DISK
 from engine.sampling import Sample, sample_size
 from engine.streaming import stream_disk
@@ -73,6 +74,8 @@ class DiskRead:
             **({"tracking_check": check.sentence} if check is not None else {}),
             **({"tracking_sampled_blocks": str(sampled.blocks)} if sampled is not None else {}),
         }
+        if sampled is not None and sampled.differ:
+            used[tracking_doubts.LIE_KEPT_AS] = _told(changes).removeprefix("whole: ")
         ingest.head = replace(ingest.head, attributes={**ingest.head.attributes, **used})
         stats: DiskStats = await settled(self.means.threads.repository, ingest.finish)
         return DiskOutcome(
@@ -105,14 +108,14 @@ class DiskRead:
                 hint="find out why, then read everything once: backstay backup VM --full",
                 sampled=sampled,
             )
-        return Whole(reason, "sample_differed")
+        return Whole(reason, LIED)
 
     async def _changes(self, base: DiskHead | None) -> tuple[Changes, Changes | None]:
         """What is to be read, and where all of it is read to be compared, what change tracking says."""
         attempt, began = self.attempt, monotonic()
         tracked = None if base is None else _tracked(base)
         compared = bool(attempt.distrust) and tracked is not None and attempt.on_cbt_invalid is OnCbtInvalid.VERIFY
-        distrust = "" if compared else attempt.distrust
+        distrust = "" if compared else tracking_doubts.with_reset(attempt.distrust, self.snapshot)
         try:
             changes = await self.means.hypervisor.changes(self.snapshot, self.disk, tracked, distrust=distrust)
         except Gone as error:

@@ -12,7 +12,7 @@ from engine.counting import count_done, count_without_point
 from engine.crew import Crew
 from engine.drafting import joined
 from engine.failures import Kind, verdict
-from engine.jobs import Abandoned, Done, Failed, Job, JobKind, JobState, decision_of
+from engine.jobs import LIED, Abandoned, Done, Failed, Job, JobKind, JobState, decision_of
 from engine.needed import stands
 from engine.records import Distrust, RunRow
 from engine.threads import settled
@@ -39,7 +39,8 @@ async def finish(crew: Crew, job: Job, done: Done, attempt: Attempt, began: date
     crew.world.gave_way(job.vm, 0)
     for kind, reason in done.doubts:
         log.error("change tracking is in doubt", extra={"vm": attempt.vm.name, "why": reason})
-        await crew.remember(crew.state.distrust, job.vm, reason, f"run:{attempt.run}", crew.now())
+        of, reset = f"run:{attempt.run}", kind == LIED
+        await crew.remember(crew.state.distrust, job.vm, reason, of, crew.now(), reset=reset)
         crew.metrics.tracking_distrusted(kind)
     # The restore point is committed: whatever cannot be noted now, the run is not to be done again.
     await crew.remember(crew.state.settle, settled_job, now=crew.now(), run=run, point=done.point, trusted=trusted)
@@ -80,8 +81,8 @@ async def judge(crew: Crew, job: Job, error: Exception, began: datetime) -> Fail
         await crew.remember(crew.state.distrust, job.vm, f"the base is damaged: {error}", "", now)
         crew.metrics.tracking_distrusted("damaged_base")
     if isinstance(error, TrackingLied):
-        await crew.remember(crew.state.distrust, job.vm, error.what, f"run:{job.run}", now)
-        crew.metrics.tracking_distrusted("sample_differed")
+        await crew.remember(crew.state.distrust, job.vm, error.what, f"run:{job.run}", now, reset=True)
+        crew.metrics.tracking_distrusted(LIED)
         crew.metrics.tracking_sampled(error.sampled.blocks, differ=error.sampled.differ)
     again = retriable and (job.attempts < MAX_ATTEMPTS or stands(job))
     retry = retry_at(now, job.attempts, job.key, crew.engine) if again else None

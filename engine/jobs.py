@@ -7,11 +7,11 @@ every attempt at it is a run with its own id, which also names the snapshot and 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import NewType
+from typing import Any, NewType
 
 from policies.decision import BackUp
 from policies.facts import Consistency, PointId, VmId
@@ -147,6 +147,10 @@ def decision_of(job: Job) -> BackUp:
     )
 
 
+LIED = "sample_differed"
+"""The kind of doubt where blocks had changed that change tracking called unchanged, and nothing had told of why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """What came of holding change tracking against the disk: "agreed", "differed" or "impossible", and a sentence."""
@@ -195,7 +199,8 @@ class Done:
     `remarks` are what people should know although nothing is lacking.
 
     `unprotected` are the disks that are not in it, and why; of those `left_out` because policies say so. `placement`
-    tells, where the policies want the VM kept in its place, whether it was.
+    tells, where the policies want the VM kept in its place, whether it was. `stuns` are the figures of how long the
+    guest stood still, by "creation" and "removal" of the snapshot, where that is known.
     """
 
     point: PointId
@@ -210,6 +215,7 @@ class Done:
     placement: str = ""
     left_out: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    stuns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def lacking(self) -> bool:
@@ -233,7 +239,7 @@ class Done:
             yield "relocated", f"it was moved to other storage while it was backed up ({self.relocated})"
         for disk in self.disks:
             if disk.sampled is not None and disk.sampled.differ:
-                yield "sample_differed", disk.changes.removeprefix("whole: ")
+                yield LIED, disk.changes.removeprefix("whole: ")
             elif disk.check is not None and disk.check.result == "differed":
                 yield "differed", disk.check.sentence
 

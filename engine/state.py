@@ -265,9 +265,9 @@ class State:
         rows = self.rows("SELECT vm, reason, event_key, since, reset FROM distrust WHERE vm = ? ORDER BY since", [vm])
         return [Distrust(VmId(r[0]), r[1], r[2], at, bool(r[4])) for r in rows if (at := aware(r[3])) is not None]
 
-    def distrust(self, vm: VmId, reason: str, event_key: str, now: datetime) -> None:
-        """The next run of this VM reads in full."""
-        self.apply(Change(distrust=(Distrust(vm, reason, event_key, now),)), now=now)
+    def distrust(self, vm: VmId, reason: str, event_key: str, now: datetime, *, reset: bool = False) -> None:
+        """The next run of this VM reads in full; with `reset` it resets change tracking besides."""
+        self.apply(Change(distrust=(Distrust(vm, reason, event_key, now, reset),)), now=now)
 
     def forget_vms(self, vms: Sequence[VmId]) -> None:
         """Drop what is remembered of VMs that left long ago."""

@@ -1,7 +1,7 @@
 """Doubts about change tracking that no full read settles: how they are known, and kept with a restore point. Pure.
 
 A restore point keeps them, and not the engine's state alone, which may be lost: what was switched on under a snapshot
-tells too little for as long as it is not reset (KB 320557).
+tells too little for as long as it is not reset (KB 320557), and what called changed blocks unchanged may go on so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from storage.repository import PointDetail
 KEPT_AS = "tracking_doubt"
 """The attribute of a restore point."""
 
+LIE_KEPT_AS = "tracking_lied"
+"""The attribute of a disk whose change tracking was found out in the run that made the restore point."""
+
 
 def to_reset(doubts: Iterable[Distrust]) -> str:
     """Why tracking is to be reset, of what the state remembers; empty where nothing asks for it."""
@@ -25,8 +28,7 @@ def to_reset(doubts: Iterable[Distrust]) -> str:
 
 def known_doubt(reason: str, latest: PointDetail | None) -> TrackingDoubt | None:
     """The doubt with which a run begins: that of the newest restore point, and what happened since as `reason`."""
-    kept = latest.head.attributes.get(KEPT_AS, "") if latest is not None else ""
-    before = _read(kept)
+    before = None if latest is None else _read(latest.head.attributes.get(KEPT_AS, "")) or _lied(latest)
     if before is None:
         return TrackingDoubt(reason) if reason else None
     return replace(before, reason=reason or before.reason)
@@ -68,6 +70,28 @@ def doubting(snapshot: Snapshot, latest: PointDetail | None) -> Snapshot:
     doubt = TrackingDoubt(reason, frozenset(_identity(one.change_id) for one in snapshot.disks if one.change_id))
     without = tuple(replace(one, change_id="") for one in snapshot.disks)
     return replace(snapshot, disks=without, tracking_reason=reason, doubted=doubt)
+
+
+def was_tracked(latest: PointDetail | None) -> bool:
+    """Whether there is a restore point with a disk whose changes were tracked then."""
+    return latest is not None and any(one.head.change_id for one in latest.disks)
+
+
+def with_reset(distrust: str, snapshot: Snapshot) -> str:
+    """The doubt of a run, with what became of the reset that it asks for; that may say it already."""
+    if snapshot.doubted is None or not distrust:
+        return distrust
+    told = snapshot.tracking_reason
+    return told if told.startswith(distrust) else f"{distrust}; {told}"
+
+
+def _lied(latest: PointDetail) -> TrackingDoubt | None:
+    """The doubt about tracking that was found out while the restore point was made, whose change ids it has."""
+    told = {why: None for one in latest.disks if (why := one.head.attributes.get(LIE_KEPT_AS, ""))}
+    if not told:
+        return None
+    seen = frozenset(_identity(one.head.change_id) for one in latest.disks if one.head.change_id)
+    return TrackingDoubt("; ".join(told), seen)
 
 
 def _identity(change_id: str) -> str:

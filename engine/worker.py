@@ -19,7 +19,7 @@ from engine.leases import MIGRATION_LOCK
 from engine.needed import still_due, waits_until
 from engine.records import FULL_READ_ASKED, Change, Intent
 from engine.threads import settled
-from engine.tracking_doubts import to_reset
+from engine.tracking_doubts import to_reset, was_tracked
 from policies.evaluation import CALLED_BACK_AT_MOST
 from policies.facts import Vm, VmId
 from policies.policy import OnCbtInvalid, OnMigrate
@@ -101,10 +101,12 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     # Doubts of our own, and a full read that a person asked for, are nothing that vSphere could have wrong.
     ours = bool(own) or any(not d.event_key or d.reason == FULL_READ_ASKED for d in reasons)
     on_cbt_invalid = OnCbtInvalid.FULL if ours else effective.on_cbt_invalid
+    # A run that fails until somebody has looked is not to change what there is to be looked at.
+    fails = on_cbt_invalid is OnCbtInvalid.FAIL and was_tracked(before)
     attempt = Attempt(
         job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective), on_cbt_invalid,
         sample=effective.tracking_sample,
-        to_reset=to_reset(reasons),
+        to_reset="" if fails else to_reset(reasons),
         before=before,
         quiescing=effective.quiescing,
         on_migrate=effective.on_migrate,

@@ -231,8 +231,20 @@ async def test_a_vcenter_that_leaves_changes_out_is_found_out_and_the_restore_po
         assert (lied["whole"], lied["sampled"]["differ"] > 0) == ("sample_differed", True)
         await assert_as_frozen(engine, lab, vm.name, tmp_path / "restored.raw")
         lab.settings(forget_every=0)
-        kinds = [(await backed_up(engine, vm.name))["disks"][0]["whole"] for _ in range(2)]
-        assert kinds == ["distrusted", ""]
+        by_hand = await asyncio.to_thread(lab.snapshot, vm.name, "by hand")
+        held_up = (await backed_up(engine, vm.name))["disks"][0]
+        assert held_up["whole"] == "distrusted"
+        assert "unchanged that had changed" in held_up["changes"]
+        assert "it is not reset while the VM has snapshots" in held_up["changes"]
+        await asyncio.to_thread(lab.remove_snapshot, by_hand)
+        reset = (await backed_up(engine, vm.name))["disks"][0]
+        assert reset["whole"] == "distrusted"
+        assert "it is being reset: it was switched off, and the next run switches it on again" in reset["changes"]
+        await engine.until(lambda: distrusted_as(engine, "reconfigured") == 1, seconds=30)
+        anew = [(await backed_up(engine, vm.name))["disks"][0]["whole"] for _ in range(2)]
+        assert anew == ["distrusted", ""]
+    ids = [one.disks[0].change_id.partition("/")[0] for one in lab.frozen(vm.name) if one.name.startswith("backstay")]
+    assert ids[-1] != ids[0], "the tracking that lied goes on"
 
 
 async def test_a_revert_is_read_in_full_although_the_sequence_has_caught_up(fresh_lab: Start, tmp_path: Path) -> None:

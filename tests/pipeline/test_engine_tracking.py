@@ -12,12 +12,14 @@ import pytest
 
 from connectors.disks import Changes, Extent
 from connectors.errors import Gone, ReadFailed, TrackingUnusable, TransportFailed
+from connectors.hypervisor import TrackingDoubt
 from engine.attempts import TrackingLied
 from engine.commands import BackUpVm
 from engine.copying import Copied, CopyPlan
 from engine.failures import Kind, verdict
 from engine.jobs import Sampled
 from engine.streaming import stream_disk
+from engine.tracking_doubts import known_doubt
 from policies.facts import EventType, ForeignSnapshot, Vm
 from policies.policy import OnCbtInvalid
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory, broken_after
@@ -212,12 +214,13 @@ async def test_a_sample_that_differs_has_the_same_run_read_the_disk_in_full(benc
 
 
 async def test_a_block_that_was_empty_or_became_so_unnoticed_is_found_too(bench: Bench) -> None:
-    vm = bench.hypervisor.add("web", mib=4, data=os.urandom(2 * MIB))
-    await bench.back_up(vm)
-    written_in_secret(bench, vm, 2 * MIB, os.urandom(2 * MIB))
-    assert (await bench.back_up(vm, sample=8)).disks[0].whole == "sample_differed"
-    written_in_secret(bench, vm, 0, bytes(2 * MIB))
-    assert (await bench.back_up(vm, sample=64)).disks[0].whole == "sample_differed"
+    filled, emptied = (bench.hypervisor.add(name, mib=4, data=os.urandom(2 * MIB)) for name in ("web", "db"))
+    await bench.back_up(filled)
+    await bench.back_up(emptied)
+    written_in_secret(bench, filled, 2 * MIB, os.urandom(2 * MIB))
+    assert (await bench.back_up(filled, sample=8)).disks[0].whole == "sample_differed"
+    written_in_secret(bench, emptied, 0, bytes(2 * MIB))
+    assert (await bench.back_up(emptied, sample=64)).disks[0].whole == "sample_differed"
 
 
 async def test_under_fail_a_sample_that_differs_leaves_no_restore_point(bench: Bench) -> None:
@@ -264,15 +267,16 @@ async def test_two_runs_sample_other_blocks_and_one_run_always_the_same(bench: B
     assert read[0] != read[1]
 
 
-async def test_the_engine_samples_by_itself_distrusts_what_lied_and_trusts_again_after_a_full_read(
+async def test_the_engine_samples_by_itself_resets_what_lied_and_trusts_again_what_begins_then(
     tmp_path: Path, hypervisor: HypervisorInMemory
 ) -> None:
     vm = hypervisor.add("web", data=os.urandom(4 * MIB))
     async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
         await engine.until(lambda: engine.points_of("web") == 1)
         hypervisor.disk_file(vm).write_bytes(os.urandom(4 * MIB))
-        kinds = [(await backed_up(engine, vm))["disks"][0]["whole"] for _ in range(3)]
-        assert kinds == ["sample_differed", "distrusted", ""]
+        disks = [(await backed_up(engine, vm))["disks"][0] for _ in range(4)]
+        assert [disk["whole"] for disk in disks] == ["sample_differed", "distrusted", "tracking_off", ""]
+        assert disks[1]["changes"].endswith("; it is being reset")
         [disk] = (await engine.control.point("web@latest"))["disks"]
         assert disk["tracking_sampled_blocks"] > 0
         assert disk["fallbacks"] == []
@@ -293,8 +297,23 @@ async def test_under_fail_a_lie_is_remembered_until_a_full_read_is_asked_for(
             failed = await backed_up(engine, vm)
             assert failed["state"] == "failed", failed
             assert "unchanged that had changed" in str(failed["sentence"])
+        assert hypervisor.guests[vm.address].vm.tracking_enabled, "who is to find out why needs it as it is"
         assert (await backed_up(engine, vm, full=True))["state"] == "done"
-        assert (await backed_up(engine, vm))["disks"][0]["changes"] == "incremental"
+        assert not hypervisor.guests[vm.address].vm.tracking_enabled
+        changes = [(await backed_up(engine, vm))["disks"][0]["changes"] for _ in range(2)]
+        assert changes == ["whole: changes were not tracked when the last restore point was made", "incremental"]
+
+
+async def test_tracking_that_lied_is_reset_although_the_state_was_lost(bench: Bench) -> None:
+    vm = in_use(bench)
+    await bench.back_up(vm)
+    written_in_secret(bench, vm, 0, os.urandom(64 * BLOCK))
+    lied = await bench.back_up(vm, sample=4)
+    [record] = bench.repository.detail(lied.point).disks
+    assert record.head.change_id
+    known = known_doubt("", bench.repository.latest(lied.vm))
+    assert known == TrackingDoubt(record.head.attributes["tracking_lied"], frozenset({"52 de"}))
+    assert [(await bench.back_up(vm)).disks[0].whole for _ in range(3)] == ["distrusted", "tracking_off", ""]
 
 
 async def test_tracking_that_began_under_a_snapshot_is_read_in_full_until_it_was_reset_without_one(
