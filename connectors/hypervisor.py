@@ -108,6 +108,23 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Stuns:
+    """Each time that a guest stood still between two looks, in seconds. None at all is no news that it did not."""
+
+    seconds: tuple[float, ...] = ()
+
+    @property
+    def longest(self) -> float:
+        """The longest one."""
+        return max(self.seconds, default=0.0)
+
+    @property
+    def total(self) -> float:
+        """All of them together."""
+        return sum(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
 class Fallback:
     """A transport that was tried or considered and not used, and why."""
 

@@ -95,7 +95,7 @@ PURPOSES = (
         "backup",
         "datastores",
         ("Datastore.Browse", "Datastore.FileManagement"),
-        "NVRAM is not kept, and disks of powered-off VMs are not read over HTTPS",
+        "NVRAM is not kept, disks of powered-off VMs are not read over HTTPS, and the length of stuns is not known",
     ),
     Purpose(
         "exports",

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from time import monotonic
 
 from connectors.errors import TrackingUnusable
+from connectors.hypervisor import Stuns
 from engine.jobs import Job, RunId, Sampled
 from engine.leases import Leases
 from engine.ports import Hypervisor
@@ -27,12 +28,16 @@ DEFAULT_TRANSPORTS = ("hotadd", "nbd", "export", "https")
 
 @dataclass(slots=True)
 class Tally:
-    """How far a run is, in bytes per disk label; read by the status while the run goes on."""
+    """How far a run is, in bytes per disk label; read by the status while the run goes on.
+
+    `stuns` tell how long the guest stood still, by "creation" and "removal" of the snapshot, where that is known.
+    """
 
     stage: str = "snapshot"
     planned: dict[str, int] = field(default_factory=dict)
     done: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    stuns: dict[str, Stuns] = field(default_factory=dict)
     leases: Leases = field(default_factory=Leases)
     lock: threading.Lock = field(default_factory=threading.Lock)
 

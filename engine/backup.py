@@ -15,14 +15,14 @@ from time import monotonic
 
 from connectors.errors import ConnectorError, ReadFailed, TransportFailed, Unconsolidated
 from connectors.hypervisor import Snapshot, SnapshotDisk
-from engine import starts, tracking_doubts
+from engine import starts, stuns, tracking_doubts
 from engine.attempts import Attempt, CalledBack, Means
 from engine.diskchoice import leaving_out, names_of
 from engine.diskreading import DiskRead
 from engine.jobs import DiskOutcome, Done
 from engine.leases import SNAPSHOT
 from engine.plain import show_time
-from engine.ports import Hypervisor
+from engine.ports import Hypervisor, StunClock
 from engine.streaming import first_of
 from engine.threads import settled
 from engine.tracking_doubts import doubting, known_doubt
@@ -55,6 +55,8 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
         points = await settled(means.threads.repository, means.repository.points, vm.id)
         await means.room.check(means.hypervisor, vm, run, points, whole=bool(attempt.distrust))
         started = monotonic()
+        clock = means.hypervisor.stun_clock(vm)
+        await clock.look()
         try:
             async with means.hypervisor.snapshot(
                 vm,
@@ -67,6 +69,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                 doubted=known_doubt(attempt.to_reset, attempt.before),
             ) as whole:
                 held.enter_context(tally.leases.hold(SNAPSHOT, whole.name))
+                await _note_stuns(attempt, clock, stuns.CREATION)
                 snapshot = leaving_out(whole, attempt.left_out)
                 if snapshot.slow:
                     log.warning("snapshot took long", extra={"vm": vm.name, "run": run, "why": snapshot.slow})
@@ -90,6 +93,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                     # Nobody can tell whether the changes were those before the move or those after it.
                     raise _given_way(attempt, relocated)
                 read_through = True
+                await clock.look()  # what lay between, such as a vMotion, is neither
                 stage("release")
         except ConnectorError as error:
             if not read_through:
@@ -98,6 +102,8 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
             what = "its disks are not merged" if isinstance(error, Unconsolidated) else "it could not be removed"
             warnings.append(f"the snapshot is left to the janitor, as {what} yet: {error}")
             log.warning("snapshot left for the janitor", extra={"vm": vm.name, "run": run, "why": str(error)})
+        await _note_stuns(attempt, clock, stuns.REMOVAL)
+        pending.remember(stuns.kept_with_point(tally.stuns))
         stage("commit")
         point: RestorePoint = await settled(means.threads.repository, pending.commit)
         stage("done")
@@ -112,7 +118,8 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
         unprotected=tuple((d.label, d.unprotected) for d in snapshot.unprotected),
         left_out=tuple(d.label for d in snapshot.unprotected if attempt.left_out(d)),
         warnings=tuple(warnings),
-        remarks=(snapshot.slow,) if snapshot.slow else (),
+        remarks=(*((snapshot.slow,) if snapshot.slow else ()), *stuns.remarks(tally.stuns)),
+        stuns={when: stuns.figures(stood) for when, stood in tally.stuns.items()},
         moved=moved,
         relocated=relocated,
     )
@@ -156,11 +163,23 @@ def _head(attempt: Attempt, snapshot: Snapshot, engine: str) -> PointHead:
             **tracking_doubts.kept_with_point(snapshot.doubted),
             **starts.kept_with_point(snapshot.vm),
             "snapshot_seconds": f"{snapshot.made_in_seconds:.1f}",
+            **stuns.kept_with_point(attempt.tally.stuns),
             "host": snapshot.vm.host,
             "run": attempt.run,
             "engine": engine,
         },
     )
+
+
+async def _note_stuns(attempt: Attempt, clock: StunClock, when: str) -> None:
+    """Remember how long the guest stood still just now. A guest that runs does so each time: no line tells nothing."""
+    stood = await clock.look()
+    if stood is None or not stood.seconds:
+        return
+    attempt.tally.stuns[when] = stood
+    level = logging.WARNING if stood.longest > stuns.LONG_SECONDS else logging.INFO
+    told = {"vm": attempt.vm.name, "run": attempt.run, "when": when, **stuns.figures(stood)}
+    log.log(level, "guest stood still", extra=told)
 
 
 @asynccontextmanager

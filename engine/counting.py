@@ -44,3 +44,6 @@ def count_without_point(metrics: Metrics, job: Job, result: str, attempt: Attemp
 def _count_stages(metrics: Metrics, attempt: Attempt) -> None:
     for name, spent in attempt.tally.seconds.items():
         metrics.stage(name, spent)
+    for when, stuns in attempt.tally.stuns.items():
+        for seconds in stuns.seconds:
+            metrics.standing.stood_still(when, seconds)

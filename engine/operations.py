@@ -95,6 +95,7 @@ async def _made(parts: Parts, vm: VmId, done: Done) -> Mapping[str, Any]:
         "moved": done.moved,
         "placement": done.placement,
         "warnings": [*done.warnings, *done.remarks],
+        "stuns": dict(done.stuns),
         "unprotected": [list(one) for one in done.unprotected],
         "disks": plain(done.disks),
         "exit_code": int(Exit.PARTIAL if done.lacking else Exit.DONE),

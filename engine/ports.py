@@ -23,6 +23,7 @@ from connectors.hypervisor import (
     RestoreTarget,
     Snapshot,
     SnapshotDisk,
+    Stuns,
     TrackedBase,
     TrackingDoubt,
 )
@@ -95,6 +96,14 @@ class Importing(Protocol):
         ...
 
 
+class StunClock(Protocol):
+    """Tells how long the guest of one VM stood still. It raises no ConnectorError and takes a few seconds at most."""
+
+    async def look(self) -> Stuns | None:
+        """The stuns since the last look; None at the first one, and where they cannot be told."""
+        ...
+
+
 class Hypervisor(Protocol):
     """One vCenter, logged in. Every method may raise a ConnectorError."""
 
@@ -156,6 +165,10 @@ class Hypervisor(Protocol):
         that vSphere is asked for the snapshot, which may be long after the call: what it raises ends the attempt, and
         nothing is made.
         """
+        ...
+
+    def stun_clock(self, vm: Vm) -> StunClock:
+        """A clock of the VM's stuns, at which nobody has looked yet."""
         ...
 
     async def changes(

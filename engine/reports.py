@@ -74,6 +74,8 @@ _TYPES: Mapping[str, Callable[[str], Any]] = {
     "tracking_doubt": json.loads,
     "tracking_sampled_blocks": int,
     "snapshot_seconds": float,
+    "stun_creation": json.loads,
+    "stun_removal": json.loads,
 }
 """What restore points keep as text, as the repository's format has it, and is a list, an object or a number."""
 

@@ -6,6 +6,10 @@ from metrics.labels import OTHER, SnapshotState
 from metrics.making import Maker, one_of, stamp
 
 WHEN = ("before", "during", OTHER)
+STUNS = ("creation", "removal", OTHER)
+
+STUN_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""From what a quiet datastore takes to what makes people call; clusters take 5 to 10 s."""
 
 
 class SnapshotMetrics:
@@ -51,6 +55,14 @@ class SnapshotMetrics:
         )
         self._unprotected_disks = maker.gauge("unprotected_disks", "Disks that no snapshot can hold", vcenter=())
         self._left_out_disks = maker.gauge("left_out_disks", "Disks that policies leave out of backups", vcenter=())
+        self._stuns = maker.histogram(
+            "guest_stun_seconds",
+            "How long guests stood still, each time, when their snapshot was made or removed",
+            STUN_SECONDS,
+            when=STUNS,
+        )
+        for when in STUNS[:2]:
+            self._stuns.labels(when)
         self._consolidation = maker.gauge(
             "vms_need_consolidation", "VMs whose disks wait for consolidation", vcenter=()
         )
@@ -58,6 +70,10 @@ class SnapshotMetrics:
     def no_room(self, when: str) -> None:
         """A run found no room, "before" its snapshot or "during" it."""
         self._refused.labels(one_of(when, WHEN)).inc()
+
+    def stood_still(self, when: str, seconds: float) -> None:
+        """A guest stood still so long at the "creation" or the "removal" of a snapshot."""
+        self._stuns.labels(one_of(when, STUNS)).observe(seconds)
 
     def seen(self, state: SnapshotState) -> None:
         """One vCenter as its inventory is now."""

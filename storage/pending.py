@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
@@ -93,6 +94,10 @@ class PendingPoint:
     def unprotected(self, label: str, reason: str) -> None:
         """Record a disk that the restore point does not hold, and why."""
         self._unprotected.append((label, reason))
+
+    def remember(self, attributes: Mapping[str, str]) -> None:
+        """Add to what the head says of how the restore point came about: what is known only after it was begun."""
+        self.head = replace(self.head, attributes={**self.head.attributes, **attributes})
 
     def configuration(self, data: bytes) -> None:
         """Keep the VM's configuration with the restore point."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
+from weakref import WeakKeyDictionary
 
 import httpx
 from pyVmomi import vim
@@ -20,9 +21,15 @@ MAX_BYTES = 16 << 20
 """NVRAM has 8 KiB to about 1 MiB; what is much larger is something else."""
 
 _READ = (httpx.codes.OK,)
+_READ_IN_PART = (httpx.codes.PARTIAL_CONTENT,)
 _WRITTEN = (httpx.codes.OK, httpx.codes.CREATED, httpx.codes.NO_CONTENT)
 
 _PATH = re.compile(r"\[([^\]]+)\] (.+)")
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_NOT_IN_RANGE = re.compile(r"bytes \*/(\d{1,18})")
+
+_datacenters: WeakKeyDictionary[Session, dict[str, str]] = WeakKeyDictionary()
+"""The inventory paths of datacenters by the hosts in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,45 @@ async def read_file(session: Session, file: FolderFile) -> bytes:
     return await _answered(session, file, ask)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a file, and how many the whole of it has."""
+
+    data: bytes
+    size: int
+
+
+async def read_part(session: Session, file: FolderFile, start: int, length: int) -> Part:
+    """So many bytes from start on, fewer where the file ends. Raises Gone when it is not there."""
+
+    async def ask(client: httpx.AsyncClient) -> Part:
+        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        async with client.stream("GET", file.url, headers=headers) as answer:
+            told = answer.headers.get("content-range", "")
+            if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                ends = _NOT_IN_RANGE.fullmatch(told)
+                return Part(b"", int(ends[1]) if ends is not None else start)
+            if answer.status_code == httpx.codes.OK:
+                if answer.headers.get("content-length") == "0":
+                    return Part(b"", 0)
+                raise Rejected("the server does not answer for parts of a file", where=file.name)
+            _check(answer, file, _READ_IN_PART)
+            match = _RANGE.fullmatch(told)
+            first, last, size = (int(number) for number in match.groups()) if match is not None else (-1, -1, -1)
+            if first != start or not first <= last < min(start + length, size):
+                raise Rejected(f"the server answered for another part of the file ({told!r})", where=file.name)
+            held = bytearray()
+            async for piece in answer.aiter_bytes():
+                held += piece
+                if len(held) > last + 1 - first:
+                    break
+            if len(held) != last + 1 - first:
+                raise Unreachable(f"{len(held)} of {last + 1 - first} bytes came", where=file.name)
+            return Part(bytes(held), size)
+
+    return await _answered(session, file, ask)
+
+
 async def write_file(session: Session, file: FolderFile, data: bytes) -> None:
     """Put a small file in the place of the one that is there, if one is."""
 
@@ -82,6 +128,26 @@ async def datacenter_path(session: Session, managed: Any) -> str:
         raise Gone("it is in no datacenter", where=managed._moId)
     # As vCenter tells names: a slash in one is escaped there, and stays so here.
     return "/".join(reversed(names[:-1])) or names[0]
+
+
+async def datacenter_of_host(session: Session, host: Any) -> str:
+    """As datacenter_path, remembered for as long as the session lasts."""
+    known = _datacenters.setdefault(session, {})
+    if host._moId not in known:
+        known[host._moId] = await datacenter_path(session, host)
+    return known[host._moId]
+
+
+def forget_datacenter(session: Session, host: Any) -> None:
+    """A file was not where it should be: its datacenter may have another name by now."""
+    _datacenters.get(session, {}).pop(host._moId, None)
+
+
+def below(folder: str, name: str) -> str:
+    """A file below a folder, each as vSphere names it; Rejected where the folder is not told."""
+    if not folder:
+        raise Rejected("vCenter does not tell in which folder of the VM it lies", where=name)
+    return folder + name if folder.endswith(("/", " ")) else f"{folder}/{name}"
 
 
 async def _answered(session: Session, file: FolderFile, ask: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:

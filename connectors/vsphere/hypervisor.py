@@ -55,6 +55,7 @@ from connectors.vsphere.removal import consolidate
 from connectors.vsphere.session import Session, SessionSettings
 from connectors.vsphere.showing import Board
 from connectors.vsphere.snapshot import hold_snapshot
+from connectors.vsphere.stun import StunClock
 from connectors.vsphere.tags import TagReader
 from connectors.vsphere.tracking_defects import DEFECTS, Defect
 from connectors.vsphere.transport_settings import TransportSettings
@@ -165,6 +166,10 @@ class VCenter:
             about_to=about_to,
             doubted=doubted,
         )
+
+    def stun_clock(self, vm: Vm) -> StunClock:
+        """What tells how long the VM's guest stood still from now on."""
+        return StunClock(self.session, vm)
 
     async def changes(
         self, snapshot: Snapshot, disk: SnapshotDisk, base: TrackedBase | None, *, distrust: str = ""

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import logging
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from pyVmomi import vim
 
 from connectors.errors import ConnectorError, Gone
 from connectors.kept_vm import KeptVm, pack
-from connectors.vsphere.folder_files import FolderFile, datacenter_path, read_file
+from connectors.vsphere.folder_files import FolderFile, datacenter_of_host, forget_datacenter, read_file
 from connectors.vsphere.session import Session
 from connectors.vsphere.storage_policies import names_of
 from connectors.vsphere.summary import summary
 from policies.facts import Vm
 
 log = logging.getLogger(__name__)
-
-_datacenters: WeakKeyDictionary[Session, dict[str, str]] = WeakKeyDictionary()
-"""The inventory paths of datacenters by the hosts in them."""
 
 _Distributed = vim.vm.device.VirtualEthernetCard.DistributedVirtualPortBackingInfo
 
@@ -61,13 +57,10 @@ async def _nvram(session: Session, managed: Any) -> bytes:
     host = told.get("runtime.host")
     if not name or host is None:
         return b""
-    known = _datacenters.setdefault(session, {})
-    if host._moId not in known:
-        known[host._moId] = await datacenter_path(session, host)
     try:
-        return await read_file(session, FolderFile(name, known[host._moId]))
+        return await read_file(session, FolderFile(name, await datacenter_of_host(session, host)))
     except Gone:
-        known.pop(host._moId, None)  # or the datacenter was renamed
+        forget_datacenter(session, host)
         raise
 
 

@@ -13,8 +13,8 @@ import zipfile
 import zlib
 from typing import Any
 
-from connectors.errors import Gone, Rejected
-from connectors.vsphere.folder_files import FolderFile, datacenter_path, read_file
+from connectors.errors import Gone
+from connectors.vsphere.folder_files import FolderFile, below, datacenter_path, read_file
 from connectors.vsphere.session import Session
 
 MOST_DOCUMENTS = 500
@@ -56,11 +56,5 @@ async def read_manifest(session: Session, managed: Any, path: str) -> bytes:
     folder, host = str(told.get("config.files.snapshotDirectory") or ""), told.get("runtime.host")
     if host is None:
         raise Gone("the VM has no host", where=path)
-    name = path if path.startswith("[") else _below(folder, path)
+    name = path if path.startswith("[") else below(folder, path)
     return await read_file(session, FolderFile(name, await datacenter_path(session, host)))
-
-
-def _below(folder: str, path: str) -> str:
-    if not folder:
-        raise Rejected("vCenter does not tell where the VM's snapshots lie", where=path)
-    return folder + path if folder.endswith(("/", " ")) else f"{folder}/{path}"

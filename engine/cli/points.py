@@ -137,6 +137,7 @@ def _provenance(point: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     doubt = said.get("tracking_doubt", "")
     yield "tracking", doubt["reason"] if isinstance(doubt, Mapping) else doubt
     yield "snapshot", f"made in {said['snapshot_seconds']} s" if said.get("snapshot_seconds") else ""
+    yield "stood still", "; ".join(_stood_still(said))
     yield "placement", said.get("placement", "")
     yield "policy", f"{said.get('policy', '')} {said.get('rule', '')}".strip()
     yield "because", said.get("reason", "")
@@ -149,6 +150,17 @@ def _provenance(point: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "locked", f"until {point['locked_until'][:19].replace('T', ' ')} UTC" if point["locked_until"] else ""
     yield "verified", f"{point['verified_at'][:19].replace('T', ' ')} UTC" if point["verified_at"] else ""
     yield "damaged", str(point["damaged"]) if point["damaged"] else ""
+
+
+def _stood_still(said: Mapping[str, Any]) -> Iterator[str]:
+    """How long the guest did so, where that is known."""
+    for when, then in (("creation", "made"), ("removal", "removed")):
+        stuns = said.get(f"stun_{when}")
+        match stuns:
+            case {"count": 1, "total_seconds": float() | int() as seconds}:
+                yield f"{seconds:.2f} s when the snapshot was {then}"
+            case {"count": int() as count, "longest_seconds": float() | int() as longest}:
+                yield f"{count} times, {longest:.2f} s at most, when the snapshot was {then}"
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -314,6 +314,18 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
                 "s",
             ),
+            Curve(
+                "How long guests stand still, last day",
+                (
+                    Query(
+                        "histogram_quantile(0.95, sum by (le, when)"
+                        f' (increase(backstay_guest_stun_seconds_bucket{{{ENGINE},when!="other"}}[1d])))',
+                        "95 of 100 are shorter, {{when}}",
+                    ),
+                ),
+                "s",
+                description="At the creation and at the removal of snapshots, where the logs of VMs can be read",
+            ),
             Number("Disks that no snapshot can hold", Query(f"sum(backstay_unprotected_disks{{{VCENTER}}})")),
         ),
     ),

@@ -71,6 +71,8 @@ def work(metrics: Metrics) -> None:
     """What goes on between two scrapes."""
     metrics.run_finished("gold", "done", 7.0, read=1000, stored=100, deduplicated=600, zero=200)
     metrics.stage("read", 1.5)
+    metrics.standing.stood_still("creation", 0.2)
+    metrics.standing.stood_still("removal", 0.1)
     metrics.disk_read("hotadd")
     metrics.disk_read("nbd", whole="first")
     metrics.transport_failed("hotadd")

@@ -47,6 +47,7 @@ class Backups:
     repository: Repository
     means: Means
     on_migrate: OnMigrate = OnMigrate.FINISH
+    was_read: Callable[[], None] = lambda: None
     runs: int = 0
 
     async def next(self) -> Done:
@@ -61,7 +62,10 @@ class Backups:
             rule="rpo", reason="it was time", created_at=now, not_before=now, consistency=Consistency.CRASH,
             fallback=Consistency.CRASH,
         )  # fmt: skip
-        attempt = Attempt(job, replace(vm, id=VmId("id-web")), RunId(f"run{self.runs}"), on_migrate=self.on_migrate)
+        attempt = Attempt(
+            job, replace(vm, id=VmId("id-web")), RunId(f"run{self.runs}"), on_migrate=self.on_migrate,
+            was_read=self.was_read,
+        )  # fmt: skip
         return await back_up_in_place(attempt, self.means)
 
     def content(self, done: Done) -> bytes:

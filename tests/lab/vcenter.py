@@ -73,6 +73,10 @@ class Lab(Inventory):
             self.vms()
         return self._known[which].disks[disk].flat
 
+    def log_of(self, which: str) -> Path:
+        """What the VM's host writes beside it."""
+        return self.flat(which).with_name("vmware.log")
+
     def event_log(self) -> list[LabEvent]:
         lines = (self.root / "events.jsonl").read_text().splitlines()
         raw = [json.loads(line) for line in lines]

@@ -43,6 +43,7 @@ from connectors.hypervisor import (
     RestoreTarget,
     Snapshot,
     SnapshotDisk,
+    Stuns,
     TrackedBase,
     TrackingDoubt,
 )
@@ -124,6 +125,24 @@ class ForwardReader(ThreadedReader):
         self._at = offset + len(view)
 
 
+class ClockInMemory:
+    """Knows of stuns what the hypervisor was told of them and has done since."""
+
+    def __init__(self, hypervisor: HypervisorInMemory, name: str) -> None:
+        self._hypervisor = hypervisor
+        self._name = name
+        self._seen: int | None = None
+
+    async def look(self) -> Stuns | None:
+        await asyncio.sleep(0)
+        log, stood = self._hypervisor.log, self._hypervisor.stood_still
+        begin, self._seen = self._seen, len(log)
+        if begin is None or not stood:
+            return None
+        happened = {"creation": f"snapshot {self._name}", "removal": f"remove snapshot {self._name}"}
+        return Stuns(tuple(s for when, told in happened.items() if told in log[begin:] for s in stood.get(when, ())))
+
+
 class HypervisorInMemory:
     """See the module. Attributes named `fail_…`, `before_…` and `on_…` make it misbehave."""
 
@@ -152,6 +171,8 @@ class HypervisorInMemory:
         self.asked_to_make: tuple[int, ...] = ()
         self.asked_to_quiesce = USUAL_QUIESCING
         self.slow_snapshot = ""
+        self.stood_still: dict[str, tuple[float, ...]] = {}
+        """For how long each guest does, at the "creation" of a snapshot and at its "removal"; else it is not known."""
         self.achieves: tuple[Consistency, str] | None = None
         self.half_restored_vms: dict[Address, tuple[str, str]] = {}
         self.unreadable: set[Address] = set()
@@ -387,6 +408,9 @@ class HypervisorInMemory:
         self.set(guest.vm, tracking_enabled=True)
         guest.tracking = f"{guest.tracking} anew"
         return None
+
+    def stun_clock(self, vm: Vm) -> ClockInMemory:
+        return ClockInMemory(self, vm.name)
 
     async def changes(
         self, snapshot: Snapshot, disk: SnapshotDisk, base: TrackedBase | None, *, distrust: str = ""

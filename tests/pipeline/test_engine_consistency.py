@@ -65,6 +65,53 @@ async def test_a_snapshot_that_took_long_is_told_and_makes_the_run_no_less(
         assert (await engine.control.point(point))["attributes"]["snapshot_seconds"] == 0.1
 
 
+async def test_how_long_the_guest_stood_still_is_in_the_point_the_result_and_the_metrics(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    hypervisor.add("web")
+    hypervisor.stood_still = {"creation": (0.2,), "removal": (0.04, 7.25)}
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        result = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        creation = {"count": 1, "longest_seconds": 0.2, "total_seconds": 0.2}
+        removal = {"count": 2, "longest_seconds": 7.25, "total_seconds": 7.29}
+        assert (result["state"], result["exit"]) == ("done", 0)
+        assert result["stuns"] == {"creation": creation, "removal": removal}
+        long = "the guest stood still for 7.2 s when its snapshot was removed, which is long for clusters"
+        assert result["warnings"] == [long]
+        for point in await engine.control.points("web"):
+            told = (await engine.control.point(point.id))["attributes"]
+            assert (told["stun_creation"], told["stun_removal"]) == (creation, removal)
+        value = engine.parts.metrics.registry.get_sample_value
+        name = "backstay_guest_stun_seconds"
+        assert value(f"{name}_count", {"when": "creation"}) == 2
+        assert value(f"{name}_bucket", {"when": "removal", "le": "5.0"}) == 2
+        assert value(f"{name}_count", {"when": "removal"}) == 4
+
+
+async def test_what_a_failed_run_knows_of_the_guest_counts_too(tmp_path: Path, hypervisor: HypervisorInMemory) -> None:
+    hypervisor.add("web")
+    hypervisor.stood_still = {"creation": (12.0,)}
+    hypervisor.fail_transports = {"hotadd", "nbd", "export", "https"}
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        value = engine.parts.metrics.registry.get_sample_value
+        failed = {"policy": "everything", "result": "failed"}
+        await engine.until(lambda: (value("backstay_runs_total", failed) or 0) > 0)
+        assert (value("backstay_guest_stun_seconds_sum", {"when": "creation"}) or 0) >= 12
+
+
+async def test_a_guest_of_which_nothing_is_known_is_told_of_nowhere(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    hypervisor.add("web")
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        result = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        assert (result["stuns"], result["warnings"]) == ({}, [])
+        value = engine.parts.metrics.registry.get_sample_value
+        assert value("backstay_guest_stun_seconds_count", {"when": "creation"}) == 0
+
+
 async def test_rule_8_a_disk_that_no_snapshot_holds_is_in_each_result_the_status_and_the_metrics(
     tmp_path: Path, hypervisor: HypervisorInMemory
 ) -> None:

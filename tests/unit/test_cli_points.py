@@ -61,3 +61,13 @@ def test_disks_are_shown_in_the_order_of_their_numbers(capsys: pytest.CaptureFix
     _tell(told, json=False)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("disk ")]
     assert [line.split(",")[0].split()[-1] for line in lines] == ["1", "2", "10"]
+
+
+def test_how_long_the_guest_stood_still_is_shown_as_far_as_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    made = {"count": 1, "longest_seconds": 0.188405, "total_seconds": 0.188405}
+    removed = {"count": 3, "longest_seconds": 1.5, "total_seconds": 2.0}
+    _tell(point() | {"attributes": {"stun_creation": made, "stun_removal": removed}}, json=False)
+    shown = "0.19 s when the snapshot was made; 3 times, 1.50 s at most, when the snapshot was removed"
+    assert f"stood still  {shown}\n" in capsys.readouterr().out
+    _tell(point() | {"attributes": {"stun_creation": "not what it should be", "stun_removal": {}}}, json=False)
+    assert "stood still" not in capsys.readouterr().out

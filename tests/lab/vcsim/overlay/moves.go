@@ -94,6 +94,7 @@ func (vm *VirtualMachine) migrate(ctx *Context, m move) types.BaseMethodFault {
 	}
 	vm.announceMove(ctx, target, nil)
 	vm.changeHost(source, target)
+	vm.takenOver()
 	done := types.VmMigratedEvent{VmEvent: vm.event(), SourceHost: *source.eventArgument(), SourceDatastore: datastoreArgument(vm.home())}
 	if m.drs {
 		ctx.postEvent(&types.DrsVmMigratedEvent{VmMigratedEvent: done})
@@ -188,6 +189,7 @@ func (vm *VirtualMachine) relocate(ctx *Context, spec *types.VirtualMachineReloc
 	if source != target {
 		vm.changeHost(source, target)
 	}
+	vm.takenOver()
 	if both {
 		ctx.postEvent(&types.VmMigratedEvent{VmEvent: vm.event(), SourceHost: *source.eventArgument(), SourceDatastore: datastoreArgument(from)})
 	} else {

@@ -267,6 +267,7 @@ func (vm *VirtualMachine) power(state string, tools bool) {
 func (vm *VirtualMachine) toolsFollow(state types.VirtualMachinePowerState) {
 	vm.bumpVersion()
 	vm.bootFollows(state)
+	vm.logFollows(state)
 	touch(vm, "config.changeVersion")
 	if vm.Guest == nil || vm.Guest.ToolsVersionStatus2 == "" {
 		return

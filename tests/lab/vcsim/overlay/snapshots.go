@@ -88,6 +88,7 @@ func (vm *VirtualMachine) takeSnapshot(ctx *Context, name, description string, h
 		return nil, fault
 	}
 	vm.stunned()
+	vm.standStill(lab.settings.get().StunMS)
 	keepRecord(snapshot.Self, &kept)
 	Map.Put(snapshot)
 
@@ -278,6 +279,7 @@ func (vm *VirtualMachine) dropSnapshots(ctx *Context, doomed []types.ManagedObje
 		if !left {
 			vm.merge(s)
 		}
+		vm.standStill(lab.settings.get().RemovalStunMS)
 		forgetFrozen(s)
 		Map.Remove(s.Self)
 	}
@@ -316,6 +318,7 @@ func (vm *VirtualMachine) ConsolidateVMDisksTask(ctx *Context, req *types.Consol
 			}
 			vm.Config.Hardware.Device = devices
 		}
+		vm.standStill(lab.settings.get().RemovalStunMS)
 		vm.snapshotChanged()
 		return nil, nil
 	})

@@ -20,6 +20,8 @@ type Settings struct {
 	SnapshotDelayMS int    `json:"snapshot_delay_ms"`
 	RemovalDelayMS  int    `json:"removal_delay_ms"`
 	MoveDelayMS     int    `json:"move_delay_ms"`
+	StunMS          int    `json:"stun_ms"`         // for how long a VM stands still as its snapshot is made, and as it is moved
+	RemovalStunMS   int    `json:"removal_stun_ms"` // and as its snapshot is removed, or its disks are merged
 	LeaseSeconds    int    `json:"lease_seconds"`   // after so long without progress a lease times out; 0: 300
 	LeaveDeltas     int    `json:"leave_deltas"`    // so many snapshot removals leave the VM in need of consolidation
 	TrackingStarts  string `json:"tracking_starts"` // "": at once; "stun": at the next stun; "late": after the next snapshot's ids
@@ -64,7 +66,7 @@ type labState struct {
 
 var lab = &labState{
 	settings: settingsBox{now: Settings{
-		PageAreas: 2000, PageObjects: 10, EmptyPageEvery: 3, Star: "allocated", DeviceDelayMS: 20, KeepFrozen: true,
+		PageAreas: 2000, PageObjects: 10, EmptyPageEvery: 3, Star: "allocated", DeviceDelayMS: 20, StunMS: 150, RemovalStunMS: 80, KeepFrozen: true,
 	}},
 	roots: map[string]string{}, stores: map[string]*Datastore{},
 }
