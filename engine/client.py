@@ -91,7 +91,7 @@ class Engine:
             report = _report(self.get(f"/v1/tasks/{id}", {"wait": POLL_SECONDS}))
             tell(report)
             if report.state is TaskState.FAILED:
-                raise RemoteFailure(Verdict(Kind.FAIL, _exit(report.exit_code), report.sentence))
+                raise RemoteFailure(Verdict(Kind.FAIL, _exit(report.exit_code), report.sentence), report.result)
             if report.final:
                 return report.result
 

@@ -165,7 +165,10 @@ class TaskState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TaskReport:
-    """How a task is getting on. `exit_code` and `sentence` count when it is final, `result` when it is done."""
+    """How a task is getting on. `exit_code` and `sentence` count when it is final, `result` when it is done.
+
+    Of a task that failed `result` has what is so all the same, such as that a VM was switched off for it.
+    """
 
     id: str
     kind: str

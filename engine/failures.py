@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from connectors import errors as connector
 from policies.errors import PolicyError
@@ -107,11 +107,15 @@ class NotReachable(BadInput):
 
 
 class RemoteFailure(Exception):
-    """The engine refused or failed a request that came over its API; it has judged the error already."""
+    """The engine refused or failed a request that came over its API; it has judged the error already.
 
-    def __init__(self, verdict: Verdict) -> None:
+    `result` is what is so all the same.
+    """
+
+    def __init__(self, verdict: Verdict, result: Mapping[str, Any] | None = None) -> None:
         super().__init__(verdict.sentence)
         self.verdict = verdict
+        self.result = result or {}
 
 
 _CONNECTOR: dict[type[connector.ConnectorError], tuple[Kind, Exit]] = {

@@ -108,7 +108,7 @@ def restore_in_place(parts: Parts, point: PointId, asked: RestoreInPlace) -> Bod
                 hint="restore to a new VM: backstay restore POINT --to-vm NAME",
             )
         what = Overwrite(IN_PLACE, point, asked.safety, asked.keep_safety, asked.discard)
-        async with _target(parts, detail.head.vm, asked, f"restores it to {point}") as (vm, hypervisor):
+        async with _target(parts, detail.head.vm, asked, f"restores it to {point}", watch) as (vm, hypervisor):
             pairs = matched(detail, vm)
             return await _overwritten(parts, home, detail, what, vm, pairs, hypervisor, watch)
 
@@ -125,13 +125,13 @@ def restore_disk(parts: Parts, point: PointId, target: VmId, asked: RestoreDisk)
         if asked.over:
             what = Overwrite(OVER_DISK, point, asked.safety, asked.keep_safety, asked.discard)
             does = f"writes {record.head.name} of {point} over its {asked.over}"
-            async with _target(parts, target, asked, does) as (vm, hypervisor):
+            async with _target(parts, target, asked, does, watch) as (vm, hypervisor):
                 disk = next((d for d in vm.disks if d.label == asked.over), None)
                 if disk is None:
                     there = ", ".join(d.label for d in vm.disks)
                     raise BadInput(f"{vm.name} has no disk {asked.over}", hint=f"it has: {there or 'none'}")
                 return await _overwritten(parts, home, detail, what, vm, [checked(record, disk, vm)], hypervisor, watch)
-        async with _target(parts, target, replace(asked, yes=True), "") as (vm, hypervisor):
+        async with _target(parts, target, replace(asked, yes=True), "", watch) as (vm, hypervisor):
             datastore = asked.datastore or next(iter(vm.datastores), "")
             advance = started(watch, f"{point} {record.head.name} to {vm.name}", detail)
             run = parts.mint_run()
@@ -147,9 +147,12 @@ def restore_disk(parts: Parts, point: PointId, target: VmId, asked: RestoreDisk)
 
 @asynccontextmanager
 async def _target(
-    parts: Parts, vm_id: VmId, asked: RestoreInPlace | RestoreDisk, does: str
+    parts: Parts, vm_id: VmId, asked: RestoreInPlace | RestoreDisk, does: str, watch: Watch
 ) -> AsyncIterator[tuple[Vm, Hypervisor]]:
-    """The VM to write into, read again and off, while nobody backs it up; Declined without a person's confirmation."""
+    """The VM to write into, read again and off, while nobody backs it up; Declined without a person's confirmation.
+
+    The task tells however it ends that it was switched off for it.
+    """
     assert_writing(parts)
     known = parts.world.vms[vm_id]
     hypervisor = parts.hypervisors.get(known.address.vcenter)
@@ -172,9 +175,16 @@ async def _target(
         raise Declined("it is being backed up", where=seen.name, hint="wait for that to end, see: backstay status")
     try:
         with parts.crew.restoring(known.address.vcenter, seen.name, known.address.moref):
+            watch.facts = {"vm": seen.name, "switched_off": False}
             if asked.power_off and seen.power is not PowerState.OFF:
+                watch.facts["switched_off"] = None  # until vCenter has answered
+                watch.standing = f"{seen.name} was to be switched off for this: look whether it is on"
                 await hypervisor.power_off(known.address)
+                watch.facts["switched_off"] = True
+                watch.standing = f"{seen.name} was switched off for this, and is off now"
                 seen = replace(await hypervisor.vm(known.address), id=vm_id)
+            if seen.power is PowerState.OFF:
+                watch.facts["power"] = seen.power.value
             yield seen, hypervisor
     finally:
         await settled(parts.threads.long, parts.crew.remember_unfinished, parts.config.state_dir)

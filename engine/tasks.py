@@ -23,11 +23,16 @@ WAITING = 32
 
 @dataclass(slots=True)
 class Watch:
-    """How a task is getting on; its body writes, its followers read."""
+    """How a task is getting on; its body writes, its followers read.
+
+    `facts` belong to its result however it ends, and `standing` is the sentence about them where it does not end well.
+    """
 
     note: str = ""
     done: int = 0
     total: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    standing: str = ""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def say(self, note: str) -> None:
@@ -131,7 +136,7 @@ class TaskBoard:
         task.state = TaskState.RUNNING
         task.watch.changed.set()
         try:
-            task.result = await task.body(task.watch)
+            achieved = await task.body(task.watch)
         except asyncio.CancelledError:
             self._end(task, Exit.INTERRUPTED, "cancelled")
             if not task.cancelled:
@@ -142,12 +147,15 @@ class TaskBoard:
                 log.error("bug in a task", extra={"kind": task.kind}, exc_info=error)
             self._end(task, judged.exit_code, judged.sentence)
         else:
+            task.result = {**task.watch.facts, **achieved}
             code = task.result.get("exit_code", 0)
             task.exit_code = int(code)
             task.state = TaskState.DONE
             task.watch.changed.set()
 
     def _end(self, task: _Task, code: Exit, sentence: str) -> None:
-        task.state, task.exit_code, task.sentence = TaskState.FAILED, int(code), sentence
+        task.state, task.exit_code = TaskState.FAILED, int(code)
+        task.sentence = "; ".join(part for part in (sentence, task.watch.standing) if part)
+        task.result = dict(task.watch.facts)
         self._failed(task.kind, "cancelled" if code is Exit.INTERRUPTED else "failed")
         task.watch.changed.set()

@@ -11,7 +11,7 @@ from engine.cli.options import Config, Json, Parameter, PassphraseFile, Point, R
 from engine.cli.output import printable, say, show_json
 from engine.cli.progress import progress
 from engine.cli.reach import reach, running
-from engine.cli.tasks import follow
+from engine.cli.tasks import failure_shown, follow
 from engine.client import Engine
 from engine.commands import RestoreDisk, RestoreInPlace, RestoreToFile, RestoreToVm
 from engine.failures import BadInput
@@ -130,7 +130,7 @@ def restore(
             task = RestoreDisk(
                 point, into or "", disk, over, datastore, yes, power_off, not without_safety, keep_safety, discard
             )
-        with progress(quiet=json) as bar:
+        with failure_shown(json), progress(quiet=json) as bar:
             result = dict(follow(running(repo, config), task, bar))
     if json:
         show_json(result)
@@ -154,6 +154,9 @@ def _tell(result: Mapping[str, Any], point: str, to_file: str) -> None:
     if place := result.get("place"):
         stands = f"{place['folder']} of {place['datacenter']}, on {place['host']} and {', '.join(place['datastores'])}"
         say(printable(f"It is in {stands}, and it is {result['power']}."))
+    elif "switched_off" in result:
+        was = "It was switched off for this" if result["switched_off"] else "It was off before"
+        say(f"{was}, and is off now.")
     if "UUID" in result.get("identity", ""):  # of a VM that was made; one that was there keeps its own
         say(printable(f"Identity: {result['identity']}."))
     for disk in result.get("disks", ()) if "vm" in result else ():

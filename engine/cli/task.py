@@ -9,7 +9,7 @@ from engine.cli.options import Config, Json, Parameter, Repo
 from engine.cli.output import printable, say, show_json
 from engine.cli.progress import progress
 from engine.cli.reach import running
-from engine.cli.tasks import finish
+from engine.cli.tasks import failure_shown, finish
 
 
 def task(
@@ -31,7 +31,7 @@ def task(
         engine.delete(f"/v1/tasks/{named}")
         say(printable(f"Task {id} is being stopped."))
         return
-    with progress(quiet=json) as bar:
+    with failure_shown(json), progress(quiet=json) as bar:
         result: dict[str, Any] = dict(finish(engine, named, bar))
     if json:
         show_json(result)

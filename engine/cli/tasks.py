@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from engine.cli.output import say
+from engine.cli.output import say, show_json
 from engine.cli.progress import Progress
 from engine.client import Engine
 from engine.commands import Task, TaskReport
+from engine.failures import RemoteFailure
 
 
 def follow(engine: Engine, task: Task, bar: Progress) -> Mapping[str, Any]:
@@ -23,6 +25,18 @@ def finish(engine: Engine, id: str, bar: Progress) -> Mapping[str, Any]:
         return engine.finish(id, seen.tell)
     except KeyboardInterrupt:
         say(f"The engine goes on with task {id}. To wait for it: backstay task {id}; to stop it: add --cancel")
+        raise
+
+
+@contextmanager
+def failure_shown(json: bool) -> Iterator[None]:
+    """Show as JSON, where that is wanted, what is so although the task failed; the failure goes on its way."""
+    try:
+        yield
+    except RemoteFailure as failure:
+        if json and failure.result:
+            judged = failure.verdict
+            show_json({**failure.result, "error": judged.sentence, "exit_code": int(judged.exit_code)})
         raise
 
 

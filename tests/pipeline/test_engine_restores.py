@@ -6,6 +6,10 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from connectors.errors import Unreachable, WriteFailed
+from connectors.hypervisor import CreatedVm
 from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace, RestoreToVm
 from engine.failures import Exit
 from engine.restore_journal import Journal, Restoring
@@ -136,6 +140,63 @@ async def test_nothing_is_restored_over_the_vm_that_the_engine_stands_on(tmp_pat
             assert refused["exit"] == int(Exit.REFUSED)
             assert "cannot write over what it stands on" in str(refused["sentence"])
     assert vcenter.guests[web.address].vm.power is PowerState.ON
+
+
+@pytest.mark.parametrize("ends", ["well", "badly", "cancelled"])
+async def test_that_a_vm_was_switched_off_for_a_restore_is_told_however_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    web = vcenter.add("web")
+    begun = asyncio.Event()
+
+    async def stopped(*_: object, **__: object) -> CreatedVm:
+        begun.set()
+        if ends == "cancelled":
+            await asyncio.Event().wait()
+        raise WriteFailed("the host said no", where="web")
+
+    if ends != "well":
+        monkeypatch.setattr(vcenter, "take_over", stopped)
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: engine.parts.world.named("web"))
+        first = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        asked = RestoreInPlace(str(first["id"]), yes=True, power_off=True)
+        task = await engine.control.submit(asked, "test")
+        if ends == "cancelled":
+            await begun.wait()
+            await engine.control.cancel(task, "test")
+        done = await engine.finished(task)
+        assert (done["vm"], done["switched_off"], done["power"]) == ("web", True, "off"), done
+        said = {
+            "well": "",
+            "badly": "web: the host said no; web was switched off for this, and is off now",
+            "cancelled": "cancelled; web was switched off for this, and is off now",
+        }
+        assert done["sentence"] == said[ends]
+        if ends == "well":
+            again = await engine.finished(await engine.control.submit(asked, "test"))
+            assert (again["switched_off"], again["power"]) == (False, "off"), again
+    assert vcenter.guests[web.address].vm.power is PowerState.OFF
+
+
+async def test_a_vm_whose_power_off_was_not_answered_is_not_called_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    vcenter.add("web")
+
+    async def unanswered(*_: object) -> None:
+        raise Unreachable("vCenter does not answer", where="vc-1")
+
+    monkeypatch.setattr(vcenter, "power_off", unanswered)
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: engine.parts.world.named("web"))
+        first = await engine.finished(await engine.control.submit(BackUpVm("web"), "test"))
+        asked = RestoreInPlace(str(first["id"]), yes=True, power_off=True)
+        done = await engine.finished(await engine.control.submit(asked, "test"))
+    assert (done["switched_off"], "power" in done) == (None, False)
+    assert str(done["sentence"]).endswith("web was to be switched off for this: look whether it is on")
 
 
 async def test_two_restores_to_one_name_do_not_run_at_once(tmp_path: Path) -> None:
