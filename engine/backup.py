@@ -163,7 +163,6 @@ def _head(attempt: Attempt, snapshot: Snapshot, engine: str) -> PointHead:
             **tracking_doubts.kept_with_point(snapshot.doubted),
             **starts.kept_with_point(snapshot.vm),
             "snapshot_seconds": f"{snapshot.made_in_seconds:.1f}",
-            **stuns.kept_with_point(attempt.tally.stuns),
             "host": snapshot.vm.host,
             "run": attempt.run,
             "engine": engine,
