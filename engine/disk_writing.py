@@ -27,7 +27,8 @@ GRAIN_BYTES = 64 << 10
 class Filling:
     """How a disk is filled. With `compare` the target is read first and only what differs is written.
 
-    `executor` reads the repository and does what blocks; `lanes` pieces are under way at a time.
+    `executor` reads the repository and does what blocks; `lanes` pieces are under way at a time. `writes` is called
+    before each write.
     """
 
     executor: Executor
@@ -35,6 +36,7 @@ class Filling:
     compare: bool = False
     stride_bytes: int = STRIDE_BYTES
     advance: Advance | None = None
+    writes: Callable[[], None] = lambda: None
 
 
 async def fill(
@@ -144,6 +146,7 @@ async def _stride(disk: PointDisk, writer: DiskWriter, stride: Sequence[Extent],
                 await _read(writer, how.executor, piece.offset, now)
                 parts = await settled(how.executor, differing, view, now)
             for start, end in parts:
+                how.writes()
                 await _write(writer, how.executor, piece.offset + start, view[start:end])
                 written += end - start
             if how.advance is not None:

@@ -1,4 +1,4 @@
-"""Writing a restore point into a VM that is there: the whole VM in place, or one disk over another or beside them.
+"""Writing a restore point over a VM that is there: all of it in place, or one disk over another.
 
 Only blocks that differ are written. Which these may be is told by change tracking since the newest restore point and by
 the maps of the two restore points; where tracking cannot be trusted every block is read and compared.
@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from connectors.disks import Extent, Incremental, Whole, align, merge, total
-from connectors.errors import Busy, ConnectorError, NoTransport, Rejected, Unreachable
+from connectors.errors import NoTransport, Rejected
 from connectors.hypervisor import CreatedVm, TrackedBase
-from engine.disk_writing import Filling, fill, is_blank
+from engine.disk_writing import Filling, fill
 from engine.failures import Declined
 from engine.jobs import RunId
 from engine.restore import DiskWritten, Means, RestoredVm, behind, resumption
@@ -163,7 +163,7 @@ async def overwrite(
         disk = await settled(threads.repository, means.repository.read_disk, asked.point, pair.record.head.name)
         start = before.reached.get(index, 0) if before is not None and goes_on else 0
         try:
-            written.append(await _one(index, pair, disk, taken, means, journal, run=run, start=start, doubt=doubt))
+            written.append(await write_one(index, pair, disk, taken, means, journal, run=run, start=start, doubt=doubt))
         except NoTransport as error:
             if not (written or before is not None or taken.resumed or taken.other):
                 await as_it_was(taken, journal, means, error)
@@ -178,83 +178,7 @@ async def overwrite(
     return RestoredVm(taken, tuple(written), tuple(warnings))
 
 
-async def restore_beside(
-    point: PointId, record: DiskRecord, vm: Vm, datastore: str, means: Means, *, run: RunId, thin: bool = True
-) -> RestoredVm:
-    """Give the VM one more disk with the bytes of this one, or go on with the one that an interrupted restore has made.
-
-    Raises as `overwrite` does. Change tracking of the other disks stays as good as it was.
-    """
-    threads, hypervisor = means.threads, means.hypervisor
-    target = f"{vm.address.moref}/{record.head.name}"
-    what, label = Restoring(BESIDE, point, vm.address.vcenter, target, vm.name), record.head.name
-    await assert_writable(vm, means)
-    await assert_alone(what, (), vm, means, ignored=BESIDE, same=lambda mark: (mark.point, mark.disk) == (point, label))
-    journal = Journal(means.state_dir, what)
-    before = await settled(threads.long, journal.read)
-    if before is None:
-        await settled(threads.long, journal.begin, version="", anew=True)
-    try:
-        found = await hypervisor.take_over(vm.address, (), point=point, run=run, safety=False)
-    except Rejected:
-        if before is None:
-            await settled(threads.long, journal.finish)
-        raise
-    goes_on, doubt = resumption(found, before)
-    warnings: list[str] = []
-    made = before.made if before is not None and found.resumed else ""
-    added = next((disk for disk in vm.disks if made and disk.uuid == made), None)
-    if added is None:
-        goes_on, doubt = False, ""
-        added, said = await _of_the_mark(found, record, vm, means, run)
-        warnings += [said] if said else []
-    if added is None:
-        size = record.head.capacity_bytes
-        try:
-            added = await hypervisor.add_disk(vm.address, size, datastore, thin=thin, label=label)
-        except ConnectorError as error:
-            # Where no answer came, the disk may be there.
-            if not (found.resumed or found.other or isinstance(error, Unreachable | Busy)):
-                await as_it_was(found, journal, means, error)
-            raise
-    await settled(threads.long, journal.begin, version="", anew=not goes_on, made=added.uuid)
-    taken = await hypervisor.take_over(vm.address, (added.key,), point=point, run=run, safety=False)
-    if taken.disks[0].uuid != added.uuid:
-        raise Rejected(f"its disk {added.label} is another one now", where=vm.name)
-    await settled(threads.long, journal.begin, version=taken.version, anew=not goes_on, made=added.uuid)
-    disk = await settled(threads.repository, means.repository.read_disk, point, record.head.name)
-    mapped = tuple(Extent(offset, length) for offset, length in await settled(threads.long, disk.extents))
-    start = before.reached.get(0, 0) if before is not None and goes_on else 0
-    pair = Pair(record, taken.disks[0], mapped)
-    fresh = replace(taken, resumed=found.resumed)
-    done = await _one(0, pair, disk, fresh, means, journal, run=run, start=start, doubt=doubt, fresh=not doubt)
-    await hypervisor.hand_back(taken, keep_safety=False)
-    await settled(threads.long, journal.finish)
-    return RestoredVm(fresh, (done,), (f"{taken.disks[0].label} was added to {vm.name}", *warnings, *taken.warnings))
-
-
-async def _of_the_mark(
-    found: CreatedVm, record: DiskRecord, vm: Vm, means: Means, run: RunId
-) -> tuple[Disk | None, str]:
-    """The disk that an engine added and died before it noted which, and what to say of one that may be another's.
-
-    The VM's mark tells its place alone, and disks change places: it is taken for ours where it has the size and holds
-    nothing, so that nothing can be lost by writing to it.
-    """
-    disk = next((one for one in vm.disks if found.added and one.uuid == found.added), None)
-    if disk is None:
-        return None, ""
-    said = f"{disk.label} stands where an interrupted restore of {found.added_for} had added a disk, and is left"
-    if found.added_for != record.head.name or disk.capacity_bytes != record.head.capacity_bytes:
-        return None, said
-    async with means.hypervisor.write_disk(
-        replace(found, disks=(disk,)), 0, transports=means.transports, run=run
-    ) as opened:
-        blank = await is_blank(opened.writer, means.threads.copying)
-    return (disk, "") if blank else (None, f"{said}: it holds data")
-
-
-async def _one(
+async def write_one(
     index: int,
     pair: Pair,
     disk: PointDisk,
@@ -266,14 +190,19 @@ async def _one(
     start: int,
     doubt: str,
     fresh: bool = False,
+    writes: Callable[[], None] = lambda: None,
 ) -> DiskWritten:
+    """Write a disk from `start` on; all of it, compared, where there is a `doubt`. `writes` hears of each write first.
+
+    A `fresh` disk holds nothing, so that nothing is compared.
+    """
     whole = pair.extents is None or bool(doubt)
     extents = [Extent(0, disk.capacity_bytes)] if whole else list(pair.extents or ())
 
     async def reached(offset: int) -> None:
         await settled(means.threads.long, journal.note, index, offset)
 
-    how = Filling(means.threads.copying, means.lanes, not fresh, means.stride_bytes, means.advance)
+    how = Filling(means.threads.copying, means.lanes, not fresh, means.stride_bytes, means.advance, writes)
     async with means.hypervisor.write_disk(taken, index, transports=means.transports, run=run) as opened:
         done = await fill(disk, opened.writer, behind(extents, start), how, reached)
     compared = doubt or pair.why_all if whole else ""

@@ -284,6 +284,13 @@ class Hypervisor(Protocol):
         """Give a VM that is taken over one more, empty disk, marked with it as the one for the disk of this label."""
         ...
 
+    async def discard_disk(self, address: Address, *, run: str, uuid: str) -> None:
+        """Remove the disk that this run has added to a VM and written nothing to; "" where its UUID is not known.
+
+        Idempotent; NotOurs for any other disk.
+        """
+        ...
+
     async def is_own(self, address: Address) -> bool:
         """Whether this engine runs in the VM, or attaches the disks of others to it."""
         ...

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from connectors.errors import ConnectorError, NoTransport
 from connectors.hypervisor import CreatedVm, MarkedVm
 from engine.failures import Declined
+from engine.jobs import RunId
 from engine.restore import Means
 from engine.restore_journal import Journal, Restoring, unfinished
 from engine.threads import settled
@@ -47,7 +48,7 @@ async def assert_alone(
 
 
 async def as_it_was(
-    taken: CreatedVm, journal: Journal, means: Means, why: ConnectorError, *, keep_safety: bool = False
+    taken: CreatedVm, journal: Journal, means: Means, why: BaseException, *, keep_safety: bool = False
 ) -> None:
     """Hand a VM back that was taken over and not written to; where that fails, `why` is told of it."""
     try:
@@ -57,6 +58,25 @@ async def as_it_was(
         log.warning("VM not handed back", extra={"vm": taken.name, "why": str(error)})
         return
     await settled(means.threads.long, journal.finish)
+
+
+async def undone(
+    taken: CreatedVm, journal: Journal, means: Means, why: BaseException, *, run: RunId, made: str
+) -> None:
+    """Take away the disk that this run has added to a VM and not written to, if it has, and hand the VM back.
+
+    `made` is the disk's UUID, as far as it is known.
+    Where that fails, `why` is told of it, and the VM stays as it is for the same restore to go on.
+    """
+    try:
+        await means.hypervisor.discard_disk(taken.address, run=run, uuid=made)
+    except ConnectorError as error:
+        why.add_note(
+            f"the disk that was added to {taken.name} could not be removed, and it stays half restored: {error}"
+        )
+        log.warning("empty disk stays", extra={"vm": taken.name, "why": str(error)})
+        return
+    await as_it_was(taken, journal, means, why)
 
 
 async def assert_writable(vm: Vm, means: Means) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 from connectors.errors import ConnectorError
 from connectors.hypervisor import Identity, RestoreTarget
+from engine.beside import restore_beside
 from engine.commands import RestoreDisk, RestoreInPlace, RestoreToVm
 from engine.doubts import distrust_disks, newest_is_gone
 from engine.failures import BadInput, Declined
-from engine.overwrite import IN_PLACE, OVER_DISK, Overwrite, Pair, checked, matched, overwrite, restore_beside
+from engine.overwrite import IN_PLACE, OVER_DISK, Overwrite, Pair, checked, matched, overwrite
 from engine.parts import Parts
 from engine.ports import Hypervisor
 from engine.restore import DiskWritten, Means, RestoredVm

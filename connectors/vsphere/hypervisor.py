@@ -325,6 +325,10 @@ class VCenter:
             self.session, address.moref, capacity_bytes, datastore, thin=thin, label=label
         )
 
+    async def discard_disk(self, address: Address, *, run: str, uuid: str) -> None:
+        """Remove the disk that this run has added to a VM and written nothing to. NotOurs for any other."""
+        await discarding.discard_disk(self.session, address.moref, run=run, uuid=uuid)
+
     async def is_own(self, address: Address) -> bool:
         """Whether this engine runs in the VM, or attaches the disks of others to it."""
         return address.moref in await own_vms(self.session, self.settings.transports)

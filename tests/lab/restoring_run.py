@@ -21,8 +21,9 @@ from connectors.hypervisor import RestoreTarget
 from connectors.vsphere.hypervisor import VCenter, VCenterSettings
 from connectors.vsphere.session import Session, SessionSettings
 from connectors.vsphere.transport_settings import TransportSettings
+from engine.beside import restore_beside
 from engine.jobs import RunId
-from engine.overwrite import IN_PLACE, Overwrite, matched, overwrite, restore_beside
+from engine.overwrite import IN_PLACE, Overwrite, matched, overwrite
 from engine.restore import Means, RestoredVm, restore_vm
 from engine.threads import Threads
 from policies.facts import Address, PointId

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import filecmp
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pyVmomi import vim
 
+from connectors.errors import NotOurs, NoTransport
+from connectors.hypervisor import OpenTarget
 from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace
 from engine.failures import Exit
+from policies.facts import Address, Disk
 from tests.lab.images import GRAIN
+from tests.lab.reaching import connected, transport_settings
 from tests.lab.test_engine_end_to_end import config_for
 from tests.lab.test_provision import told
 from tests.lab.vcenter import MIB, Lab
@@ -210,3 +216,130 @@ async def test_a_disk_is_added_to_a_vm_or_written_over_one_of_its_disks(fresh_la
         assert report["state"] == "done", report
         assert filecmp.cmp(image, kept.flat, shallow=False)
         assert not lab.vm("app-02").snapshots
+
+
+@pytest.mark.parametrize("way_out", ["a bug", "no transport", "cancelled", "cancelled while it is added", "no write"])
+async def test_a_disk_that_was_added_and_not_written_to_is_taken_away_whatever_went_wrong(
+    fresh_lab: FreshLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way_out: str
+) -> None:
+    lab = fresh_lab(vms=2, disk_bytes=DISK_BYTES)
+    begun = asyncio.Event()
+    async with engine_of(config_for(lab, tmp_path / "engine", ON_REQUEST)) as engine:
+        await known(engine, "web-01", "app-02")
+        first = await backed_up(engine, "web-01")
+        await asyncio.to_thread(lab.power_off, "app-02")
+        await asyncio.to_thread(lambda: lab.reconfigure("app-02", annotation="the shop"))
+        folder = lab.vm("app-02").disks[0].flat.parent
+        files = {path.name for path in folder.iterdir() if path.suffix == ".vmdk"}
+        vcenter = engine.parts.hypervisors[vm_center(engine)]
+        add_disk = vcenter.add_disk
+
+        async def added(*given: Any, **more: Any) -> Disk:
+            disk = await add_disk(*given, **more)
+            assert len(lab.vm("app-02").disks) == 2
+            if way_out == "cancelled while it is added":
+                begun.set()
+                await asyncio.Event().wait()
+            return disk
+
+        @asynccontextmanager
+        async def opened(*_: object, **__: object) -> AsyncIterator[OpenTarget]:
+            begun.set()
+            match way_out:
+                case "a bug":
+                    raise ZeroDivisionError("nobody foresaw it")
+                case "no transport":
+                    raise NoTransport.because([("nbd", "the server is away")], where="app-02")
+                case "cancelled":
+                    await asyncio.Event().wait()
+            yield OpenTarget(Small(), "nbd")
+
+        with monkeypatch.context() as injected:
+            injected.setattr(vcenter, "add_disk", added)
+            injected.setattr(vcenter, "write_disk", opened)
+            task = await engine.control.submit(RestoreDisk(first["id"], "app-02"), "test")
+            if way_out.startswith("cancelled"):
+                await begun.wait()
+                await engine.control.cancel(task, "test")
+            report = await engine.finished(task)
+        assert report["state"] == "failed", report
+        assert begun.is_set()
+        vm = lab.vm("app-02")
+        assert len(vm.disks) == 1
+        assert {path.name for path in folder.iterdir() if path.suffix == ".vmdk"} == files, "its file is gone as well"
+        assert told(lab, "app-02").annotation == "the shop"
+        assert await vcenter.marked_vms([vm.moref]) == []
+        assert list((tmp_path / "engine" / "state" / "restores").glob("*")) == []
+        await asyncio.to_thread(lab.power_on, "app-02")  # nothing keeps it off
+        await asyncio.to_thread(lab.power_off, "app-02")
+        report = await restored(engine, RestoreDisk(first["id"], "app-02"))
+        assert report["state"] == "done", report
+        assert filecmp.cmp(lab.frozen("web-01")[0].disks[0].image, lab.vm("app-02").disks[1].flat, shallow=False)
+
+
+async def test_a_disk_that_was_written_to_stays_for_the_same_restore_to_go_on(
+    fresh_lab: FreshLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = fresh_lab(vms=2, disk_bytes=DISK_BYTES)
+    async with engine_of(config_for(lab, tmp_path / "engine", ON_REQUEST)) as engine:
+        await known(engine, "web-01", "app-02")
+        first = await backed_up(engine, "web-01")
+        await asyncio.to_thread(lab.power_off, "app-02")
+        vcenter = engine.parts.hypervisors[vm_center(engine)]
+        write_disk = vcenter.write_disk
+
+        @asynccontextmanager
+        async def breaks(*given: Any, **more: Any) -> AsyncIterator[OpenTarget]:
+            async with write_disk(*given, **more) as opened:
+                monkeypatch.setattr(type(opened.writer), "flush", broken)
+                yield opened
+
+        async def broken(_: object) -> None:
+            raise ZeroDivisionError("nobody foresaw it")
+
+        with monkeypatch.context() as injected:
+            injected.setattr(vcenter, "write_disk", breaks)
+            assert (await restored(engine, RestoreDisk(first["id"], "app-02")))["exit"] == int(Exit.BUG)
+        monkeypatch.undo()
+        assert len(lab.vm("app-02").disks) == 2
+        assert [one.name for one in await vcenter.marked_vms([])] == ["app-02"]
+        report = await restored(engine, RestoreDisk(first["id"], "app-02"))
+        assert (report["state"], report["resumed"]) == ("done", True), report
+        assert len(lab.vm("app-02").disks) == 2
+
+
+async def test_no_disk_is_taken_away_but_the_one_that_the_run_has_added(fresh_lab: FreshLab, tmp_path: Path) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=DISK_BYTES)
+    await asyncio.to_thread(lab.power_off, "web-01")
+    async with connected(lab, transport_settings(lab, tmp_path)) as vcenter:
+        address = Address(vcenter.vcenter, lab.vm("web-01").moref)
+        await vcenter.take_over(address, (), point="p1", run="r1", safety=False)
+        await vcenter.discard_disk(address, run="r1", uuid="")
+        assert len(lab.vm("web-01").disks) == 1, "none was added yet"
+        added = await vcenter.add_disk(address, MIB, "fast-1", thin=True, label="Hard disk 1")
+        for run, uuid, why in (("r2", added.uuid, "another run has added it"), ("r1", "6000C29a", "taken the VM into")):
+            with pytest.raises(NotOurs, match=why):
+                await vcenter.discard_disk(address, run=run, uuid=uuid)
+        held = await asyncio.to_thread(lab.snapshot, "web-01", "by hand")
+        with pytest.raises(NotOurs, match="taken the VM into use"):
+            await vcenter.discard_disk(address, run="r1", uuid=added.uuid)
+        await asyncio.to_thread(lab.remove_snapshot, held)
+        assert len(lab.vm("web-01").disks) == 2
+        for _ in range(2):
+            await vcenter.discard_disk(address, run="r1", uuid=added.uuid)
+        assert len(lab.vm("web-01").disks) == 1
+
+
+class Small:
+    """A disk that turns out to be smaller than it should be."""
+
+    capacity_bytes = GRAIN
+
+    async def read_into(self, offset: int, view: memoryview) -> None:
+        raise AssertionError("it is fresh")
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        raise AssertionError("it is too small")
+
+    async def flush(self) -> None:
+        raise AssertionError("nothing was written")

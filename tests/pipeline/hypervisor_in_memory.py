@@ -632,6 +632,13 @@ class HypervisorInMemory:
         self.set(guest.vm, disks=(*guest.vm.disks, added))
         return added
 
+    async def discard_disk(self, address: Address, *, run: str, uuid: str) -> None:
+        _, added = self.added.pop(address, ("", ""))
+        assert uuid in ("", added)
+        vm = self.guests[address].vm
+        self.set(vm, disks=tuple(disk for disk in vm.disks if disk.uuid != added))
+        self.log.append(f"discard disk {added}".rstrip())
+
     @asynccontextmanager
     async def write_disk(
         self, vm: CreatedVm, index: int, *, transports: Sequence[str], run: str
