@@ -28,7 +28,7 @@ from pydantic import (
 from connectors.errors import BadMessage
 from connectors.message_shapes import CommandData, Envelope, EventData, Identity, VimEvent
 from connectors.vcenter_messages import TAG_EVENTS, VIM_EVENTS, class_of, told, vcenter_of
-from policies.facts import Event, EventType
+from policies.facts import Event, EventType, instant_text
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """The largest message that is looked at; vCenter's own events are a few KiB."""
@@ -168,7 +168,7 @@ def run_message(*, key: str, source: str, at: datetime, run: Mapping[str, object
             "id": key,
             "source": source,
             "type": RUN_MESSAGE,
-            "time": at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+            "time": instant_text(at),
             "datacontenttype": "application/json",
             "data": dict(run),
         },

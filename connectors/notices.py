@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from connectors.errors import LoginRefused, Rejected, Unreachable
+from policies.facts import instant_text
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
 async def _post(url: str, headers: Mapping[str, str], trust: ssl.SSLContext, notice: Notice) -> str:
     import httpx  # 0.15 s that a command without notices saves
 
-    document = {**notice.data, "at": notice.at.isoformat(), "subject": notice.subject, "text": notice.text}
+    document = {**notice.data, "at": instant_text(notice.at), "subject": notice.subject, "text": notice.text}
     content = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
     beyond = not is_local(urlsplit(url).hostname or "")  # a proxy has no business with what stays on this machine
     sent = {"Content-Type": "application/json", "User-Agent": "backstay", **headers}

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-from policies.facts import RestorePoint
+from policies.facts import RestorePoint, instant_text
 
 
 def plain(value: Any) -> Any:
@@ -65,6 +65,5 @@ def point_row(point: RestorePoint) -> dict[str, Any]:
 
 
 def show_time(at: datetime) -> str:
-    """UTC to the second where nothing finer is known, in the form that every language reads."""
-    utc = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
-    return utc.isoformat(timespec="auto").replace("+00:00", "Z")
+    """As all that is told to programs has it; a time without a zone is UTC."""
+    return instant_text(at if at.tzinfo else at.replace(tzinfo=UTC))

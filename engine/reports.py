@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from engine.plain import plain
@@ -72,12 +73,13 @@ def _value(name: str, text: str) -> Any:
 _TYPES: Mapping[str, Callable[[str], Any]] = {
     "fallbacks": json.loads,
     "tracking_doubt": json.loads,
+    "boot_time": datetime.fromisoformat,
     "tracking_sampled_blocks": int,
     "snapshot_seconds": float,
     "stun_creation": json.loads,
     "stun_removal": json.loads,
 }
-"""What restore points keep as text, as the repository's format has it, and is a list, an object or a number."""
+"""What restore points keep as text, as the repository's format has it, and is a list, an object, a number or a time."""
 
 
 def plan_row(plan: ReclaimPlan) -> dict[str, Any]:

@@ -20,6 +20,8 @@ import duckdb
 import pyarrow
 from pyarrow import MonthDayNano
 
+from engine.plain import show_time
+
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Columns, rows and whether there were more; or "refused" or "wrong" with a sentence."""
@@ -105,7 +107,7 @@ def _plain(value: Any) -> Any:
         case float():
             return value if value - value == 0 else str(value)
         case datetime():
-            return value.replace(tzinfo=None).isoformat() + "Z"
+            return show_time(value)
         case date() | time():
             return value.isoformat()
         case timedelta():

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+from engine.plain import show_time
 from policies.facts import PowerState, Vm
 from storage.repository import PointDetail
 
@@ -26,7 +27,7 @@ Told = tuple[datetime, bool]
 
 def kept_with_point(vm: Vm) -> dict[str, str]:
     """What a restore point remembers of how its VM ran."""
-    boot = {} if vm.boot_time is None else {BOOT_TIME: vm.boot_time.isoformat()}
+    boot = {} if vm.boot_time is None else {BOOT_TIME: show_time(vm.boot_time)}
     return {POWER: NOT_ORDERLY if _not_orderly(vm) else vm.power.value, **boot}
 
 

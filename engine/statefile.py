@@ -14,11 +14,10 @@ from typing import Any
 import tomli
 
 from policies.errors import PolicyError, Problem
-from policies.facts import Facts
+from policies.facts import Facts, instant_text
 from policies.factsfile import FORMAT, PAIRS, facts_from_json, facts_pieces
 from policies.loading import load_texts
 from policies.policyset import PolicySet
-from policies.shapes import instant_text
 
 GZIP = b"\x1f\x8b"
 

@@ -237,7 +237,7 @@ def _values(one: News) -> dict[str, Any]:
         "topic": one.topic.value,
         "state": "over" if one.over else "began",
         "sentence": one.sentence,
-        "since": one.since.isoformat(),
+        "since": show_time(one.since),
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from policies.facts import PointId, VmId
+from policies.facts import PointId, VmId, instant_text
 from policies.policyset import PolicySet
 
 Kind = Literal["gains", "loses", "changes"]
@@ -115,9 +115,9 @@ class PointChange:
             "vm": self.vm,
             "name": self.name,
             "point": self.point,
-            "taken_at": self.taken_at.isoformat(),
-            "expires_at": self.expires_at.isoformat(),
-            "instead_of": self.instead_of.isoformat() if self.instead_of is not None else None,
+            "taken_at": instant_text(self.taken_at),
+            "expires_at": instant_text(self.expires_at),
+            "instead_of": instant_text(self.instead_of) if self.instead_of is not None else None,
             "kept_until_now": self.kept,
             "stored_bytes": self.stored_bytes,
             "copy": self.copy,

@@ -9,7 +9,7 @@ from typing import Any
 from policies.deciding import decided_by, due_words
 from policies.decision import RetentionPlan
 from policies.errors import printable
-from policies.facts import Facts, Vm, VmHistory
+from policies.facts import Facts, Vm, VmHistory, instant_text
 from policies.outranked import Ineffective, ineffective
 from policies.policy import Policy
 from policies.policyset import PolicySet
@@ -59,8 +59,8 @@ class Explanation:
             due = {
                 "policy": policy.name,
                 "rule": one.rule,
-                "at": one.at.isoformat(),
-                "deadline": one.deadline.isoformat(),
+                "at": instant_text(one.at),
+                "deadline": instant_text(one.deadline),
                 "why": one.why,
                 "because": self.because,
             }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import NewType
 
@@ -17,6 +17,11 @@ VmId = NewType("VmId", str)
 
 PointId = NewType("PointId", str)
 """The id of a restore point, unique in its repository and sortable by time."""
+
+
+def instant_text(at: datetime) -> str:
+    """An instant as every document for programs has it: RFC 3339 in UTC, with a "Z", no finer than what is known."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 class PowerState(StrEnum):

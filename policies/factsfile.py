@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from policies.errors import PolicyError, Problem, Unusable, quoted
-from policies.facts import Address, Disk, Facts, RestorePoint, Vm, VmHistory, VmId
-from policies.shapes import Nested, Shape, encoded, exactly, instant_text, list_codec, plain, to_instant, unknown_key
+from policies.facts import Address, Disk, Facts, RestorePoint, Vm, VmHistory, VmId, instant_text
+from policies.shapes import Nested, Shape, encoded, exactly, list_codec, plain, to_instant, unknown_key
 
 FORMAT = 1
 """A document with a higher number was written by a newer Backstay."""

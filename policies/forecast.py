@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from policies.changes import PointChange, ReloadPlan, VmChange
-from policies.facts import Facts, PointId, Vm, VmId
+from policies.facts import Facts, PointId, Vm, VmId, instant_text
 from policies.owed import owed
 from policies.planning import plan_reload
 from policies.policyset import PolicySet
@@ -93,8 +93,8 @@ class ChangePlan:
         found = self.reload.as_json()
         for row, change in zip(found["vms"], self.reload.vms, strict=True):
             run = self.runs[change.vm]
-            row["next_run_before"] = run.before.isoformat() if run.before is not None else None
-            row["next_run_after"] = run.after.isoformat() if run.after is not None else None
+            row["next_run_before"] = instant_text(run.before) if run.before is not None else None
+            row["next_run_after"] = instant_text(run.after) if run.after is not None else None
             row["expected_consistency"] = self.prospects[change.vm].as_json() if change.vm in self.prospects else None
             row["clauses"] = [
                 {"policy": name, "list": one.list, "term": one.term, "matches": one.matches, "found": [*one.found]}
@@ -106,7 +106,7 @@ class ChangePlan:
         before, after = ({level or "fails": many for level, many in one.items()} for one in self.levels)
         return {
             **found,
-            "made_at": self.now.isoformat(),
+            "made_at": instant_text(self.now),
             "horizon_days": self.horizon / timedelta(days=1),
             "expiring_up_to_horizon": len(self.expiring),
             "expiring_later": self.later,

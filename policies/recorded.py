@@ -9,7 +9,18 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from policies.errors import PolicyError, Problem
-from policies.facts import CONSISTENCY_ORDER, Address, Event, EventType, Facts, RestorePoint, Vm, VmHistory, VmId
+from policies.facts import (
+    CONSISTENCY_ORDER,
+    Address,
+    Event,
+    EventType,
+    Facts,
+    RestorePoint,
+    Vm,
+    VmHistory,
+    VmId,
+    instant_text,
+)
 from policies.shapes import YEARS
 
 _FIRST_SIGHT = frozenset({EventType.CREATED, EventType.CLONED, EventType.REGISTERED})
@@ -28,10 +39,10 @@ def recorded_as_json(recorded: Recorded) -> dict[str, Any]:
     """One line of a journal."""
     event = recorded.event
     told: dict[str, Any] = {
-        "handled_at": recorded.at.isoformat(),
+        "handled_at": instant_text(recorded.at),
         "key": event.key,
         "type": event.type.value,
-        "at": event.at.isoformat(),
+        "at": instant_text(event.at),
         "source": event.source,
         "vm": event.vm,
         "vm_name": event.vm_name,

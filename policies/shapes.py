@@ -11,6 +11,7 @@ from typing import Any, NewType, Union, get_args, get_origin, get_type_hints
 
 from policies.closest import closest
 from policies.errors import Unusable, quoted
+from policies.facts import instant_text
 
 YEARS = (1970, 9000)
 """Instants of these years, without the last: what is added to them, a century at most, is an instant too."""
@@ -155,11 +156,6 @@ def _choice(kind: type[StrEnum]) -> Decode:
         return found
 
     return read
-
-
-def instant_text(at: datetime) -> str:
-    """An instant as the document has it."""
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def to_instant(value: object) -> datetime:

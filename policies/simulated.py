@@ -10,7 +10,7 @@ from typing import Any
 from policies.aging import Aged, Asked, Standing
 from policies.assumptions import Assumptions
 from policies.errors import printable
-from policies.facts import VmId
+from policies.facts import VmId, instant_text
 from policies.gauges import ALL, DAY, Overflow, Trace
 from policies.mirrored import Mirror
 from policies.retention import SMALLEST_MASS
@@ -69,8 +69,8 @@ class Simulated:
         """For `--json`."""
         trace, aged = self.trace, self.aged
         told: dict[str, Any] = {
-            "from": trace.start.isoformat(),
-            "until": trace.end.isoformat(),
+            "from": instant_text(trace.start),
+            "until": instant_text(trace.end),
             "source": self.source,
             "assumed": self._assumed(),
             "vms": len(trace.vms),
@@ -122,7 +122,7 @@ class Simulated:
         peaks = self.trace.peaks
         return {
             kind: [
-                {"name": name, "most": peak.number, "at": peak.at.isoformat()}
+                {"name": name, "most": peak.number, "at": instant_text(peak.at)}
                 for (kind_of, name), peak in sorted(peaks.items())
                 if kind_of == wanted
             ]
@@ -152,8 +152,8 @@ class Simulated:
                 "policy": one.policy,
                 "vm": one.vm,
                 "name": _name(trace, one.vm),
-                "closed_at": one.closed_at.isoformat(),
-                "started_at": one.started_at.isoformat() if one.started_at else None,
+                "closed_at": instant_text(one.closed_at),
+                "started_at": instant_text(one.started_at) if one.started_at else None,
                 "minutes": round(one.by(trace.end).total_seconds() / 60),
             }
             for one in trace.overflows
@@ -279,7 +279,7 @@ def _render_stops(aged: Aged, trace: Trace) -> Iterator[str]:
 
 def _at(aged: Aged, asked: Asked) -> dict[str, Any]:
     return {
-        "at": asked.at.isoformat(),
+        "at": instant_text(asked.at),
         "points": sum(one.count for one in aged.standing),
         "kept_by": [
             {"policy": policy, "rule": rule, "points": number}
@@ -322,14 +322,14 @@ def _standing(one: Standing) -> dict[str, Any]:
         "name": one.name,
         "policies": [*one.policies],
         "points": one.count,
-        "oldest": one.oldest.isoformat() if one.oldest else None,
-        "newest": one.newest.isoformat() if one.newest else None,
+        "oldest": instant_text(one.oldest) if one.oldest else None,
+        "newest": instant_text(one.newest) if one.newest else None,
     }
     if one.points:
         told["listed"] = [
             {
                 "point": point.id,
-                "taken_at": point.taken_at.isoformat(),
+                "taken_at": instant_text(point.taken_at),
                 "consistency": point.consistency.value,
                 "policy": point.policy,
                 "reasons": [*reasons],

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from policies.facts import Facts, Vm
+from policies.facts import Facts, Vm, instant_text
 from policies.policy import Policy, Timing
 from policies.policyset import PolicySet
 from policies.protection import Protection, due_of, protection, refusal_of
@@ -74,7 +74,7 @@ class SnapshotLoad:
     def as_json(self) -> dict[str, Any]:
         """For `--json`: the fullest hours of each datastore, and the hours of those that change."""
         return {
-            "begin": self.begin.isoformat(),
+            "begin": instant_text(self.begin),
             "hours": HOURS,
             "runs_before": self.runs[0],
             "runs_after": self.runs[1],
@@ -84,8 +84,8 @@ class SnapshotLoad:
                 {
                     "window": window,
                     "datastore": datastore,
-                    "fullest_before": {"at": before.at.isoformat(), "starts": before.starts},
-                    "fullest_after": {"at": after.at.isoformat(), "starts": after.starts},
+                    "fullest_before": {"at": instant_text(before.at), "starts": before.starts},
+                    "fullest_after": {"at": instant_text(after.at), "starts": after.starts},
                 }
                 for window, datastore, before, after in self.openings()
             ],
@@ -102,8 +102,8 @@ class SnapshotLoad:
         before, after = self.peaks(name)
         row: dict[str, Any] = {
             "datastore": name,
-            "peak_before": {"at": before.at.isoformat(), "starts": before.starts},
-            "peak_after": {"at": after.at.isoformat(), "starts": after.starts},
+            "peak_before": {"at": instant_text(before.at), "starts": before.starts},
+            "peak_after": {"at": instant_text(after.at), "starts": after.starts},
         }
         if self.before.get(name) != self.after.get(name):
             row["before"] = [*self.before.get(name, (0,) * HOURS)]

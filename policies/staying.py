@@ -10,7 +10,7 @@ from typing import Any
 from policies.advice_timing import interval
 from policies.errors import printable
 from policies.expiry import dated, expiries
-from policies.facts import Facts, PointId, RestorePoint, VmId
+from policies.facts import Facts, PointId, RestorePoint, VmId, instant_text
 from policies.keeping import rows_of, unkept
 from policies.policy import Policy
 from policies.policyset import PolicySet
@@ -51,18 +51,18 @@ class Stay:
             "point": point.id,
             "vm": self.name,
             "vm_id": point.vm,
-            "taken_at": point.taken_at.isoformat(),
+            "taken_at": instant_text(point.taken_at),
             "consistency": point.consistency.value,
             "complete": point.complete,
             "damaged": point.damaged,
             "status": self.status,
             "reasons": [*self.reasons],
-            "expires_without_new_points": self.expires.isoformat() if self.expires else None,
-            "expires_with_backups_about": self.about.isoformat() if self.about else None,
+            "expires_without_new_points": instant_text(self.expires) if self.expires else None,
+            "expires_with_backups_about": instant_text(self.about) if self.about else None,
             "until": self.until,
             "holds": [*point.holds],
-            "locked_until": point.locked_until.isoformat() if point.locked_until else None,
-            "expiring_since": point.expiring_since.isoformat() if point.expiring_since else None,
+            "locked_until": instant_text(point.locked_until) if point.locked_until else None,
+            "expiring_since": instant_text(point.expiring_since) if point.expiring_since else None,
             "policies": [*self.policies],
             "provenance": dict(self.provenance),
             "copy": self.copy,

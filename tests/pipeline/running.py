@@ -110,24 +110,26 @@ policies = "1s"
 
 @asynccontextmanager
 async def running(
-    root: Path, hypervisor: HypervisorInMemory, config: Config, *, grace: float = 0.3
+    root: Path, hypervisor: HypervisorInMemory, config: Config, *, grace: float = 0.3, owner: str = "test"
 ) -> AsyncIterator[Running]:
     """The engine over a hypervisor in memory, stopped as by SIGTERM at the end of the block."""
 
     async def opened(name: str, vcenter: sections.VCenter, config: Config) -> Hypervisor:
         return hypervisor
 
-    async with engine_of(config, opened, grace=grace) as engine:
+    async with engine_of(config, opened, grace=grace, owner=owner) as engine:
         yield engine
 
 
 @asynccontextmanager
-async def engine_of(config: Config, opener: Opener = connect, *, grace: float = 0.3) -> AsyncIterator[Running]:
+async def engine_of(
+    config: Config, opener: Opener = connect, *, grace: float = 0.3, owner: str = "test"
+) -> AsyncIterator[Running]:
     """The engine of a configuration in this process, stopped as by SIGTERM at the end of the block."""
     with ExitStack() as held:
         state = State(config.state_dir, now=now())
         held.callback(state.close)
-        repository = held.enter_context(open_repository(config.place, now=now, owner="test"))
+        repository = held.enter_context(open_repository(config.place, now=now, owner=owner))
         threads = Threads()
         held.callback(threads.close)
         parts = assemble(

@@ -80,6 +80,7 @@ def test_a_restore_point_tells_what_led_to_it(tmp_path: Path, repo: Path) -> Non
         "policy": "gold", "rule": "trigger[0]", "reason": "web was moved", "policy_hash": "ab12",
         "policy_commit": "c0ffee+dirty", "event_key": "vc:1", "event_type": "vm.migrated",
         "event_at": "2026-11-22T14:00:00Z", "consistency_wanted": "application", "consistency_reason": "no Tools",
+        "boot_time": "2026-11-01T09:00:00+00:00",
     }  # fmt: skip
     with open_repository(repo, now=lambda: datetime.now(UTC)) as opened:
         head = PointHead(VmId("id-1"), "web", datetime(2026, 11, 22, 15, tzinfo=UTC), attributes=said)
@@ -97,7 +98,7 @@ def test_a_restore_point_tells_what_led_to_it(tmp_path: Path, repo: Path) -> Non
     ):
         assert line in told
     shown = backstay("points", point.id[:12], "--repo", repo, "--json", home=tmp_path).data
-    assert shown["id"] == point.id and shown["attributes"] == said
+    assert shown["id"] == point.id and shown["attributes"] == said | {"boot_time": "2026-11-01T09:00:00Z"}
     assert backstay("points", "other@latest", "--repo", repo, home=tmp_path, expect=2).err.count("\n") == 1
 
 

@@ -34,7 +34,8 @@ from policies.policyset import PolicySet
 from policies.recorded import Recorded
 from policies.simulation import Simulation
 from tests.pipeline.hypervisor_in_memory import Guest, HypervisorInMemory
-from tests.pipeline.test_policy_plans import home, served
+from tests.pipeline.serving import served
+from tests.pipeline.test_policy_plans import home
 
 __all__ = ["home"]
 

@@ -7,40 +7,24 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from engine.api import serve
 from engine.commands import BackUpVm
 from engine.config import Config
-from engine.endpoints import open_endpoints
 from engine.failures import NotYet
 from engine.ports import Hypervisor
 from engine.sections import VCenter
 from engine.statefile import read_standing
 from engine.threads import settled
-from tests.console import Ran, backstay
-from tests.pipeline.hypervisor_in_memory import HypervisorInMemory
-from tests.pipeline.running import EVERYTHING, Running, configure, engine_of, running
+from tests.console import backstay
+from tests.pipeline.running import EVERYTHING, configure, engine_of
+from tests.pipeline.serving import served
 
 NARROW = EVERYTHING.replace('["*"]', '["name:web*"]')
 KEEP_ONE = EVERYTHING + '[policy.everything.retention]\nkeep_last = 1\ngrace = "0s"\n'
-CONFIGURATION = """
-schema = 1
-name = "test-engine"
-state_dir = "state"
-policies = "policies"
-repository.path = "repo"
-[vcenter.lab]
-host = "127.0.0.1"
-port = 1
-user = "backup"
-password = "file:password"
-"""
 
 
 @pytest.fixture
@@ -49,45 +33,6 @@ def home() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="plan") as name:
         (Path(name) / "disks").mkdir()
         yield Path(name)
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A running engine with its API, and the commands of a person beside it."""
-
-    engine: Running
-    hypervisor: HypervisorInMemory
-    home: Path
-
-    async def command(self, *words: str | Path, expect: int = 0) -> Ran:
-        where = ("--config", self.home / "backstay.toml")
-        return await asyncio.to_thread(backstay, *words, *where, home=self.home, expect=expect)
-
-    def write(self, directory: str, text: str) -> Path:
-        (self.home / directory).mkdir(exist_ok=True)
-        (self.home / directory / "all.toml").write_text(text)
-        return self.home / directory
-
-    async def plan(self, text: str, *words: str | Path, expect: int = 0) -> Ran:
-        return await self.command("policy", "plan", self.write("new", text), *words, expect=expect)
-
-
-@asynccontextmanager
-async def served(home: Path, *names: str) -> AsyncIterator[Served]:
-    hypervisor = HypervisorInMemory(home / "disks")
-    for name in names:
-        hypervisor.add(name)
-    config = configure(home)
-    (home / "backstay.toml").write_text(CONFIGURATION)
-    endpoints = open_endpoints(config)
-    try:
-        async with running(home, hypervisor, config) as engine, asyncio.TaskGroup() as group:
-            server = group.create_task(serve(engine.control, endpoints, config.api))
-            await engine.until(lambda: all(engine.points_of(name) == 1 for name in names))
-            yield Served(engine, hypervisor, home)
-            server.cancel()
-    finally:
-        endpoints.close()
 
 
 async def test_a_plan_made_from_a_state_file_takes_effect_as_it_was_seen_or_not_at_all(home: Path) -> None:

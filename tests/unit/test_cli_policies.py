@@ -135,7 +135,7 @@ def test_a_vm_and_a_restore_point_of_a_state_file_are_explained(tmp_path: Path) 
     assert backstay(*explain, "20261122t1", home=tmp_path).out.startswith("20261122t1: stays\n")
     told = backstay(*explain, "--point", "20261122t2", "--json", home=tmp_path).data
     assert told["status"] == "marked, and stays while its grace lasts"
-    assert told["expires_without_new_points"] == "2026-11-24T12:00:00+00:00"
+    assert told["expires_without_new_points"] == "2026-11-24T12:00:00Z"
     assert "2 restore points begin with" in backstay(*explain, "2026", home=tmp_path, expect=2).err
     assert "no VM is called nobody" in backstay(*explain, "nobody", home=tmp_path, expect=2).err
     assert "there is no restore point x" in backstay(*explain, "--point", "x", home=tmp_path, expect=2).err

@@ -81,8 +81,8 @@ def test_recorded_events_are_replayed_under_other_policies(folder: Path) -> None
     (folder / "events.jsonl").write_text("\n".join(map(json.dumps, lines)))
     arguments = ("policy", "simulate", "policies", "--state", a_state(folder), "--events", "events.jsonl", "--json")
     told = backstay(*arguments, home=folder).data
-    assert told["from"] == "2026-11-22T15:00:00+00:00"
-    assert told["until"] == "2026-11-24T14:00:00+00:00"
+    assert told["from"] == "2026-11-22T15:00:00Z"
+    assert told["until"] == "2026-11-24T14:00:00Z"
     assert told["events"] == 3
     assert {"policy": "daily", "rule": "trigger[0]", "runs": 1} in told["runs"]["by_rule"]
 

@@ -193,7 +193,7 @@ def test_one_news_is_its_own_subject() -> None:
             "topic": "rpo_missed",
             "state": "began",
             "sentence": "vm-0 rpo_missed",
-            "since": "2026-03-01T12:00:00+00:00",
+            "since": "2026-03-01T12:00:00Z",
         }
     ]
 

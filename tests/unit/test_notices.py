@@ -56,7 +56,7 @@ async def test_a_webhook_gets_a_json_document_with_the_headers_of_the_configurat
     assert got == {
         "format": 1,
         "topic": "rpo",
-        "at": "2026-03-01T12:00:00+00:00",
+        "at": "2026-03-01T12:00:00Z",
         "subject": NOTICE.subject,
         "text": NOTICE.text,
     }

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from policies.errors import PolicyError
-from policies.facts import Facts, VmHistory
+from policies.facts import Facts, VmHistory, instant_text
 from policies.forecast import Bytes, ChangePlan, plan
 from policies.planfile import differences, plan_file, planned
 from policies.planwords import plan_words, taken_away
@@ -78,7 +78,7 @@ def test_snapshots_are_told_for_each_window_and_datastore() -> None:
     rows = {(one["window"], one["datastore"]): one for one in found.as_json()["snapshot_load"]["windows"]}
     name = "22:00-04:00 Europe/Berlin"
     assert [*rows] == [(name, ""), (name, "fast"), (name, "slow")]
-    opens = "2026-11-22T21:00:00+00:00"
+    opens = "2026-11-22T21:00:00Z"
     assert rows[name, "fast"]["fullest_before"] == {"at": opens, "starts": 2}
     assert rows[name, "fast"]["fullest_after"] == {"at": opens, "starts": 4}
     assert rows[name, "slow"]["fullest_after"]["starts"] == 2
@@ -121,7 +121,7 @@ def test_the_load_counts_starts_by_datastore_and_hour() -> None:
     assert (load.peaks("slow")[1].starts, load.peaks("nowhere")[1].starts) == (1, 0)
     assert sum(load.before["fast"]) == 14, "one a day for each of two VMs"
     assert sum(load.after[""]) == 14
-    assert load.as_json()["datastores"][0]["peak_after"] == {"at": "2026-11-23T03:00:00+00:00", "starts": 2}
+    assert load.as_json()["datastores"][0]["peak_after"] == {"at": "2026-11-23T03:00:00Z", "starts": 2}
 
 
 def test_a_goal_makes_a_run_follow_on_the_last() -> None:
@@ -200,7 +200,7 @@ def test_a_plan_file_says_all_that_the_plan_says() -> None:
     found = change(NIGHTLY.replace("keep_daily = 10", "keep_daily = 3"))
     document = json.loads(json.dumps(plan_file(found)))
     assert document["plan"]["expiring_up_to_horizon"] == 6
-    assert document["plan"]["made_at"] == NOW.isoformat()
+    assert document["plan"]["made_at"] == instant_text(NOW)
     seen = planned(document, "plan.json")
     assert (seen.id, seen.old, seen.new) == (found.reload.id, found.reload.old.hash, found.reload.new.hash)
     assert set(seen.expiring.values()) == {"web", "db"}
