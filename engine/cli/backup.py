@@ -41,11 +41,12 @@ def backup(
         return Exit.DONE
     with progress(quiet=json) as bar:
         row = dict(follow(engine, task, bar))
+    code = int(row.pop("exit_code", Exit.DONE))
     if json:
         show_json(row)
     else:
         _tell(row)
-    return int(row.get("exit_code", Exit.DONE))
+    return code
 
 
 def _tell(row: Mapping[str, Any]) -> None:

@@ -86,7 +86,8 @@ def _details(place: Repository | Engine, reference: str) -> Mapping[str, Any]:
     if isinstance(place, Engine):
         return dict(place.get("/v1/point", {"reference": reference}))
     point = place.find(reference)
-    return dict(plain(point_details(place.detail(point), summary_of(place, point))))
+    details = point_details(place.detail(point), summary_of(place, point))
+    return {**plain(details), "repository": "", "rehearsals": []}  # the engine's state has these
 
 
 def _tell(point: Mapping[str, Any], json: bool) -> None:

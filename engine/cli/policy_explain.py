@@ -91,7 +91,7 @@ def _explained(vm: str, point: str, policies: PolicySet, facts: Facts) -> Mappin
     if point or (not found and find_point(facts, vm)):
         return _one_point(point or vm, policies, facts)
     said = explain(policies, _only(found, vm), facts)
-    return {**said.as_json(), "text": said.render()}
+    return {**said.as_json(), "text": said.render(), "rehearsal": {}, "decisions": []}  # an engine alone knows these
 
 
 def _only(found: list[Vm], name: str) -> Vm:
@@ -111,7 +111,7 @@ def _one_point(reference: str, policies: PolicySet, facts: Facts) -> Mapping[str
     if len(found) > 1:
         raise BadInput(f"{len(found)} restore points begin with {reference}", hint="write more of the id")
     said = explain_point(policies, found[0][1], facts)
-    return {**said.as_json(), "text": said.render()}
+    return {**said.as_json(), "recorded": {}, "text": said.render()}
 
 
 def _lately(decisions: Any) -> Iterator[str]:

@@ -62,6 +62,7 @@ def reclaim(
             seconds = None if age is None else age.total_seconds()
             with progress(quiet=json) as bar:
                 done = dict(follow(place, _asked(plan, seconds, yes, repo), bar))
+                done.pop("exit_code", None)  # told as such
         else:
             done = _reclaim(place, safety(age, SafetyAges().min_age, agreed=plan or yes), plan)
     if json:

@@ -10,6 +10,7 @@ from engine.cli.output import printable, say, show_json
 from engine.cli.progress import progress
 from engine.cli.reach import running
 from engine.cli.tasks import failure_shown, finish
+from engine.failures import Exit
 
 
 def task(
@@ -20,7 +21,7 @@ def task(
     repo: Repo = None,
     config: Config = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Wait for what the engine does for a command that was interrupted, or stop it.
 
     Ends as the command would have ended.
@@ -30,11 +31,13 @@ def task(
     if cancel:
         engine.delete(f"/v1/tasks/{named}")
         say(printable(f"Task {id} is being stopped."))
-        return
+        return Exit.DONE
     with failure_shown(json), progress(quiet=json) as bar:
         result: dict[str, Any] = dict(finish(engine, named, bar))
+    code = int(result.pop("exit_code", Exit.DONE))
     if json:
         show_json(result)
     else:
         told = "; ".join(f"{name} {value}" for name, value in result.items() if isinstance(value, str | int) and value)
         say(printable(f"Task {id} is done{': ' + told if told else ''}."))
+    return code

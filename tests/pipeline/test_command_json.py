@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from engine.commands import Reclaim
 from tests.console import backstay
 from tests.pipeline.running import EVERYTHING, now
 from tests.pipeline.serving import served
@@ -55,6 +56,7 @@ TIMELESS = {
     "rehearse web",
     "policy lint policies --live",
     "policy test new",
+    "task",
 }
 """What tells no time; all others do."""
 
@@ -98,7 +100,10 @@ async def _ask_all(home: Path) -> Answers:
         for words in (*ENGINE_ONLY, *EITHER_WAY):
             ran = await desk.command(*_given(words, "asked"), expect=None)
             found["engine", words] = ran.data if ran.out else ran.code
-        (await desk.command("policy", "state", "--out", "state.json"))
+        task = await desk.engine.control.submit(Reclaim(plan_only=True, min_age_seconds=0.0), "test")
+        ran = await desk.command("task", task, "--json", expect=None)
+        found["engine", "task"] = {"code": ran.code, "result": ran.data}
+        await desk.command("policy", "state", "--out", "state.json")
         found["engine", "policy state"] = json.loads((home / "state.json").read_bytes())
         journal = (await desk.command("policy", "journal")).out
         found["engine", "policy journal"] = [json.loads(line) for line in journal.splitlines()]
@@ -119,3 +124,52 @@ def test_every_time_is_in_utc_with_a_z(answers: Answers) -> None:
     telling = {words for (_, words), several in times.items() if several}
     assert {words for _, words in answers} - telling == TIMELESS
     assert [(asked, at) for asked, several in times.items() for at in several if not at.endswith("Z")] == []
+
+
+OF_THE_ENGINE = ("coverage", "datastores", "gates", "leases", "missed_events", "notify", "policies", "problems",
+                 "queue", "rehearsals", "repositories", "snapshots", "upkeep", "vcenters", "verification", "vms",
+                 "waits_for_a_person")  # fmt: skip
+"""What `status` tells only while an engine runs; `engine` is null otherwise."""
+
+DATA = (".rehearsal", ".recorded", ".provenance")
+"""Whose keys are what is known."""
+
+
+@pytest.mark.parametrize("words", EITHER_WAY)
+def test_what_is_told_has_the_same_keys_either_way(answers: Answers, words: str) -> None:
+    asked, own = answers["engine", words], answers["repository", words]
+    if words == "status":
+        assert own["engine"] is None
+        asked = {key: part for key, part in asked.items() if key not in OF_THE_ENGINE} | {"engine": None}
+    assert differing(asked, own) == []
+
+
+def test_a_task_that_is_waited_for_ends_as_its_command_would_have(answers: Answers) -> None:
+    task = answers["engine", "task"]
+    assert task["code"] == 3
+    assert differing(task["result"], answers["engine", "reclaim --plan --min-age 0s"]) == []
+
+
+def differing(one: Any, other: Any, at: str = "") -> list[str]:
+    """Where two values have other keys or kinds; of lists the first elements are compared."""
+    match one, other:
+        case dict(), dict():
+            return (
+                []
+                if at.endswith(DATA)
+                else [
+                    problem
+                    for key in {**one, **other}
+                    for problem in (
+                        differing(one[key], other[key], f"{at}.{key}")
+                        if key in one and key in other
+                        else [f"{at}.{key}"]
+                    )
+                ]
+            )
+        case list(), list():
+            return differing(one[0], other[0], f"{at}[]") if one and other else []
+        case (None, _) | (_, None):
+            return []
+        case _:
+            return [] if type(one) is type(other) or {type(one), type(other)} <= {int, float} else [at]
