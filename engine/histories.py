@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from engine.failures import BadInput, Declined, NotYet
@@ -13,6 +13,7 @@ from engine.jobs import Job, JobState
 from engine.records import RunRow, VmRow
 from engine.world import GONE, MISSED, World
 from policies.facts import RestorePoint, VmId
+from policies.units import clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class Joining:
 def who_is_meant(world: World, old: str, new: str) -> tuple[VmId, VmId]:
     """The ids behind two names or ids. A name that both carry is the gone VM as old and the present one as new.
 
-    BadInput for one that is unknown or ambiguous.
+    A VM is found by a name of before, too, which its restore points still carry: as old where no VM that is gone was
+    called so in the end, as new where no VM is called so at all. BadInput for one that is unknown or ambiguous.
     """
     return _one(world, old, gone=True), _one(world, new, gone=False)
 
@@ -39,13 +41,28 @@ def _one(world: World, name: str, *, gone: bool) -> VmId:
         return VmId(name)
     known = {vm for vm, row in world.rows.items() if row.traits.name == name}
     known |= {vm for vm, listed in world.points.items() if vm not in world.rows and listed[-1].vm_name == name}
+    before = formerly(world, name) - known
     wanted = {vm for vm in known if (vm not in world.vms) == gone}
-    found = sorted(wanted or known)
+    found = sorted(wanted or (gone and before - world.vms.keys()) or known or before)
     if not found:
         raise BadInput(f"no VM is known as {name}", hint="see: backstay status, backstay sql 'SELECT * FROM vms'")
     if len(found) > 1:
-        raise BadInput(f"{len(found)} VMs are called {name}: {', '.join(found)}", hint="name one by its id")
+        are = "were" if before >= set(found) else "are"
+        several = "; ".join(_choice(world, vm) for vm in found)
+        raise BadInput(f"{len(found)} VMs {are} called {name}: {several}", hint="name one by its id")
     return found[0]
+
+
+def formerly(world: World, name: str) -> set[VmId]:
+    """The VMs with a restore point of this name; they may be called otherwise since."""
+    return {vm for vm, listed in world.points.items() if any(point.vm_name == name for point in listed)}
+
+
+def _choice(world: World, vm: VmId) -> str:
+    stands = "in the inventory" if vm in world.vms else "not in the inventory"
+    newest = max((point.taken_at for point in world.points.get(vm, ())), default=None)
+    last = f", newest restore point of {clock(newest, UTC)}" if newest is not None else ", no restore point"
+    return f"{vm} ({_called(world, vm)}, {stands}{last})"
 
 
 def check(world: World, old: VmId, new: VmId) -> None:

@@ -38,7 +38,10 @@ async def plan(parts: Parts, old: str, new: str) -> Mapping[str, Any]:
     """What joining would do: {"old", "new", "retention", "text"}. BadInput, Declined or NotYet when it must not be."""
     was, now = histories.who_is_meant(parts.world, old, new)
     _check(parts, was, now)
-    return _shown(parts, was, now)
+    shown = _shown(parts, was, now)
+    called = [f"{row['id']} was called {name} before." for row, name in ((shown["old"], old), (shown["new"], new))
+              if name not in (row["id"], row["name"])]  # fmt: skip
+    return {**shown, "text": "\n".join([shown["text"], *called])}
 
 
 async def carry_out(parts: Parts, old: str, new: str, who: str) -> Mapping[str, Any]:

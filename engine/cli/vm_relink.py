@@ -13,7 +13,9 @@ from policies.units import counted
 
 
 def vm_relink(
-    old: Annotated[str, Parameter(help="The VM whose history goes on, by id or name; it left the inventory.")],
+    old: Annotated[
+        str, Parameter(help="The VM whose history goes on, by its id or a name that it had; it left the inventory.")
+    ],
     new: Annotated[str, Parameter(help="The same VM by the id or name under which it stands in the inventory now.")],
     /,
     *,

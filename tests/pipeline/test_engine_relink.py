@@ -15,7 +15,7 @@ from engine.api import serve
 from engine.commands import BackUpVm
 from engine.config import Config
 from engine.endpoints import open_endpoints
-from engine.failures import Declined
+from engine.failures import BadInput, Declined
 from engine.records import Audited
 from engine.threads import settled
 from policies.facts import Vm, VmId
@@ -234,3 +234,52 @@ async def test_the_command_shows_first_and_joins_when_it_is_confirmed(
         [entry] = await relinks(engine)
         assert entry.who
     assert "no engine runs here" in (await run(old, new, expect=6))[1]
+
+
+async def test_a_vm_is_found_by_the_name_that_it_had_before_it_was_renamed(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        first = hypervisor.add("web")
+        await engine.until(lambda: engine.points_of("web") == 1)
+        [old] = engine.parts.world.named("web")
+        renamed = hypervisor.set(first, name="web-old")
+        await engine.until(lambda: engine.parts.world.vms[old].name == "web-old")
+        hypervisor.remove_vm(renamed)
+        await engine.until(lambda: old not in engine.parts.world.vms)
+        hypervisor.add("web", data=b"x" * MIB)
+        await engine.until(lambda: len(engine.parts.world.points) == 2)
+        await idle(engine)
+        [new] = engine.parts.world.vms
+        # The VM that is gone is meant by the old name, although the one that stands there is called so now.
+        plan = await engine.control.plan_relink("web", "web")
+        assert (plan["old"]["id"], plan["old"]["name"], plan["new"]["id"]) == (old, "web-old", new)
+        assert f"{old} was called web before." in plan["text"] and f"{new} was" not in plan["text"]
+        assert "before" not in (await engine.control.plan_relink("web-old", "web"))["text"]
+        await engine.control.relink("web", "web", "a person")
+        assert engine.parts.world.named("web") == [old] and engine.points_of("web") == 2
+
+
+async def test_a_name_that_several_vms_had_is_refused_with_all_of_them(
+    tmp_path: Path, hypervisor: HypervisorInMemory
+) -> None:
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        gone: list[VmId] = []
+        for since in ("web-1", "web-2"):
+            vm = hypervisor.add("web")
+            await engine.until(lambda: len(engine.parts.world.points) == len(gone) + 1)
+            gone.extend(engine.parts.world.vms)
+            renamed = hypervisor.set(vm, name=since)
+            await engine.until(lambda: engine.points_of(since) == 1)  # noqa: B023  it is awaited here
+            await idle(engine)
+            hypervisor.remove_vm(renamed)
+            await engine.until(lambda: not engine.parts.world.vms)
+        hypervisor.add("app")
+        await engine.until(lambda: engine.points_of("app") == 1)
+        await idle(engine)
+        with pytest.raises(BadInput, match="2 VMs were called web: ") as refused:
+            await engine.control.plan_relink("web", "app")
+        for id, name in zip(gone, ("web-1", "web-2"), strict=True):
+            assert f"{id} ({name}, not in the inventory, newest restore point of " in str(refused.value)
+        plan = await engine.control.plan_relink("web-2", "app")
+        assert plan["old"]["id"] == gone[1]
