@@ -16,15 +16,19 @@ GRACE_SECONDS = 1.0
 """How long work that overran its deadline may take to answer its own cancellation."""
 
 
-async def finish(work: Awaitable[T], *, within: float) -> T:
+def _nothing() -> None:
+    """Work that cannot be hurried."""
+
+
+async def finish(work: Awaitable[T], *, within: float, hurry: Callable[[], None] = _nothing) -> T:
     """Wait for work to its end even when the caller is cancelled meanwhile; the cancellation goes on afterwards.
 
     Work that is not done after `within` seconds is cancelled itself and TimeoutError raised, so that a shutdown
     is late but never stuck. What a cancelled caller can not be told (the work's own error) is noted on the
-    CancelledError that it gets.
+    CancelledError that it gets. `hurry` is called when the caller is cancelled: it may have the work end early.
     """
     task = asyncio.ensure_future(work)  # noqa: TID251 - it must outlive the caller's cancellation; no TaskGroup can
-    cancelled, failure = await _settle(task, within)
+    cancelled, failure = await _settle(task, within, hurry)
     if cancelled is not None:
         if failure is not None:
             cancelled.add_note(f"what was waited for failed as well: {failure!r}")
@@ -36,16 +40,21 @@ async def finish(work: Awaitable[T], *, within: float) -> T:
 
 @asynccontextmanager
 async def acquired(
-    create: Callable[[], Awaitable[T]], release: Callable[[T], Awaitable[None]], *, within: float
+    create: Callable[[], Awaitable[T]],
+    release: Callable[[T], Awaitable[None]],
+    *,
+    within: float,
+    hurry: Callable[[], None] = _nothing,
 ) -> AsyncIterator[T]:
     """Hold what create() makes and release() it on every way out, a cancellation during create() included.
 
-    `within` bounds each of the two, in seconds. When the block fails and release() too, the block's error goes
+    `within` bounds each of the two, in seconds. `hurry` is called when a cancellation waits for create(), which may
+    fail then, with nothing made. When the block fails and release() too, the block's error goes
     out with a note, so that a failed clean-up never hides why there was something to clean up.
     """
     making = asyncio.ensure_future(create())  # noqa: TID251 - its result must be released even if nobody waits for it
     try:
-        resource = await finish(making, within=within)
+        resource = await finish(making, within=within, hurry=hurry)
     except asyncio.CancelledError as cancelled:
         if making.done() and not making.cancelled() and making.exception() is None:
             await _release_after(cancelled, release(making.result()), within)
@@ -58,9 +67,11 @@ async def acquired(
     await finish(release(resource), within=within)
 
 
-async def _settle(task: asyncio.Future[T], within: float) -> tuple[asyncio.CancelledError | None, BaseException | None]:
+async def _settle(
+    task: asyncio.Future[T], within: float, hurry: Callable[[], None] = _nothing
+) -> tuple[asyncio.CancelledError | None, BaseException | None]:
     """Wait for the task's end, or make an end of it; tell the last cancellation that came, and how the task failed."""
-    cancelled = await _wait(task, within)
+    cancelled = await _wait(task, within, hurry)
     overran = not task.done()
     if overran:
         task.cancel("it overran its deadline")
@@ -72,7 +83,9 @@ async def _settle(task: asyncio.Future[T], within: float) -> tuple[asyncio.Cance
     return cancelled, task.exception()
 
 
-async def _wait(task: asyncio.Future[T], seconds: float) -> asyncio.CancelledError | None:
+async def _wait(
+    task: asyncio.Future[T], seconds: float, hurry: Callable[[], None] = _nothing
+) -> asyncio.CancelledError | None:
     """Wait until the task is done or the time is up; return the last cancellation that came meanwhile."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + seconds
@@ -82,6 +95,7 @@ async def _wait(task: asyncio.Future[T], seconds: float) -> asyncio.CancelledErr
             await asyncio.wait({task}, timeout=left)
         except asyncio.CancelledError as error:
             cancelled = error
+            hurry()
     return cancelled
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -147,11 +147,15 @@ class OpenDisk:
 
 @dataclass(frozen=True, slots=True)
 class OpenTarget:
-    """A disk of a VM that is restored, open for writing, with the way that was taken to it."""
+    """A disk of a VM that is restored, open for writing, with the way that was taken to it.
+
+    `cut` has a write that waits in a thread fail at once, where that can be, and every later one.
+    """
 
     writer: DiskWriter
     transport: str
     fallbacks: tuple[Fallback, ...] = ()
+    cut: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from connectors.disks import AsyncWriter, BlockingWriter, DiskWriter, Extent, pieces
 from connectors.errors import ConnectorError
 from engine.copying import PIECE_BYTES, Advance, Shared
 from engine.streaming import first_of
-from engine.threads import settled
+from engine.threads import hurried, settled
 from storage.repository import PointDisk
 
 STRIDE_BYTES = 256 << 20
@@ -62,12 +63,17 @@ async def fill(
 
 
 async def pour(
-    disk: PointDisk, writer: BlockingWriter, extents: Sequence[Extent], how: Filling, sending: Executor
+    disk: PointDisk,
+    writer: BlockingWriter,
+    extents: Sequence[Extent],
+    how: Filling,
+    sending: Executor,
+    cut: Callable[[], None] = lambda: None,
 ) -> int:
     """Write these extents in the order of the disk, as a stream needs them; the bytes that were written.
 
-    Up to `lanes` pieces are read ahead of the one that is being written, in `sending`, which may wait for a network.
-    Raises as `fill` does.
+    Up to `lanes` pieces are read ahead of the one that is being written, in `sending`, which may wait for a network;
+    a cancellation calls `cut`, which ends that wait. Raises as `fill` does.
     """
     if writer.capacity_bytes != disk.capacity_bytes:
         raise ConnectorError(f"the disk holds {writer.capacity_bytes} bytes, not {disk.capacity_bytes}")
@@ -79,7 +85,7 @@ async def pour(
         nonlocal written
         offset, view, read = ahead.popleft()
         await read
-        await settled(sending, writer.write, offset, view)
+        await hurried(sending, cut, partial(writer.write, offset, view))
         written += view.nbytes
         free.append(memoryview(view.obj))
         if how.advance is not None:

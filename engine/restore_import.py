@@ -86,7 +86,7 @@ async def send(importing: Importing, sent: Sequence[Sent], means: Means) -> list
     async def one(index: int, disk: PointDisk, extents: Sequence[Extent]) -> None:
         async with slots, importing.disk(index) as opened:
             writer = cast(BlockingWriter, opened.writer)
-            written[index] = await pour(disk, writer, extents, how, means.threads.long)
+            written[index] = await pour(disk, writer, extents, how, means.threads.long, opened.cut)
 
     try:
         async with asyncio.TaskGroup() as group:

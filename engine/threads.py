@@ -28,6 +28,11 @@ async def interruptible(executor: Executor, stop: threading.Event, work: Callabl
     return await _wait(executor, work, stop.set)
 
 
+async def hurried(executor: Executor, hurry: Callable[[], None], work: Callable[[], T]) -> T:
+    """As `settled`, but a cancellation calls `hurry`, on which the work may end early."""
+    return await _wait(executor, work, hurry)
+
+
 async def _wait(executor: Executor, work: Callable[[], T], on_cancel: Callable[[], None]) -> T:
     future = asyncio.get_running_loop().run_in_executor(executor, work)
     cancelled: asyncio.CancelledError | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
@@ -17,7 +17,7 @@ from typing import Any
 from pyVmomi import vim
 
 from connectors.cleanup import finish
-from connectors.errors import ConnectorError, TransportFailed, Unreachable
+from connectors.errors import Busy, ConnectorError, Gone, TransportFailed, Unreachable
 from connectors.vsphere.faults import translate
 from connectors.vsphere.session import Session
 
@@ -49,14 +49,21 @@ class Lease:
         """So many bytes more were read; vCenter shows it as progress of its task. From any thread."""
         self._read_bytes += read_bytes
 
-    async def begin(self, *, does: str = "export", within: float = READY_SECONDS) -> None:
-        """Wait until the lease is ready, and keep it alive from then on. Raises TransportFailed."""
+    async def begin(
+        self, *, does: str = "export", within: float = READY_SECONDS, unwanted: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Wait until the lease is ready, and keep it alive from then on. Raises TransportFailed.
+
+        Busy, before it is ready, once it is `unwanted`.
+        """
         deadline, pause = monotonic() + within, 0.05
         while (told := await self._told()).get("state") != vim.HttpNfcLease.State.ready:
             if told.get("state") == vim.HttpNfcLease.State.error:
                 error = told.get("error")
                 why = translate(error, self._session.where).what if error is not None else "without a reason"
                 raise TransportFailed(f"vCenter does not {does} the VM: {why}")
+            if unwanted():
+                raise Busy("the lease was given up before it was ready")
             if monotonic() > deadline:
                 raise TransportFailed(f"the lease was not ready within {within:g} s")
             await asyncio.sleep(pause)
@@ -76,6 +83,23 @@ class Lease:
             await self._session.call(how, mutating=True)
         except ConnectorError as error:
             log.warning("lease not given back", extra={"lease": lease._moId, "why": str(error)})
+
+    async def over(self, within: float) -> bool:
+        """Whether vCenter says within so many seconds that a lease which was given back has ended."""
+        deadline, pause = monotonic() + within, 0.05
+        while True:
+            try:
+                state = (await self._told()).get("state")
+            except Gone:
+                return True
+            except ConnectorError:
+                state = None
+            if state in (vim.HttpNfcLease.State.error, vim.HttpNfcLease.State.done):
+                return True
+            if monotonic() > deadline:
+                return False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 2.0)
 
     async def complete(self) -> None:
         """All is sent: the VM is whole. Raises what vCenter says to it."""

@@ -55,7 +55,7 @@ READY_SECONDS = 4 * 3600.0
 """How long vCenter may take to make the VM: thick disks may be zeroed first."""
 
 GONE_SECONDS = 30.0
-"""How long vCenter may take to remove the VM of an aborted lease before it is left to the janitor."""
+"""How long vCenter may take to end an aborted lease, and to remove its VM, before that is left to the janitor."""
 
 
 @asynccontextmanager
@@ -72,7 +72,8 @@ async def hold_import(
 
     `mapped` are the extents that will be written to each disk, in the order of the target's disks. Raises, with nothing
     made, TransportFailed or NotPermitted where vCenter does not import it, Rejected for what a target names wrong, and
-    Busy while an interrupted import has the name.
+    Busy while an interrupted import has the name. Who is cancelled while vCenter makes the VM, which takes hours where
+    thick disks are zeroed, waits for the lease to be aborted and no longer.
     """
     planned = await plan_vm(session, configuration, target)
     if planned.found is not None:
@@ -91,13 +92,15 @@ async def hold_import(
         if stream.refusal:
             raise TransportFailed(stream.refusal, where=f"import of disk {disk.key} of {target.name}")
 
+    unwanted = asyncio.Event()
+
     async def make() -> Import:
-        return await _made(session, tags, planned, target, streams)
+        return await _made(session, tags, planned, target, streams, unwanted.is_set)
 
     async def release(importing: Import) -> None:
         await importing.end()
 
-    async with acquired(make, release, within=READY_SECONDS + TASK_SECONDS) as importing:
+    async with acquired(make, release, within=READY_SECONDS + TASK_SECONDS, hurry=unwanted.set) as importing:
         yield importing
 
 
@@ -140,8 +143,8 @@ class Import:
             gates, what = session.settings.gates, f"{self._target.run} {facts.label}"
             await stack.enter_async_context(gates.through(connection(self._host), what))
             try:
-                await finish(asyncio.to_thread(upload.begin), within=within)
-                yield OpenTarget(upload, IMPORT)
+                await finish(asyncio.to_thread(upload.begin), within=within, hurry=upload.close)
+                yield OpenTarget(upload, IMPORT, cut=upload.close)
                 # Its own thread: a host may take an hour to zero a thick disk, and the loop's threads are few.
                 waiting = ThreadPoolExecutor(1, "import")
                 try:
@@ -240,16 +243,21 @@ async def remove_import(session: Session, moref: str) -> None:
 
 
 async def _made(
-    session: Session, tags: TagReader, planned: Planned, target: RestoreTarget, streams: Sequence[StreamPlan]
+    session: Session,
+    tags: TagReader,
+    planned: Planned,
+    target: RestoreTarget,
+    streams: Sequence[StreamPlan],
+    unwanted: Callable[[], bool],
 ) -> Import:
     config, lacking = mark(planned, target, session.settings.engine_id), []
     try:
-        lease = await _leased(session, add_disks(config, planned, target, planned.policies), planned, target)
+        lease = await _leased(session, add_disks(config, planned, target, planned.policies), planned, target, unwanted)
     except (Rejected, NotPermitted, Failed, TransportFailed) as refused:
         if not planned.policies.ids:
             raise
         try:
-            lease = await _leased(session, add_disks(config, planned, target, Policies()), planned, target)
+            lease = await _leased(session, add_disks(config, planned, target, Policies()), planned, target, unwanted)
         except ConnectorError as again:
             raise refused from again
         names = ", ".join(sorted(set(planned.policies.names.values())))
@@ -268,7 +276,9 @@ async def _made(
     return Import(session, tags, planned, target, lease, made, list(zip(urls, streams, strict=True)))
 
 
-async def _leased(session: Session, config: Any, planned: Planned, target: RestoreTarget) -> Lease:
+async def _leased(
+    session: Session, config: Any, planned: Planned, target: RestoreTarget, unwanted: Callable[[], bool]
+) -> Lease:
     """A lease that is ready, and the VM of this specification made under it. Nothing is left where there is none."""
     spec, at = vim.vm.VmImportSpec(configSpec=config), planned.place
     try:
@@ -279,7 +289,7 @@ async def _leased(session: Session, config: Any, planned: Planned, target: Resto
         raise
     lease = Lease(session, managed)
     try:
-        await lease.begin(does="import", within=READY_SECONDS)
+        await lease.begin(does="import", within=READY_SECONDS, unwanted=unwanted)
     except BaseException as failure:
         await _given_up(session, lease, failure, target)
         raise
@@ -292,6 +302,8 @@ async def _given_up(session: Session, lease: Lease, failure: BaseException, targ
     await lease.end(failed=True)
     if lease.vm is not None:
         await _remove_patiently(session, lease.vm._moId, target)
+    elif not await lease.over(GONE_SECONDS):
+        log.warning("lease of an import ends late, and the janitor removes what it leaves", extra={"vm": target.name})
 
 
 def mark(planned: Planned, target: RestoreTarget, engine: str) -> Any:

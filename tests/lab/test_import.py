@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -10,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, cast
 
 import pytest
 from pyVmomi import vim
 
 from connectors.disk_files import FileReader
-from connectors.disks import Extent, merge, pieces
+from connectors.disks import BlockingWriter, Extent, merge, pieces
 from connectors.errors import Busy, ConnectorError, NotPermitted, Rejected, TransportFailed, WriteFailed
 from connectors.hypervisor import RestoreTarget, Snapshot
 from connectors.vsphere import import_marks
@@ -24,6 +26,8 @@ from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.importing import Import
 from connectors.vsphere.optionmarks import WHOSE
 from connectors.vsphere.upload import Upload
+from engine.disk_writing import Filling, pour
+from storage.repository import PointDisk
 from tests.lab.connect import until
 from tests.lab.reaching import MIB, connected, frozen_bytes, snapshotted, transport_settings
 from tests.lab.vcenter import Lab, Machine, start_lab
@@ -202,6 +206,59 @@ async def test_cancelling_while_a_vm_is_asked_for_and_while_a_disk_is_sent_leave
                 await sending
             assert await asyncio.to_thread(names, pair) == ["pair"]
             assert (await asyncio.to_thread(pair.leases))["held"] == []
+
+
+LONG = 3600.0
+"""A host that zeroes a thick disk; no test waits for it."""
+
+
+class Full:
+    """A disk of a restore point, full of what no stream makes smaller."""
+
+    capacity_bytes = 40 * MIB
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        view[:] = random.Random(offset).randbytes(len(view))
+
+
+@pytest.mark.parametrize("waits_for", ["the lease", "the answer", "room to send"])
+async def test_a_cancel_while_a_host_zeroes_a_thick_disk_aborts_the_lease_and_waits_for_nothing_else(
+    pair: Lab, tmp_path: Path, waits_for: str
+) -> None:
+    await asyncio.to_thread(
+        pair.inject, "HttpNfcLease" if waits_for == "the lease" else "POST /nfc", delay_seconds=LONG
+    )
+    await asyncio.to_thread(pair.inject, "HttpNfcLeaseAbort", delay_seconds=1)
+    before = await asyncio.to_thread(ended, pair)
+    extents = LITTLE[0] if waits_for == "the answer" else [Extent(0, 40 * MIB)]
+    taken: list[int] = []
+    how = Filling(ThreadPoolExecutor(2), 2, advance=taken.append)
+
+    async def restored() -> None:
+        wanted = [extents, LITTLE[1]]
+        async with vcenter.import_vm(snapshot.configuration, TARGET, wanted) as importing, importing.disk(0) as opened:
+            writer = cast(BlockingWriter, opened.writer)
+            await pour(cast(PointDisk, Full()), writer, extents, how, ThreadPoolExecutor(1), opened.cut)
+
+    async with reached(pair, tmp_path) as (vcenter, snapshot):
+        calls = await asyncio.to_thread(pair.calls)
+        sign = "ImportVApp" if waits_for == "the lease" else "POST /nfc"
+        restoring = asyncio.create_task(restored())
+        await until(lambda: pair.calls().get(sign, 0) > calls.get(sign, 0))
+        if waits_for == "room to send":
+            seen = [-1]
+            while seen[-1] != len(taken):  # until the host takes nothing more
+                seen.append(len(taken))
+                await asyncio.sleep(0.5)
+        restoring.cancel()
+        began = monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await restoring
+        assert 0.9 < monotonic() - began < 15, "the abort is waited for, and nothing else"
+        assert await asyncio.to_thread(ended, pair) - before == Counter(aborted=1)
+        assert await asyncio.to_thread(names, pair) == ["pair"]
+        await imported(vcenter, snapshot)
+        assert await asyncio.to_thread(names, pair) == ["again", "pair"]
 
 
 async def test_a_login_that_is_lost_while_disks_are_sent_costs_nothing_and_a_slow_host_keeps_no_thread_of_others(

@@ -225,3 +225,27 @@ async def test_finish_returns_the_result_or_raises_the_error() -> None:
     assert await finish(seven(), within=WITHIN) == 7
     with pytest.raises(KeyError):
         await finish(bad(), within=WITHIN)
+
+
+async def test_a_creation_that_is_hurried_by_a_cancellation_ends_early_and_leaves_nothing_to_release() -> None:
+    unwanted = asyncio.Event()
+    released: list[str] = []
+
+    async def create() -> str:
+        await unwanted.wait()
+        raise OSError("given up")
+
+    async def release(resource: str) -> None:
+        released.append(resource)
+
+    async def use() -> None:
+        async with acquired(create, release, within=60, hurry=unwanted.set):
+            raise AssertionError("nothing was made")
+
+    task = asyncio.create_task(use())
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    assert ["given up" in note for note in caught.value.__notes__] == [True]
+    assert released == []

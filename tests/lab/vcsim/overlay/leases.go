@@ -204,13 +204,19 @@ func (l *HttpNfcLease) begin(info *types.HttpNfcLeaseInfo, urls []types.HttpNfcL
 		l.fail(rule.build(), rule.Text, &leases.Aborted)
 		return
 	}
+	over := false
 	Map.WithLock(l, func() {
 		ready := *info
 		ready.DeviceUrl = urls
 		leases.Lock()
-		l.Info, l.State = &ready, types.HttpNfcLeaseStateReady
+		if over = l.over; !over {
+			l.Info, l.State = &ready, types.HttpNfcLeaseStateReady
+		}
 		leases.Unlock()
 	})
+	if over {
+		return
+	}
 	touch(l, "state", "info")
 	for {
 		leases.Lock()
