@@ -52,6 +52,7 @@ class ChangePlan:
     `prospects` are the consistencies that runs of the VMs that change would reach as these are now, and `levels` how
     many VMs would reach which, before and after; None counts those whose runs would fail. `waiting` are restore
     points that would expire and that second copies lack which would keep them: retention waits for these.
+    `not_configured` says what the new policies name and the configuration lacks, None where that is not known.
     """
 
     now: datetime
@@ -64,6 +65,7 @@ class ChangePlan:
     prospects: Mapping[VmId, Prospect] = field(default_factory=dict)
     levels: tuple[Levels, Levels] = ({}, {})
     waiting: Mapping[PointId, tuple[str, ...]] = field(default_factory=dict)
+    not_configured: tuple[str, ...] | None = None
 
     @property
     def expiring(self) -> tuple[PointChange, ...]:
@@ -114,6 +116,7 @@ class ChangePlan:
             "expected_consistency": {"before": before, "after": after},
             "bytes_freed": {"bytes": self.bytes.count, "exact": self.bytes.exact},
             "snapshot_load": self.load.as_json(),
+            "not_configured": None if self.not_configured is None else [*self.not_configured],
         }
 
 

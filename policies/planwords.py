@@ -88,8 +88,9 @@ def plan_words(plan: ChangePlan, *, everything: bool = False, size: Callable[[in
     """What a change would do, for a person; `size` shows a number of bytes."""
     reload = plan.reload
     if reload.empty:
-        return "Nothing changes.\n"
-    lines = [*_policies(reload), *_guard(reload), *_vms(reload.vms, plan.runs, plan, everything)]
+        return "\n".join(map(printable, ["Nothing changes.", *_not_configured(plan)])) + "\n"
+    lines = [*_policies(reload), *_guard(reload), *_not_configured(plan)]
+    lines += _vms(reload.vms, plan.runs, plan, everything)
     lines += _points(plan.expiring, everything, span(plan.horizon))
     if plan.expiring:
         what = "Bytes that reclaim frees then" if plan.bytes.exact else "Bytes that reclaim frees then, at most"
@@ -119,6 +120,13 @@ def _guard(plan: ReloadPlan) -> list[str]:
     """The limits that change, looser ones first."""
     limits = sorted(plan.guard, key=lambda change: not change.looser)
     return [f"Guard, {'looser' if change.looser else 'stricter'}: {change}" for change in limits]
+
+
+def _not_configured(plan: ChangePlan) -> list[str]:
+    """The names that stand for nothing: what is sent or copied there is sent and copied nowhere."""
+    if not plan.not_configured:
+        return []
+    return ["", "Not in the configuration:", *(f"  {sentence}" for sentence in plan.not_configured)]
 
 
 def _vms(

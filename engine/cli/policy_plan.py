@@ -13,6 +13,8 @@ from engine.cli.output import printable, say, show, show_json
 from engine.cli.reach import configured_policies
 from engine.cli.standing import Sources, freed_by, standing
 from engine.cli.writing import write_file
+from engine.config import find
+from engine.config import load as load_config
 from engine.failures import BadInput, Exit
 from engine.revisions import policy_texts
 from engine.statefile import Standing
@@ -20,6 +22,7 @@ from engine.units import show_size
 from policies.errors import PolicyError, Unusable
 from policies.forecast import Bytes, ChangePlan, plan
 from policies.loading import load, load_texts
+from policies.naming import unknown_names
 from policies.planfile import plan_file
 from policies.planwords import plan_words
 from policies.policyset import PolicySet
@@ -58,7 +61,8 @@ def policy_plan(
 
     Shows who gains, loses or changes protection and why, the next runs and how consistent they would be, which restore
     points would expire and when, the bytes that frees, the snapshots that would be open at once, and what the guards
-    say. Changes nothing.
+    say. Where the configuration is known, it names what policies ask for that is not there, such as a second copy.
+    Changes nothing.
 
     Parameters
     ----------
@@ -79,6 +83,8 @@ def policy_plan(
     if points >= MANY_POINTS:
         say(f"Planning for {counted(len(known.facts.vms), 'VM')} with {counted(points, 'restore point')}.")
     found = plan(old, new, known.facts, ahead)
+    if directory is None or config is not None or (state is None and repo is None and find().exists()):
+        found = replace(found, not_configured=_not_configured(new, config))
     if found.expiring and state is None and (exact_bytes or points <= WEIGHED_POINTS):
         found = _weighed(found, sources)
     if out is not None:
@@ -93,6 +99,12 @@ def policy_plan(
     if found.reload.refusals:
         return Exit.REFUSED
     return Exit.DONE if found.reload.empty else Exit.PARTIAL
+
+
+def _not_configured(policies: PolicySet, config: Path | None) -> tuple[str, ...]:
+    """What the policies name and the configuration does not have."""
+    loaded = load_config(config)
+    return unknown_names(policies, targets=loaded.notify, destinations=loaded.repositories, copies=loaded.copies)
 
 
 def _duration(text: str) -> timedelta:

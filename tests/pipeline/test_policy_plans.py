@@ -108,6 +108,23 @@ async def test_what_restore_points_would_free_is_asked_of_the_repository(home: P
         assert "waits for `backstay policy apply`" in text
 
 
+async def test_a_plan_names_what_policies_ask_for_and_the_configuration_does_not_have(home: Path) -> None:
+    async with served(home, "web") as desk:
+        copied = EVERYTHING.replace("[[policy", 'copies = ["offsite"]\nnotify = ["ops"]\n[[policy', 1)
+        told = (await desk.plan(copied)).out
+        assert '\n\nNot in the configuration:\n  all.toml:3:9: policy "everything" notifies "ops"' in told
+        assert 'asks for the second copy "offsite", and the configuration has no [copies.offsite]' in told
+        assert len((await desk.plan(copied, "--json")).data["not_configured"]) == 2
+        same = await desk.plan(copied, "--against", home / "new")
+        assert same.out.startswith("Nothing changes.\n\nNot in the configuration:\n")
+        assert (await desk.plan(EVERYTHING, "--json")).data["not_configured"] == []
+        await desk.command("policy", "state", "--out", "state.json")
+        elsewhere = ("policy", "plan", desk.write("new", copied), "--state", "state.json")
+        unknown = await asyncio.to_thread(backstay, *elsewhere, "--json", home=home)
+        assert unknown.data["not_configured"] is None
+        assert "Not in the" not in (await asyncio.to_thread(backstay, *elsewhere, home=home)).out
+
+
 async def test_the_state_names_what_the_engine_knows(home: Path) -> None:
     async with served(home, "web", "db") as desk:
         read = read_standing((await desk.command("policy", "state")).out.encode(), "state")
