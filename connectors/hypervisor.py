@@ -159,6 +159,15 @@ class OpenTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class StoragePolicy:
+    """What a disk that is to be added gets: the policy's id and name, "" for the datastore's default, and why that."""
+
+    id: str = ""
+    name: str = ""
+    lacking: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Leftover:
     """Something of ours that a dead run left in vCenter: a snapshot, or a hot-added disk."""
 

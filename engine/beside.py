@@ -6,12 +6,14 @@ was; after that the VM stays marked as half restored, and the same restore goes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from connectors.cleanup import finish
 from connectors.disks import Extent
 from connectors.errors import Busy, Rejected, Unreachable
-from connectors.hypervisor import CreatedVm
+from connectors.hypervisor import CreatedVm, StoragePolicy
 from engine.disk_writing import is_blank
 from engine.jobs import RunId
 from engine.overwrite import BESIDE, Pair, write_one
@@ -21,6 +23,8 @@ from engine.restore_journal import Journal, Progress, Restoring
 from engine.threads import settled
 from policies.facts import Disk, PointId, Vm
 from storage.repository import DiskRecord
+
+NONE: Mapping[str, str] = MappingProxyType({})
 
 UNDO_SECONDS = 900.0
 """How long it may take to take an empty disk away and hand its VM back, which a cancellation waits for."""
@@ -43,18 +47,40 @@ class _Begun:
         self.written = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which disk of which restore point, and how it is made."""
+
+    point: PointId
+    record: DiskRecord
+    datastore: str
+    policy: StoragePolicy
+    thin: bool
+
+
 async def restore_beside(
-    point: PointId, record: DiskRecord, vm: Vm, datastore: str, means: Means, *, run: RunId, thin: bool = True
+    point: PointId,
+    record: DiskRecord,
+    vm: Vm,
+    datastore: str,
+    means: Means,
+    *,
+    run: RunId,
+    thin: bool = True,
+    storage_policies: Mapping[str, str] = NONE,
 ) -> RestoredVm:
     """Give the VM one more disk with the bytes of this one, or go on with the one that an interrupted restore has made.
 
-    Raises as `overwrite` does. Change tracking of the other disks stays as good as it was.
+    `storage_policies` has the name of another policy for the one that the disk had. Raises as `overwrite` does. Change
+    tracking of the other disks stays as good as it was.
     """
     threads, hypervisor = means.threads, means.hypervisor
     target = f"{vm.address.moref}/{record.head.name}"
     what, label = Restoring(BESIDE, point, vm.address.vcenter, target, vm.name), record.head.name
     await assert_writable(vm, means)
     await assert_alone(what, (), vm, means, ignored=BESIDE, same=lambda mark: (mark.point, mark.disk) == (point, label))
+    configuration = await settled(threads.repository, means.repository.configuration, point)
+    policy = await hypervisor.policy_for_disk(configuration, record.head.key, storage_policies)
     journal = Journal(means.state_dir, what)
     before = await settled(threads.long, journal.read)
     begun = _Begun(before is None and not await hypervisor.half_restored(vm.address))
@@ -68,7 +94,8 @@ async def restore_beside(
                 begun.here = False  # nothing was changed
                 await settled(threads.long, journal.finish)
             raise
-        return await _added(found, point, record, vm, datastore, means, journal, before, begun, run=run, thin=thin)
+        disk = _Wanted(point, record, datastore, policy, thin)
+        return await _added(found, disk, vm, means, journal, before, begun, run=run)
     except BaseException as failure:
         if begun.here and not begun.written and not begun.unanswered:
             as_found = CreatedVm(vm.address, vm.name, ())
@@ -78,19 +105,17 @@ async def restore_beside(
 
 async def _added(
     found: CreatedVm,
-    point: PointId,
-    record: DiskRecord,
+    wanted: _Wanted,
     vm: Vm,
-    datastore: str,
     means: Means,
     journal: Journal,
     before: Progress | None,
     begun: _Begun,
     *,
     run: RunId,
-    thin: bool,
 ) -> RestoredVm:
     threads, hypervisor = means.threads, means.hypervisor
+    point, record = wanted.point, wanted.record
     goes_on, doubt = resumption(found, before)
     warnings: list[str] = []
     made = before.made if before is not None and found.resumed else ""
@@ -102,11 +127,14 @@ async def _added(
     if added is None:
         size, label = record.head.capacity_bytes, record.head.name
         try:
-            added = await hypervisor.add_disk(vm.address, size, datastore, thin=thin, label=label)
+            added, lacking = await hypervisor.add_disk(
+                vm.address, size, wanted.datastore, thin=wanted.thin, label=label, policy=wanted.policy
+            )
         except (Unreachable, Busy):
             begun.unanswered = True
             raise
         begun.made = added.uuid
+        warnings += lacking
     await settled(threads.long, journal.begin, version="", anew=not goes_on, made=added.uuid)
     taken = await hypervisor.take_over(vm.address, (added.key,), point=point, run=run, safety=False)
     if taken.disks[0].uuid != added.uuid:

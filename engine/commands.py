@@ -89,7 +89,10 @@ class RestoreInPlace:
 
 @dataclass(frozen=True, slots=True)
 class RestoreDisk:
-    """Write one disk of a restore point into a VM, named by name or id: over its disk `over`, or as a further disk."""
+    """Write one disk of a restore point into a VM, named by name or id: over its disk `over`, or as a further disk.
+
+    `storage_policies` are for a further disk, as in RestoreTarget.
+    """
 
     point: str
     vm: str
@@ -101,6 +104,7 @@ class RestoreDisk:
     safety: bool = True
     keep_safety: bool = False
     discard: bool = False
+    storage_policies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

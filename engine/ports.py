@@ -23,6 +23,7 @@ from connectors.hypervisor import (
     RestoreTarget,
     Snapshot,
     SnapshotDisk,
+    StoragePolicy,
     Stuns,
     TrackedBase,
     TrackingDoubt,
@@ -280,8 +281,27 @@ class Hypervisor(Protocol):
         """
         ...
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
-        """Give a VM that is taken over one more, empty disk, marked with it as the one for the disk of this label."""
+    async def policy_for_disk(self, configuration: bytes, key: int, asked: Mapping[str, str]) -> StoragePolicy:
+        """The storage policy that the saved VM's disk with this key had, by name, as this vCenter has it.
+
+        `asked` has other names for remembered ones; Rejected for one of them that is not there.
+        """
+        ...
+
+    async def add_disk(
+        self,
+        address: Address,
+        capacity_bytes: int,
+        datastore: str,
+        *,
+        thin: bool,
+        label: str,
+        policy: StoragePolicy,
+    ) -> tuple[Disk, tuple[str, ...]]:
+        """Give a VM that is taken over one more, empty disk, marked with it as the one for the disk of this label.
+
+        Where vCenter refuses the policy it has none, which is told besides.
+        """
         ...
 
     async def discard_disk(self, address: Address, *, run: str, uuid: str) -> None:

@@ -138,7 +138,13 @@ def restore_disk(parts: Parts, point: PointId, target: VmId, asked: RestoreDisk)
             run = parts.mint_run()
             with parts.crew.alive(run):
                 made = await restore_beside(
-                    point, record, vm, datastore, means(parts, home, hypervisor, advance), run=run
+                    point,
+                    record,
+                    vm,
+                    datastore,
+                    means(parts, home, hypervisor, advance),
+                    run=run,
+                    storage_policies=asked.storage_policies,
                 )
         parts.metrics.operation_finished("restore", "done")
         return told(parts, detail, made)

@@ -27,6 +27,7 @@ from connectors.hypervisor import (
     RestoreTarget,
     Snapshot,
     SnapshotDisk,
+    StoragePolicy,
     TrackedBase,
     TrackingDoubt,
 )
@@ -319,10 +320,23 @@ class VCenter:
         shown = await self._inventory.read_all(("config.annotation",))
         return await overwriting.marked_vms(self.session, shown, also)
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
+    async def policy_for_disk(self, configuration: bytes, key: int, asked: Mapping[str, str]) -> StoragePolicy:
+        """The storage policy that the saved VM's disk with this key had, by name. See provision.policy_for_disk."""
+        return await provision.policy_for_disk(self.session, configuration, key, asked)
+
+    async def add_disk(
+        self,
+        address: Address,
+        capacity_bytes: int,
+        datastore: str,
+        *,
+        thin: bool,
+        label: str,
+        policy: StoragePolicy,
+    ) -> tuple[Disk, tuple[str, ...]]:
         """Give a VM that is taken over one more, empty disk, marked as the one for the disk of this label."""
         return await overwriting.add_empty_disk(
-            self.session, address.moref, capacity_bytes, datastore, thin=thin, label=label
+            self.session, address.moref, capacity_bytes, datastore, thin=thin, label=label, policy=policy
         )
 
     async def discard_disk(self, address: Address, *, run: str, uuid: str) -> None:

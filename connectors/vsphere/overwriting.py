@@ -19,12 +19,13 @@ from pyVmomi import vim
 
 from connectors.cleanup import finish
 from connectors.errors import Busy, NotOurs, Rejected
-from connectors.hypervisor import CreatedVm, MarkedVm
+from connectors.hypervisor import CreatedVm, MarkedVm, StoragePolicy
 from connectors.vsphere.naming import PREFIX, TreeNode, tree_nodes
 from connectors.vsphere.proxy import VSAN
 from connectors.vsphere.removal import RemovalSettings, consolidate, read_tree
 from connectors.vsphere.restore_marks import RestoreMark, cleared, marked, option, read_mark, warned
 from connectors.vsphere.session import Session
+from connectors.vsphere.storage_policies import Policies, specification, with_policy
 from connectors.vsphere.vmfacts import disk_facts
 from policies.facts import Address, Disk
 
@@ -191,12 +192,20 @@ async def marked_vms(
 
 
 async def add_empty_disk(
-    session: Session, moref: str, capacity_bytes: int, datastore: str, *, thin: bool, label: str
-) -> Disk:
+    session: Session,
+    moref: str,
+    capacity_bytes: int,
+    datastore: str,
+    *,
+    thin: bool,
+    label: str,
+    policy: StoragePolicy,
+) -> tuple[Disk, tuple[str, ...]]:
     """Give a VM that is taken over one more disk, on its first SCSI, NVMe or SATA controller with room.
 
     The call that adds it writes its place into the VM's mark, as the one for the restore point's disk of this label:
-    who finds the mark finds the disk. Rejected when the VM does not carry this engine's mark.
+    who finds the mark finds the disk. Rejected when the VM does not carry this engine's mark. What the disk lacks of
+    its storage policy is told.
     """
     vm = session.managed(vim.VirtualMachine, moref)
     told = await session.properties(vm, ["config.hardware.device", "config.extraConfig"])
@@ -216,14 +225,20 @@ async def add_empty_disk(
         ),
     )
     change = vim.vm.device.VirtualDeviceSpec
-    made = change(operation=change.Operation.add, fileOperation=change.FileOperation.create, device=disk)
     marked_so = option(replace(mark, disk=label, added=f"{controller}:{unit}"))
-    await _reconfigure(session, vm, vim.vm.ConfigSpec(deviceChange=[made], extraConfig=[marked_so]))
+
+    async def add(id_: str) -> None:
+        made = change(operation=change.Operation.add, fileOperation=change.FileOperation.create, device=disk)
+        made.profile = specification(id_) or []
+        await _reconfigure(session, vm, vim.vm.ConfigSpec(deviceChange=[made], extraConfig=[marked_so]))
+
+    chosen = Policies({label: policy.id}, {policy.id: policy.name}, policy.lacking)
+    _, refused = await with_policy(add, chosen, label, "the added disk")
     after = (await session.properties(vm, ["config.hardware.device"])).get("config.hardware.device") or ()
     found = _disk_at(f"{controller}:{unit}", after)
     if found is None:
         raise Rejected("vCenter made no disk", where=moref)
-    return found
+    return found, (*policy.lacking, *refused)
 
 
 def _added(mark: RestoreMark, devices: Sequence[Any]) -> str:

@@ -11,7 +11,7 @@ from pyVmomi import vim
 
 from connectors.cleanup import finish
 from connectors.errors import Busy, ConnectorError, Gone, Rejected
-from connectors.hypervisor import CreatedVm, RestoreTarget
+from connectors.hypervisor import CreatedVm, RestoreTarget, StoragePolicy
 from connectors.kept_vm import KeptVm, unpack
 from connectors.vsphere import import_marks
 from connectors.vsphere.belongings import put_labels, put_nvram
@@ -139,6 +139,19 @@ async def plan_vm(session: Session, configuration: bytes, target: RestoreTarget)
     )
     warnings += [f"without {what}" for what in plan.left_out]
     return Planned(kept, saved, place, plan, chosen, policies, found, tuple(warnings))
+
+
+async def policy_for_disk(session: Session, configuration: bytes, key: int, asked: Mapping[str, str]) -> StoragePolicy:
+    """The storage policy of the saved VM's disk with this key, by name; the service is asked where it had one alone.
+
+    Rejected for a name in `asked` that the disk had not, or that is not there.
+    """
+    name = remembered(unpack(configuration).summary).get(str(key), "") if configuration else ""
+    had = {str(key): name} if name else {}
+    there, unknown = await ids_by_name(session) if had else ({}, "")
+    chosen = choose_policies(had, asked, there, unknown)
+    id_ = chosen.of(str(key))
+    return StoragePolicy(id_, chosen.names.get(id_, ""), chosen.warnings)
 
 
 async def finish_vm(session: Session, moref: str) -> None:

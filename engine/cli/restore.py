@@ -34,7 +34,7 @@ _BELONGS: Mapping[str, frozenset[str]] = {
     "--disk-datastore": frozenset({"to_vm"}),
     "--host": frozenset({"to_vm"}),
     "--network": frozenset({"to_vm"}),
-    "--storage-policy": frozenset({"to_vm"}),
+    "--storage-policy": frozenset({"to_vm", "into"}),
     "--keep-identity": frozenset({"to_vm"}),
     "--new-identity": frozenset({"to_vm"}),
     "--connect": frozenset({"to_vm"}),
@@ -105,6 +105,10 @@ def restore(
             else:
                 result = restore_here(place, point, disk, to_file, force, bar)
     else:
+        if over and storage_policy:
+            raise BadInput("the disk keeps the one that it has", where="--storage-policy", hint="leave it out")
+        pair = "a pair of storage policies"
+        policies = dict(_pair(one, "--storage-policy", pair, "OLD=NEW") for one in storage_policy)
         task: RestoreToVm | RestoreInPlace | RestoreDisk
         if way == "to_vm":
             task = RestoreToVm(
@@ -121,14 +125,24 @@ def restore(
                 ),
                 "keep" if keep_identity else "new" if new_identity else "auto",
                 True if connect else False if disconnect else None,
-                dict(_pair(one, "--storage-policy", "a pair of storage policies", "OLD=NEW") for one in storage_policy),
+                policies,
                 transport,
             )
         elif way == "in_place":
             task = RestoreInPlace(point, yes, power_off, not without_safety, keep_safety, discard)
         else:
             task = RestoreDisk(
-                point, into or "", disk, over, datastore, yes, power_off, not without_safety, keep_safety, discard
+                point,
+                into or "",
+                disk,
+                over,
+                datastore,
+                yes,
+                power_off,
+                not without_safety,
+                keep_safety,
+                discard,
+                policies,
             )
         with failure_shown(json), progress(quiet=json) as bar:
             result = dict(follow(running(repo, config), task, bar))

@@ -13,7 +13,7 @@ import pytest
 from pyVmomi import vim
 
 from connectors.errors import NotOurs, NoTransport
-from connectors.hypervisor import OpenTarget
+from connectors.hypervisor import OpenTarget, StoragePolicy
 from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace
 from engine.failures import Exit
 from policies.facts import Address, Disk
@@ -234,7 +234,7 @@ async def test_a_disk_that_was_added_and_not_written_to_is_taken_away_whatever_w
         vcenter = engine.parts.hypervisors[vm_center(engine)]
         add_disk = vcenter.add_disk
 
-        async def added(*given: Any, **more: Any) -> Disk:
+        async def added(*given: Any, **more: Any) -> tuple[Disk, tuple[str, ...]]:
             disk = await add_disk(*given, **more)
             assert len(lab.vm("app-02").disks) == 2
             if way_out == "cancelled while it is added":
@@ -316,7 +316,8 @@ async def test_no_disk_is_taken_away_but_the_one_that_the_run_has_added(fresh_la
         await vcenter.take_over(address, (), point="p1", run="r1", safety=False)
         await vcenter.discard_disk(address, run="r1", uuid="")
         assert len(lab.vm("web-01").disks) == 1, "none was added yet"
-        added = await vcenter.add_disk(address, MIB, "fast-1", thin=True, label="Hard disk 1")
+        policy = StoragePolicy()
+        added, _ = await vcenter.add_disk(address, MIB, "fast-1", thin=True, label="Hard disk 1", policy=policy)
         for run, uuid, why in (("r2", added.uuid, "another run has added it"), ("r1", "6000C29a", "taken the VM into")):
             with pytest.raises(NotOurs, match=why):
                 await vcenter.discard_disk(address, run=run, uuid=uuid)

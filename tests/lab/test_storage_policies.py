@@ -12,11 +12,16 @@ import pytest
 from pyVmomi import SoapStubAdapter, pbm, vim
 
 from connectors.errors import Rejected
-from connectors.hypervisor import CreatedVm, RestoreTarget
+from connectors.hypervisor import CreatedVm, RestoreTarget, StoragePolicy
 from connectors.kept_vm import unpack
+from engine.commands import RestoreDisk
+from policies.facts import Address
 from tests.lab.process import client_context
 from tests.lab.reaching import MIB, connected, snapshotted, transport_settings
+from tests.lab.test_engine_end_to_end import config_for
+from tests.lab.test_overwriting import ON_REQUEST, backed_up, known, restored
 from tests.lab.vcenter import Lab
+from tests.pipeline.running import engine_of
 
 FreshLab = Callable[..., Lab]
 
@@ -174,3 +179,57 @@ async def test_a_policy_service_that_refuses_or_is_silent_costs_the_names_alone_
     lab.inject("PbmQueryAssociatedProfiles", drop=True, times=2)
     async with connected(lab, transports) as vcenter, snapshotted(vcenter, lab, "web-01") as snapshot:
         assert "the connection failed" in unpack(snapshot.configuration).summary["missing"]["policies"]
+
+
+async def test_a_disk_that_is_added_to_a_vm_gets_the_storage_policy_that_it_had_or_the_one_that_is_asked_for(
+    fresh_lab: FreshLab, tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=2, disk_bytes=4 * MIB)
+
+    def people() -> tuple[str, str]:
+        gold, silver = make_policy(lab, "Gold"), make_policy(lab, "Silver")
+        give(lab, "web-01", gold, {disk_keys(lab, "web-01")[0]: silver})
+        lab.power_off("app-02")
+        return gold, silver
+
+    gold, silver = await asyncio.to_thread(people)
+    async with engine_of(config_for(lab, tmp_path / "engine", ON_REQUEST)) as engine:
+        await known(engine, "web-01", "app-02")
+        point = str((await backed_up(engine, "web-01"))["id"])
+
+        async def added(*, asked: dict[str, str] | None = None) -> tuple[dict[str, Any], str]:
+            report = await restored(engine, RestoreDisk(point, "app-02", storage_policies=asked or {}))
+            keys = await asyncio.to_thread(disk_keys, lab, "app-02")
+            return report, await asyncio.to_thread(policy_of, lab, "app-02", keys[-1])
+
+        report, policy = await added()
+        assert (report["state"], policy) == ("done", silver), report
+        assert not [said for said in report["warnings"] if "storage polic" in said]
+        assert (await added(asked={"Silver": "Gold"}))[1] == gold
+        before = (len(lab.vm("app-02").disks), lab.calls()["ReconfigVM_Task"])
+        for wrong, why in (({"Silver": "Tin"}, "no storage policy Tin"), ({"Gold": "Silver"}, "it had: Silver")):
+            report, _ = await added(asked=wrong)
+            assert why in str(report["sentence"])
+        assert (len(lab.vm("app-02").disks), lab.calls()["ReconfigVM_Task"]) == before, (
+            "refused before anything is made"
+        )
+        await asyncio.to_thread(remove_policy, lab, silver)
+        report, policy = await added()
+        assert policy == ""
+        assert [said for said in report["warnings"] if "without the storage policy Silver, which is not there" in said]
+
+
+async def test_a_disk_is_added_without_a_storage_policy_that_vcenter_refuses_and_that_is_told(
+    fresh_lab: FreshLab, tmp_path: Path
+) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False)
+    gold = await asyncio.to_thread(make_policy, lab, "Gold")
+    await asyncio.to_thread(lab.power_off, "web-01")
+    async with connected(lab, transport_settings(lab, tmp_path)) as vcenter:
+        address = Address(vcenter.vcenter, lab.vm("web-01").moref)
+        await vcenter.take_over(address, (), point="p1", run="r1", safety=False)
+        lab.inject("ReconfigVM_Task", fault="InvalidArgument", times=1)
+        policy = StoragePolicy(gold, "Gold")
+        disk, lacking = await vcenter.add_disk(address, MIB, "fast-1", thin=True, label="Hard disk 1", policy=policy)
+    assert lacking[0].startswith("the added disk is without the storage policy Gold, which vCenter refused")
+    assert await asyncio.to_thread(policy_of, lab, "web-01", disk.key) == ""

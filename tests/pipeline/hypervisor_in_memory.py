@@ -43,6 +43,7 @@ from connectors.hypervisor import (
     RestoreTarget,
     Snapshot,
     SnapshotDisk,
+    StoragePolicy,
     Stuns,
     TrackedBase,
     TrackingDoubt,
@@ -617,7 +618,19 @@ class HypervisorInMemory:
     async def is_own(self, address: Address) -> bool:
         return address in self.own
 
-    async def add_disk(self, address: Address, capacity_bytes: int, datastore: str, *, thin: bool, label: str) -> Disk:
+    async def policy_for_disk(self, configuration: bytes, key: int, asked: Mapping[str, str]) -> StoragePolicy:
+        return StoragePolicy()
+
+    async def add_disk(
+        self,
+        address: Address,
+        capacity_bytes: int,
+        datastore: str,
+        *,
+        thin: bool,
+        label: str,
+        policy: StoragePolicy,
+    ) -> tuple[Disk, tuple[str, ...]]:
         guest = self.guests[address]
         key = max(guest.files, default=1999) + 1
         path = self.directory / f"{guest.vm.name}-{key}.raw"
@@ -630,7 +643,7 @@ class HypervisorInMemory:
         self.added[address] = (label, added.uuid)
         guest.files[key], guest.writes[key] = path, []
         self.set(guest.vm, disks=(*guest.vm.disks, added))
-        return added
+        return added, policy.lacking
 
     async def discard_disk(self, address: Address, *, run: str, uuid: str) -> None:
         _, added = self.added.pop(address, ("", ""))
