@@ -90,6 +90,6 @@ def _ask(query: str, views: Mapping[str, str], limits: QueryLimits) -> QueryAnsw
     if "refused" in said:
         raise Declined(said["refused"], where="sql")
     if "wrong" in said:
-        raise BadInput(said["wrong"], where="sql")
+        raise BadInput(said["wrong"], where="sql", hint="views and their columns: backstay sql --views")
     columns = tuple((name, kind) for name, kind in said["columns"])
     return QueryAnswer(columns, tuple(tuple(row) for row in said["rows"]), said["truncated"])

@@ -6,13 +6,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
+from engine.cli.durations import duration
 from engine.cli.options import Config, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show
 from engine.cli.reach import detail_of, reach, utc_now
 from engine.client import Engine
 from engine.failures import BadInput, Exit
 from policies.facts import PointId, RestorePoint
-from policies.units import counted, parse_duration, span
+from policies.units import counted, span
 from storage.errors import Refused
 from storage.repository import Repository
 
@@ -42,7 +43,7 @@ def expire(
     if (point is None) == (marked is None):
         raise BadInput("name one restore point, or --marked with an age", where="POINT")
     if point is None:
-        return _expire_marked(_age(marked or ""), yes, repo, config, passphrase_file)
+        return _expire_marked(duration(marked or "", "--marked"), yes, repo, config, passphrase_file)
     with reach(repo, config, passphrase_file, command="expire") as place:
         if isinstance(place, Engine):
             found = point if lost else detail_of(place, point)[0]
@@ -54,13 +55,6 @@ def expire(
             place.expire(PointId(found), reason, utc_now(), lost=lost)
     say(f"{found} is forgotten.")
     return Exit.DONE
-
-
-def _age(text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise BadInput(str(error), where="--marked") from None
 
 
 def _expire_marked(

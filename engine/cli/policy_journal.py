@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
+from engine.cli.durations import duration
 from engine.cli.options import Config, Parameter, Repo
 from engine.cli.output import say
 from engine.cli.reach import configured_state_dir, running, utc_now
 from engine.cli.writing import write_file
 from engine.failures import BadInput, NotReachable
 from engine.units import show_size
-from policies.errors import Unusable
-from policies.units import parse_duration
 
 
 def policy_journal(
@@ -63,11 +62,3 @@ def _left_behind(since: datetime, config: Path | None) -> Iterator[bytes]:
         while beyond is not None:
             page, beyond = state.recorded(since, beyond)
             yield journal_lines(page)
-
-
-def duration(text: str, option: str) -> timedelta:
-    """A duration of the command line; BadInput names the option."""
-    try:
-        return parse_duration(text)
-    except Unusable as error:
-        raise BadInput(error.what, where=option, hint=error.instead) from None

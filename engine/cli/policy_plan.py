@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json as json_text
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
+from engine.cli.durations import duration
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json
 from engine.cli.reach import configured_policies
@@ -19,14 +19,14 @@ from engine.failures import BadInput, Exit
 from engine.revisions import policy_texts
 from engine.statefile import Standing
 from engine.units import show_size
-from policies.errors import PolicyError, Unusable
+from policies.errors import PolicyError
 from policies.forecast import Bytes, ChangePlan, plan
 from policies.loading import load, load_texts
 from policies.naming import unknown_names
 from policies.planfile import plan_file
 from policies.planwords import plan_words
 from policies.policyset import PolicySet
-from policies.units import counted, parse_duration
+from policies.units import counted
 
 MANY_POINTS = 50_000
 """From so many restore points on a plan takes seconds, and says that it is at work."""
@@ -69,7 +69,7 @@ def policy_plan(
     directory
         Where the new files are; else the configuration names it.
     """
-    ahead = _duration(horizon)
+    ahead = duration(horizon, "--horizon")
     if against is not None and from_ is not None:
         raise BadInput("--against and --from both say what to compare with", hint="give one of them")
     place = directory or configured_policies(config)
@@ -105,13 +105,6 @@ def _not_configured(policies: PolicySet, config: Path | None) -> tuple[str, ...]
     """What the policies name and the configuration does not have."""
     loaded = load_config(config)
     return unknown_names(policies, targets=loaded.notify, destinations=loaded.repositories, copies=loaded.copies)
-
-
-def _duration(text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except Unusable as error:
-        raise BadInput(error.what, where="--horizon", hint=error.instead) from None
 
 
 def _revision(directory: Path, revision: str) -> PolicySet:

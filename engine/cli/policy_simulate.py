@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
+from engine.cli.durations import duration
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json
-from engine.cli.policy_journal import duration, journal
+from engine.cli.policy_journal import journal
 from engine.cli.progress import progress
 from engine.cli.reach import configured_policies, utc_now
 from engine.cli.standing import Sources, read_file, standing

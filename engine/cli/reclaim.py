@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Annotated, Any
 
+from engine.cli.durations import duration
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import say, show, show_json
 from engine.cli.progress import progress
@@ -13,12 +13,12 @@ from engine.cli.reach import place_named, reach, utc_now
 from engine.cli.tasks import follow
 from engine.client import Engine
 from engine.commands import Reclaim
-from engine.failures import BadInput, Exit
+from engine.failures import Exit
 from engine.maintenance import safety
 from engine.plain import plain
 from engine.reports import plan_row
 from engine.units import show_size
-from policies.units import counted, parse_duration
+from policies.units import counted
 from storage.reclaim import SafetyAges, carry_out, plan_reclaim
 from storage.repository import Repository
 
@@ -56,7 +56,7 @@ def reclaim(
     dead. A run after the safety age asks all restore points again and frees them. Nothing that a restore point
     reaches is touched, nor a pack younger than the safety age. With --min-age 0s --yes one run does both.
     """
-    age = _age(min_age)
+    age = None if min_age is None else duration(min_age, "--min-age")
     with reach(repo, config, passphrase_file, command="reclaim") as place:
         if isinstance(place, Engine):
             seconds = None if age is None else age.total_seconds()
@@ -74,13 +74,6 @@ def reclaim(
 
 def _asked(plan: bool, seconds: float | None, yes: bool, repo: str | None) -> Reclaim:
     return Reclaim(plan_only=plan, min_age_seconds=seconds, yes=yes, repository=place_named(repo))
-
-
-def _age(text: str | None) -> timedelta | None:
-    try:
-        return None if text is None else parse_duration(text)
-    except ValueError as error:
-        raise BadInput(str(error), where="--min-age") from None
 
 
 def _reclaim(repository: Repository, ages: SafetyAges, plan_only: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from engine.cli.durations import duration
 from engine.cli.options import Config, Json, Parameter, Repo
 from engine.cli.output import printable, say, show_json
 from engine.cli.progress import progress
@@ -13,7 +14,6 @@ from engine.cli.tasks import follow
 from engine.commands import Rehearse
 from engine.failures import BadInput
 from engine.units import show_size
-from policies.units import parse_duration
 
 
 def rehearse(
@@ -48,12 +48,7 @@ def rehearse(
 
 
 def _seconds(text: str | None) -> float:
-    if text is None:
-        return 0.0
-    try:
-        return parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise BadInput(str(error), where="--heartbeat-within") from None
+    return 0.0 if text is None else duration(text, "--heartbeat-within").total_seconds()
 
 
 def _tell(result: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ def list_keys(*, repo: Repo = None, config: Config = None, json: Json = False) -
         say("The repository is not encrypted and has no keys.")
     else:
         rows = [(key.id, key.kind, _moment(key), key.derivation) for key in keys]
-        show_table(("KEY", "KIND", "MADE", "DERIVATION"), rows)
+        show_table(("KEY", "KIND", "MADE (UTC)", "DERIVATION"), rows)
 
 
 def add(
@@ -105,7 +105,7 @@ def rotate_key(
 
 
 def _moment(key: KeySlot) -> str:
-    return show_time(key.created_at.replace(microsecond=0)) if key.created_at is not None else ""
+    return show_time(key.created_at)[:19].replace("T", " ") if key.created_at is not None else ""
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadInput(error.strerror or "cannot be read", where=str(path)) from None
+        raise BadInput(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
 def _engine(sources: Sources) -> Engine | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from engine.cli.durations import duration
 from engine.cli.options import Config, Json, Parameter, PassphraseFile, Repo
 from engine.cli.output import printable, say, show, show_json
 from engine.cli.progress import Progress, Steps, progress
@@ -15,7 +16,7 @@ from engine.client import Engine
 from engine.failures import BadInput, Exit
 from engine.reports import verify_row
 from engine.units import show_size
-from policies.units import counted, parse_duration
+from policies.units import counted
 
 if TYPE_CHECKING:
     from storage.repository import Repository
@@ -49,7 +50,7 @@ def verify(
 
     What was found is recorded with the restore points, and with the packs that were read: the next one goes on there.
     """
-    reread_seconds, seconds = _seconds(reread, "--reread"), _time_left(until, length)
+    reread_seconds, seconds = duration(reread, "--reread").total_seconds(), _time_left(until, length)
     with (
         reach(repo, config, passphrase_file, command="verify", needed=NEEDED) as place,
         progress(quiet=json) as bar,
@@ -76,18 +77,11 @@ def verify(
     return Exit.DONE if report["complete"] else Exit.PARTIAL
 
 
-def _seconds(text: str, where: str) -> float:
-    try:
-        return parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise BadInput(str(error), where=where) from None
-
-
 def _time_left(until: str | None, length: str | None) -> float | None:
     if until is not None and length is not None:
         raise BadInput("--until and --for cannot both be given", where="--until")
     if length is not None:
-        return _seconds(length, "--for")
+        return duration(length, "--for").total_seconds()
     return _seconds_until(until, utc_now()) if until is not None else None
 
 

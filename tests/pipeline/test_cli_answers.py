@@ -71,6 +71,22 @@ def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, words: tuple
     assert "an empty name is no repository" in ran.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["verify --for 1", "verify --reread 1", "reclaim --min-age 1", "expire --marked 1", "policy plan --horizon 1"],
+)
+def test_what_is_no_duration_is_told_with_how_one_is_written(tmp_path: Path, repo: Path, words: str) -> None:
+    ran = backstay(*words.split(), "--repo", repo, home=tmp_path, expect=2)
+    option = words.split()[-2]
+    assert ran.err == f'{option}: "1" is not a duration (write a number and a unit (s, m, h, d, w) such as "4h")\n'
+
+
+def test_a_wrong_column_is_told_with_where_the_columns_are(tmp_path: Path, repo: Path) -> None:
+    ran = backstay("sql", "SELECT nope FROM restore_points", "--repo", repo, home=tmp_path, expect=2)
+    assert '"nope"' in ran.err and "backstay sql --views" in ran.err
+    assert "restore_points: id, " in backstay("sql", "--views", "--repo", repo, home=tmp_path).out
+
+
 def test_a_vm_without_restore_points_is_told_beside_the_empty_list(tmp_path: Path, repo: Path) -> None:
     ran = backstay("points", "wbe", "--repo", repo, home=tmp_path)
     assert ran.err == "There is no restore point of wbe.\n"
