@@ -47,6 +47,10 @@ class Rejected(ConnectorError):
     """The other side refused the call as it was put; putting it again the same way will not help."""
 
 
+class AlreadyThere(Rejected):
+    """What is to be made has the name or the identity of something that is there, which stays as it is."""
+
+
 class NotOurs(ConnectorError):
     """What looked like a left-over belongs to somebody else, and stays."""
 

@@ -122,6 +122,7 @@ _CONNECTOR: dict[type[connector.ConnectorError], tuple[Kind, Exit]] = {
     connector.Unreachable: (Kind.RETRY, Exit.UNREACHABLE),
     connector.LoginRefused: (Kind.FAIL, Exit.UNREACHABLE),
     connector.NotPermitted: (Kind.FAIL, Exit.UNREACHABLE),
+    connector.AlreadyThere: (Kind.FAIL, Exit.REFUSED),
     connector.Rejected: (Kind.FAIL, Exit.USAGE),
     connector.Gone: (Kind.FAIL, Exit.USAGE),
     connector.Busy: (Kind.RETRY, Exit.TRY_LATER),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def restore_to_file(
     if existing == "special":
         raise BadInput("is neither a file nor a block device", where=str(target), hint="name one")
     if existing and not force:
-        raise Declined("is there already", where=str(target), hint="choose another name, or overwrite with --force")
+        raise _in_the_way(target)
     if existing == "device":
         return _fill_device(disk, target, threads, progress)
     partial = target.with_name(f".{target.name}.partial")
@@ -54,6 +54,27 @@ def restore_to_file(
         raise
     _sync_folder(target.parent)
     return done
+
+
+def files_in(folder: Path, labels: Sequence[str], *, force: bool) -> dict[str, Path]:
+    """A file for each of these disks, in a folder, which is made where it is not there.
+
+    Nothing is written: Declined where one of them is there and force is not set, BadInput where no folder can be.
+    """
+    files = {label: folder / f"{label.replace('/', '_')}.raw" for label in labels}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        hint = "several disks become files in a folder: name one, or name the disk"
+        raise BadInput("is no folder", where=str(folder), hint=hint) from None
+    for file in files.values():
+        if not force and _kind_of(file):
+            raise _in_the_way(file)
+    return files
+
+
+def _in_the_way(target: Path) -> Declined:
+    return Declined("is there already", where=str(target), hint="choose another name, or overwrite with --force")
 
 
 def _kind_of(target: Path) -> str:

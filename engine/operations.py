@@ -16,7 +16,7 @@ from engine import further, maintenance
 from engine.commands import BackUpDisk, BackUpVm, Reclaim, RestoreToFile, Verify
 from engine.copying import stop_if
 from engine.failures import BadInput, Exit, Kind, RemoteFailure, Verdict
-from engine.file_restore import restore_to_file
+from engine.file_restore import files_in, restore_to_file
 from engine.inbox import Told
 from engine.jobs import Abandoned, Done, Failed, JobId, Outcome
 from engine.parts import Parts
@@ -143,7 +143,9 @@ def restore_file(parts: Parts, point: PointId, asked: RestoreToFile) -> Body:
         if asked.disk and asked.disk not in labels:
             raise BadInput(f"restore point {point} has no disk {asked.disk}", hint=f"it has: {', '.join(labels)}")
         chosen = [asked.disk] if asked.disk else labels
-        targets = {chosen[0]: asked.target} if len(chosen) == 1 else _files(asked.target, chosen)
+        targets = {chosen[0]: asked.target}
+        if len(chosen) > 1:
+            targets = await settled(parts.threads.long, files_in, asked.target, chosen, force=asked.force)
         results = []
         for label, target in targets.items():
             disk = await settled(parts.threads.repository, home.read_disk, point, label)
@@ -177,11 +179,6 @@ async def _write_file(parts: Parts, disk: PointDisk, target: Path, force: bool, 
         return restore_to_file(disk, target, force=force, progress=progress)
 
     return await interruptible(parts.threads.long, stop, work)
-
-
-def _files(folder: Path, labels: list[str]) -> dict[str, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return {label: folder / f"{label.replace('/', '_')}.raw" for label in labels}
 
 
 def verify_repository(parts: Parts, points: list[PointId], asked: Verify) -> Body:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyVmomi import vim
 
-from connectors.errors import Rejected
+from connectors.errors import AlreadyThere
 from connectors.hypervisor import Identity
 from connectors.vsphere.session import Session
 
@@ -43,7 +43,7 @@ def choose(wanted: Identity, taken: Taken) -> Chosen:
     if not said:
         return Chosen(True, "UUIDs and MAC addresses of the original, which nobody has now")
     if wanted is Identity.KEEP:
-        raise Rejected(
+        raise AlreadyThere(
             f"the identity of the original is in use: {'; '.join(said)}",
             hint="remove that VM, or restore with new identities",
         )

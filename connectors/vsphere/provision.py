@@ -10,7 +10,7 @@ from typing import Any
 from pyVmomi import vim
 
 from connectors.cleanup import finish
-from connectors.errors import Busy, ConnectorError, Gone, Rejected
+from connectors.errors import AlreadyThere, Busy, ConnectorError, Gone, Rejected
 from connectors.hypervisor import CreatedVm, RestoreTarget, StoragePolicy
 from connectors.kept_vm import KeptVm, unpack
 from connectors.vsphere import import_marks
@@ -238,7 +238,7 @@ def _check(saved: Any, kept: KeptVm, place: Place, target: RestoreTarget) -> Non
 async def _earlier(session: Session, place: Place, target: RestoreTarget) -> Mapping[str, Any] | None:
     """What is known of the VM that an interrupted restore of the same point left under the name; None when none did.
 
-    Rejected when something else has the name.
+    AlreadyThere when something else has the name.
     """
     there = await session.call(session.content.searchIndex.FindChild, place.folder, escaped(target.name))
     if there is None:
@@ -275,10 +275,10 @@ def _identity_of(found: Mapping[str, Any], saved: Any) -> Chosen:
     return Chosen(kept, f"UUIDs and MAC addresses {whose}, as chosen before the break")
 
 
-def name_taken(session: Session, target: RestoreTarget) -> Rejected:
+def name_taken(session: Session, target: RestoreTarget) -> AlreadyThere:
     """That something has the name already, and what to do."""
     folder = f"the folder {target.folder}" if target.folder else "its folder"
-    return Rejected(
+    return AlreadyThere(
         f"a VM or folder called {target.name} is there already in {folder}",
         where=session.where,
         hint="restore under another name, or into another folder",

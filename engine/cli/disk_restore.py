@@ -74,8 +74,9 @@ def restore_here(
     labels = [wanted] if wanted else [record.head.name for record in repository.detail(point).disks]
     if len(labels) == 1:
         return _restore_disk(repository, point, labels[0], target, force, bar)
-    target.mkdir(parents=True, exist_ok=True)
-    files = {label: target / f"{label.replace('/', '_')}.raw" for label in labels}
+    from engine.file_restore import files_in
+
+    files = files_in(target, labels, force=force)
     return {
         "point": point,
         "disks": [_restore_disk(repository, point, label, file, force, bar) for label, file in files.items()],

@@ -19,7 +19,7 @@ from pyVmomi import vim
 
 from connectors.disk_files import FileReader
 from connectors.disks import BlockingWriter, Extent, merge, pieces
-from connectors.errors import Busy, ConnectorError, NotPermitted, Rejected, TransportFailed, WriteFailed
+from connectors.errors import AlreadyThere, Busy, ConnectorError, NotPermitted, Rejected, TransportFailed, WriteFailed
 from connectors.hypervisor import RestoreTarget, Snapshot
 from connectors.vsphere import import_marks
 from connectors.vsphere.hypervisor import VCenter
@@ -143,7 +143,7 @@ async def test_each_way_in_which_an_import_fails_is_a_sentence_and_leaves_neithe
             pair.inject("HttpNfcLeaseProgress", "Timedout")
             kind, says = WriteFailed, "vCenter has ended the lease"
         case "name":
-            target, kind, says = RestoreTarget("pair", point="p", run="r"), Rejected, "there already"
+            target, kind, says = RestoreTarget("pair", point="p", run="r"), AlreadyThere, "there already"
         case "network":
             target = RestoreTarget("again", network_map={"nowhere": "VM Network"}, point="p", run="r")
             kind, says = Rejected, "the VM was on no network nowhere"

@@ -14,7 +14,7 @@ from pyVmomi import vim
 
 from connectors.errors import NotOurs, NoTransport
 from connectors.hypervisor import OpenTarget, StoragePolicy
-from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace
+from engine.commands import BackUpVm, RestoreDisk, RestoreInPlace, RestoreToFile, RestoreToVm
 from engine.failures import Exit
 from policies.facts import Address, Disk
 from tests.lab.images import GRAIN
@@ -329,6 +329,26 @@ async def test_no_disk_is_taken_away_but_the_one_that_the_run_has_added(fresh_la
         for _ in range(2):
             await vcenter.discard_disk(address, run="r1", uuid=added.uuid)
         assert len(lab.vm("web-01").disks) == 1
+
+
+async def test_what_is_there_already_is_refused_alike_wherever_it_is(fresh_lab: FreshLab, tmp_path: Path) -> None:
+    lab = fresh_lab(vms=1, disk_bytes=DISK_BYTES)
+    there = tmp_path / "there.raw"
+    there.write_text("mine")
+    async with engine_of(config_for(lab, tmp_path / "engine", ON_REQUEST)) as engine:
+        await known(engine, "web-01")
+        point = str((await backed_up(engine, "web-01"))["id"])
+        for task, why in (
+            (RestoreToVm(point, "web-01"), "a VM or folder called web-01 is there already"),
+            (RestoreToVm(point, "new", identity="keep"), "the identity of the original is in use"),
+            (RestoreToFile(point, there), "is there already"),
+        ):
+            report = await engine.finished(await engine.control.submit(task, "test"))
+            assert (report["exit"], why in str(report["sentence"])) == (int(Exit.REFUSED), True), report
+        report = await engine.finished(await engine.control.submit(RestoreToVm(point, "a/b"), "test"))
+        assert report["exit"] == int(Exit.USAGE)
+    assert [vm.name for vm in lab.vms()] == ["web-01"]
+    assert there.read_text() == "mine"
 
 
 class Small:

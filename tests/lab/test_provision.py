@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
-from connectors.errors import ConnectorError, Rejected
+from connectors.errors import AlreadyThere, ConnectorError, Rejected
 from connectors.hypervisor import RestoreTarget
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.vmspec import kept_options, read_configuration
@@ -145,7 +145,7 @@ async def test_a_name_with_what_vcenter_escapes_is_made_and_known_as_it_was_aske
         configuration = await saved(vcenter, lab, "web-01")
         made = await vcenter.create_vm(configuration, target)
         assert (await vcenter.vm(made.address)).name == target.name
-        with pytest.raises(Rejected, match="is there already"):
+        with pytest.raises(AlreadyThere, match="is there already"):
             await vcenter.create_vm(configuration, target)
 
 
@@ -155,7 +155,7 @@ async def test_a_name_that_is_taken_meanwhile_is_told_alike(fresh_lab: FreshLab,
         configuration = await saved(vcenter, lab, "web-01")
         other = {"Name": "new", "Object": {"Type": "VirtualMachine", "Value": "vm-1"}}
         lab.inject("CreateVM_Task", "DuplicateName", in_task=True, fields=other)
-        with pytest.raises(Rejected, match="is there already"):
+        with pytest.raises(AlreadyThere, match="is there already"):
             await vcenter.create_vm(configuration, RestoreTarget("new"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
-from connectors.errors import Rejected
+from connectors.errors import AlreadyThere, Rejected
 from connectors.hypervisor import Identity, RestoreTarget
 from connectors.kept_vm import KeptVm, pack, unpack
 from connectors.vsphere.vmspec import read_configuration
@@ -203,10 +203,10 @@ async def test_what_an_interrupted_restore_left_is_taken_up_and_nothing_else_is(
         made = await vcenter.create_vm(configuration, target)
         resumed = await vcenter.create_vm(configuration, replace(target, run="r2"))
         assert (resumed.address, resumed.disks, resumed.resumed) == (made.address, made.disks, True)
-        with pytest.raises(Rejected, match="is there already"):
+        with pytest.raises(AlreadyThere, match="is there already"):
             await vcenter.create_vm(configuration, replace(target, point="p2"))
         await vcenter.finish_vm(made)
-        with pytest.raises(Rejected, match="is there already"):
+        with pytest.raises(AlreadyThere, match="is there already"):
             await vcenter.create_vm(configuration, target)
 
 

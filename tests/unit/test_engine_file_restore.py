@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.failures import BadInput, Declined
-from engine.file_restore import restore_to_file
+from engine.failures import BadInput, Declined, Exit
+from engine.file_restore import files_in, restore_to_file
 from policies.facts import VmId
 from storage.errors import Damaged
 from storage.repository import DiskHead, PointDisk, PointHead, create, open_repository
@@ -49,6 +49,20 @@ def test_a_file_that_is_there_stays_unless_force_is_set(disk: PointDisk, tmp_pat
     assert target.read_text() == "mine"
     restore_to_file(disk, target, force=True)
     assert target.read_bytes() == DATA
+
+
+def test_several_disks_become_files_in_a_folder_if_none_of_them_is_there(tmp_path: Path) -> None:
+    folder, labels = tmp_path / "out" / "web", ["Hard disk 1", "a/b"]
+    files = files_in(folder, labels, force=False)
+    assert files == {"Hard disk 1": folder / "Hard disk 1.raw", "a/b": folder / "a_b.raw"}
+    files["a/b"].write_text("mine")
+    with pytest.raises(Declined, match=r"a_b\.raw: is there already"):
+        files_in(folder, labels, force=False)
+    assert files_in(folder, labels, force=True) == files
+    for no_folder in (files["a/b"], files["a/b"] / "below"):
+        with pytest.raises(BadInput, match=r"is no folder.*name the disk") as caught:
+            files_in(no_folder, labels, force=True)
+        assert caught.value.exit_code is Exit.USAGE
 
 
 def test_damage_leaves_no_file_and_keeps_the_old_one(disk: PointDisk, tmp_path: Path) -> None:

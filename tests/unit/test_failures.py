@@ -44,6 +44,8 @@ def test_no_error_of_ours_counts_as_a_bug(kind: type[connector.ConnectorError | 
         (connector.Unreachable("x"), 6),
         (connector.LoginRefused("x"), 6),
         (connector.Busy("x"), 75),
+        (connector.Rejected("x"), 2),
+        (connector.AlreadyThere("x"), 5),
         (PolicyError([Problem("a.toml", 1, 2, "this is wrong", "write that")]), 2),
         (BadInput("x"), 2),
         (KeyboardInterrupt(), 130),
