@@ -82,6 +82,10 @@ async def hold_import(
             where=session.where,
             hint="delete it, or have the restore go on by hot-add or NBD",
         )
+    if planned.policies.needed:
+        raise TransportFailed(
+            "its disks are encrypted, and vCenter exports no encrypted VM to be compared", where=target.name
+        )
     if len(planned.plan.disks) != len(mapped):
         raise Rejected(f"{len(planned.plan.disks)} disks would be made for {len(mapped)}", where=target.name)
     streams = [
@@ -254,7 +258,7 @@ async def _made(
     try:
         lease = await _leased(session, add_disks(config, planned, target, planned.policies), planned, target, unwanted)
     except (Rejected, NotPermitted, Failed, TransportFailed) as refused:
-        if not planned.policies.ids:
+        if not planned.policies.ids or planned.policies.needed:
             raise
         try:
             lease = await _leased(session, add_disks(config, planned, target, Policies()), planned, target, unwanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyVmomi import vim
@@ -25,7 +25,7 @@ from connectors.vsphere.storage_policies import choose as choose_policies
 from connectors.vsphere.tags import TagReader
 from connectors.vsphere.trial_marks import as_trial
 from connectors.vsphere.vmfacts import disk_facts
-from connectors.vsphere.vmspec import NewVm, add_disk, matching_controller, new_vm, read_configuration
+from connectors.vsphere.vmspec import NewVm, add_disk, encrypted_disks, matching_controller, new_vm, read_configuration
 from policies.facts import Address
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ async def plan_vm(session: Session, configuration: bytes, target: RestoreTarget)
     saved = read_configuration(configuration)
     place = await find_place(session, target, _remembered(kept, saved))
     _check(saved, kept, place, target)
-    policies = await _policies(session, kept, target)
+    policies = await _policies(session, kept, saved, target)
     found = await _earlier(session, place, target)
     chosen = choose(target.identity, await taken(session, saved)) if found is None else _identity_of(found, saved)
     version = await _offered_version(session, place, str(saved.version or ""))
@@ -161,14 +161,28 @@ async def finish_vm(session: Session, moref: str) -> None:
     await _reconfigure(session, vm, vim.vm.ConfigSpec(annotation=cleared(notes), extraConfig=[option(None)]))
 
 
-async def _policies(session: Session, kept: KeptVm, target: RestoreTarget) -> Policies:
-    """The storage policies of a VM to be made; a trial VM gets none. Where none was, nothing is asked."""
-    had = {} if target.trial else remembered(kept.summary, target.disks)
+async def _policies(session: Session, kept: KeptVm, saved: Any, target: RestoreTarget) -> Policies:
+    """The storage policies of a VM to be made. Where none was, nothing is asked.
+
+    A trial VM gets those that encrypt it alone: Rejected where what was encrypted would lie in the clear.
+    """
+    had = remembered(kept.summary, target.disks)
+    secret = [str(key) for key in encrypted_disks(saved, target.disks)] if target.trial else []
+    if target.trial:
+        had = {key: name for key, name in had.items() if secret and key in (HOME, *secret)}
     there: Mapping[str, str] = {}
     unknown = ""
     if had:
         there, unknown = await ids_by_name(session)
-    return choose_policies(had, target.storage_policies, there, unknown)
+    chosen = choose_policies(had, target.storage_policies, there, unknown)
+    if any(not chosen.of(key) for key in secret):
+        why = "; ".join(chosen.warnings) or "the restore point does not name the storage policy that encrypts it"
+        raise Rejected(
+            f"in a trial VM what is encrypted would lie in the clear: {why}",
+            where=target.name,
+            hint="restore it to a new VM by hand where it may lie so",
+        )
+    return replace(chosen, needed=bool(secret))
 
 
 async def _disks(session: Session, vm: Any, planned: Planned, target: RestoreTarget) -> tuple[list[Any], list[str]]:

@@ -41,11 +41,15 @@ _SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """The policies of a VM to be made: ids by HOME or the disk's key, their names by id, and what is lacking."""
+    """The policies of a VM to be made: ids by HOME or the disk's key, their names by id, and what is lacking.
+
+    Where they are `needed` nothing is made without them.
+    """
 
     ids: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    needed: bool = False
 
     def of(self, key: str) -> str:
         """The policy's id; empty for the datastore's default."""
@@ -100,7 +104,7 @@ def specification(policy: str) -> list[Any] | None:
 async def with_policy(put: Callable[[str], Awaitable[T]], chosen: Policies, key: str, what: str) -> tuple[T, list[str]]:
     """Make something with its policy or, where vCenter refuses that, without it; what was made, and what it lacks.
 
-    `put` makes nothing when it is refused.
+    `put` makes nothing when it is refused. Raises the refusal where the policy is needed.
     """
     policy = chosen.of(key)
     if not policy:
@@ -108,7 +112,7 @@ async def with_policy(put: Callable[[str], Awaitable[T]], chosen: Policies, key:
     try:
         return await put(policy), []
     except (Rejected, NotPermitted, Failed) as refused:
-        if not isinstance(refused.__cause__, vmodl.MethodFault):
+        if chosen.needed or not isinstance(refused.__cause__, vmodl.MethodFault):
             raise
         made = await put("")
         name = chosen.names.get(policy, policy)

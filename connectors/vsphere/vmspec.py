@@ -180,6 +180,13 @@ def kept_options(options: Iterable[Any]) -> list[Any]:
     return [vim.option.OptionValue(key=o.key, value=o.value) for o in options if not _DROPPED_OPTIONS.fullmatch(o.key)]
 
 
+def encrypted_disks(saved: Any, keys: Sequence[int]) -> list[int]:
+    """The keys of the saved VM's encrypted disks; `keys` leaves out others, unless it is empty. Pure."""
+    disks = (device for device in saved.hardware.device if isinstance(device, vim.vm.device.VirtualDisk))
+    wanted = (disk for disk in disks if not keys or disk.key in keys)
+    return [disk.key for disk in wanted if getattr(disk.backing, "keyId", None) is not None]
+
+
 def add_disk(
     saved: Any, disk: Any, present: Iterable[Any], datastore: str, profile: Sequence[Any] | None = None
 ) -> Any:

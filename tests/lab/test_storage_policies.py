@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyVmomi import SoapStubAdapter, pbm, vim
 
-from connectors.errors import Rejected
+from connectors.disks import Extent
+from connectors.errors import Rejected, TransportFailed
 from connectors.hypervisor import CreatedVm, RestoreTarget, StoragePolicy
-from connectors.kept_vm import unpack
+from connectors.kept_vm import pack, unpack
+from connectors.vsphere.hypervisor import VCenter
 from engine.commands import RestoreDisk
 from policies.facts import Address
 from tests.lab.process import client_context
 from tests.lab.reaching import MIB, connected, snapshotted, transport_settings
 from tests.lab.test_engine_end_to_end import config_for
 from tests.lab.test_overwriting import ON_REQUEST, backed_up, known, restored
-from tests.lab.vcenter import Lab
+from tests.lab.vcenter import Lab, Machine
 from tests.pipeline.running import engine_of
 
 FreshLab = Callable[..., Lab]
@@ -233,3 +236,43 @@ async def test_a_disk_is_added_without_a_storage_policy_that_vcenter_refuses_and
         disk, lacking = await vcenter.add_disk(address, MIB, "fast-1", thin=True, label="Hard disk 1", policy=policy)
     assert lacking[0].startswith("the added disk is without the storage policy Gold, which vCenter refused")
     assert await asyncio.to_thread(policy_of, lab, "web-01", disk.key) == ""
+
+
+async def test_a_trial_vm_gets_the_policies_that_encrypt_it_or_is_not_made(fresh_lab: FreshLab, tmp_path: Path) -> None:
+    sealed = Machine(name="sealed", disks=(4 * MIB,), encrypted=True, content=False)
+    lab = fresh_lab(vms=1, disk_bytes=4 * MIB, content=False, extra=[sealed])
+
+    def people() -> str:
+        policy = make_policy(lab, "Sealing")
+        give(lab, "sealed", policy, dict.fromkeys(disk_keys(lab, "sealed"), policy))
+        return policy
+
+    policy = await asyncio.to_thread(people)
+    trial = RestoreTarget("backstay-rehearsal-x", point="p", run="r", trial=True)
+
+    async def refused(vcenter: VCenter, configuration: bytes, why: str) -> None:
+        with pytest.raises(Rejected, match=why):
+            async with vcenter.trial_vm(configuration, trial):
+                raise AssertionError("it lies in the clear")
+        assert {vm.name for vm in lab.vms()} == {"web-01", "sealed"}
+
+    async with connected(lab, transport_settings(lab, tmp_path)) as vcenter:
+        async with snapshotted(vcenter, lab, "sealed") as snapshot:
+            configuration = snapshot.configuration
+        async with vcenter.trial_vm(configuration, trial) as made:
+            told = [await asyncio.to_thread(policy_of, lab, made.name, one) for one in (0, made.disks[0].key)]
+            assert told == [policy, policy]
+        extents = [[Extent(0, MIB)]]
+        with pytest.raises(TransportFailed, match="vCenter exports no encrypted VM"):
+            async with vcenter.import_vm(configuration, trial, extents):
+                raise AssertionError("nobody can compare it")
+        lab.inject("ReconfigVM_Task", fault="InvalidArgument", times=1)
+        await refused(vcenter, configuration, "InvalidArgument|refused")
+        await asyncio.to_thread(remove_policy, lab, policy)
+        await refused(vcenter, configuration, "would lie in the clear: without the storage policy Sealing")
+        bare = replace(unpack(configuration), summary={})
+        await refused(vcenter, pack(bare), "the restore point does not name the storage policy that encrypts it")
+        async with snapshotted(vcenter, lab, "web-01") as snapshot:
+            configuration = snapshot.configuration
+        async with vcenter.trial_vm(configuration, trial) as made:
+            assert await asyncio.to_thread(policy_of, lab, made.name) == ""

@@ -46,6 +46,13 @@ func (vm *VirtualMachine) become(spec *MachineSpec) error {
 		vm.Config.KeyId = &types.CryptoKeyId{KeyId: "key-1", ProviderId: &types.KeyProviderId{Id: "provider-1"}}
 		vm.Runtime.CryptoState = "unlocked"
 	}
+	if kind.Encrypted {
+		for _, device := range vm.Config.Hardware.Device {
+			if b := flatBacking(device); b != nil {
+				b.KeyId = vm.Config.KeyId
+			}
+		}
+	}
 	vm.adapt(&kind)
 	if kind.FaultTolerance {
 		vm.Runtime.FaultToleranceState = types.VirtualMachineFaultToleranceStateRunning
