@@ -32,6 +32,14 @@ _datacenters: WeakKeyDictionary[Session, dict[str, str]] = WeakKeyDictionary()
 """The inventory paths of datacenters by the hosts in them."""
 
 
+class ServerFailed(ConnectorError):
+    """The server could not serve a file, as where the host that it asks finds it locked."""
+
+
+class LoggedOut(Exception):
+    """The cookie is not valid any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class FolderFile:
     """A file as vSphere names it, "[datastore] folder/name", and the inventory path of its datacenter."""
@@ -76,34 +84,43 @@ class Part:
 
 
 async def read_part(session: Session, file: FolderFile, start: int, length: int) -> Part:
-    """So many bytes from start on, fewer where the file ends. Raises Gone when it is not there."""
+    """So many bytes from start on, fewer where the file ends. Gone when it is not there, ServerFailed for a 5xx."""
+    return await _answered(session, file, lambda client: ask_part(client, file, start, length))
 
-    async def ask(client: httpx.AsyncClient) -> Part:
-        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
-        async with client.stream("GET", file.url, headers=headers) as answer:
-            told = answer.headers.get("content-range", "")
-            if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                ends = _NOT_IN_RANGE.fullmatch(told)
-                return Part(b"", int(ends[1]) if ends is not None else start)
-            if answer.status_code == httpx.codes.OK:
-                if answer.headers.get("content-length") == "0":
-                    return Part(b"", 0)
-                raise Rejected("the server does not answer for parts of a file", where=file.name)
-            _check(answer, file, _READ_IN_PART)
-            match = _RANGE.fullmatch(told)
-            first, last, size = (int(number) for number in match.groups()) if match is not None else (-1, -1, -1)
-            if first != start or not first <= last < min(start + length, size):
-                raise Rejected(f"the server answered for another part of the file ({told!r})", where=file.name)
-            held = bytearray()
-            async for piece in answer.aiter_bytes():
-                held += piece
-                if len(held) > last + 1 - first:
-                    break
-            if len(held) != last + 1 - first:
-                raise Unreachable(f"{len(held)} of {last + 1 - first} bytes came", where=file.name)
-            return Part(bytes(held), size)
 
-    return await _answered(session, file, ask)
+async def ask_part(
+    client: httpx.AsyncClient,
+    file: FolderFile,
+    start: int,
+    length: int,
+    *,
+    server: str = "vCenter",
+    extensions: dict[str, Any] | None = None,
+) -> Part:
+    """One request for a part, to whomever the client reaches. Raises LoggedOut for a 401, and errors of httpx too."""
+    headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+    async with client.stream("GET", file.url, headers=headers, extensions=extensions) as answer:
+        told = answer.headers.get("content-range", "")
+        if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            ends = _NOT_IN_RANGE.fullmatch(told)
+            return Part(b"", int(ends[1]) if ends is not None else start)
+        if answer.status_code == httpx.codes.OK:
+            if answer.headers.get("content-length") == "0":
+                return Part(b"", 0)
+            raise Rejected("the server does not answer for parts of a file", where=file.name)
+        _check(answer, file, _READ_IN_PART, server)
+        match = _RANGE.fullmatch(told)
+        first, last, size = (int(number) for number in match.groups()) if match is not None else (-1, -1, -1)
+        if first != start or not first <= last < min(start + length, size):
+            raise Rejected(f"the server answered for another part of the file ({told!r})", where=file.name)
+        held = bytearray()
+        async for piece in answer.aiter_bytes():
+            held += piece
+            if len(held) > last + 1 - first:
+                break
+        if len(held) != last + 1 - first:
+            raise Unreachable(f"{len(held)} of {last + 1 - first} bytes came", where=file.name)
+        return Part(bytes(held), size)
 
 
 async def write_file(session: Session, file: FolderFile, data: bytes) -> None:
@@ -165,26 +182,24 @@ async def _answered(session: Session, file: FolderFile, ask: Callable[[httpx.Asy
                 return await ask(client)
         except httpx.HTTPError as error:
             raise Unreachable(f"vCenter does not serve it: {type(error).__name__}", where=file.name) from error
-        except _LoggedOut as error:
+        except LoggedOut as error:
             if not again:
                 raise NotPermitted("vCenter does not accept the login for files", where=file.name) from error
             await session.call(session.now)  # logs in again where the login was lost
     raise AssertionError("unreachable")
 
 
-class _LoggedOut(Exception):
-    """The cookie is not valid any more."""
-
-
-def _check(answer: httpx.Response, file: FolderFile, well: tuple[int, ...]) -> None:
+def _check(answer: httpx.Response, file: FolderFile, well: tuple[int, ...], server: str = "vCenter") -> None:
     status = answer.status_code
     if status == httpx.codes.UNAUTHORIZED:
-        raise _LoggedOut
+        raise LoggedOut
     if status == httpx.codes.FORBIDDEN:
         raise NotPermitted(
             "the account may not read or write it", where=file.name, hint="grant Datastore.Browse and .FileManagement"
         )
     if status == httpx.codes.NOT_FOUND:
         raise Gone("it is not there", where=file.name)
+    if answer.is_server_error:
+        raise ServerFailed(f"{server} answered {status} for it", where=file.name)
     if status not in well:  # a redirect among them: what it says is not the file, and nothing was written
-        raise ConnectorError(f"vCenter answered {status} for it", where=file.name)
+        raise ConnectorError(f"{server} answered {status} for it", where=file.name)

@@ -2,7 +2,8 @@
 
 vCenter's API does not tell it. The host adds to `vmware.log` beside the VM for each time ("stun") a line such as
 `2015-10-27T22:01:42.149Z| vcpu-0| I120: Checkpoint_Unstun: vm stopped for 188405 us` (KB 1002836): at the making and
-at the removal of a snapshot, and at a vMotion, with which a new log begins. It is read over vCenter's /folder.
+at the removal of a snapshot, and at a vMotion, with which a new log begins. It is read over vCenter's /folder, or over
+that of the VM's own host, where vCenter asks another one that cannot open it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import asyncio
 import logging
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from pyVmomi import vim
 
 from connectors.errors import ConnectorError, Gone, NotPermitted
 from connectors.hypervisor import Stuns
-from connectors.vsphere.folder_files import FolderFile, Part, below, datacenter_of_host, read_part
+from connectors.vsphere.folder_files import FolderFile, Part, ServerFailed, below, datacenter_of_host, read_part
+from connectors.vsphere.host_files import read_part_at
 from connectors.vsphere.session import Session
 from policies.facts import PowerState, Vm
 
@@ -70,6 +73,7 @@ class StunClock:
         self._mark: _Mark | None = None
         self._over = vm.power is not PowerState.ON
         self._told = False
+        self._at_host = False
 
     async def look(self) -> Stuns | None:
         """The stuns since the last look; None at the first one, and where they cannot be told. Raises nothing."""
@@ -88,8 +92,8 @@ class StunClock:
         return None
 
     async def _since(self, mark: _Mark | None) -> Stuns | None:
-        file = await self._file()
-        seen = await read_part(self._session, file, 0, _BEGINNING_BYTES)
+        name, host = await self._place()
+        seen = await self._read(name, host, 0, _BEGINNING_BYTES)
         if mark is None:
             self._mark = _Mark(seen.data, seen.size)
             return None
@@ -97,7 +101,7 @@ class StunClock:
         begin = max(start, seen.size - MOST_BYTES)
         data = b""
         if seen.size > begin:
-            data = (await read_part(self._session, file, begin, seen.size - begin)).data
+            data = (await self._read(name, host, begin, seen.size - begin)).data
         if begin > start:
             cut = data.find(b"\n") + 1
             begin, data = begin + cut, data[cut:]
@@ -105,13 +109,26 @@ class StunClock:
         self._mark = _Mark(seen.data, begin + whole)
         return Stuns(stuns)
 
-    async def _file(self) -> FolderFile:
-        """The log where it is now: a move of storage takes it along, or begins a new one there."""
+    async def _read(self, name: str, host: Any, start: int, length: int) -> Part:
+        """By vCenter; where it cannot by the VM's host, and by that first for as long as that works."""
+        if not self._at_host:
+            try:
+                file = FolderFile(name, await datacenter_of_host(self._session, host))
+                return await read_part(self._session, file, start, length)
+            except ServerFailed as error:
+                log.debug("the log of the VM is asked of its host", extra={"vm": self._vm.name, "why": str(error)})
+        self._at_host = False
+        part = await read_part_at(self._session, host, name, start, length)
+        self._at_host = True
+        return part
+
+    async def _place(self) -> tuple[str, Any]:
+        """The log and the VM's host, as they are now: a move of storage takes it along, or begins a new one there."""
         told = await self._session.properties(self._managed, ["config.files.logDirectory", "runtime.host"])
         folder, host = str(told.get("config.files.logDirectory") or ""), told.get("runtime.host")
         if host is None:
             raise Gone("the VM has no host", where=self._vm.name)
-        return FolderFile(below(folder, LOG_NAME), await datacenter_of_host(self._session, host))
+        return below(folder, LOG_NAME), host
 
     def _tell(self, why: str) -> None:
         if not self._told:

@@ -154,6 +154,7 @@ EDITS = (
         "\troot := r.content().RootFolder\n",
         "\tm.PrivilegeList = labPrivileges(m.privileges)\n\troot := r.content().RootFolder\n",
     ),
+    _renamed("simulator/session_manager.go", "s *SessionManager", "AcquireGenericServiceTicket", "acquireTicketBase"),
     Edit(
         "simulator/session_manager.go",
         "return req.UserName == user.Username() && req.Password == pass",

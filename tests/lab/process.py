@@ -21,13 +21,23 @@ from tests.lab.build import vcsim
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """Files of what a server shows, and its key. The thumbprint is SHA-1, as VDDK wants it."""
+
+    certificate: Path
+    key: Path
+    thumbprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Certificates:
-    """Files of the lab's own CA and of the server's certificate and key. The thumbprint is SHA-1, as VDDK wants it."""
+    """Files of the lab's own CA, of what its vCenter shows, and of what its hosts show."""
 
     ca: Path
     certificate: Path
     key: Path
     thumbprint: str
+    host: Shown
 
 
 def make_certificates(directory: Path) -> Certificates:
@@ -47,12 +57,22 @@ def make_certificates(directory: Path) -> Certificates:
         .add_extension(_key_usage(sign_certificates=True), critical=True)
         .sign(ca_key, hashes.SHA256())
     )
+    (directory / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    own = _shown(directory, "server", ca, ca_key, ["127.0.0.1"])
+    host = _shown(directory, "host", ca, ca_key, [f"127.0.0.{n}" for n in range(2, 32)])
+    return Certificates(directory / "ca.pem", own.certificate, own.key, own.thumbprint, host)
+
+
+def _shown(
+    directory: Path, stem: str, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, addresses: list[str]
+) -> Shown:
+    now = datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names = [x509.DNSName("localhost"), *(x509.IPAddress(ipaddress.ip_address(each)) for each in addresses)]
     leaf = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]))
-        .issuer_name(ca_name)
+        .issuer_name(ca.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
@@ -65,8 +85,7 @@ def make_certificates(directory: Path) -> Certificates:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    made = Certificates(directory / "ca.pem", directory / "server.pem", directory / "server.key", _thumbprint(leaf))
-    made.ca.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    made = Shown(directory / f"{stem}.pem", directory / f"{stem}.key", _thumbprint(leaf))
     made.certificate.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
     made.key.touch(mode=0o600)
     made.key.write_bytes(
@@ -116,9 +135,10 @@ class VcenterProcess:
         if not line:
             self.stop()
             raise RuntimeError(f"the lab's vCenter did not start:\n{self.log.read_text()[-4000:]}")
-        ready: dict[str, str] = json.loads(line)
-        self.address = ready["address"]
-        self.control = ready["control"]
+        ready: dict[str, Any] = json.loads(line)
+        self.address: str = ready["address"]
+        self.control: str = ready["control"]
+        self.hosts_port: int = ready["hosts_port"]
 
     @property
     def pid(self) -> int:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from pyVmomi import vim
 
 from connectors.hypervisor import Stuns
-from connectors.vsphere import stun
+from connectors.vsphere import host_files, stun
 from connectors.vsphere.hypervisor import VCenter
 from connectors.vsphere.stun import StunClock
 from policies.facts import Address, Consistency
-from tests.lab.connect import connected
+from tests.lab.connect import connected, vcenter_settings
 from tests.lab.test_session_cuts import Backups, backups_of
 from tests.lab.vcenter import MIB, Lab, Machine, start_lab
 
 GET = "GET /folder"
+TICKET = "AcquireGenericServiceTicket"
 CREATION, REMOVAL = Stuns((0.188,)), Stuns((0.042,))
 LINE = b"2026-11-23T12:00:00.000Z| vmx| I005: nothing that matters here\n"
 
@@ -30,7 +37,7 @@ def houses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     off = Machine(name="off", content=False, disks=(MIB,), power="off")
     with start_lab(
         tmp_path_factory.mktemp("stuns"), vms=2, disks_per_vm=1, disk_bytes=MIB, content=False, tracking=True,
-        extra=[off], settings={"stun_ms": 188, "removal_stun_ms": 42},
+        extra=[off], serve_files=True, settings={"stun_ms": 188, "removal_stun_ms": 42},
     ) as lab:  # fmt: skip
         yield lab
 
@@ -39,7 +46,7 @@ def houses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def lab(houses: Lab) -> Iterator[Lab]:
     yield houses
     houses.heal()
-    houses.settings(stun_ms=188, removal_stun_ms=42)
+    houses.settings(stun_ms=188, removal_stun_ms=42, logs_locked=False, ticket_thumbprint="")
     houses.surroundings(user=houses.user, denied=[])
 
 
@@ -53,6 +60,14 @@ async def vcenter(lab: Lab) -> AsyncIterator[VCenter]:
 async def backups(lab: Lab, tmp_path: Path) -> AsyncIterator[Backups]:
     async with backups_of(lab, tmp_path) as each:
         yield each
+
+
+@pytest.fixture
+def locked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A lab whose vCenter finds the log locked, and in which the VM's own host is reached."""
+    lab.settings(logs_locked=True)
+    monkeypatch.setattr(host_files, "PORT", lab.hosts_port)
+    return lab
 
 
 async def clock_of(vcenter: VCenter, lab: Lab, name: str = "web-01") -> StunClock:
@@ -172,6 +187,172 @@ async def test_a_session_that_was_lost_is_made_again_for_the_log(lab: Lab, vcent
     await asyncio.to_thread(lab.remove_snapshot, snapshot)
 
 
+# What only the VM's own host can open
+
+
+def at_host(lab: Lab, host: str) -> int:
+    """How many requests have come to a host."""
+    return lab.calls().get(f"GET /folder at {host}", 0)
+
+
+async def test_a_log_that_its_own_host_alone_can_open_is_read_there_with_a_ticket_for_each_request(
+    locked: Lab, vcenter: VCenter
+) -> None:
+    host, calls = locked.vm("web-01").host, locked.calls()
+    asked, before = calls.get(GET, 0), at_host(locked, host)
+    clock = await begun(vcenter, locked)
+    snapshot = await by_hand(locked)
+    assert await clock.look() == CREATION
+    assert await clock.look() == Stuns()
+    await asyncio.to_thread(locked.remove_snapshot, snapshot)
+    assert await clock.look() == REMOVAL
+    now = locked.calls()
+    assert now[GET] == asked + 1  # vCenter is asked once
+    assert at_host(locked, host) - before == now[TICKET] - calls.get(TICKET, 0) == 6
+
+
+async def test_a_restore_point_has_the_stuns_that_its_own_host_told(locked: Lab, backups: Backups) -> None:
+    done = await backups.next()
+    assert {when: told["longest_seconds"] for when, told in done.stuns.items()} == {"creation": 0.188, "removal": 0.042}
+
+
+async def test_after_a_vmotion_the_new_host_is_asked(locked: Lab, vcenter: VCenter) -> None:
+    old = locked.vm("web-01").host
+    clock = await begun(vcenter, locked)
+    new = await asyncio.to_thread(locked.drs_move, "web-01")
+    before = at_host(locked, old), at_host(locked, new)
+    assert await clock.look() == CREATION
+    assert (at_host(locked, old), at_host(locked, new)) == (before[0], before[1] + 2)
+
+
+async def test_a_host_that_shows_another_certificate_is_sent_nothing(
+    locked: Lab, vcenter: VCenter, backups: Backups, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "connectors.vsphere.stun")
+    locked.settings(ticket_thumbprint=locked.thumbprint)  # of vCenter, by the same authority
+    before = at_host(locked, locked.vm("web-01").host)
+    clock = await clock_of(vcenter, locked)
+    assert [await clock.look(), await clock.look()] == [None, None]
+    assert "shows another certificate than vCenter tells of" in str([vars(each) for each in caplog.records])
+    await whole_without_stuns(backups)
+    assert at_host(locked, locked.vm("web-01").host) == before
+
+
+async def test_with_vcenters_certificate_pinned_the_host_is_verified_by_its_thumbprint_alone(locked: Lab) -> None:
+    settings = vcenter_settings(locked)
+    pinned = replace(settings, session=replace(settings.session, ca_file=locked.root / "server.pem"))
+    vcenter = await VCenter.connect(pinned)
+    host = locked.vm("web-01").host
+    try:
+        for told in ("", "none"):  # the ticket's, and where it has none the one that vCenter tells of the host
+            locked.settings(ticket_thumbprint=told)
+            clock = await begun(vcenter, locked)
+            assert await clock.look() == Stuns()
+        before = at_host(locked, host)
+        locked.settings(ticket_thumbprint=locked.thumbprint)
+        clock = await clock_of(vcenter, locked)
+        assert await clock.look() is None
+        assert await clock.look() is None
+        assert at_host(locked, host) == before
+    finally:
+        await vcenter.aclose()
+
+
+async def test_a_host_that_is_out_of_reach_costs_the_run_nothing(
+    locked: Lab, vcenter: VCenter, backups: Backups, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "connectors.vsphere.stun")
+    clock = await begun(vcenter, locked)
+    with socket.socket() as nobody:
+        nobody.bind((locked.vm("web-01").host, 0))
+        monkeypatch.setattr(host_files, "PORT", nobody.getsockname()[1])
+        assert await clock.look() is None
+        assert "the engine needs TCP 443 to the ESXi hosts" in str([vars(each) for each in caplog.records])
+        await whole_without_stuns(backups)
+    monkeypatch.setattr(host_files, "PORT", locked.hosts_port)
+    assert await clock.look() is None
+    assert await clock.look() == Stuns()
+
+
+async def test_a_host_that_does_not_answer_holds_nobody_up(
+    locked: Lab, vcenter: VCenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stun, "LOOK_SECONDS", 0.5)
+    locked.inject(f"GET /folder at {locked.vm('web-01').host}", delay_seconds=5)
+    clock = await clock_of(vcenter, locked)
+    began = time.monotonic()
+    assert await clock.look() is None
+    assert time.monotonic() - began < 4
+    before = locked.calls()[TICKET]
+    assert await clock.look() is None
+    assert locked.calls()[TICKET] == before
+
+
+@pytest.mark.parametrize(("fault", "tickets"), [("NoPermission", 1), ("NotSupported", 3)])
+async def test_a_vcenter_that_gives_no_ticket_costs_the_run_nothing(
+    locked: Lab, vcenter: VCenter, backups: Backups, fault: str, tickets: int
+) -> None:
+    locked.inject(TICKET, fault, times=0)
+    before = locked.calls().get(TICKET, 0)
+    clock = await clock_of(vcenter, locked)
+    assert [await clock.look() for _ in range(3)] == [None, None, None]
+    assert locked.calls()[TICKET] == before + tickets
+    await whole_without_stuns(backups)
+
+
+async def test_no_ticket_is_ever_in_a_log_or_an_error(
+    locked: Lab, vcenter: VCenter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    given: list[str] = []
+    choose = host_files._thumbprint
+    wrong = ""
+
+    def noting(ticket: Any, of_host: str) -> str:
+        given.append(ticket.id)
+        return wrong or choose(ticket, of_host)
+
+    monkeypatch.setattr(host_files, "_thumbprint", noting)
+    at = f"GET /folder at {locked.vm('web-01').host}"
+    clock = await begun(vcenter, locked)
+    for fault, drop in (("FileLocked", False), ("", True)):
+        assert await clock.look() == Stuns()
+        locked.inject(at, fault, drop=drop)
+        assert await clock.look() is None
+        assert await clock.look() is None
+    wrong = "A" * 40
+    assert await (await clock_of(vcenter, locked)).look() is None
+    assert len(given) == len(set(given)) >= 6
+    told = "\n".join(f"{vars(each)} {each.getMessage()} {each.exc_text}" for each in caplog.records)
+    assert "shows another certificate" in told
+    assert "start_tls" in told  # httpcore's own were among them
+    assert not [ticket for ticket in given if ticket in told]
+
+
+async def test_a_host_of_the_lab_takes_a_ticket_once_for_its_own_address_and_opens_no_log_of_another_host(
+    locked: Lab, vcenter: VCenter
+) -> None:
+    vm = locked.vm("web-01")
+    path = f"/folder/web-01/vmware.log?dcPath=ha-datacenter&dsName={vm.datastore}"
+    own = f"https://{vm.host}:{locked.hosts_port}{path}"
+    other = own.replace(vm.host, "127.0.0.2" if vm.host != "127.0.0.2" else "127.0.0.3")
+    manager = vcenter.session.content.sessionManager
+    trusted = ssl.create_default_context(cafile=str(locked.ca_file))
+
+    async def ask(url: str, *, granted: str = "", method: str = "httpGet", times: int = 1) -> list[int]:
+        spec = vim.SessionManager.HttpServiceRequestSpec(method=method, url=granted or url)
+        ticket = await vcenter.session.call(manager.AcquireGenericServiceTicket, spec)
+        cookie = {"Cookie": f"vmware_cgi_ticket={ticket.id}"}
+        async with httpx.AsyncClient(verify=trusted, headers=cookie, trust_env=False) as client:
+            return [(await client.get(url)).status_code for _ in range(times)]
+
+    assert await ask(own, times=2) == [200, 401]
+    assert await ask(own, granted=other) == [401]
+    assert await ask(own, granted=own.replace("vmware.log", "web-01.vmx")) == [401]
+    assert await ask(own, method="httpPut") == [401]
+    assert await ask(other) == [500]
+
+
 # Where it cannot be told
 
 
@@ -187,18 +368,31 @@ async def test_without_the_privilege_it_is_asked_once_and_the_run_is_as_ever(
     lab: Lab, vcenter: VCenter, backups: Backups
 ) -> None:
     lab.surroundings(user=lab.user, denied=["Datastore.FileManagement"])
-    before = lab.calls().get(GET, 0)
+    before = lab.calls()
     clock = await clock_of(vcenter, lab)
     assert [await clock.look() for _ in range(3)] == [None, None, None]
-    assert lab.calls()[GET] == before + 1
+    assert lab.calls()[GET] == before.get(GET, 0) + 1
+    assert lab.calls().get(TICKET, 0) == before.get(TICKET, 0)
     await whole_without_stuns(backups)
+
+
+async def test_a_log_that_is_not_there_is_asked_of_no_host(locked: Lab, vcenter: VCenter) -> None:
+    locked.settings(logs_locked=False)
+    log, before = locked.log_of("web-01"), locked.calls().get(TICKET, 0)
+    clock = await clock_of(vcenter, locked)
+    away = log.rename(log.with_name("away.log"))
+    assert await clock.look() is None
+    assert locked.calls().get(TICKET, 0) == before
+    away.rename(log)
+    assert await clock.look() is None
+    assert await clock.look() == Stuns()
 
 
 @pytest.mark.parametrize("fault", ["cut-off", "locked"])
 async def test_a_log_that_breaks_off_or_is_locked_costs_what_it_would_have_told_alone(
     lab: Lab, vcenter: VCenter, backups: Backups, fault: str
 ) -> None:
-    # A host that does not run the VM finds its log locked; vCenter may ask any host.
+    # Another host than the VM's finds its log locked, and the VM's own is out of reach at its port.
     clock = await begun(vcenter, lab)
     write(lab, LINE * 50)
     lab.inject(GET, drop=True, times=0) if fault == "cut-off" else lab.inject(GET, "FileLocked", times=0)

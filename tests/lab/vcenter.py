@@ -37,6 +37,7 @@ class Lab(Inventory):
         self.host, port = process.address.rsplit(":", 1)
         self.port = int(port)
         self.url = f"https://{process.address}/sdk"
+        self.hosts_port = process.hosts_port
         self.user: str = facts["user"]
         self.admin: str = facts["admin"]
         self.viewer: str = facts["viewer"]
@@ -324,6 +325,7 @@ def start_lab(
     tracking: bool = False,
     tools: bool = True,
     extra: Sequence[Machine] = (),
+    serve_files: bool = False,
     settings: Mapping[str, object] | None = None,
     device_folder: Path | None = None,
     password: str = "lab-secret-7",
@@ -332,7 +334,8 @@ def start_lab(
     """Start a lab below `root` (made when missing) and stop it at the end of the block, also when that fails.
 
     `hosts` is per cluster. With `content` each disk carries an ext4 file system; without, it is empty and costs
-    nothing, so that a thousand VMs start in seconds. `extra` adds VMs described one by one.
+    nothing, so that a thousand VMs start in seconds. `extra` adds VMs described one by one. With `serve_files` the
+    hosts are named by addresses of loopback, at which they serve their /folder (Lab.hosts_port).
     """
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
@@ -351,6 +354,7 @@ def start_lab(
     specification = facts | {
         "devices": facts["device_folder"], "certificate": str(certificates.certificate), "key": str(certificates.key),
         "clusters": clusters, "hosts": hosts, "datastores": list(datastores), "verbose": verbose,
+        "serve_files": serve_files, "host": {k: str(v) for k, v in asdict(certificates.host).items()},
         "machines": [{k: v for k, v in asdict(m).items() if k != "content"} for m in plan],
     }  # fmt: skip
     lab = Lab(root, VcenterProcess(root, specification), facts)

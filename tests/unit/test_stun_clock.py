@@ -38,11 +38,15 @@ class Log:
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     log = Log()
 
-    async def file(self: StunClock) -> FolderFile:
-        return FolderFile("[ssd-1] web/vmware.log", "DC0")
+    async def place(self: StunClock) -> tuple[str, object]:
+        return "[ssd-1] web/vmware.log", None
+
+    async def datacenter(session: Session, host: object) -> str:
+        return "DC0"
 
     monkeypatch.setattr(stun, "read_part", log.part)
-    monkeypatch.setattr(StunClock, "_file", file)
+    monkeypatch.setattr(stun, "datacenter_of_host", datacenter)
+    monkeypatch.setattr(StunClock, "_place", place)
     return log
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import httpx
 import pytest
 
-from connectors.errors import ConnectorError, Rejected, Unreachable
+from connectors.errors import Rejected, Unreachable
 from connectors.vsphere import folder_files
-from connectors.vsphere.folder_files import FolderFile, Part, read_part
+from connectors.vsphere.folder_files import FolderFile, Part, ServerFailed, read_part
 from connectors.vsphere.session import Session, SessionSettings
 from connectors.vsphere.stun import parse
 
@@ -105,9 +105,10 @@ async def test_a_part_is_what_was_asked_for_or_what_there_is_of_it(
         (206, {"Content-Range": f"bytes 10-19/{'9' * 5000}"}, b"0123456789", Rejected),
         (206, {"Content-Range": "bytes 10-19/40"}, b"0" * 5000, Unreachable),
         (206, {"Content-Range": "bytes 10-19/40"}, b"012", Unreachable),
-        (500, {}, b"", ConnectorError),
+        (500, {}, b"", ServerFailed),
+        (503, {}, b"", ServerFailed),
     ],
-    ids=["whole", "untold", "another", "more", "backwards", "huge", "too-much", "cut-off", "locked"],
+    ids=["whole", "untold", "another", "more", "backwards", "huge", "too-much", "cut-off", "locked", "busy"],
 )
 async def test_any_other_answer_is_an_error_of_ours(
     answers: Callable[..., None], status: int, headers: Mapping[str, str], body: bytes, error: type[Exception]

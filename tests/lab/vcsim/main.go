@@ -23,9 +23,14 @@ type specification struct {
 	simulator.LabSpec
 	Certificate string `json:"certificate"`
 	Key         string `json:"key"`
-	Clusters    int    `json:"clusters"`
-	Hosts       int    `json:"hosts"` // of each cluster
-	Verbose     bool   `json:"verbose"`
+	Host        struct {
+		Certificate string `json:"certificate"`
+		Key         string `json:"key"`
+		Thumbprint  string `json:"thumbprint"`
+	} `json:"host"`
+	Clusters int  `json:"clusters"`
+	Hosts    int  `json:"hosts"` // of each cluster
+	Verbose  bool `json:"verbose"`
 }
 
 func main() {
@@ -72,7 +77,16 @@ func run(spec *specification, input io.Reader) error {
 	if err != nil {
 		return err
 	}
-	ready, err := json.Marshal(map[string]string{"address": server.URL.Host, "control": control})
+	port := 0
+	if spec.ServeFiles {
+		if certificate, err = tls.LoadX509KeyPair(spec.Host.Certificate, spec.Host.Key); err != nil {
+			return err
+		}
+		if port, err = simulator.ServeHosts(certificate, spec.Host.Thumbprint); err != nil {
+			return err
+		}
+	}
+	ready, err := json.Marshal(map[string]interface{}{"address": server.URL.Host, "control": control, "hosts_port": port})
 	if err != nil {
 		return err
 	}

@@ -44,6 +44,10 @@ func (s *Service) serveFolder(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusForbidden)
 		return
 	}
+	if lab.settings.get().LogsLocked && logOpenBy(flat) != nil {
+		w.WriteHeader(http.StatusInternalServerError)
+		return
+	}
 	rule := faults.take(func(f *faultRule) bool { return f.Method == name })
 	if rule == nil {
 		s.ServeDatastore(w, r)

@@ -49,6 +49,7 @@ type LabSpec struct {
 	Datastores []string      `json:"datastores"`
 	Machines   []MachineSpec `json:"machines"`
 	Settings   *Settings     `json:"settings"`
+	ServeFiles bool          `json:"serve_files"` // hosts are named by addresses at which they serve files
 }
 
 // Populate fills the model's empty clusters, and opens the lab's event log.
@@ -77,6 +78,9 @@ func Populate(spec *LabSpec) error {
 		if err := addDatastore(i, name); err != nil {
 			return err
 		}
+	}
+	if spec.ServeFiles {
+		addressHosts()
 	}
 	p := &population{folders: map[string]*Folder{}, pools: map[string]types.ManagedObjectReference{}}
 	p.survey()

@@ -11,25 +11,27 @@ import (
 
 // Settings are the lab's manners; they can be changed while it runs.
 type Settings struct {
-	PageAreas       int    `json:"page_areas"`       // most areas in one answer of QueryChangedDiskAreas
-	PageObjects     int    `json:"page_objects"`     // most objects in one answer of a property collector; 0: all
-	EmptyPageEvery  int    `json:"empty_page_every"` // a gap that begins at a multiple of so many grains is an empty page; 0: never
-	SupersetGrains  int    `json:"superset_grains"`  // grains reported around each changed one
-	Star            string `json:"star"`             // "*" answers "allocated", "whole" or "fault"
-	DeviceDelayMS   int    `json:"device_delay_ms"`  // from the end of the hot-add to the device's appearance
-	SnapshotDelayMS int    `json:"snapshot_delay_ms"`
-	RemovalDelayMS  int    `json:"removal_delay_ms"`
-	MoveDelayMS     int    `json:"move_delay_ms"`
-	StunMS          int    `json:"stun_ms"`         // for how long a VM stands still as its snapshot is made, and as it is moved
-	RemovalStunMS   int    `json:"removal_stun_ms"` // and as its snapshot is removed, or its disks are merged
-	LeaseSeconds    int    `json:"lease_seconds"`   // after so long without progress a lease times out; 0: 300
-	LeaveDeltas     int    `json:"leave_deltas"`    // so many snapshot removals leave the VM in need of consolidation
-	TrackingStarts  string `json:"tracking_starts"` // "": at once; "stun": at the next stun; "late": after the next snapshot's ids
-	ForgetEvery     int    `json:"forget_every"`    // so often a changed grain is left out of the answer, by its number; 0: never
-	KeepTracking    bool   `json:"keep_tracking"`   // a moved disk keeps its change-tracking uuid
-	OldREST         bool   `json:"old_rest"`        // only /rest, as before vCenter 7
-	LinkFrozen      bool   `json:"link_frozen"`     // freeze by a hard link: at once, but the guest must not write meanwhile
-	KeepFrozen      bool   `json:"keep_frozen"`     // keep a copy of each frozen disk after the snapshot is gone
+	PageAreas        int    `json:"page_areas"`       // most areas in one answer of QueryChangedDiskAreas
+	PageObjects      int    `json:"page_objects"`     // most objects in one answer of a property collector; 0: all
+	EmptyPageEvery   int    `json:"empty_page_every"` // a gap that begins at a multiple of so many grains is an empty page; 0: never
+	SupersetGrains   int    `json:"superset_grains"`  // grains reported around each changed one
+	Star             string `json:"star"`             // "*" answers "allocated", "whole" or "fault"
+	DeviceDelayMS    int    `json:"device_delay_ms"`  // from the end of the hot-add to the device's appearance
+	SnapshotDelayMS  int    `json:"snapshot_delay_ms"`
+	RemovalDelayMS   int    `json:"removal_delay_ms"`
+	MoveDelayMS      int    `json:"move_delay_ms"`
+	StunMS           int    `json:"stun_ms"`           // for how long a VM stands still as its snapshot is made, and as it is moved
+	RemovalStunMS    int    `json:"removal_stun_ms"`   // and as its snapshot is removed, or its disks are merged
+	LeaseSeconds     int    `json:"lease_seconds"`     // after so long without progress a lease times out; 0: 300
+	LeaveDeltas      int    `json:"leave_deltas"`      // so many snapshot removals leave the VM in need of consolidation
+	TrackingStarts   string `json:"tracking_starts"`   // "": at once; "stun": at the next stun; "late": after the next snapshot's ids
+	ForgetEvery      int    `json:"forget_every"`      // so often a changed grain is left out of the answer, by its number; 0: never
+	KeepTracking     bool   `json:"keep_tracking"`     // a moved disk keeps its change-tracking uuid
+	OldREST          bool   `json:"old_rest"`          // only /rest, as before vCenter 7
+	LinkFrozen       bool   `json:"link_frozen"`       // freeze by a hard link: at once, but the guest must not write meanwhile
+	KeepFrozen       bool   `json:"keep_frozen"`       // keep a copy of each frozen disk after the snapshot is gone
+	LogsLocked       bool   `json:"logs_locked"`       // vCenter asks for logs of running VMs at hosts that find them locked
+	TicketThumbprint string `json:"ticket_thumbprint"` // what tickets tell instead of the host's; "none": nothing
 }
 
 type settingsBox struct {
