@@ -14,6 +14,7 @@ from engine.drafting import joined
 from engine.failures import Kind, verdict
 from engine.jobs import LIED, Abandoned, Done, Failed, Job, JobKind, JobState, decision_of
 from engine.needed import stands
+from engine.plain import show_time
 from engine.records import Distrust, RunRow
 from engine.threads import settled
 from policies.admission import retry_at
@@ -112,7 +113,7 @@ async def judge(crew: Crew, job: Job, error: Exception, began: datetime) -> Fail
         (crew.set_aside.add if after.state is JobState.QUARANTINED else crew.set_aside.discard)(job.vm)
     log.error(
         "run failed",
-        extra={"vm": crew.name(job.vm), "why": judged.sentence, "retry_at": retry.isoformat() if retry else None},
+        extra={"vm": crew.name(job.vm), "why": judged.sentence, "retry_at": show_time(retry) if retry else None},
     )
     if job.run is not None:
         crew.active.pop(job.run, None)
