@@ -129,11 +129,12 @@ class Catalog:
         for again in (True, False):
             if self._db is None:
                 self.open()
+            asked = self._db
             try:
                 rows: list[tuple[Any, ...]] = self._cursor().execute(sql, list(parameters)).fetchall()
                 return rows
             except (duckdb.Error, StoreFailed) as error:
-                if not (again and self._db is None):
+                if not again or (asked is not None and self._db is asked):
                     raise StoreFailed(f"the catalog did not answer: {error}", where=str(self._path)) from error
         raise AssertionError("unreachable")
 
@@ -221,12 +222,13 @@ class Catalog:
             self._local = threading.local()
 
     def _cursor(self) -> Any:
-        cursor = getattr(self._local, "cursor", None)
+        local = self._local  # of the connection that is open now: another thread may open the next one meanwhile
+        cursor = getattr(local, "cursor", None)
         if cursor is None:
             db = self._db
             if db is None:  # a thread whose write failed has closed it
                 raise StoreFailed("the catalog is closed", where=str(self._path))
-            cursor = self._local.cursor = db.cursor()
+            cursor = local.cursor = db.cursor()
         return cursor
 
     def _check_schema(self) -> None:

@@ -217,6 +217,31 @@ def test_a_catalog_that_another_thread_closes_after_a_failed_write_answers_and_s
         assert [p.id for p in whole.points()] == [point.id]
 
 
+def test_a_catalog_that_others_close_and_open_again_within_a_question_answers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(make(tmp_path / "r")) as repo:
+        point = back_up(repo, image(7, 20))
+        whole, given = repo.catalog, type(repo.catalog)._cursor
+        another: list[threading.Thread] = []
+
+        def replaced() -> None:
+            whole.close()
+            whole.open()
+
+        def closed_meanwhile(catalog: catalog.Catalog) -> Any:
+            cursor = given(catalog)
+            if not another:
+                another.append(threading.Thread(target=replaced))
+                another[0].start()
+                another[0].join()
+            return cursor
+
+        monkeypatch.setattr(type(whole), "_cursor", closed_meanwhile)
+        assert [p.id for p in whole.points()] == [point.id]
+        assert another
+
+
 def test_threads_ask_beside_each_other(tmp_path: Path) -> None:
     with opened(make(tmp_path / "r")) as repo:
         expected = [back_up(repo, image(9, 5), at=later(hours=n)).id for n in range(5)]
