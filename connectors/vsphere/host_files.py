@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -36,10 +37,7 @@ async def read_part_at(session: Session, host: Any, name: str, start: int, lengt
     file = FolderFile(name, DATACENTER)
     told = await session.properties(host, ["name", "summary.config.sslThumbprint"])
     address = str(told.get("name") or "")
-    if _NAME.fullmatch(address) is None:
-        raise Rejected(f"the host's name {address!r} is no address", where=name)
-    base = f"https://[{address}]" if ":" in address else f"https://{address}"
-    base += f":{PORT}" if PORT != 443 else ""
+    base = _base(address, name)
     spec = vim.SessionManager.HttpServiceRequestSpec(method="httpGet", url=base + file.url)
     ticket = await session.call(session.content.sessionManager.AcquireGenericServiceTicket, spec)
     thumbprint = _thumbprint(ticket, str(told.get("summary.config.sslThumbprint") or ""))
@@ -61,6 +59,16 @@ async def read_part_at(session: Session, host: Any, name: str, start: int, lengt
         raise Unreachable(why, where=name, hint="the engine needs TCP 443 to the ESXi hosts") from error
     except httpx.HTTPError as error:  # its text may hold what was sent
         raise Unreachable(f"{server} does not serve it: {type(error).__name__}", where=name) from error
+
+
+def _base(address: str, where: str) -> str:
+    """What addresses at the host begin with; Rejected where its name is no address, as one with a port."""
+    base = f"https://[{address}]" if ":" in address else f"https://{address}"
+    base += f":{PORT}" if PORT != 443 else ""
+    with suppress(httpx.InvalidURL):
+        if _NAME.fullmatch(address) is not None and httpx.URL(base).host:
+            return base
+    raise Rejected(f"the host's name {address!r} is no address", where=where)
 
 
 class _Watch:

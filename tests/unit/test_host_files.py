@@ -44,7 +44,10 @@ def test_a_thumbprint_is_the_first_that_can_be_compared(
     assert host_files._thumbprint(made, host) == chosen
 
 
-@pytest.mark.parametrize("name", ["", "esx-1/folder", "esx-1@other", "esx 1", "esx-1:80", "esx-1?x", "ésx"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "esx-1/folder", "esx-1@other", "esx 1", "esx-1:80", "esx-1?x", "ésx", "192.0.2.7:8443", "999.1.1.1", "1:2"],
+)
 async def test_a_name_that_is_no_address_is_asked_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     session = Session(SessionSettings(host="vc", user="u", password=lambda: "p", engine_id="e"))
 
