@@ -20,6 +20,7 @@ from engine.restore import DiskWritten, Means, RestoredVm, behind, resumption
 from engine.restore_guard import as_it_was, assert_alone, assert_writable
 from engine.restore_journal import Journal, Restoring
 from engine.threads import settled
+from engine.tracking_doubts import known_doubt
 from policies.facts import Consistency, Disk, PointId, PowerState, RestorePoint, Vm
 from storage.repository import DiskRecord, PointDetail, PointDisk
 
@@ -235,6 +236,8 @@ async def _looked_at(
     """
     newest = await settled(means.threads.repository, means.repository.latest, vm.id)
     heads = {record.head.uuid: record for record in newest.disks} if newest is not None else {}
+    doubted = known_doubt("", newest)
+    distrust = distrust or (doubted.reason if doubted is not None else "")
     found: list[Pair] = []
     since: list[str] = []
     crash = Consistency.CRASH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine.failures import BadInput, Exit
 from engine.overwrite import BESIDE, IN_PLACE
 from engine.restore_journal import Journal, Restoring
 from engine.restore_tasks import check_name
+from engine.state import State
 from policies.facts import Address, PowerState, Vm
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory
 from tests.pipeline.running import Running, configure, running
@@ -253,3 +255,24 @@ def test_what_is_no_name_of_a_vm_is_refused(name: str) -> None:
     with pytest.raises(BadInput, match="is no name of a VM"):
         check_name(name)
     check_name("Bücher 50%2f50")
+
+
+async def test_tracking_that_lied_for_the_newest_restore_point_is_not_asked_although_the_state_knows_of_no_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vcenter = HypervisorInMemory(tmp_path)
+    web = vcenter.add("web")
+    monkeypatch.setattr(State, "distrust", lambda *args, **kwargs: None)  # as where the engine died before it noted it
+    async with running(tmp_path, vcenter, configure(tmp_path, ON_REQUEST)) as engine:
+        await engine.until(lambda: engine.parts.world.named("web"))
+        await backed_up(engine)
+        vcenter.disk_file(web).write_bytes(os.urandom(web.disks[0].capacity_bytes))
+        lied = await backed_up(engine)
+        wanted = contents(vcenter, web)
+        vcenter.set(web, power=PowerState.OFF)
+        with vcenter.disk_file(web).open("r+b") as file:
+            file.write(b"not told by tracking")
+        done = await carried_out(engine, RestoreInPlace(lied, yes=True))
+        assert done["state"] == "done", done
+        assert contents(vcenter, web) == wanted
+        assert "unchanged that had changed" in done["disks"][0]["compared"]
