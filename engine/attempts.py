@@ -127,7 +127,8 @@ class Attempt:
     again although change tracking calls them unchanged, None for the usual; `quiescing` how patiently its guest is
     asked to hold still. `waits_for_place`: it does not go on where another product keeps its VM in its place.
     `about_to` raises NotNow where its snapshot may not be made at this moment. `to_reset` is why change tracking is to
-    be reset, empty where nothing since the last restore point asks for it; that one, as it began, is `before`.
+    be reset, empty where nothing since the last restore point asks for it; that one, as it began, is `before`. Unless
+    it `resets` it, tracking stays as it is, whatever that restore point says.
     """
 
     job: Job
@@ -148,4 +149,5 @@ class Attempt:
     sample: int | None = 0
     quiescing: Quiescing = USUAL_QUIESCING
     to_reset: str = ""
+    resets: bool = True
     before: PointDetail | None = None

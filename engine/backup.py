@@ -66,7 +66,7 @@ async def back_up(attempt: Attempt, means: Means) -> Done:
                 track=vm.tracking_supported,
                 quiescing=attempt.quiescing,
                 about_to=attempt.about_to,
-                doubted=known_doubt(attempt.to_reset, attempt.before),
+                doubted=known_doubt(attempt.to_reset, attempt.before) if attempt.resets else None,
             ) as whole:
                 held.enter_context(tally.leases.hold(SNAPSHOT, whole.name))
                 await _note_stuns(attempt, clock, stuns.CREATION)

@@ -19,7 +19,7 @@ from engine.leases import MIGRATION_LOCK
 from engine.needed import still_due, waits_until
 from engine.records import FULL_READ_ASKED, Change, Intent
 from engine.threads import settled
-from engine.tracking_doubts import to_reset, was_tracked
+from engine.tracking_doubts import known_doubt, to_reset, was_tracked
 from policies.evaluation import CALLED_BACK_AT_MOST
 from policies.facts import Vm, VmId
 from policies.policy import OnCbtInvalid, OnMigrate
@@ -103,10 +103,13 @@ async def _back_up(crew: Crew, job: Job, run: RunId) -> Outcome:
     on_cbt_invalid = OnCbtInvalid.FULL if ours else effective.on_cbt_invalid
     # A run that fails until somebody has looked is not to change what there is to be looked at.
     fails = on_cbt_invalid is OnCbtInvalid.FAIL and was_tracked(before)
+    if fails and (kept := known_doubt("", before)):
+        doubt = doubt or kept.reason
     attempt = Attempt(
         job, vm, run, doubt, Tally(), effective.lock, partial(left_out, effective), on_cbt_invalid,
         sample=effective.tracking_sample,
         to_reset="" if fails else to_reset(reasons),
+        resets=not fails,
         before=before,
         quiescing=effective.quiescing,
         on_migrate=effective.on_migrate,

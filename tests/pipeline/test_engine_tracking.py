@@ -13,15 +13,19 @@ import pytest
 from connectors.disks import Changes, Extent
 from connectors.errors import Gone, ReadFailed, TrackingUnusable, TransportFailed
 from connectors.hypervisor import TrackingDoubt
+from engine import worker
 from engine.attempts import TrackingLied
 from engine.commands import BackUpVm
 from engine.copying import Copied, CopyPlan
 from engine.failures import Kind, verdict
 from engine.jobs import Sampled
+from engine.state import State
 from engine.streaming import stream_disk
 from engine.tracking_doubts import known_doubt
 from policies.facts import EventType, ForeignSnapshot, Vm
 from policies.policy import OnCbtInvalid
+from policies.policyset import PolicySet
+from policies.protection import Protection, protection
 from tests.pipeline.hypervisor_in_memory import MIB, HypervisorInMemory, broken_after
 from tests.pipeline.running import EVERYTHING, Running, configure, running
 from tests.pipeline.test_engine_backup import Bench, bench, threads
@@ -302,6 +306,33 @@ async def test_under_fail_a_lie_is_remembered_until_a_full_read_is_asked_for(
         assert not hypervisor.guests[vm.address].vm.tracking_enabled
         changes = [(await backed_up(engine, vm))["disks"][0]["changes"] for _ in range(2)]
         assert changes == ["whole: changes were not tracked when the last restore point was made", "incremental"]
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "not-noted"])
+async def test_under_fail_a_lie_that_only_the_newest_restore_point_keeps_is_left_to_be_looked_at_too(
+    tmp_path: Path, hypervisor: HypervisorInMemory, monkeypatch: pytest.MonkeyPatch, noted: bool
+) -> None:
+    vm = hypervisor.add("web", data=os.urandom(4 * MIB))
+    async with running(tmp_path, hypervisor, configure(tmp_path)) as engine:
+        await engine.until(lambda: engine.points_of("web") == 1)
+        hypervisor.disk_file(vm).write_bytes(os.urandom(4 * MIB))
+        with monkeypatch.context() as patched:
+            if not noted:  # as where the engine died before it noted it
+                patched.setattr(State, "distrust", lambda *args, **kwargs: None)
+            assert (await backed_up(engine, vm))["disks"][0]["whole"] == "sample_differed"
+
+        def failing(policies: PolicySet, known: Vm) -> Protection:
+            return replace(protection(policies, known), on_cbt_invalid=OnCbtInvalid.FAIL)
+
+        monkeypatch.setattr(worker, "protection", failing)
+        for _ in range(2):
+            failed = await backed_up(engine, vm)
+            assert failed["state"] == "failed", failed
+            assert "cannot be trusted" in str(failed["sentence"])
+            assert "unchanged that had changed" in str(failed["sentence"])
+            assert hypervisor.guests[vm.address].vm.tracking_enabled, "who is to find out why needs it as it is"
+        assert (await backed_up(engine, vm, full=True))["state"] == "done"
+        assert not hypervisor.guests[vm.address].vm.tracking_enabled
 
 
 async def test_tracking_that_lied_is_reset_although_the_state_was_lost(bench: Bench) -> None:
