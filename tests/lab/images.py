@@ -125,7 +125,7 @@ def guest_lock(flat: Path) -> Iterator[int]:
     fd = os.open(flat, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.stat(flat).st_ino != os.fstat(fd).st_ino:  # noqa: PTH116
+        if flat.stat().st_ino != os.fstat(fd).st_ino:
             raise FileNotFoundError(flat)
         if os.fstat(fd).st_nlink > 1:
             raise RuntimeError(f"{flat} is held by a snapshot that was frozen by a link (settings: link_frozen)")

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,10 @@ async def test_a_vm_is_found_by_the_name_that_it_had_before_it_was_renamed(
         assert engine.parts.world.named("web") == [old] and engine.points_of("web") == 2
 
 
+def _has_one_point(engine: Running, name: str) -> bool:
+    return engine.points_of(name) == 1
+
+
 async def test_a_name_that_several_vms_had_is_refused_with_all_of_them(
     tmp_path: Path, hypervisor: HypervisorInMemory
 ) -> None:
@@ -270,7 +275,7 @@ async def test_a_name_that_several_vms_had_is_refused_with_all_of_them(
             await engine.until(lambda: len(engine.parts.world.points) == len(gone) + 1)
             gone.extend(engine.parts.world.vms)
             renamed = hypervisor.set(vm, name=since)
-            await engine.until(lambda: engine.points_of(since) == 1)  # noqa: B023  it is awaited here
+            await engine.until(partial(_has_one_point, engine, since))
             await idle(engine)
             hypervisor.remove_vm(renamed)
             await engine.until(lambda: not engine.parts.world.vms)

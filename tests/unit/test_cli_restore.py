@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ async def test_a_restore_that_failed_shows_programs_that_the_vm_is_off(
     folder: Path, file: Path, command: Callable[[Path, bool], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for as_json in (True, False):
-        ended = await ran(folder, FAILED, lambda as_json=as_json: command(file, as_json))  # type: ignore[misc]
+        ended = await ran(folder, FAILED, partial(command, file, as_json))
         assert isinstance(ended, RemoteFailure), ended
         assert ended.verdict.exit_code is Exit.UNREACHABLE
         told: dict[str, Any] = json.loads(capsys.readouterr().out or "{}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import httpx
 import pytest
@@ -63,9 +63,11 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             assert request.headers["range"] == "bytes=10-19"
             return httpx.Response(status, headers=headers, content=body)
 
-        async def answered(session: Session, file: FolderFile, ask: Callable[[httpx.AsyncClient], object]) -> object:
+        async def answered(
+            session: Session, file: FolderFile, ask: Callable[[httpx.AsyncClient], Awaitable[Part]]
+        ) -> Part:
             async with httpx.AsyncClient(transport=httpx.MockTransport(respond), base_url="https://vc") as client:
-                return await ask(client)  # type: ignore[misc]
+                return await ask(client)
 
         monkeypatch.setattr(folder_files, "_answered", answered)
 
