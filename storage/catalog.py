@@ -11,13 +11,13 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from policies.facts import PointId, RestorePoint, VmId
 from storage import marks
 from storage.catalog_doubt import Doubtful, is_full, is_trouble
+from storage.catalog_file import CatalogFile
 from storage.catalog_loading import Changes, Loader, Source, intact, known
 from storage.catalog_rows import (
     JOIN,
@@ -37,29 +37,22 @@ from storage.marks import Mark, MarkKind
 log = logging.getLogger(__name__)
 
 SCHEMA = 3
-STORAGE_VERSION = "v1.5.0"
-MEMORY_LIMIT = "160MB"
-
 
 VIEW_BATCH_ROWS = 50_000
 PACKS_AT_ONCE = 4096
 """Packs that one transaction takes in when a catalog catches up: more cost memory, fewer leave holes in the file."""
 
 
-class Catalog:
+class Catalog(CatalogFile):
     """One DuckDB file, owned by this process. A cursor per thread; one writer at a time."""
 
     def __init__(self, path: Path, spool: Path, source: Source) -> None:
-        self._path = path
-        self._spool = spool
+        super().__init__(path, spool)
         self._source = source
-        self._local = threading.local()
         self._writing = threading.Lock()
         self.rebuilds: Counter[str] = Counter()  # by kind: missing, damaged, behind, old_schema
         self.witness = True  # a restore point that it alone knows did not just expire
         self._behind = False
-        self._packs: set[int] | None = None  # numbers of those it has; none when that has to be asked
-        self._db: Any = None  # duckdb is imported late: a tenth of a second
 
     def open(self) -> None:
         """Open, compare with the repository and catch up; rebuild when in doubt. Unsupported if it is newer."""
@@ -67,11 +60,12 @@ class Catalog:
 
         with self._writing:
             missing = not self._path.exists()
+            remade = missing and bool(self._source.manifest_ids() - self._source.untold())
             try:
                 self._connect()
                 self._check_schema()
                 self._catch_up()
-                self.rebuilds["missing"] += missing and bool(self._source.manifest_ids())
+                self.rebuilds["missing"] += remade
                 return
             except (duckdb.Error, Doubtful, OSError) as error:
                 if is_trouble(error):
@@ -190,47 +184,6 @@ class Catalog:
 
     # --- opening ---
 
-    def _wal(self) -> Path:
-        return self._path.with_name(self._path.name + ".wal")
-
-    def _connect(self, *, read_only: bool = False) -> None:
-        from storage import duckdb_engine as duckdb
-
-        self._db = duckdb.connect(
-            str(self._path),
-            read_only=read_only,
-            config={
-                "storage_compatibility_version": STORAGE_VERSION,
-                "threads": 2,
-                "memory_limit": MEMORY_LIMIT,
-                "temp_directory": str(self._spool),
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-            },
-        )
-        self._local = threading.local()
-        self._db.execute("PRAGMA disable_checkpoint_on_shutdown")
-        failpoint("catalog.connected")
-
-    def _disconnect(self) -> None:
-        from storage import duckdb_engine as duckdb
-
-        if self._db is not None:
-            with suppress(duckdb.Error):
-                self._db.close()
-            self._db = self._packs = None
-            self._local = threading.local()
-
-    def _cursor(self) -> Any:
-        local = self._local  # of the connection that is open now: another thread may open the next one meanwhile
-        cursor = getattr(local, "cursor", None)
-        if cursor is None:
-            db = self._db
-            if db is None:  # a thread whose write failed has closed it
-                raise StoreFailed("the catalog is closed", where=str(self._path))
-            cursor = local.cursor = db.cursor()
-        return cursor
-
     def _check_schema(self) -> None:
         from storage import duckdb_engine as duckdb
 
@@ -278,8 +231,9 @@ class Catalog:
         known_points = {row[0] for row in cursor.execute("SELECT id FROM points").fetchall()}
         known_marks = {row[0] for row in cursor.execute("SELECT name FROM marks").fetchall()}
         there = {(name.number, name.id.hex()): name for name in source.packs().values()}
-        manifests, mark_keys = source.manifest_ids(), source.mark_keys()
+        manifests, mark_keys, untold = source.manifest_ids(), source.mark_keys(), source.untold()
         gone, expiry, tombstones = known_points - manifests, source.latest_expiry(), source.tombstones()
+        lost = untold - manifests - known_points - tombstones.keys()
         (seen,) = cursor.execute("SELECT value FROM meta WHERE key = 'expiry'").fetchone() or ("",)
         self.witness = seen == expiry or seen in tombstones.values()
         if self.witness:
@@ -292,7 +246,10 @@ class Catalog:
             self._apply(Changes(packs=fresh[start : start + PACKS_AT_ONCE]))
         self._apply(
             Changes(
-                manifests=list(intact(source.manifest, sorted(manifests - known_points), source.readers)),
+                manifests=[
+                    *intact(source.manifest, sorted(manifests - known_points), source.readers),
+                    *intact(source.untold_manifest, sorted(lost)),
+                ],
                 marks=list(intact(source.mark, sorted(mark_keys - known_marks), source.readers)),
                 gone_points=sorted(gone),
                 gone_marks=[key for key in sorted(known_marks - mark_keys) if not marks.lasts(key, manifests)],
@@ -300,23 +257,50 @@ class Catalog:
             )
         )
         self._behind, self.witness = False, True
+        if self._lasting:
+            source.told(untold)
 
     def _stay_behind(self, missing: bool, error: Exception) -> None:
-        """The store cannot be written: what the catalog knows is better than nothing, and it is no worse for it."""
+        """The store cannot be written: what the catalog knows is better than nothing, and it is no worse for it.
+
+        On a read-only file system one that lacks restore points is made in memory, if that suffices.
+        """
         from storage import duckdb_engine as duckdb
 
         self._disconnect()
+        read_only = "Read-only file system" in str(error)
         if missing:
+            if read_only and self._open_in_memory():
+                return
             raise self._give_up(error) from error
         log.error("catalog behind: %s", error)
         try:
-            self._connect(read_only="Read-only file system" in str(error))
+            self._connect(read_only=read_only)
             self._check_schema()
+            if read_only and self._source.manifest_ids() - self.point_ids() and self._open_in_memory():
+                return
+            if self._db is None:
+                self._connect(read_only=read_only)
         except duckdb.Error as again:
             self._disconnect()
             kind = NoSpace if is_full(again) else StoreFailed
             raise kind(f"the catalog cannot be opened: {again}", where=str(self._path)) from again
         self._behind = True
+
+    def _open_in_memory(self) -> bool:
+        """A catalog of what the repository has, until this process ends; False if its memory does not suffice."""
+        from storage import duckdb_engine as duckdb
+
+        self._disconnect()
+        try:
+            self._connect(lasting=False)
+            self._create()
+            self._catch_up()
+        except duckdb.Error as error:
+            log.warning("catalog not made in memory: %s", error)
+            self._disconnect()
+            return False
+        return True
 
     def _give_up(self, error: Exception) -> StorageError:
         """Remove what was begun; the error to raise."""
@@ -327,14 +311,6 @@ class Catalog:
                 path.unlink(missing_ok=True)
         kind = NoSpace if is_full(error) else StoreFailed
         return kind(f"the catalog could not be made again: {error}", where=str(self._path))
-
-    def _quarantine(self) -> None:
-        self._disconnect()
-        suffix = f".corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-        for path in (self._path, self._wal()):
-            if path.exists():
-                path.rename(path.with_name(path.name + suffix))
-                failpoint("catalog.set_aside")
 
     def _rebuild(self) -> None:
         self._connect()
@@ -374,7 +350,7 @@ class Catalog:
             points = known(cursor, "points", "id", [manifest.id for manifest in changes.manifests])
             names = known(cursor, "marks", "name", [mark.key for mark in changes.marks])
             manifests = [manifest for manifest in changes.manifests if manifest.id not in points]
-            load = Loader(cursor, self._spool)
+            load = Loader(cursor, self._spool if self._lasting else None)
             loaded = load.packs(intact(self._source.footer, fresh))
             load.rows("points", [point_row(manifest) for manifest in manifests])
             load.rows("disks", [row for manifest in manifests for row in disk_rows(manifest)])

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +47,9 @@ class Source(Protocol):
     def mark(self, key: str) -> Mark: ...
     def tombstones(self) -> dict[PointId, str]: ...
     def latest_expiry(self) -> str: ...
+    def untold(self) -> set[PointId]: ...
+    def untold_manifest(self, point: PointId) -> Manifest: ...
+    def told(self, points: Collection[PointId]) -> None: ...
     def repository(self) -> str: ...
 
 
@@ -70,9 +73,9 @@ class Changes:
 
 
 class Loader:
-    """Adds rows within the transaction that a cursor has begun; larger amounts by way of a file in `spool`."""
+    """Adds rows within the transaction that a cursor has begun; larger amounts by way of a file in `spool`, if any."""
 
-    def __init__(self, cursor: Any, spool: Path) -> None:
+    def __init__(self, cursor: Any, spool: Path | None) -> None:
         self._cursor = cursor
         self._spool = spool
 
@@ -93,8 +96,8 @@ class Loader:
 
     def rows(self, table: str, rows: Sequence[Row]) -> None:
         """Rows of any table."""
-        if len(rows) > FEW_ROWS:
-            with self._csv(table) as write:
+        if len(rows) > FEW_ROWS and self._spool is not None:
+            with self._csv(self._spool, table) as write:
                 for row in rows:
                     write(row)
         elif rows:
@@ -114,9 +117,9 @@ class Loader:
         self.rows("packs", [pack_row(footer) for footer in footers])
 
     @contextmanager
-    def _csv(self, table: str) -> Iterator[Callable[[Row], object]]:
+    def _csv(self, spool: Path, table: str) -> Iterator[Callable[[Row], object]]:
         """Rows written here are loaded at the end: the fastest way in for a short process."""
-        path = self._spool / f"{randomness.token_hex(8)}.csv"
+        path = spool / f"{randomness.token_hex(8)}.csv"
         try:
             with path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from policies.facts import PointId, RestorePoint
 from storage import manifest as manifests
+from storage import untold
 from storage.blobs import Blobs
 from storage.catalog import Catalog
 from storage.catalog_loading import Changes
@@ -70,6 +71,7 @@ def finish_expiry(home: Home, point: PointId) -> None:
     failpoint("expire.catalog")
     try:
         home.private.replace(EXPIRIES_KEY, tombstone.key.encode())
+        untold.told(home.private, [point])
         home.marks.drop(gone)
     except StorageError as error:
         log.warning("expiry of %s is finished at the next open: %s", point, error)

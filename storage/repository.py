@@ -22,7 +22,7 @@ from typing import Self
 from weakref import WeakSet
 
 from policies.facts import PointId, RestorePoint, VmId
-from storage import following, lookback, randomness
+from storage import following, lookback, randomness, untold
 from storage import manifest as manifests
 from storage.blobs import Blobs
 from storage.blockmap import Root
@@ -223,7 +223,8 @@ class Repository(PointKeeping):
 
     def new_point(self, head: PointHead, *, point: PointId | None = None) -> PendingPoint:
         """Begin a restore point, which nobody sees before `commit`. A copy keeps the id that it has elsewhere."""
-        self._warm_catalog()
+        if self.shared:
+            self._warm_catalog()
         if self.shared and boot_seconds() - self.store.learnt.at > RELEARN_SECONDS:
             self.refresh()
         pending = PendingPoint(self, head, point)
@@ -318,7 +319,15 @@ class Repository(PointKeeping):
             return bases, self._listed_points()  # in this order: what is committed meanwhile is in one of the two
 
     def committed(self, manifest: Manifest) -> None:
-        """The catalog takes a new restore point and every pack that it does not know yet."""
+        """The catalog takes a new restore point and every pack that it does not know yet; a closed one finds a note.
+
+        Of a shared store each writer's catalog has to hear at once, as tombstones of others come and go.
+        """
+        if not self.shared:
+            with self._lock:  # a catalog that is being opened by another thread misses no note
+                if not self._catalog_open:
+                    untold.note(self.private, self.sealing, manifest)
+                    return
         self.tell_catalog(Changes(packs=list(self.store.live.values()), manifests=[manifest]))
 
     def tell_catalog(self, changes: Changes) -> bool:
@@ -334,7 +343,7 @@ class Repository(PointKeeping):
         return PointId(f"{taken_at.astimezone(UTC):%Y%m%dt%H%M%Sz}-{randomness.token_hex(4)}")
 
     def _tell_of_packs(self, packs: Sequence[PackName]) -> None:
-        """Tell the catalog of packs while more are filled. One that is not open yet takes them in with the commit."""
+        """Tell an open catalog of packs while more are filled."""
         if self._catalog_open:
             self.tell_catalog(Changes(packs=packs))
 

@@ -22,7 +22,7 @@ COMMANDS = {
 KILLS = (
     ("backup", "pack.sealed"),
     ("backup", "commit.manifest_written"),
-    ("backup", "catalog.before_commit"),
+    ("backup", "commit.catalog_noted"),
     ("expire", "expire.marked"),
     ("expire", "expire.manifest_removed"),
     ("hold", "blob.linked"),
@@ -49,5 +49,5 @@ def test_a_command_that_is_killed_harms_no_restore_point(trials: Path, command: 
     )
     assert not ran.out
     scene = SCENES["full"] if command == "backup" else SCENES["expire" if command == "expire" else "marks"]
-    committed = point in ("commit.manifest_written", "catalog.before_commit")
+    committed = point in ("commit.manifest_written", "commit.catalog_noted")
     after_a_crash(stage.location, stage, scene, least=committed, most=committed)

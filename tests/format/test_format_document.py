@@ -8,6 +8,7 @@ from pathlib import Path
 from storage import (
     blobs,
     catalog,
+    catalog_file,
     commitment,
     condemned,
     creation,
@@ -52,7 +53,7 @@ def test_the_document_names_every_kind_of_mark_and_table_and_the_versions() -> N
         assert f"`{table}`" in DOCUMENT
     assert f"format {format.VERSION}\n" in DOCUMENT
     assert f"schema {catalog.SCHEMA}:" in DOCUMENT
-    assert catalog.STORAGE_VERSION in DOCUMENT
+    assert catalog_file.STORAGE_VERSION in DOCUMENT
 
 
 def test_the_document_names_kinds_features_and_the_head_of_a_key_file() -> None:

@@ -183,6 +183,7 @@ def test_a_repository_put_back_from_an_older_copy_tells_what_it_lost(tmp_path: P
     shutil.copytree(location, tmp_path / "copy")
     with opened(location) as repo:
         new = back_up(repo, image(6, 40), vm="vm-9", name="db", at=later(hours=1))
+        repo.opened_catalog()
     for name in (CATALOG, WAL):
         shutil.copy(location / name, tmp_path / "copy" / name)
     with opened(tmp_path / "copy") as repo:

@@ -185,7 +185,7 @@ def test_a_commit_outlives_a_catalog_that_cannot_be_written(tmp_path: Path, capl
     disk = image(7, 20)
     with opened(make(tmp_path / "r")) as repo:
         back_up(repo, disk)
-        repo.catalog._cursor().execute("DROP TABLE disks")
+        repo.opened_catalog()._cursor().execute("DROP TABLE disks")
         point = back_up(repo, changed(disk, 8, [2]), at=later(hours=1))
         assert "catalog behind" in caplog.text
         assert [p.id for p in repo.points()][-1] == point.id
@@ -222,7 +222,7 @@ def test_a_catalog_that_others_close_and_open_again_within_a_question_answers_it
 ) -> None:
     with opened(make(tmp_path / "r")) as repo:
         point = back_up(repo, image(7, 20))
-        whole, given = repo.catalog, type(repo.catalog)._cursor
+        whole, given = repo.opened_catalog(), type(repo.catalog)._cursor
         another: list[threading.Thread] = []
 
         def replaced() -> None:

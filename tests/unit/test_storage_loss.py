@@ -136,7 +136,7 @@ def test_an_expiry_that_the_catalog_missed_is_no_loss(tmp_path: Path, caplog: py
     location = make(tmp_path / "r")
     with opened(location) as repo:
         points = [back_up(repo, image(n, 10), at=later(hours=n)) for n in range(3)]
-        repo.catalog._cursor().execute("DROP TABLE disks")
+        repo.opened_catalog()._cursor().execute("DROP TABLE disks")
         repo.expire(points[0].id, "old", later())
         assert files(location, "marks"), "the tombstone explains it to the catalog"
         assert repo.points() == points[1:]

@@ -12,6 +12,7 @@ from storage import commitment
 from storage.blobs import LocalBlobs
 from storage.condemned import CONDEMNED, FREED_KEPT, FREEING, Condemnation, note_key, noted, read_note, write_note
 from storage.errors import Overtaken, Refused
+from storage.manifest import manifest_key
 from storage.reclaim import ReclaimOutcome, SafetyAges, Thresholds, carry_out, plan_reclaim
 from storage.repository import DiskHead, PointHead, Repository
 from storage.verify import verify
@@ -132,7 +133,7 @@ def test_a_listing_that_lacks_a_manifest_which_is_there_deletes_nothing(
         kept = back_up(repo, image(7, 40))
         honest = repo.blobs.list
         monkeypatch.setattr(
-            repo.blobs, "list", lambda prefix: iter([key for key in honest(prefix) if not key.endswith(kept.id)])
+            repo.blobs, "list", lambda prefix: iter([key for key in honest(prefix) if key != manifest_key(kept.id)])
         )
         with pytest.raises(Refused, match="listing lacks"):
             carry_out(repo, plan_reclaim(repo, later(days=9), SafetyAges(timedelta(0)), EAGER), NOW)
