@@ -225,8 +225,8 @@ class Repository(PointKeeping):
         """Begin a restore point, which nobody sees before `commit`. A copy keeps the id that it has elsewhere."""
         if self.shared:
             self._warm_catalog()
-        if self.shared and boot_seconds() - self.store.learnt.at > RELEARN_SECONDS:
-            self.refresh()
+            if boot_seconds() - self.store.learnt.at > RELEARN_SECONDS:
+                self.refresh()
         pending = PendingPoint(self, head, point)
         self.pending.add(pending)  # one step; the lock is the catalog's for the tenth of a second that it opens
         return pending

@@ -225,7 +225,7 @@ def test_an_owner_of_which_nothing_can_be_read_keeps_nobody_out(tmp_path: Path, 
     assert '"epoch": 2' in (location / "owner.json").read_text()
 
 
-def _make_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def _make_read_only(monkeypatch: pytest.MonkeyPatch, *, memory: bool = True) -> None:
     """As far as a test without a file system of its own can: nothing can be opened for writing."""
     open_file, connect = os.open, duckdb.connect
 
@@ -235,6 +235,8 @@ def _make_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return open_file(path, flags, mode)
 
     def connecting(path: str, *, read_only: bool, **options: Any) -> Any:
+        if path == ":memory:" and not memory:
+            raise duckdb.OutOfMemoryException("could not allocate block of size 256.0 KiB")
         if not read_only and path != ":memory:":
             raise duckdb.IOException(f"Cannot open file {path}: Read-only file system")
         return connect(path, read_only=read_only, **options)
@@ -263,6 +265,29 @@ def test_a_copy_on_a_read_only_file_system_is_listed_read_and_verified(
         assert {path: path.read_bytes() for path in files(location, ".") if path.name != "owner.json"} == before
         if not again:
             (location / "lock").unlink()
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_read_only_copy_whose_catalog_lacks_restore_points_has_one_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: bool
+) -> None:
+    location = make(tmp_path / "r")
+    disk = image(13, 20)
+    with opened(location) as repo:
+        points = [back_up(repo, disk)]
+        assert repo.points() == points
+    with opened(location) as repo:
+        points += [back_up(repo, disk, at=later(hours=hours)) for hours in range(1, 40)]
+    before = {path: path.read_bytes() for path in files(location, ".") if path.name != "owner.json"}
+    with monkeypatch.context() as patched:
+        _make_read_only(patched, memory=memory)
+        with opened(location) as repo:
+            known = points if memory else points[:1]
+            assert repo.points() == known, "what it knew is better than nothing"
+            assert read_back(repo, points[-1].id) == disk
+    assert {path: path.read_bytes() for path in files(location, ".") if path.name != "owner.json"} == before
+    with opened(location) as repo:
+        assert repo.points() == points
 
 
 def test_a_catalog_that_somebody_else_has_open_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
