@@ -71,7 +71,7 @@ def finish_expiry(home: Home, point: PointId) -> None:
     failpoint("expire.catalog")
     try:
         home.private.replace(EXPIRIES_KEY, tombstone.key.encode())
-        untold.told(home.private, [point])
+        untold.forget(home.private, point)
         home.marks.drop(gone)
     except StorageError as error:
         log.warning("expiry of %s is finished at the next open: %s", point, error)

@@ -47,10 +47,15 @@ def read(private: Blobs, sealing: Sealing, point: PointId) -> Manifest:
     return manifests.decode(sealing.open(ObjectKind.MANIFEST, key, private.get(key)), key)
 
 
+def forget(private: Blobs, point: PointId) -> None:
+    """It expired, or the catalog knows it. A note that outlived its tombstone would call it lost."""
+    private.delete(PREFIX + point)
+
+
 def told(private: Blobs, points: Collection[PointId]) -> None:
-    """The catalog knows these, or they expired."""
+    """The catalog knows these."""
     try:
         for point in points:
-            private.delete(PREFIX + point)
+            forget(private, point)
     except StorageError as error:
         log.warning("told to the catalog once more at its next open: %s", error)

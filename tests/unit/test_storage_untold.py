@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage import catalog, untold
-from storage.errors import NoSpace, StorageError
+from storage.errors import NoSpace, StorageError, StoreFailed
 from storage.rebuild import rebuild
 from storage.reclaim import SafetyAges, carry_out, plan_reclaim
 from storage.verify import verify
@@ -189,3 +189,26 @@ def test_reclaim_reaches_what_the_catalog_was_not_told_of(tmp_path: Path) -> Non
     with opened(location) as repo:
         carry_out(repo, plan_reclaim(repo, later(days=99), SafetyAges(timedelta(0), timedelta(0))), later(days=99))
         assert read_back(repo, point.id) == disk
+
+
+def test_a_tombstone_outlives_a_note_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    location = make(tmp_path / "r")
+    with opened(location) as repo:
+        old = back_up(repo, image(16, 20))
+    with opened(location) as repo, monkeypatch.context() as stuck:
+        delete = repo.private.delete
+
+        def refusing(key: str) -> None:
+            if key.startswith(untold.PREFIX):
+                raise StoreFailed("input/output error", where=key)
+            delete(key)
+
+        stuck.setattr(repo.private, "delete", refusing)
+        repo.expire(old.id, "old", later(hours=1))
+        assert notes(location) == [old.id]
+    for _ in range(2):
+        with opened(location) as repo:
+            assert repo.points() == []
+            assert repo.lost_points() == []
+            assert notes(location) == []
+            assert not files(location, "marks")
