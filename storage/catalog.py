@@ -277,10 +277,10 @@ class Catalog(CatalogFile):
         try:
             self._connect(read_only=read_only)
             self._check_schema()
-            if read_only and self._source.manifest_ids() - self.point_ids() and self._open_in_memory():
-                return
-            if self._db is None:
-                self._connect(read_only=read_only)
+            if read_only and self._source.manifest_ids() - self.point_ids():
+                if self._open_in_memory():
+                    return
+                self._connect(read_only=True)
         except duckdb.Error as again:
             self._disconnect()
             kind = NoSpace if is_full(again) else StoreFailed
