@@ -110,10 +110,9 @@ class Loader:
             self._cursor.register("chunk_arrays", chunk_arrays(footers))
             self._cursor.execute("INSERT INTO chunks SELECT * FROM chunk_arrays")
             self._cursor.unregister("chunk_arrays")
-        else:
-            for footer in footers:
-                if len(footer):
-                    self._cursor.execute(LOAD_CHUNKS, [footer.name.number, hex_entries(footer)])
+        elif total:
+            lines = [hex_entries(footer) for footer in footers if len(footer)]
+            self._cursor.execute(LOAD_CHUNKS, ["\n".join(lines)])
         self.rows("packs", [pack_row(footer) for footer in footers])
 
     @contextmanager

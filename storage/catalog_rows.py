@@ -66,10 +66,11 @@ def _from_hex(first: int, end: int, type: str, step: int = 1) -> str:
 
 
 _HASHES = ", ".join(_from_hex(at, at + 8, "UBIGINT") for at in range(0, 32, 8))
-LOAD_CHUNKS = f"""INSERT INTO chunks SELECT {_HASHES}, ?::UINTEGER, i - 1, {_from_hex(36, 40, "UINTEGER", -1)},
+LOAD_CHUNKS = f"""INSERT INTO chunks SELECT {_HASHES}, pack::UINTEGER, i - 1, {_from_hex(36, 40, "UINTEGER", -1)},
     {_from_hex(40, 43, "UINTEGER", -1)}, {_from_hex(43, 44, "UTINYINT")}
-    FROM (SELECT unnest(l) AS e, generate_subscripts(l, 1) AS i FROM (SELECT string_split(?, ' ') AS l))"""
-"""Adds the chunks of one pack: its number, and `hex_entries` of its footer. DuckDB does it without Python's lock."""
+    FROM (SELECT l[1] AS pack, unnest(l[2:]) AS e, generate_subscripts(l[2:], 1) AS i
+        FROM (SELECT string_split(unnest(string_split(?, '\n')), ' ') AS l))"""
+"""Adds the chunks of packs, of each the `hex_entries` as a line. DuckDB does it without Python's lock."""
 
 JOIN = """UPDATE points SET vm = joined.vm FROM (
     SELECT point, arg_max(text, (sequence, name)) AS vm FROM marks WHERE kind = 'joined' GROUP BY point
@@ -194,8 +195,8 @@ def mark_of(row: tuple[Any, ...]) -> Mark:
 
 
 def hex_entries(footer: Footer) -> str:
-    """A footer's entries as LOAD_CHUNKS takes them."""
-    return footer.entries.hex(" ", ENTRY.size)
+    """A pack's number and its footer's entries as LOAD_CHUNKS takes them."""
+    return f"{footer.name.number} {footer.entries.hex(' ', ENTRY.size)}"
 
 
 def chunk_arrays(footers: Sequence[Footer]) -> dict[str, Any]:

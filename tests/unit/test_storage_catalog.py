@@ -131,6 +131,36 @@ def test_a_catalog_that_lacks_many_packs_takes_them_in_by_portions(
         assert repo.catalog.rows() == rows
 
 
+def test_the_chunks_of_many_small_packs_are_added_by_one_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    entries = catalog_loading.hex_entries
+
+    class Cursor:
+        def __init__(self, cursor: Any) -> None:
+            self._cursor = cursor
+
+        def execute(self, statement: str, *values: Any) -> Any:
+            if statement == catalog_loading.LOAD_CHUNKS:
+                texts.extend(values[0])
+            return self._cursor.execute(statement, *values)
+
+    loader = catalog_loading.Loader
+    monkeypatch.setattr(catalog, "Loader", lambda cursor, spool: loader(Cursor(cursor), spool))
+    with opened(make(tmp_path / "r")) as repo:
+        for number in range(5):
+            back_up(repo, image(number, 3), vm=f"vm-{number}", at=later(hours=number))
+        rows = repo.catalog.rows()
+    texts.clear()
+    rebuild(tmp_path / "r", now=NOW)
+    with opened(tmp_path / "r") as repo:
+        assert repo.opened_catalog().rows() == rows
+        footers = [repo.store.footer_of(number) for number in sorted(repo.store.live)]
+    assert texts == ["\n".join(entries(footer) for footer in footers if len(footer))]
+    assert texts[0].count("\n") >= 9
+
+
 @pytest.mark.parametrize(
     ("statement", "kind"),
     [
