@@ -31,8 +31,9 @@ TUNED = ("--chunker-params", "fixed,65536", "--sparse", "--compression", "zstd,1
 def drivers_of(tools: Tools) -> list[Driver]:
     """Every tool with every setting that is compared."""
     return [
-        Backstay("backstay", encrypted=False),
+        Backstay("backstay"),
         Backstay("backstay-encrypted", encrypted=True),
+        Backstay("backstay-128k", options=("--block", "128KiB")),
         Restic(tools.restic),
         Borg(tools.borg, "borg", "no encryption, content-defined chunks, lz4 (defaults)", ()),
         Borg(tools.borg, "borg-tuned", f"no encryption, {' '.join(TUNED)}", TUNED),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -208,11 +209,13 @@ class Backstay:
     takes_hints, immutable = True, "packs"
     durability = "fdatasyncs each pack, its folder and the manifest; a restore is fsynced"
 
-    def __init__(self, name: str, *, encrypted: bool) -> None:
+    def __init__(self, name: str, *, encrypted: bool = False, options: Sequence[str] = ()) -> None:
         self.name, self.encrypted = name, encrypted
+        self._options = ("--encrypt",) * encrypted + tuple(options)
         self.settings = "blocks of 64 KiB, zstd 1 with matches from seven bytes (defaults)" + (
             ", AES-256-GCM" if encrypted else ""
         )
+        self.settings += f", but {' '.join(options)}" if options else ""
 
     def version(self) -> str:
         version = _say(*backstay(), "--version").split()[-1]
@@ -226,7 +229,7 @@ class Backstay:
         _write_passphrase(state)
 
     def init(self, state: Path) -> list[Command]:
-        return [self._command(state, "repo", "init", str(state / "repository"), *(["--encrypt"] * self.encrypted))]
+        return [self._command(state, "repo", "init", str(state / "repository"), *self._options)]
 
     def backup(self, state: Path, source: Source) -> Command:
         hinted = ["--changed", str(source.hints)] if source.hints is not None else []

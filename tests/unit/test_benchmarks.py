@@ -211,7 +211,8 @@ def test_changed_places_lie_in_runs_or_apart() -> None:
     assert len(set(terabyte.places(1 << 30, 1000, "random"))) == 1000
 
 
-def test_a_round_of_our_own_measures_restores_and_compares(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--block", "128KiB")], ids=["as it is", "larger blocks"])
+def test_a_round_of_our_own_measures_restores_and_compares(options: tuple[str, ...], tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     _image(images / "A.img", {0: os.urandom(MIB)})
@@ -219,12 +220,13 @@ def test_a_round_of_our_own_measures_restores_and_compares(tmp_path: Path) -> No
     (images / "A2.changed.json").write_text(json.dumps([{"offset": 0, "length": 2 * MIB}]))
     said: list[str] = []
     steps = ("init", "full", "next day", "hinted", "restore", "verify")
-    driver = Backstay("ours", encrypted=False)
+    driver = Backstay("ours", options=options)
     records = one_round(Bench(images, tmp_path / "work", said.append, patience_seconds=0), [driver], "A", 1, steps)
     assert tuple(record.step for record in records) == steps
     assert len(said) == len(steps)
     source = Source("A", 2, images / "A2.img", images / "A2.changed.json")
     assert "--changed" in driver.backup(tmp_path, source).argv
+    assert all(option in driver.init(tmp_path)[0].argv for option in options)
 
 
 @pytest.mark.parametrize("module", ["benchmarks", "benchmarks.peers", "benchmarks.terabyte"])
