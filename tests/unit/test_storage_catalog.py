@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from policies.facts import VmId
-from storage import catalog, catalog_loading
+from storage import catalog, catalog_loading, catalog_rows
 from storage.errors import Unsupported
 from storage.rebuild import rebuild
 from storage.repository import PointHead
@@ -135,14 +135,13 @@ def test_the_chunks_of_many_small_packs_are_added_by_one_statement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts: list[str] = []
-    entries = catalog_loading.hex_entries
 
     class Cursor:
         def __init__(self, cursor: Any) -> None:
             self._cursor = cursor
 
         def execute(self, statement: str, *values: Any) -> Any:
-            if statement == catalog_loading.LOAD_CHUNKS:
+            if statement == catalog_rows.LOAD_CHUNKS:
                 texts.extend(values[0])
             return self._cursor.execute(statement, *values)
 
@@ -157,7 +156,7 @@ def test_the_chunks_of_many_small_packs_are_added_by_one_statement(
     with opened(tmp_path / "r") as repo:
         assert repo.opened_catalog().rows() == rows
         footers = [repo.store.footer_of(number) for number in sorted(repo.store.live)]
-    assert texts == ["\n".join(entries(footer) for footer in footers if len(footer))]
+    assert texts == ["\n".join(catalog_rows.hex_entries(footer) for footer in footers if footer)]
     assert texts[0].count("\n") >= 9
 
 
