@@ -20,7 +20,7 @@ from storage import manifest as manifests
 from storage import randomness
 from storage.blobs import Blobs
 from storage.condemned import FREEING, noted, stored_at
-from storage.errors import AlreadyExists, Missing, Overtaken, StorageError
+from storage.errors import UNREADABLE, AlreadyExists, Missing, Overtaken, StorageError
 from storage.failpoints import failpoint
 from storage.format import ObjectKind, PackName
 from storage.manifest import Manifest
@@ -117,13 +117,33 @@ def announcements(blobs: Blobs, sealing: Sealing) -> list[Manifest]:
     found = []
     for key in set(blobs.list(COMMITTING)):
         with suppress(Missing):  # created or given up meanwhile
-            found.append(manifests.decode(sealing.open(ObjectKind.COMMITTING, key, blobs.get(key)), key))
+            found.append(_read(blobs, sealing, key))
     return found
 
 
-def drop_abandoned(blobs: Blobs, clock: datetime) -> None:
-    """Remove announcements of writers that died long ago."""
+def unreadable(blobs: Blobs, sealing: Sealing) -> dict[str, StorageError]:
+    """The announcements that cannot be read, with why. Reclaim waits for them: they may keep anything."""
+    found: dict[str, StorageError] = {}
+    for key in sorted(blobs.list(COMMITTING)):
+        try:
+            _read(blobs, sealing, key)
+        except Missing:
+            continue
+        except UNREADABLE as error:
+            found[key] = error
+    return found
+
+
+def drop_abandoned(blobs: Blobs, clock: datetime) -> set[str]:
+    """Remove announcements of writers that died long ago, and return their keys."""
+    gone = set()
     for key in list(blobs.list(COMMITTING)):
         since = stored_at(blobs, key)
         if since is not None and clock - since >= ANNOUNCED_KEPT:
             blobs.delete(key)
+            gone.add(key)
+    return gone
+
+
+def _read(blobs: Blobs, sealing: Sealing, key: str) -> Manifest:
+    return manifests.decode(sealing.open(ObjectKind.COMMITTING, key, blobs.get(key)), key)

@@ -49,7 +49,7 @@ def reach(repo: Repository, reached: Reached, known: Collection[PointId]) -> tup
     except Damaged as error:
         raise Refused(
             f"what restore points reach cannot be told: {error}",
-            hint="run verify, then expire the restore points that are damaged",
+            hint="run verify, which names what is damaged, then expire the restore points that are",
         ) from error
 
 

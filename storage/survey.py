@@ -12,6 +12,7 @@ from typing import Any
 from policies.facts import PointId
 from storage import config as configs
 from storage.catalog_rows import TABLES
+from storage.commitment import ANNOUNCED_KEPT, drop_abandoned, unreadable
 from storage.condemned import CONDEMNED, FREEING, noted, read_note
 from storage.damage import Damage
 from storage.errors import UNREADABLE, Missing, NoSuchPoint, StorageError
@@ -69,6 +70,7 @@ def survey(
     """Look at everything but the packs' payloads. It runs beside the threads that read those."""
     found = Survey()
     found.damaged += _check_config(repo) + check_marks(repo) + _check_notes(repo)
+    found.damaged += _check_announcements(repo)
     found.damaged += _check_catalog(repo)
     lost = repo.lost_points()
     found.damaged += [Damage(manifest_key(one.id), "", (one.id,), one.reason, (one.vm_name,)) for one in lost]
@@ -131,6 +133,23 @@ def _check_notes(repo: Repository) -> list[Damage]:
             except UNREADABLE as error:
                 damaged.append(Damage(error.where or prefix, "", (), error.what))
     return damaged
+
+
+def _check_announcements(repo: Repository) -> list[Damage]:
+    """Manifests that somebody announced. One that cannot be read holds reclaim up until its writer is given up."""
+    found = unreadable(repo.blobs, repo.sealing)
+    if not found:
+        return []
+    gone: set[str] = set()
+    with suppress(StorageError):
+        gone = drop_abandoned(repo.blobs, repo.blobs.clock())
+    waits = f"; reclaim waits until it is {ANNOUNCED_KEPT.days} days old and was verified again"
+    return [
+        Damage(key, "", (), error.what, mended="removed, as its writer died long ago")
+        if key in gone
+        else Damage(key, "", (), error.what + waits)
+        for key, error in found.items()
+    ]
 
 
 def _check_catalog(repo: Repository) -> list[Damage]:

@@ -10,9 +10,10 @@ import pytest
 from policies.facts import VmId
 from storage import commitment
 from storage.blobs import LocalBlobs
+from storage.commitment import ANNOUNCED_KEPT, COMMITTING, Learnt, Reliance, announced, boot_seconds
 from storage.condemned import CONDEMNED, FREED_KEPT, FREEING, Condemnation, note_key, noted, read_note, write_note
 from storage.errors import Overtaken, Refused
-from storage.manifest import manifest_key
+from storage.manifest import encode, manifest_key
 from storage.reclaim import ReclaimOutcome, SafetyAges, Thresholds, carry_out, plan_reclaim
 from storage.repository import DiskHead, PointHead, Repository
 from storage.verify import verify
@@ -209,3 +210,59 @@ def test_a_pack_that_the_store_does_not_let_go_of_stays_and_is_read(
         assert (outcome.freed, outcome.kept) == (0, 2)
         assert back_up(repo, image(10, 10), at=later(hours=1)).stored_bytes == 0
         assert verify(repo, now=NOW).sound
+
+
+def _died_as_it_announced(repo: Repository) -> str:
+    """The key of what a writer announced that died right afterwards."""
+    manifest = repo.manifest(min(repo.point_ids()))
+    reliance = Reliance(Learnt(boot_seconds()), (), ())
+    with pytest.raises(KeyboardInterrupt), announced(repo.blobs, repo.sealing, manifest.id, encode(manifest), reliance):
+        raise KeyboardInterrupt
+    [key] = repo.blobs.list(COMMITTING)
+    return key
+
+
+def test_an_announcement_keeps_what_it_reaches_until_its_writer_must_have_died(tmp_path: Path) -> None:
+    location = make(tmp_path / "r")
+    blobs = Aging(location)
+    with opened(location, blobs=blobs) as repo:
+        repo.shared = True
+        point = back_up(repo, image(1, 40))
+        key = _died_as_it_announced(repo)
+        repo.expire(point.id, "old", NOW)
+        blobs.ahead = ANNOUNCED_KEPT - timedelta(hours=1)
+        assert plan_reclaim(repo, NOW).idle
+        _reclaim(repo)
+        assert list(blobs.list(COMMITTING)) == [key]
+        assert verify(repo, now=NOW).sound
+        blobs.ahead = ANNOUNCED_KEPT + timedelta(hours=1)
+        _reclaim(repo)
+        assert not list(blobs.list(COMMITTING))
+        assert not plan_reclaim(repo, NOW).idle
+        repo.shared = False
+
+
+@pytest.mark.parametrize("left", [0, 100], ids=["empty", "cut"])
+def test_an_announcement_that_cannot_be_read_holds_reclaim_up_until_verify_removes_it(
+    tmp_path: Path, left: int
+) -> None:
+    location = make(tmp_path / "r")
+    blobs = Aging(location)
+    with opened(location, blobs=blobs) as repo:
+        repo.shared = True
+        disk = image(1, 40)
+        point = back_up(repo, disk)
+        key = _died_as_it_announced(repo)
+        (location / key).write_bytes(blobs.get(key)[:left])
+        with pytest.raises(Refused, match="cannot be told"):
+            plan_reclaim(repo, NOW)
+        [told] = verify(repo, now=NOW).damaged
+        assert (told.object, told.points, told.mended) == (key, (), "")
+        assert "reclaim waits until it is 7 days old" in told.what
+        blobs.ahead = ANNOUNCED_KEPT + timedelta(hours=1)
+        [told] = verify(repo, now=NOW).damaged
+        assert (told.object, told.mended) == (key, "removed, as its writer died long ago")
+        assert verify(repo, now=NOW).sound
+        assert plan_reclaim(repo, NOW).idle
+        assert read_back(repo, point.id) == disk
+        repo.shared = False
