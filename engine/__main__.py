@@ -10,6 +10,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from engine.failures import Exit
 
@@ -40,13 +41,29 @@ def _interrupted(given: Sequence[str]) -> int:
     return 0 if engine else INTERRUPTED
 
 
+class _Output(io.FileIO):
+    """What a process prints to, with its name in the errors."""
+
+    def write(self, data: Any, /) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = self.name
+            raise
+
+
 def _process() -> int:
     import gc
 
     _clean_up_when_ended()
+    _name_output()
     gc.disable()  # what is being loaded stays: looking through it for garbage takes 8 ms of every command
     try:
         code = _main(sys.argv[1:])
+        try:
+            sys.stdout.flush()
+        except OSError:  # told already
+            _stop_writing()
         _end_at_once(code)
         return code
     finally:
@@ -72,7 +89,8 @@ def _main(given: list[str]) -> int:
             code = _run(given)
             sys.stdout.flush()
         except BrokenPipeError:
-            return _nobody_reads()
+            _stop_writing()
+            return int(Exit.DONE)
         return code
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # how rich ends a help that nobody reads
@@ -167,6 +185,20 @@ def _clean_up_when_ended() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
+def _name_output() -> None:
+    """A disk or terminal that data cannot be written to is told apart from what a command works on."""
+    plain = sys.stdout
+    if not isinstance(plain, io.TextIOWrapper):
+        return
+    named = _Output(plain.fileno(), "w", closefd=False)
+    named.name = "stdout"
+    unbuffered = isinstance(plain.buffer, io.FileIO)  # as PYTHONUNBUFFERED asks
+    sys.stdout = io.TextIOWrapper(
+        named if unbuffered else io.BufferedWriter(named),
+        plain.encoding, plain.errors, line_buffering=plain.line_buffering, write_through=unbuffered,
+    )  # fmt: skip
+
+
 def _open_closed_streams() -> None:
     """A caller may have closed what we write to. Otherwise the next file that is opened would take its place."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -186,10 +218,9 @@ def _words(given: Sequence[str]) -> str:
     return f"{words} " if words else ""
 
 
-def _nobody_reads() -> int:
+def _stop_writing() -> None:
     # The interpreter flushes once more at its end, and would complain there.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _keep(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import stat
 import subprocess
@@ -171,6 +172,24 @@ def test_messages_that_cannot_be_written_change_no_exit_code(tmp_path: Path, rep
 
     backstay("disk", "backup", tmp_path / "web.img", "--repo", repo, "--name", "b", home=tmp_path, prepare=fill)
     backstay("points", "--repo", tmp_path, home=tmp_path, prepare=fill, expect=10)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_data_that_cannot_be_written_is_not_taken_for_a_full_store(tmp_path: Path, repo: Path, unbuffered: str) -> None:
+    def fill() -> None:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+    for command in (["points", "--repo", repo], ["points", "--repo", repo, "--json"], ["--version"]):
+        ran = backstay(*command, home=tmp_path, env={"PYTHONUNBUFFERED": unbuffered}, prepare=fill, expect=7)
+        assert ran.err == "stdout: no space left (free some, then run the command again)\n"
+
+
+def test_a_terminal_that_is_gone_is_no_bug(tmp_path: Path, repo: Path) -> None:
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    ran = backstay("points", "--repo", repo, home=tmp_path, prepare=lambda: os.dup2(theirs, 1), expect=2)
+    os.close(theirs)
+    assert ran.err == "stdout: Input/output error\n"
 
 
 def test_a_password_in_an_address_is_not_repeated(tmp_path: Path, repo: Path) -> None:
