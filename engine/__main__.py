@@ -44,7 +44,7 @@ def _interrupted(given: Sequence[str]) -> int:
 class _Output(io.FileIO):
     """What a process prints to, with its name in the errors."""
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:

@@ -187,7 +187,11 @@ def test_data_that_cannot_be_written_is_not_taken_for_a_full_store(tmp_path: Pat
 def test_a_terminal_that_is_gone_is_no_bug(tmp_path: Path, repo: Path) -> None:
     ours, theirs = pty.openpty()
     os.close(ours)
-    ran = backstay("points", "--repo", repo, home=tmp_path, prepare=lambda: os.dup2(theirs, 1), expect=2)
+
+    def lose() -> None:
+        os.dup2(theirs, 1)
+
+    ran = backstay("points", "--repo", repo, home=tmp_path, prepare=lose, expect=2)
     os.close(theirs)
     assert ran.err == "stdout: Input/output error\n"
 
