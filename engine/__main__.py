@@ -48,7 +48,7 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            error.filename = self.name
+            error.filename = "stdout"
             raise
 
 
@@ -190,13 +190,14 @@ def _name_output() -> None:
     plain = sys.stdout
     if not isinstance(plain, io.TextIOWrapper):
         return
-    named = _Output(plain.fileno(), "w", closefd=False)
-    named.name = "stdout"
+    output = _Output(plain.fileno(), "w", closefd=False)
     unbuffered = isinstance(plain.buffer, io.FileIO)  # as PYTHONUNBUFFERED asks
     sys.stdout = io.TextIOWrapper(
-        named if unbuffered else io.BufferedWriter(named),
-        plain.encoding, plain.errors, line_buffering=plain.line_buffering, write_through=unbuffered,
-    )  # fmt: skip
+        output if unbuffered else io.BufferedWriter(output),
+        encoding=plain.encoding,
+        line_buffering=plain.line_buffering,
+        write_through=unbuffered,
+    )
 
 
 def _open_closed_streams() -> None:
